@@ -1,0 +1,1 @@
+"""Offline: checkpoint to portable graphs to engines, training and accuracy. Needs torch."""

@@ -1,0 +1,1 @@
+"""TensorRT plugins: CUDA kernels and their IPluginV3 faces."""

@@ -1,0 +1,1 @@
+"""Run time: sources, the five stages, the wire, the subscriber, profiling."""
