@@ -2,18 +2,69 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-MASK_SIZE = 28
-"""Side of a mask crop in cells: the mask head's output (He et al., Mask R-CNN, figure 4)."""
+from engines.masks import (
+    MASK_SIZE,
+    Patch,
+    compress_runs,
+    decode_runs,
+    decompress_runs,
+    encode_runs,
+    paste_mask,
+)
+from engines.polygons import fill_polygons, trace_mask, trace_patch
+
+__all__ = ["MASK_SIZE", "Instances", "PolygonMasks", "RleMasks"]
+
+Index = int | slice | NDArray[np.bool_] | NDArray[np.integer[Any]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
+class RleMasks:
+    """Masks as run lengths over the whole picture, for those who asked for no crops.
+
+    Attributes:
+        counts: N compressed strings of COCO's, each of one picture's size.
+    """
+
+    counts: tuple[bytes, ...]
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def __getitem__(self, index: NDArray[np.intp]) -> RleMasks:
+        return RleMasks(tuple(self.counts[i] for i in index))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PolygonMasks:
+    """Masks as outlines.
+
+    Attributes:
+        rings: of each of the N instances its rings, ``[V, 2]`` float32 x and y in source pixels;
+            outer rings clockwise on screen, holes counter-clockwise.
+    """
+
+    rings: tuple[tuple[NDArray[np.float32], ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.rings)
+
+    def __getitem__(self, index: NDArray[np.intp]) -> PolygonMasks:
+        return PolygonMasks(tuple(self.rings[i] for i in index))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Instances:
     """What was seen in one frame: arrays of one length N that are indexed together.
+
+    ``instances[3]``, ``instances[:10]`` and ``instances[instances.labels == 1]`` are Instances too.
 
     Attributes:
         width, height: size of the source picture, pixels.
@@ -21,7 +72,8 @@ class Instances:
         scores: ``[N]`` float32 in 0..1, descending.
         labels: ``[N]`` int32, index into the model's label names (0 is the background, never seen).
         masks: ``[N, 28, 28]`` uint8, probability x 255 inside the box, as the network gives it; or
-            None where the model has no mask branch.
+            None where the model has no mask branch; or, after a wire that carries another format,
+            run lengths or outlines. ``patch``, ``mask``, ``rle`` and ``polygons`` hide which.
     """
 
     width: int
@@ -29,7 +81,128 @@ class Instances:
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
     labels: NDArray[np.int32]
-    masks: NDArray[np.uint8] | None = None
+    masks: NDArray[np.uint8] | RleMasks | PolygonMasks | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.boxes)
+        parts = (
+            (self.scores, self.labels)
+            if self.masks is None
+            else (self.scores, self.labels, self.masks)
+        )
+        if any(len(part) != count for part in parts):
+            lengths = [count, *map(len, parts)]
+            raise ValueError(f"boxes, scores, labels and masks differ in length: {lengths}")
+
+    @classmethod
+    def empty(cls, width: int, height: int) -> Instances:
+        """Make the Instances of a picture in which nothing was seen."""
+        return cls(
+            width,
+            height,
+            boxes=np.zeros((0, 4), dtype=np.float32),
+            scores=np.zeros(0, dtype=np.float32),
+            labels=np.zeros(0, dtype=np.int32),
+            masks=np.zeros((0, MASK_SIZE, MASK_SIZE), dtype=np.uint8),
+        )
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+    def __getitem__(self, index: Index) -> Instances:
+        """Choose some; a single number gives Instances of length 1. IndexError beyond the end."""
+        chosen = np.atleast_1d(np.arange(len(self))[index])
+        return replace(
+            self,
+            boxes=self.boxes[chosen],
+            scores=self.scores[chosen],
+            labels=self.labels[chosen],
+            masks=None if self.masks is None else self.masks[chosen],
+        )
+
+    def patch(self, i: int) -> Patch:
+        """Make the mask of instance ``i``, only as large as it must be: the cheapest to draw.
+
+        Raises:
+            ValueError: there are no masks.
+        """
+        match self.masks:
+            case None:
+                raise ValueError("these instances have boxes only, no masks")
+            case RleMasks(counts):
+                runs = decompress_runs(counts[i], self.width * self.height)
+                return decode_runs(runs, self.width, self.height)
+            case PolygonMasks(rings):
+                return fill_polygons(rings[i], self.width, self.height)
+            case crops:
+                return paste_mask(crops[i], self.boxes[i], self.width, self.height)
+
+    def mask(self, i: int) -> NDArray[np.bool_]:
+        """Make the mask of instance ``i`` in the whole picture: ``[height, width]`` bool."""
+        x0, y0, pixels = self.patch(i)
+        full = np.zeros((self.height, self.width), dtype=np.bool_)
+        full[y0 : y0 + pixels.shape[0], x0 : x0 + pixels.shape[1]] = pixels
+        return full
+
+    def counts(self) -> tuple[bytes, ...]:
+        """Make the compressed ``counts`` of COCO's RLE of every mask."""
+        if isinstance(self.masks, RleMasks):
+            return self.masks.counts
+        runs = [encode_runs(self.patch(i), self.width, self.height) for i in range(len(self))]
+        return tuple(compress_runs(runs))
+
+    def rle(self, i: int) -> dict[str, Any]:
+        """Make COCO's RLE of instance ``i``: ``{"size": [height, width], "counts": str}``."""
+        return {"size": [self.height, self.width], "counts": self[i].counts()[0].decode("ascii")}
+
+    def polygons(self, i: int) -> list[NDArray[np.float32]]:
+        """Trace the outline of instance ``i``: rings ``[V, 2]`` float32, x and y in pixels.
+
+        Outer rings run clockwise on screen, holes counter-clockwise; often there is just one.
+        """
+        match self.masks:
+            case PolygonMasks(rings):
+                return list(rings[i])
+            case np.ndarray() as crops:
+                return trace_mask(crops[i], self.boxes[i], self.width, self.height)
+            case _:
+                return trace_patch(self.patch(i))
+
+    def to_coco(self, label_names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """Make COCO results, one object an instance, ready for JSON.
+
+        Keys: ``category_id``, ``score``, ``bbox`` (x y width height), ``segmentation`` (RLE; absent
+        where there are no masks) and, given the model's names, ``category``.
+        """
+        objects: list[dict[str, Any]] = []
+        all_counts = None if self.masks is None else self.counts()
+        for i, (x1, y1, x2, y2) in enumerate(self.boxes.tolist()):
+            label = int(self.labels[i])
+            found: dict[str, Any] = {"category_id": label, "score": float(self.scores[i])}
+            if label_names is not None:
+                found["category"] = label_names[label]
+            found["bbox"] = [x1, y1, x2 - x1, y2 - y1]
+            if all_counts is not None:
+                counts = all_counts[i].decode("ascii")
+                found["segmentation"] = {"size": [self.height, self.width], "counts": counts}
+            objects.append(found)
+        return objects
+
+    def to_supervision(self, label_names: Sequence[str] | None = None) -> Any:
+        """Make a ``supervision.Detections``; its masks take N x height x width bytes."""
+        import supervision
+
+        masks = None
+        if self.masks is not None:
+            masks = np.zeros((len(self), self.height, self.width), dtype=np.bool_)
+            for i in range(len(self)):
+                x0, y0, pixels = self.patch(i)
+                masks[i, y0 : y0 + pixels.shape[0], x0 : x0 + pixels.shape[1]] = pixels
+        names = None if label_names is None else np.array([label_names[n] for n in self.labels])
+        return supervision.Detections(
+            xyxy=self.boxes.copy(),
+            mask=masks,
+            confidence=self.scores.copy(),
+            class_id=self.labels.astype(np.int64),
+            data={} if names is None else {"class_name": names},
+        )
