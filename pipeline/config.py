@@ -1,0 +1,244 @@
+"""Config: what a pipeline is made from. Frozen values, read from YAML."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from engines.errors import InputError
+from pipeline.url import redact, source_name
+
+Policy = Literal["latest", "block"]
+"""What a full inbox does: replace the frame that waits, or let the source wait."""
+
+MaskFormat = Literal["crop_u8", "crop_bits", "coco_rle", "polygon", "none"]
+"""How masks go over the wire (docs/wire.md)."""
+
+SourceName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.-]+\Z", max_length=64)]
+Seconds = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1)]
+
+
+class SourceConfig(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+):
+    """One source of pictures.
+
+    Attributes:
+        url: a video file, a directory of images, an image, ``http(s)://``, ``rtsp(s)://``,
+            ``/dev/videoN`` or ``test://WIDTHxHEIGHT@FPS``.
+        name: its name in topics and tables; made from ``url`` where absent.
+        policy: ``latest`` (a newer frame replaces one that waits; a file is played at its own
+            speed, as a camera would be) or ``block`` (no frame is lost). Live sources have
+            ``latest`` by default, files ``block``.
+        loop: begin a file again when it ends.
+        rtsp_transport: how RTSP carries its packets.
+        open_timeout_s: how long the source may take to answer.
+        read_timeout_s: how long a source that has answered may be silent.
+    """
+
+    url: Annotated[str, Meta(min_length=1)]
+    name: SourceName | None = None
+    policy: Policy | None = None
+    loop: bool = False
+    rtsp_transport: Literal["tcp", "udp"] = "tcp"
+    open_timeout_s: Seconds = 10.0
+    read_timeout_s: Seconds = 5.0
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        shown = {field: getattr(self, field) for field in self.__struct_fields__}
+        return list((shown | {"url": redact(self.url)}).items())
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{field}={value!r}" for field, value in self.__rich_repr__())
+        return f"SourceConfig({fields})"
+
+
+class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which model runs, and on what.
+
+    Attributes:
+        bundle: a bundle's folder, or ``default`` for the model that ships with maskcast.
+        engine: what runs it; ``auto`` takes the bundle's own.
+        score_threshold: instances below it are not reported; the bundle's own where absent.
+    """
+
+    bundle: Annotated[str, Meta(min_length=1)] = "default"
+    engine: Literal["auto", "openvino", "onnxruntime", "tensorrt", "tensorrt_rtx"] = "auto"
+    score_threshold: Annotated[float, Meta(ge=0, le=1)] | None = None
+
+
+class PublishConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where and how messages go out.
+
+    Attributes:
+        endpoint: the ZeroMQ address that is bound.
+        masks: the form of the masks.
+        jpeg_quality: send the picture too, as JPEG of this quality (1..100); no picture where
+            absent.
+        high_water_mark: messages kept for one slow subscriber before it loses some.
+        wait_subscribers: start the sources when so many subscribers are there.
+    """
+
+    endpoint: Annotated[str, Meta(min_length=1)] = "tcp://127.0.0.1:5555"
+    masks: MaskFormat = "crop_u8"
+    jpeg_quality: Annotated[int, Meta(ge=1, le=100)] | None = None
+    high_water_mark: Count = 10
+    wait_subscribers: Annotated[int, Meta(ge=0)] = 0
+
+
+class OutputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Files that are written beside the messages.
+
+    Attributes:
+        save: a video with the instances drawn into it.
+        jsonl: one JSON object a frame, a line each.
+    """
+
+    save: str | None = None
+    jsonl: str | None = None
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything that a pipeline is a function of.
+
+    ``publish=None`` runs without a socket: for recorders and callbacks alone.
+    """
+
+    sources: Annotated[tuple[SourceConfig, ...], Meta(min_length=1)]
+    model: ModelConfig = ModelConfig()
+    publish: PublishConfig | None = PublishConfig()
+    outputs: OutputConfig = OutputConfig()
+
+    def __post_init__(self) -> None:
+        names = [source.name for source in self.sources if source.name is not None]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two sources are named {name!r}; give each its own name")
+
+
+_SECTIONS: dict[str, type[msgspec.Struct]] = {
+    "sources": SourceConfig,
+    "model": ModelConfig,
+    "publish": PublishConfig,
+    "outputs": OutputConfig,
+}
+
+
+def load_config(path: str | Path) -> Config:
+    """Read a YAML file.
+
+    Raises:
+        InputError: the file is missing or not YAML, or a key in it is unknown or has a wrong value.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise InputError(f"cannot read the configuration {path}: {reason}") from None
+    try:
+        return msgspec.yaml.decode(text, type=Config)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{path}: {_explain(str(error))}") from None
+    except msgspec.DecodeError as error:
+        raise InputError(f"{path}: not valid YAML{_yaml_place(str(error))}") from None
+
+
+def override(config: Config, changes: Mapping[str, Any]) -> Config:
+    """Return a configuration with some keys changed, as the command line does.
+
+    Args:
+        config: what is changed.
+        changes: new values by dotted key, ``{"publish.endpoint": "tcp://*:6000"}``. None means "not
+            given" and changes nothing. A section that is absent comes back with its defaults.
+
+    Raises:
+        InputError: a key is unknown or a value is wrong; the message names the key.
+    """
+    raw: dict[str, Any] = msgspec.to_builtins(config)
+    for key, value in changes.items():
+        if value is None:
+            continue
+        *sections, last = key.split(".")
+        place = raw
+        for section in sections:
+            if not isinstance(place.get(section), dict):
+                place[section] = {}
+            place = place[section]
+        place[last] = value
+    return make_config(raw)
+
+
+def make_config(raw: Mapping[str, Any]) -> Config:
+    """Make a configuration from plain mappings and sequences, checked as a file is.
+
+    Raises:
+        InputError: a key is unknown or a value is wrong; the message names the key.
+    """
+    try:
+        return msgspec.convert(raw, Config)
+    except msgspec.ValidationError as error:
+        raise InputError(_explain(str(error))) from None
+
+
+def name_sources(sources: Sequence[SourceConfig]) -> tuple[SourceConfig, ...]:
+    """Give every source without a name one made from its address; no two are alike.
+
+    The second ``cam`` becomes ``cam-2``, and so on.
+    """
+    taken = {source.name for source in sources if source.name is not None}
+    named = []
+    for source in sources:
+        name = source.name
+        if name is None:
+            stem = source_name(source.url)[:56]
+            name, number = stem, 1
+            while name in taken:
+                number += 1
+                name = f"{stem}-{number}"
+            taken.add(name)
+        named.append(msgspec.structs.replace(source, name=name))
+    return tuple(named)
+
+
+def _explain(problem: str) -> str:
+    """Turn msgspec's message ("… - at `$.sources[0].url`") into one that names the key first."""
+    text, _, place = problem.partition(" - at `$")
+    key = place.rstrip("`").removeprefix(".")
+    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", text, re.DOTALL):
+        section = _SECTIONS.get(re.split(r"[.\[]", key)[0], Config)
+        known = section.__struct_fields__
+        near = difflib.get_close_matches(unknown[1], known, n=1)
+        advice = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        where = f" in {key}" if key else ""
+        return redact(f"unknown key {unknown[1]!r}{where}; {advice}")
+    if missing := re.fullmatch(r"Object missing required field `(.*)`", text):
+        return f"{key}: {missing[1]!r} is missing" if key else f"{missing[1]!r} is missing"
+    if key.endswith("name") and "regex" in text:
+        text = "a name is made of letters, digits, '_', '.' and '-'"
+    for technical, plain in _PLAIN_TYPES:
+        text = text.replace(technical, plain)
+    return redact(f"{key}: {text[:1].lower()}{text[1:]}" if key else text)
+
+
+_PLAIN_TYPES = (
+    ("`object`", "a mapping of keys"),
+    ("`array`", "a list"),
+    ("`str`", "a text"),
+    ("`int`", "a whole number"),
+    ("`float`", "a number"),
+    ("`bool`", "true or false"),
+    ("`null`", "nothing"),
+)
+
+
+def _yaml_place(problem: str) -> str:
+    """Say where YAML breaks, without a word of the file: a URL may stand there."""
+    lines = re.findall(r"line (\d+), column (\d+)", problem)
+    return f", line {lines[-1][0]}, column {lines[-1][1]}" if lines else ""

@@ -1,0 +1,150 @@
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.pretty import pprint
+
+from engines.errors import InputError
+from pipeline.config import Config, SourceConfig, load_config, make_config, name_sources, override
+
+SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "stream.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_with_one_source_has_defaults_for_the_rest(tmp_path: Path) -> None:
+    config = load_config(written(tmp_path, "sources: [{url: a.mp4}]"))
+    assert config == Config(sources=(SourceConfig(url="a.mp4"),))
+    assert config.publish is not None
+    assert config.publish.masks == "crop_u8"
+    assert config.model.bundle == "default"
+
+
+def test_publishing_can_be_switched_off(tmp_path: Path) -> None:
+    assert load_config(written(tmp_path, "sources: [{url: a}]\npublish: null")).publish is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sources: [{url: a}, {ulr: b}]", "unknown key 'ulr' in sources[1]; did you mean 'url'?"),
+        ("sources: [{url: a}]\npublisher: {}", "unknown key 'publisher'; did you mean 'publish'?"),
+        (
+            "sources: [{url: a}]\nmodel: {zoo: 1}",
+            "unknown key 'zoo' in model; known keys: bundle",
+        ),
+        ("sources: [{url: 5}]", "sources[0].url: expected a text, got a whole number"),
+        ("sources: [{name: x}]", "sources[0]: 'url' is missing"),
+        ("sources: 4", "sources: expected a list, got a whole number"),
+        ("sources: []", "sources: expected a list of length >= 1"),
+        ("", "Expected a mapping of keys, got nothing"),
+        ("model: {}", "'sources' is missing"),
+        ("sources: [{url: a, policy: newest}]", "sources[0].policy: invalid enum value 'newest'"),
+        ("sources: [{url: a, name: a/b}]", "sources[0].name: a name is made of letters"),
+        ("sources: [{url: a, name: x}, {url: b, name: x}]", "two sources are named 'x'"),
+        ("sources: [{url: a}]\nmodel: {score_threshold: 2}", "model.score_threshold: expected a n"),
+        (
+            "sources: [{url: a}]\npublish: {jpeg_quality: 0}",
+            "publish.jpeg_quality: expected a whol",
+        ),
+        ("sources: [{url: a}\nmodel: {", "not valid YAML, line 2, column"),
+    ],
+)
+def test_a_wrong_file_is_explained_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(InputError) as caught:
+        load_config(path)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "$" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.yaml: No such file"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="not UTF-8"):
+        load_config(tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sources:\n - rtsp://admin:secret@cam/1: x",
+        "sources:\n - url: 'rtsp://admin:secret@cam/1\n",
+        "sources: [{url: 'rtsp://admin:secret@cam/1', policy: 'rtsp://admin:secret@cam'}]",
+    ],
+)
+def test_a_wrong_file_never_shows_a_password(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_config(written(tmp_path, text))
+    assert "secret" not in str(caught.value)
+
+
+def test_no_view_of_a_configuration_shows_a_password() -> None:
+    config = make_config({"sources": [{"url": "rtsp://admin:secret@cam/1"}]})
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(config)
+        pprint(config, console=console)
+    assert "cam" in captured.get()
+    for view in (repr(config), str(config), f"{config.sources[0]}", captured.get()):
+        assert "secret" not in view
+
+
+def test_the_command_line_overrides_a_file() -> None:
+    config = make_config({"sources": [{"url": "a"}], "model": {"engine": "openvino"}})
+    changed = override(
+        config,
+        {
+            "publish.endpoint": "tcp://*:6000",
+            "model.score_threshold": 0.25,
+            "model.bundle": None,
+            "sources": [{"url": "b"}, {"url": "c"}],
+        },
+    )
+    assert changed.publish is not None
+    assert changed.publish.endpoint == "tcp://*:6000"
+    assert changed.model.score_threshold == 0.25
+    assert changed.model.engine == "openvino"
+    assert changed.model.bundle == "default"
+    assert [source.url for source in changed.sources] == ["b", "c"]
+    assert config.sources[0].url == "a"
+
+
+def test_an_override_can_bring_an_absent_section_back() -> None:
+    config = make_config({"sources": [{"url": "a"}], "publish": None})
+    changed = override(config, {"publish.masks": "polygon"})
+    assert changed.publish is not None
+    assert changed.publish.masks == "polygon"
+
+
+@pytest.mark.parametrize("key", ["publish.endpont", "nothing", "model.engine.deep"])
+def test_an_override_of_an_unknown_key_names_it(key: str) -> None:
+    config = make_config({"sources": [{"url": "a"}]})
+    with pytest.raises(InputError, match=key.split(".")[1 if "." in key else 0]):
+        override(config, {key: "x"})
+
+
+def test_sources_get_names_of_their_own() -> None:
+    urls = ["rtsp://cam/1", "rtsp://cam/2", "x/cam.mp4", "clip.mp4"]
+    sources = [SourceConfig(url=url) for url in urls]
+    named = name_sources([*sources, SourceConfig(url="y", name="cam-2")])
+    assert [source.name for source in named] == ["cam", "cam-3", "cam-4", "clip", "cam-2"]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_example_loads(path: Path) -> None:
+    assert load_config(path).sources
+
+
+def test_examples_are_shipped() -> None:
+    assert {path.stem for path in SHIPPED} >= {"camera", "cameras", "file"}

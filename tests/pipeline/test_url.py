@@ -1,0 +1,76 @@
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.url import redact, scheme, source_name
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("rtsp://admin:secret@10.0.0.1:554/stream", "rtsp://***@10.0.0.1:554/stream"),
+        ("rtsp://admin:p@ss/w0rd@10.0.0.1/stream", "rtsp://***@10.0.0.1/stream"),
+        ("rtsp://admin:12/34@cam/stream", "rtsp://***@cam/stream"),
+        ("rtsp://admin:a b?c#d@cam/stream", "rtsp://***@cam/stream"),
+        ("rtsp://token@cam/stream", "rtsp://***@cam/stream"),
+        ("http://host:80/video?width=4&token=a/b==&fps=3", "http://host:80/video?width=4&token=***&fps=3"),
+        ("rtsp://cam:554/user=admin_password=x_channel=1.sdp", "rtsp://cam:554/user=***"),
+        ("http://cam/cgi?loginuse=a&loginpas=b", "http://cam/cgi?loginuse=***&loginpas=***"),
+    ],
+)  # fmt: skip
+def test_credentials_are_hidden(url: str, shown: str) -> None:
+    assert redact(url) == shown
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "rtsp://10.0.0.1:8554/stream",
+        "http://host/@user/clip.mp4",
+        "http://host/video?resolution=640x480",
+        "test://1280x720@30",
+        "/data/my video @ home.mp4",
+        "/dev/video0",
+    ],
+)
+def test_an_address_without_credentials_is_shown_whole(url: str) -> None:
+    assert redact(url) == url
+
+
+@settings(max_examples=200)
+@given(
+    user=st.text(st.characters(codec="ascii", exclude_characters="*"), min_size=1),
+    password=st.text(st.characters(codec="ascii", exclude_characters="*"), min_size=1),
+)
+def test_whatever_stands_before_the_host_is_hidden(user: str, password: str) -> None:
+    assert redact(f"rtsp://{user}:{password}@camera/live") == "rtsp://***@camera/live"
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("/data/My Video.mp4", "My-Video"),
+        ("frames/", "frames"),
+        ("file:///data/clip.mkv", "clip"),
+        ("/dev/video0", "video0"),
+        ("rtsp://admin:secret@cam-1.local:554/stream", "cam-1.local"),
+        ("https://example.com/a/clip.mp4?sig=1", "clip"),
+        ("http://cam/mjpeg?user=a", "cam"),
+        ("test://1280x720@30", "test"),
+        ("..", "source"),
+    ],
+)
+def test_a_source_is_named_after_its_address(url: str, name: str) -> None:
+    assert source_name(url) == name
+
+
+@given(st.text())
+def test_any_name_is_legal_in_a_topic(url: str) -> None:
+    assert re.fullmatch(r"[A-Za-z0-9_.-]+", source_name(url))
+
+
+def test_the_scheme_of_a_path_is_empty() -> None:
+    assert scheme("clips/a.mp4") == ""
+    assert scheme("RTSP://cam/x") == "rtsp"
