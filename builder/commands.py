@@ -1,0 +1,217 @@
+"""The offline commands: build, train, eval.
+
+They need the builder extra; importing this module does not.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from engines.errors import InputError
+
+ROOMS = ("builder", "engines", "pipeline")
+
+
+class Backend(StrEnum):
+    """What a bundle is built for."""
+
+    openvino = "openvino"
+
+
+class Precision(StrEnum):
+    """The number format that the network computes in."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+def mount(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.command()(build)
+    app.command()(train)
+    app.command("eval")(evaluate)
+
+
+def build(
+    checkpoint: Annotated[
+        str, typer.Argument(help="A checkpoint file, or the name of a torchvision one (COCO_V1).")
+    ],
+    out: Annotated[Path, typer.Option(help="The bundle's folder.")],
+    backend: Annotated[Backend, typer.Option(help="What will run it.")] = Backend.openvino,
+    precision: Annotated[Precision, typer.Option(help="What it computes in.")] = Precision.fp32,
+    size: Annotated[
+        str, typer.Option(help="The network's input, HEIGHTxWIDTH, multiples of 32.")
+    ] = "800x1344",
+) -> None:
+    """Turn a checkpoint into a bundle: a folder with a model that is ready to run."""
+    with _builder_extra():
+        from builder.build import build as build_bundle
+
+    bundle = build_bundle(
+        checkpoint, out, backend=backend.value, precision=precision.value, size=parse_size(size)
+    )
+    typer.echo(f"{bundle.path}: {bundle.manifest.name}, {backend.value} {precision.value}")
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read HEIGHTxWIDTH.
+
+    Raises:
+        InputError: it is something else, or a side is no multiple of 32.
+    """
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    size = (int(match[1]), int(match[2])) if match else (0, 0)
+    if min(size) < 32 or size[0] % 32 or size[1] % 32:
+        raise InputError(
+            f"--size {text}: give HEIGHTxWIDTH, both multiples of 32, for example 800x1344"
+        )
+    return size
+
+
+def train(
+    images: Annotated[Path, typer.Option(help="Folder of the training pictures.")],
+    annotations: Annotated[Path, typer.Option(help="Their instances, COCO's JSON.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted one goes on.")],
+    network: Annotated[str, typer.Option(help="Preset of builder/network.py.")] = "lite0-fpn",
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="paper or lite-cpu; by default the one that suits the network."),
+    ] = None,
+    masks: Annotated[bool, typer.Option(help="Mask R-CNN, or Faster R-CNN.")] = True,
+    box_annotations: Annotated[
+        Path | None, typer.Option(help="More pictures of the same folder, with boxes alone.")
+    ] = None,
+    val_images: Annotated[
+        Path | None, typer.Option(help="Folder of the pictures to measure on; as --images.")
+    ] = None,
+    val_annotations: Annotated[
+        Path | None, typer.Option(help="Their instances; without it nothing is measured.")
+    ] = None,
+    initial: Annotated[
+        Path | None, typer.Option(help="Start from this model's weights, not from ImageNet's.")
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Instead of epochs.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that load pictures.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+) -> None:
+    """Train a network on COCO annotations.
+
+    Ctrl-C saves the run and ends with exit code 130; the same command goes on from there.
+    """
+    with _builder_extra():
+        from msgspec.structs import replace
+
+        from builder.recipe import recipe_by_name
+        from builder.train import TrainConfig
+        from builder.train import train as train_network
+
+    chosen = recipe_by_name(recipe or ("lite-cpu" if network.startswith("lite") else "paper"))
+    if epochs is not None:
+        chosen = replace(chosen, epochs=epochs)
+    path = train_network(
+        TrainConfig(
+            output=out,
+            images=images,
+            annotations=annotations,
+            network=network,
+            recipe=chosen,
+            with_masks=masks,
+            box_annotations=box_annotations,
+            validation_images=val_images,
+            validation_annotations=val_annotations,
+            initial=initial,
+            minutes=minutes,
+            workers=workers,
+            seed=seed,
+        )
+    )
+    if path is None:
+        raise typer.Exit(130)
+    typer.echo(path)
+
+
+def evaluate(
+    bundle: Annotated[str, typer.Argument(help="A bundle's folder, or default.")],
+    images: Annotated[Path, typer.Option(help="Folder of the pictures.")],
+    annotations: Annotated[Path, typer.Option(help="Their instances, COCO's JSON.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    limit: Annotated[int | None, typer.Option(help="Only the first pictures.")] = None,
+) -> None:
+    """Measure a bundle's accuracy: COCO average precision of boxes and masks.
+
+    Categories are matched by name; only those that the model knows are scored.
+    """
+    with _builder_extra():
+        from builder.evaluate import Prediction
+        from builder.evaluate import evaluate as evaluate_predictor
+    from rich.console import Console
+    from rich.progress import track
+
+    from engines.load import load_engine, predict
+
+    engine = load_engine(bundle)
+    label_names = engine.manifest.labels
+    with_masks = engine.manifest.graphs.segmenter is not None
+
+    def find(rgb: Any) -> Prediction:
+        found = predict(engine, rgb, min_score=0.0)
+        masks = [found.rle(i) for i in range(len(found))] if with_masks else None
+        return Prediction(found.boxes, found.scores, found.labels, masks)
+
+    def show(pictures: list[Any]) -> Iterable[Any]:
+        return track(pictures, "measuring", console=Console(stderr=True), transient=True)
+
+    try:
+        scores = evaluate_predictor(
+            find,
+            images,
+            annotations,
+            tuple(label_names[1:]),
+            with_masks=with_masks,
+            limit=limit,
+            track=show,
+        )
+    finally:
+        engine.close()
+    if as_json:
+        typer.echo(json.dumps(scores))
+    else:
+        _print_scores(scores)
+
+
+def _print_scores(scores: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", title=f"COCO average precision, percent, {scores['images']} pictures")
+    kinds = {"bbox": "boxes", "segm": "masks"}
+    for name in scores["bbox"]:
+        table.add_column(name, justify="right")
+    for kind, title in kinds.items():
+        if kind in scores:
+            figures = scores[kind].values()
+            table.add_row(title, *(f"{100 * ap:.1f}" if ap >= 0 else "-" for ap in figures))
+    Console().print(table)
+
+
+@contextmanager
+def _builder_extra() -> Iterator[None]:
+    """Say what to install where a package of the builder extra is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ROOMS:
+            raise
+        raise InputError(
+            f"this command needs {package}, which is not installed: pip install 'maskcast[builder]'"
+        ) from None

@@ -1,0 +1,130 @@
+"""Instances drawn into a picture: masks, outlines, boxes, and labels with their scores."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from engines.instances import Instances
+from engines.masks import Patch
+
+FILL = 0.42
+"""How much of a mask's colour covers the picture."""
+SAME_INSTANCE_IOU = 0.3
+"""An instance whose box overlaps one of the last picture's this much keeps that one's colour."""
+
+Colour = tuple[int, int, int]
+
+
+class Painter:
+    """Draws the instances of one source, picture after picture.
+
+    It remembers where each colour was in the last picture, so that an instance keeps its colour
+    while it moves, although the order of instances (by score) changes from frame to frame.
+
+    Args:
+        label_names: the model's names, indexed by label.
+    """
+
+    def __init__(self, label_names: Sequence[str]) -> None:
+        self._label_names = label_names
+        self._last_boxes = np.zeros((0, 4), np.float32)
+        self._last_colours: list[int] = []
+
+    def draw(self, image: Image.Image, instances: Instances) -> None:
+        """Draw into an RGB image, in place; its size must be that of ``instances``."""
+        colours = self._assign_colours(instances.boxes)
+        unit = max(1, round(min(image.size) / 360))  # line width in pixels: 2 at 720p
+        pen = ImageDraw.Draw(image)
+        # Worst first: where instances overlap, the best one lies on top.
+        for i in reversed(range(len(instances))):
+            colour = palette(colours[i])
+            box = instances.boxes[i]
+            if instances.masks is not None:
+                _draw_mask(image, instances.patch(i), colour, outline=unit)
+            pen.rectangle([round(float(v)) for v in box], outline=colour, width=unit)
+        font = _font(max(11, round(min(image.size) / 40)))
+        for i in reversed(range(len(instances))):
+            label = int(instances.labels[i])
+            text = f"{self._label_names[label]} {100 * float(instances.scores[i]):.0f}%"
+            _draw_tag(pen, image.size, instances.boxes[i], text, palette(colours[i]), font)
+
+    def _assign_colours(self, boxes: NDArray[np.float32]) -> list[int]:
+        """Give each box the colour number of the last picture's box that it overlaps most."""
+        colours = [-1] * len(boxes)
+        overlap = _iou(boxes, self._last_boxes)
+        while overlap.size and overlap.max() >= SAME_INSTANCE_IOU:
+            now, last = np.unravel_index(int(overlap.argmax()), overlap.shape)
+            colours[now] = self._last_colours[last]
+            overlap[now, :] = overlap[:, last] = 0
+        unused = (n for n in range(2 * len(boxes) + 1) if n not in set(colours))
+        colours = [next(unused) if colour < 0 else colour for colour in colours]
+        self._last_boxes, self._last_colours = boxes.copy(), colours
+        return colours
+
+
+@lru_cache(maxsize=256)
+def palette(number: int) -> Colour:
+    """Return colour ``number`` of an endless series in which near numbers look far apart.
+
+    Hues advance by the golden ratio, which spreads any run of them evenly around the circle.
+    """
+    red, green, blue = colorsys.hsv_to_rgb((0.56 + number * 0.618034) % 1, 0.78, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _draw_mask(image: Image.Image, patch: Patch, colour: Colour, outline: int) -> None:
+    """Lay one mask over the picture: its area see-through, its outline solid."""
+    if not patch.pixels.any():
+        return
+    inner = np.pad(patch.pixels, 1)
+    for _ in range(outline):  # each turn takes one pixel off all around
+        inner[1:-1, 1:-1] &= inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
+    alpha = np.where(inner[1:-1, 1:-1], np.uint8(255 * FILL), np.uint8(255)) * patch.pixels
+    image.paste(colour, (patch.x0, patch.y0), Image.fromarray(alpha))
+
+
+def _draw_tag(
+    pen: ImageDraw.ImageDraw,
+    size: tuple[int, int],
+    box: NDArray[np.float32],
+    text: str,
+    colour: Colour,
+    font: ImageFont.FreeTypeFont,
+) -> None:
+    """Write ``text`` on a field of ``colour``, on top of the box, or inside where no room is."""
+    ascent, descent = font.getmetrics()
+    pad = max(2, ascent // 5)
+    width, height = font.getlength(text) + 2 * pad, ascent + descent + pad
+    left = min(max(0.0, float(box[0])), max(0.0, size[0] - width))
+    top = float(box[1]) - height
+    if top < 0:
+        top = max(0.0, float(box[1]))
+    pen.rectangle([left, top, left + width, top + height], fill=colour)
+    red, green, blue = colour
+    is_light = 0.299 * red + 0.587 * green + 0.114 * blue > 140  # luma, ITU-R BT.601
+    pen.text((left + pad, top + pad / 2), text, font=font, fill="black" if is_light else "white")
+
+
+@lru_cache(maxsize=8)
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    return font
+
+
+def _iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the intersection over union of boxes ``a [N, 4]`` with ``b [M, 4]``: ``[N, M]``."""
+    top_left = np.maximum(a[:, None, :2], b[None, :, :2])
+    bottom_right = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    common = np.clip(bottom_right - top_left, 0, None).prod(axis=2)
+    area_a = (a[:, 2:] - a[:, :2]).prod(axis=1)
+    area_b = (b[:, 2:] - b[:, :2]).prod(axis=1)
+    union = area_a[:, None] + area_b[None, :] - common
+    iou: NDArray[np.float32] = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+    return iou

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from engines.instances import Instances
+from pipeline.draw import Painter, palette
+
+NAMES = ("background", "person", "dog")
+
+
+def instances(*boxes: tuple[float, float, float, float], size: tuple[int, int]) -> Instances:
+    count = len(boxes)
+    return Instances(
+        width=size[0],
+        height=size[1],
+        boxes=np.array(boxes, np.float32).reshape(-1, 4),
+        scores=np.linspace(0.9, 0.6, count).astype(np.float32),
+        labels=np.ones(count, np.int32),
+        masks=np.full((count, 28, 28), 255, np.uint8),
+    )
+
+
+def drawn(found: Instances, painter: Painter | None = None, grey: int = 128) -> NDArray[np.uint8]:
+    image = Image.new("RGB", (found.width, found.height), (grey, grey, grey))
+    (painter or Painter(NAMES)).draw(image, found)
+    return np.asarray(image)
+
+
+def test_nothing_is_drawn_where_nothing_was_seen() -> None:
+    assert (drawn(instances(size=(64, 48))) == 128).all()
+
+
+def test_the_mask_shines_through_and_the_rest_of_the_picture_stays() -> None:
+    picture = drawn(instances((200, 150, 400, 350), size=(640, 480)))
+    colour = np.array(palette(0))
+    inside = picture[250, 300].astype(int)
+    np.testing.assert_allclose(inside, 128 + (colour - 128) * 0.42, atol=2)
+    assert (picture[360:, :] == 128).all()
+    assert (picture[:, 410:] == 128).all()
+    assert (picture[:, :190] == 128).all()
+
+
+def test_a_mask_is_outlined_in_its_full_colour() -> None:
+    found = instances((200, 150, 400, 350), size=(640, 480))
+    cells = np.zeros((1, 28, 28), np.uint8)
+    cells[:, 8:20, 8:20] = 255
+    found = Instances(640, 480, found.boxes, found.scores, found.labels, cells)
+    mask = found.mask(0)
+    edge = mask & ~np.roll(mask, 1, axis=1)
+    assert (drawn(found)[edge] == palette(0)).all()
+
+
+def test_instances_of_one_picture_differ_in_colour() -> None:
+    numbers = [palette(n) for n in range(24)]
+    distances = [
+        np.abs(np.subtract(a, b)).sum() for i, a in enumerate(numbers) for b in numbers[:i]
+    ]
+    assert min(distances) > 25
+    neighbours = [np.abs(np.subtract(numbers[n], numbers[n + 1])).sum() for n in range(23)]
+    assert min(neighbours) > 200
+
+
+def test_an_instance_keeps_its_colour_when_the_order_changes() -> None:
+    painter = Painter(NAMES)
+    left, right = (50, 100, 150, 300), (400, 100, 500, 300)
+    first = drawn(instances(left, right, size=(640, 480)), painter)
+    moved_right, moved_left = (410, 105, 510, 305), (60, 95, 160, 295)
+    second = drawn(instances(moved_right, moved_left, size=(640, 480)), painter)
+    assert (first[200, 100] == second[200, 110]).all()
+    assert (first[200, 450] == second[200, 460]).all()
+    assert (first[200, 100] != first[200, 450]).any()
+
+
+def test_a_newcomer_takes_a_colour_that_nobody_has() -> None:
+    painter = Painter(NAMES)
+    drawn(instances((50, 100, 150, 300), size=(640, 480)), painter)
+    both = drawn(instances((400, 100, 500, 300), (50, 100, 150, 300), size=(640, 480)), painter)
+    assert (both[200, 450] != both[200, 100]).any()
+
+
+def test_boxes_without_masks_are_drawn() -> None:
+    found = instances((200, 150, 400, 350), size=(640, 480))
+    found = Instances(640, 480, found.boxes, found.scores, found.labels, None)
+    picture = drawn(found)
+    assert (picture[250, 200] == palette(0)).all()
+    assert (picture[250, 300] == 128).all()
+
+
+def test_tiny_pictures_and_boxes_at_the_edge_are_drawn() -> None:
+    assert drawn(instances((0, 0, 1, 1), size=(1, 1))).shape == (1, 1, 3)
+    assert drawn(instances((0, 0, 64, 48), (63, 47, 64, 48), size=(64, 48))).shape == (48, 64, 3)
+
+
+def test_the_label_stands_above_its_box_and_inside_where_no_room_is() -> None:
+    colour = palette(0)
+    above = drawn(instances((200, 150, 400, 350), size=(640, 480)))
+    assert (above[146, 201] == colour).all()
+    inside = drawn(instances((200, 2, 400, 350), size=(640, 480)))
+    assert (inside[5, 202] == colour).all()
