@@ -1,0 +1,280 @@
+"""Publisher: the socket that messages leave by."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket as posix_socket
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import zmq
+
+from engines.errors import InputError
+from engines.instances import Instances
+from pipeline.frame import Frame
+from pipeline.wire import (
+    EventHeader,
+    EventMessage,
+    InstancesHeader,
+    InstancesMessage,
+    MaskFormat,
+    check_source_name,
+    encode,
+    labels_id,
+    topic,
+)
+
+LINGER_MS = 200
+HEARTBEAT_MS = 1000
+DEAD_AFTER_MS = 3000
+
+_KEPT = {"labels": "labels", "size": "size", "state": "state", "ended": "state"}
+"""Which events a late subscriber is told of, and whose place each takes among those kept."""
+
+
+class Sent(NamedTuple):
+    """What the wire made of a frame."""
+
+    seq: int
+    publish_ns: int
+
+
+class Publisher:
+    """Publishes instances and events to any number of subscribers, and waits for none of them.
+
+    A subscriber that is too slow loses messages once its queue is full; the sequence numbers tell
+    it how many. A subscriber that comes late is told the label names, the size and the state of
+    each source at once.
+
+    Not thread-safe: it is made, used and closed on one thread.
+
+    Args:
+        endpoint: "tcp://*:5555", "tcp://127.0.0.1:0" (a free port), "ipc:///run/maskcast.sock".
+        label_names: the model's; ``label_names[0]`` is the background.
+        masks: the format that masks are sent in.
+        high_water_mark: how many messages are held for a subscriber that is behind.
+
+    Attributes:
+        endpoint: where it can be reached, with the real port.
+
+    Raises:
+        InputError: the endpoint cannot be bound.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        label_names: Sequence[str],
+        *,
+        masks: MaskFormat = "crop_u8",
+        high_water_mark: int = 256,
+    ) -> None:
+        self._id = os.urandom(8).hex()
+        self._label_names = list(label_names)
+        self._labels_id = labels_id(label_names)
+        self._masks: MaskFormat = masks
+        self._sent: Counter[str] = Counter()
+        self._events: Counter[str] = Counter()
+        self._kept: dict[str, dict[str, EventMessage]] = {}
+        self._subscriptions: Counter[bytes] = Counter()
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.XPUB)
+        self._socket.set(zmq.XPUB_VERBOSER, 1)
+        self._socket.set(zmq.SNDHWM, high_water_mark)
+        self._socket.set(zmq.LINGER, LINGER_MS)
+        self._socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        self._socket.set(zmq.HEARTBEAT_TIMEOUT, DEAD_AFTER_MS)
+        self._socket.set(zmq.HEARTBEAT_TTL, DEAD_AFTER_MS)
+        self._socket.set(zmq.MAXMSGSIZE, 1024)  # a subscriber sends nothing but topics
+        try:
+            self.endpoint = _bind(self._socket, endpoint)
+        except InputError:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def publish(
+        self,
+        frame: Frame,
+        instances: Instances,
+        *,
+        drops: Mapping[str, Mapping[str, int]] | None = None,
+        clock: str = "receipt",
+        jpeg: bytes | None = None,
+    ) -> Sent:
+        """Send what was seen in a frame.
+
+        Nothing is encoded where nobody listens; the sequence number counts on.
+
+        Args:
+            frame: its timeline gives the time that each stage took.
+            instances: what was seen in it.
+            drops: frames of this source dropped since the start, by stage, by reason.
+            clock: whose time ``frame.capture_ns`` is: "receipt" or "sender".
+            jpeg: the picture, to be sent along.
+
+        Raises:
+            InputError: the source's name cannot stand in a topic.
+        """
+        source = frame.source
+        self._introduce(source)
+        self.answer_subscriptions()
+        sent = Sent(self._sent[source], time.time_ns())
+        self._sent[source] += 1
+        if not self.subscribers(source):
+            return sent
+        timeline = frame.timeline
+        header = InstancesHeader(
+            publisher=self._id,
+            seq=sent.seq,
+            index=frame.index,
+            capture_ns=frame.capture_ns,
+            publish_ns=sent.publish_ns,
+            width=instances.width,
+            height=instances.height,
+            count=len(instances),
+            masks="none" if instances.masks is None else self._masks,
+            labels=self._labels_id,
+            pts_s=frame.pts_s,
+            clock=clock,
+            stage_ms={
+                stage: (end_ns - timeline.start_ns[stage]) / 1e6
+                for stage, end_ns in timeline.end_ns.items()
+            },
+            drops={stage: dict(reasons) for stage, reasons in (drops or {}).items()},
+        )
+        self._socket.send_multipart(encode(InstancesMessage(source, header, instances, jpeg)))
+        return sent
+
+    def event(self, source: str, name: str, **data: Any) -> None:
+        """Send an event of a source: "state", "size", "ended" or another of docs/wire.md.
+
+        The last "state" or "ended" and the last "size" are sent again to whoever comes later.
+
+        Args:
+            source: the source's name.
+            name: the event's.
+            data: what belongs to it: numbers, strings, lists and maps of them.
+
+        Raises:
+            InputError: the source's name cannot stand in a topic.
+        """
+        self._introduce(source)
+        self.answer_subscriptions()
+        self._send_event(source, name, data)
+
+    def answer_subscriptions(self) -> None:
+        """Tell those who subscribed since the last call what they missed.
+
+        ``publish`` and ``event`` do so too; call it now and then while there is nothing to send.
+        """
+        while self._socket.poll(0):
+            message = self._socket.recv()
+            prefix = message[1:]
+            if message[:1] == b"\x01":
+                self._subscriptions[prefix] += 1
+                self._send_kept(prefix)
+            elif message[:1] == b"\x00":
+                self._subscriptions[prefix] -= 1
+                self._subscriptions += Counter()  # forgets the topics that nobody wants any more
+
+    def subscribers(self, source: str) -> int:
+        """Count the subscriptions to a source's instances, as of ``answer_subscriptions``."""
+        wanted = topic(source, "instances")
+        return sum(n for prefix, n in self._subscriptions.items() if wanted.startswith(prefix))
+
+    def wait_for_subscribers(self, count: int, timeout_s: float, sources: Sequence[str]) -> bool:
+        """Wait until each of the sources has ``count`` subscribers; False if that took too long."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self.answer_subscriptions()
+            if all(self.subscribers(source) >= count for source in sources):
+                return True
+            remaining_s = deadline - time.monotonic()
+            if remaining_s <= 0:
+                return False
+            self._socket.poll(int(remaining_s * 1000) + 1)
+
+    def close(self) -> None:
+        """Send what is still queued, for 0.2 s at most, and free the endpoint."""
+        self._socket.close()
+        self._context.term()
+
+    def _introduce(self, source: str) -> None:
+        """Tell the label names the first time that a source is heard of."""
+        if source not in self._kept:
+            check_source_name(source)
+            self._kept[source] = {}
+            data = {"id": self._labels_id, "names": self._label_names}
+            self._send_event(source, "labels", data)
+
+    def _send_event(self, source: str, name: str, data: dict[str, Any]) -> None:
+        header = EventHeader(
+            publisher=self._id,
+            seq=self._events[source],
+            publish_ns=time.time_ns(),
+            event=name,
+            sent=self._sent[source],
+            data=data,
+        )
+        self._events[source] += 1
+        message = EventMessage(source, header)
+        if name in _KEPT:
+            self._kept[source][_KEPT[name]] = message
+        self._socket.send_multipart(encode(message))
+
+    def _send_kept(self, prefix: bytes) -> None:
+        """Send again what a new subscriber must know. XPUB sends it to all; it does no harm.
+
+        Sources that have ended come last, lest a subscriber to all of them should believe, for a
+        moment, that there are no others.
+        """
+        kept = [message for slots in self._kept.values() for message in slots.values()]
+        for message in sorted(kept, key=lambda message: message.header.event == "ended"):
+            if topic(message.source, "event").startswith(prefix):
+                self._socket.send_multipart(encode(message))
+
+
+def _bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
+    """Bind to an endpoint and return the real one.
+
+    Raises:
+        InputError: the endpoint is none, or it is in use.
+    """
+    in_use = InputError(
+        f"{endpoint} is in use: stop the program that publishes there, or choose another endpoint"
+    )
+    scheme, _, address = endpoint.partition("://")
+    if scheme not in ("tcp", "ipc") or not address:
+        raise InputError(f"{endpoint!r} is no endpoint: use tcp://*:5555 or ipc:///path/to/socket")
+    # libzmq takes a socket file away from a publisher that still listens on it.
+    if scheme == "ipc" and _listens(address):
+        raise in_use
+    socket.set(zmq.IPV6, int("[" in address))
+    try:
+        socket.bind(endpoint)
+    except zmq.ZMQError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise in_use from error
+        raise InputError(
+            f"cannot publish on {endpoint} ({error.strerror}): use tcp://*:5555, "
+            "tcp://<address of this machine>:<port> or ipc:///path/to/socket"
+        ) from error
+    return socket.get_string(zmq.LAST_ENDPOINT)
+
+
+def _listens(path: str) -> bool:
+    """Whether somebody accepts connections on the socket file ``path``."""
+    if not Path(path).is_socket():
+        return False
+    with posix_socket.socket(posix_socket.AF_UNIX, posix_socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(path) == 0

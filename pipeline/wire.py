@@ -1,0 +1,257 @@
+"""The wire: messages and the parts that ZeroMQ carries them in. docs/wire.md is its specification.
+
+Nothing here knows a socket. What ``encode`` makes, ``decode`` takes; whatever else ``decode`` is
+given, it raises ``WireError`` and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+from msgspec import Meta, Struct
+from numpy.typing import NDArray
+
+from engines.errors import InputError
+from engines.instances import Instances
+from pipeline.mask_codec import MaskFormat, WireError, decode_masks, encode_masks
+
+__all__ = [
+    "EventHeader",
+    "EventMessage",
+    "InstancesHeader",
+    "InstancesMessage",
+    "MaskFormat",
+    "Message",
+    "WireError",
+    "check_source_name",
+    "decode",
+    "decode_header",
+    "encode",
+    "labels_id",
+    "topic",
+]
+
+VERSION = "v1"
+MAX_SIDE = 16384
+"""Largest width and height of a picture."""
+
+Kind = Literal["instances", "event"]
+Whole = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Side = Annotated[int, Meta(ge=1, le=MAX_SIDE)]
+Hex16 = Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
+ShortText = Annotated[str, Meta(max_length=64)]
+
+_SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+
+
+class InstancesHeader(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Part 1 of an ``instances`` message.
+
+    Attributes:
+        publisher: 16 hexadecimal digits, new at each start of the publisher.
+        seq: counts this publisher's ``instances`` messages of this source, from 0.
+        index: which picture of the source this is, from 0, those never processed included.
+        capture_ns: when the picture was captured, UTC nanoseconds.
+        publish_ns: when the message was sent, UTC nanoseconds.
+        width: the picture's, pixels; boxes and masks are in these pixels.
+        height: likewise.
+        count: how many instances.
+        masks: the format of part 3.
+        labels: which table of label names holds, ``labels_id``; empty where there is none.
+        pts_s: presentation time in the stream's own clock, seconds.
+        clock: whose time ``capture_ns`` is: "receipt", stamped where the picture was received, or
+            "sender", told by the camera.
+        stage_ms: time that each stage worked on the picture, milliseconds.
+        drops: pictures of this source dropped since the start, by stage, by reason.
+    """
+
+    publisher: Hex16
+    seq: Whole
+    index: Whole
+    capture_ns: Whole
+    publish_ns: Whole
+    width: Side
+    height: Side
+    count: Whole
+    masks: MaskFormat = "none"
+    labels: ShortText = ""
+    pts_s: float | None = None
+    clock: ShortText = "receipt"
+    stage_ms: dict[str, float] = {}
+    drops: dict[str, dict[str, Whole]] = {}
+
+
+class EventHeader(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Part 1 of an ``event`` message.
+
+    Attributes:
+        publisher: 16 hexadecimal digits, new at each start of the publisher.
+        seq: counts this publisher's events of this source, from 0. One that is sent again for a
+            late subscriber keeps its number.
+        publish_ns: when it happened, UTC nanoseconds.
+        event: its name; docs/wire.md lists them.
+        sent: how many ``instances`` messages of this source were sent before it.
+        data: what belongs to it.
+    """
+
+    publisher: Hex16
+    seq: Whole
+    publish_ns: Whole
+    event: ShortText
+    sent: Whole = 0
+    data: dict[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InstancesMessage:
+    """What was seen in one frame, and where and when. ``jpeg`` is the picture, if it is sent."""
+
+    source: str
+    header: InstancesHeader
+    instances: Instances
+    jpeg: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EventMessage:
+    """Something that happened to a source."""
+
+    source: str
+    header: EventHeader
+
+
+Header = InstancesHeader | EventHeader
+Message = InstancesMessage | EventMessage
+
+_encoder = msgspec.msgpack.Encoder()
+_header_decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
+    "instances": msgspec.msgpack.Decoder(InstancesHeader),
+    "event": msgspec.msgpack.Decoder(EventHeader),
+}
+
+
+def check_source_name(name: str) -> str:
+    """Return the name of a source if it may stand in a topic.
+
+    Raises:
+        InputError: it is not 1 to 64 of ``A-Z a-z 0-9 . _ -``, a letter or a digit first.
+    """
+    if not _SOURCE_NAME.fullmatch(name):
+        raise InputError(
+            f"source name {name[:80]!r}: use 1 to 64 letters, digits and . _ - only, "
+            "beginning with a letter or a digit"
+        )
+    return name
+
+
+def topic(source: str, kind: Kind) -> bytes:
+    """Part 0 of a message; ``v1/<source>/`` is the subscription to all of a source's."""
+    return f"{VERSION}/{source}/{kind}".encode("ascii")
+
+
+def labels_id(names: Sequence[str]) -> str:
+    """Identify a table of label names: 8 hexadecimal digits of the SHA-256 of its lines."""
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
+
+
+def encode(message: Message) -> list[bytes]:
+    """Turn a message into its parts. Boxes are clipped to the picture.
+
+    The masks are written in the format that the header names; ``header.count`` must be theirs.
+
+    Raises:
+        WireError: the message is none that a reader would take.
+    """
+    if isinstance(message, EventMessage):
+        return [topic(message.source, "event"), _encoder.encode(message.header)]
+    header, instances = message.header, message.instances
+    if (header.count, header.width, header.height) != (
+        len(instances),
+        instances.width,
+        instances.height,
+    ):
+        raise WireError("the header's count, width and height are not those of the instances")
+    limit = np.array([instances.width, instances.height] * 2, dtype="<f4")
+    boxes = np.clip(instances.boxes.astype("<f4"), 0, limit)
+    scores, labels = instances.scores.astype("<f4"), instances.labels.astype("<i4")
+    _check_arrays(boxes, scores, labels, header)
+    parts = [
+        topic(message.source, "instances"),
+        _encoder.encode(header),
+        boxes.tobytes() + scores.tobytes() + labels.tobytes(),
+        encode_masks(instances, header.masks),
+    ]
+    return parts if message.jpeg is None else [*parts, message.jpeg]
+
+
+def decode_header(parts: Sequence[bytes]) -> tuple[str, Header]:
+    """Read the source and the header of a message, and leave the rest.
+
+    Raises:
+        WireError: part 0 or 1 is malformed.
+    """
+    if len(parts) < 2:
+        raise WireError(f"a message has 2 parts or more, not {len(parts)}")
+    try:
+        version, source, kind = bytes(parts[0][:128]).decode("ascii").split("/")
+    except ValueError as error:
+        raise WireError("the topic is not v1/<source>/<kind>") from error
+    if version != VERSION or kind not in _header_decoders or not _SOURCE_NAME.fullmatch(source):
+        raise WireError("the topic is not v1/<source>/<kind>")
+    try:
+        header: Header = _header_decoders[kind].decode(parts[1])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(f"the header is malformed: {error}") from error
+    return source, header
+
+
+def decode(parts: Sequence[bytes]) -> Message:
+    """Read a message; its arrays are read-only views of the parts.
+
+    Raises:
+        WireError: it is malformed.
+    """
+    source, header = decode_header(parts)
+    if isinstance(header, EventHeader):
+        return EventMessage(source, header)
+    if len(parts) < 4:
+        raise WireError(f"an instances message has 4 parts or more, not {len(parts)}")
+    count = header.count
+    # Longer is legal: arrays that a later version adds stand behind these.
+    if len(parts[2]) < 24 * count:
+        raise WireError(f"{len(parts[2])} bytes of arrays for {count} instances")
+    boxes = np.frombuffer(parts[2], dtype="<f4", count=4 * count).reshape(count, 4)
+    scores = np.frombuffer(parts[2], dtype="<f4", count=count, offset=16 * count)
+    labels = np.frombuffer(parts[2], dtype="<i4", count=count, offset=20 * count)
+    _check_arrays(boxes, scores, labels, header)
+    masks = decode_masks(parts[3], header.masks, count, header.width, header.height)
+    instances = Instances(header.width, header.height, boxes, scores, labels, masks)
+    return InstancesMessage(source, header, instances, bytes(parts[4]) if len(parts) > 4 else None)
+
+
+def _check_arrays(
+    boxes: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    labels: NDArray[np.int32],
+    header: InstancesHeader,
+) -> None:
+    """Raise WireError unless boxes lie in the picture, scores in 0..1 and labels are not negative.
+
+    Comparisons are written so that NaN fails them.
+    """
+    x1, y1, x2, y2 = boxes.T
+    if not (
+        np.all((x1 >= 0) & (x1 <= x2) & (x2 <= header.width))
+        and np.all((y1 >= 0) & (y1 <= y2) & (y2 <= header.height))
+    ):
+        raise WireError("a box does not lie inside the picture")
+    if not np.all((scores >= 0) & (scores <= 1)):
+        raise WireError("a score is not between 0 and 1")
+    if not np.all(labels >= 0):
+        raise WireError("a label is negative")
