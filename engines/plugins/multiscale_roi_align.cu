@@ -1,0 +1,147 @@
+// MultiscaleRoiAlign: RoIAlign (He et al., Mask R-CNN, section 3) over four levels of a feature
+// pyramid; the level of a box is chosen inside (Lin et al., FPN, equation 1).
+//
+// Truth is torchvision.ops.MultiScaleRoIAlign with sampling_ratio >= 1.
+//
+// One block pools `channels_per_block` channels of one box. The bilinear taps of a box are separable
+// (the y taps do not depend on x) and the same for every channel: the block computes
+// 2 * output_size * sampling_ratio of them once into shared memory, where a thread for each output
+// would compute 4 * sampling_ratio^2 a channel. Outputs of a block are contiguous, so every store is
+// coalesced; neighbouring threads read neighbouring bins of one plane, which share cache lines.
+//
+// Cost for 1000 boxes, 7x7, 256 channels, 800x1344 input, fp16 (sampling_ratio 2):
+//   bytes       25 MB written + at most 46 MB of features read once (the rest hits L2)
+//   operations  12.5 M outputs x 16 multiply-adds = 0.4 GFLOP
+//   floor       L4 (300 GB/s) 0.24 ms, RTX 4090 (1008 GB/s) 0.07 ms: bound by memory, not arithmetic
+// For 100 boxes, 14x14: 10 MB written, floor 0.03 - 0.19 ms on an L4, 0.01 - 0.06 ms on an RTX 4090,
+// by how much of the pyramid the boxes cover. fp32 doubles the bytes. Not measured on a GPU.
+#include "device.cuh"
+
+namespace maskcast {
+
+constexpr int kLevels = 4;
+constexpr int kMaxTaps = 64;
+
+struct RoiAlignArguments {
+  const void* features[kLevels];  // P2..P5, each [images, channels, heights[i], widths[i]]
+  const float* rois;              // [boxes, 4] x1 y1 x2 y2, pixels of the network's input
+  const int32_t* batch_index;     // [boxes]; a box of no image (outside 0..images-1) pools to zeros
+  void* pooled;                   // [boxes, channels, output_size, output_size]
+  int32_t heights[kLevels];
+  int32_t widths[kLevels];
+  int32_t images;
+  int32_t boxes;
+  int32_t channels;
+  int32_t output_size;
+  int32_t sampling_ratio;
+  int32_t aligned;
+  int32_t channels_per_block;
+};
+
+// One coordinate of a bilinear sample; low < 0 where the sample lies outside and counts as zero.
+struct Tap {
+  int32_t low;
+  int32_t high;
+  float weight_low;
+  float weight_high;
+};
+
+// The comparison is written so that NaN, too, lies outside.
+__device__ __forceinline__ Tap tap_at(float at, int extent) {
+  if (!(at >= -1.f && at <= static_cast<float>(extent))) return {-1, -1, 0.f, 0.f};
+  at = fmaxf(at, 0.f);
+  const int low = static_cast<int>(at);
+  if (low >= extent - 1) return {extent - 1, extent - 1, 1.f, 0.f};
+  const float weight_high = at - static_cast<float>(low);
+  return {low, low + 1, 1.f - weight_high, weight_high};
+}
+
+// 0 for P2 .. 3 for P5, as torchvision's LevelMapper: floor(4 + log2(sqrt(area) / 224) + 1e-6).
+__device__ __forceinline__ int level_of(float x1, float y1, float x2, float y2) {
+  const float side = sqrtf(fmaxf((x2 - x1) * (y2 - y1), 0.f));
+  const float level = floorf(4.f + log2f(side / 224.f) + 1e-6f);
+  return static_cast<int>(fminf(fmaxf(level, 2.f), 5.f)) - 2;
+}
+
+template <typename T>
+__device__ __forceinline__ void multiscale_roi_align(const RoiAlignArguments& a) {
+  __shared__ Tap y_taps[kMaxTaps];
+  __shared__ Tap x_taps[kMaxTaps];
+
+  const int box = static_cast<int>(blockIdx.x);
+  const float* roi = a.rois + 4 * static_cast<int64_t>(box);
+  const float x1 = __ldg(roi), y1 = __ldg(roi + 1), x2 = __ldg(roi + 2), y2 = __ldg(roi + 3);
+  const int level = level_of(x1, y1, x2, y2);
+  const int height = a.heights[level], width = a.widths[level];
+  const int size = a.output_size, ratio = a.sampling_ratio, taps = size * ratio;
+
+  const float scale = 1.f / static_cast<float>(4 << level);
+  const float offset = a.aligned ? 0.5f : 0.f;
+  const float top = y1 * scale - offset, left = x1 * scale - offset;
+  float roi_height = (y2 * scale - offset) - top, roi_width = (x2 * scale - offset) - left;
+  if (!a.aligned) {
+    roi_height = fmaxf(roi_height, 1.f);
+    roi_width = fmaxf(roi_width, 1.f);
+  }
+  const float bin_height = roi_height / static_cast<float>(size);
+  const float bin_width = roi_width / static_cast<float>(size);
+  for (int t = static_cast<int>(threadIdx.x); t < 2 * taps; t += static_cast<int>(blockDim.x)) {
+    const int k = t < taps ? t : t - taps;
+    const float bin = static_cast<float>(k / ratio);
+    const float within = (static_cast<float>(k % ratio) + 0.5f) / static_cast<float>(ratio);
+    if (t < taps) {
+      y_taps[k] = tap_at(top + bin * bin_height + within * bin_height, height);
+    } else {
+      x_taps[k] = tap_at(left + bin * bin_width + within * bin_width, width);
+    }
+  }
+  __syncthreads();
+
+  const int image = __ldg(a.batch_index + box);
+  const bool of_an_image = image >= 0 && image < a.images;
+  const int first_channel = static_cast<int>(blockIdx.y) * a.channels_per_block;
+  const int channels = min(a.channels_per_block, a.channels - first_channel);
+  const int64_t plane_size = static_cast<int64_t>(height) * width;
+  const int64_t first_plane =
+      static_cast<int64_t>(of_an_image ? image : 0) * a.channels + first_channel;
+  const T* planes = static_cast<const T*>(a.features[level]) + first_plane * plane_size;
+  T* pooled = static_cast<T*>(a.pooled) +
+              (static_cast<int64_t>(box) * a.channels + first_channel) * size * size;
+  const float samples = static_cast<float>(ratio * ratio);
+
+  for (int out = static_cast<int>(threadIdx.x); out < channels * size * size;
+       out += static_cast<int>(blockDim.x)) {
+    const int column = out % size, row = out / size % size;
+    const T* plane = planes + (out / (size * size)) * plane_size;
+    float sum = 0.f;
+    if (of_an_image) {
+      for (int iy = 0; iy < ratio; ++iy) {
+        const Tap y = y_taps[row * ratio + iy];
+        if (y.low < 0) continue;
+        const T* low = plane + static_cast<int64_t>(y.low) * width;
+        const T* high = plane + static_cast<int64_t>(y.high) * width;
+        for (int ix = 0; ix < ratio; ++ix) {
+          const Tap x = x_taps[column * ratio + ix];
+          if (x.low < 0) continue;
+          const float upper = x.weight_low * load(low + x.low) + x.weight_high * load(low + x.high);
+          const float lower = x.weight_low * load(high + x.low) + x.weight_high * load(high + x.high);
+          sum += y.weight_low * upper + y.weight_high * lower;
+        }
+      }
+    }
+    store(pooled + out, sum / samples);
+  }
+}
+
+}  // namespace maskcast
+
+// __grid_constant__: the arrays in the arguments are indexed where they lie, not copied to a stack.
+extern "C" __global__ void multiscale_roi_align_f32(
+    const __grid_constant__ maskcast::RoiAlignArguments arguments) {
+  maskcast::multiscale_roi_align<float>(arguments);
+}
+
+extern "C" __global__ void multiscale_roi_align_f16(
+    const __grid_constant__ maskcast::RoiAlignArguments arguments) {
+  maskcast::multiscale_roi_align<__half>(arguments);
+}

@@ -1,0 +1,60 @@
+// The project's kernels, compiled for the host, by name.
+#define MASKCAST_ON_HOST
+#include "kernels.h"
+
+#include "../../engines/plugins/grouped_nms.cu"
+#include "../../engines/plugins/multiscale_roi_align.cu"
+#include "../../engines/plugins/preprocess.cu"
+
+namespace on_host {
+namespace {
+
+template <typename Arguments, void (*kernel)(Arguments)>
+void call(const void* arguments) {
+  kernel(*static_cast<const Arguments*>(arguments));
+}
+
+template <typename Arguments, void (*kernel)(Arguments)>
+constexpr Kernel entry(const char* name, bool barriers) {
+  return {name, sizeof(Arguments), barriers, call<Arguments, kernel>};
+}
+
+using maskcast::NmsArguments;
+using maskcast::PreprocessArguments;
+using maskcast::RoiAlignArguments;
+
+const Kernel kKernels[] = {
+    entry<RoiAlignArguments, multiscale_roi_align_f32>("multiscale_roi_align_f32", true),
+    entry<RoiAlignArguments, multiscale_roi_align_f16>("multiscale_roi_align_f16", true),
+    entry<NmsArguments, nms_rank>("nms_rank", true),
+    entry<NmsArguments, nms_overlap>("nms_overlap", true),
+    entry<NmsArguments, nms_select>("nms_select", true),
+    entry<PreprocessArguments, preprocess_f32>("preprocess_f32", false),
+    entry<PreprocessArguments, preprocess_f16>("preprocess_f16", false),
+};
+
+}  // namespace
+
+const Kernel* find_kernel(const char* name) {
+  for (const Kernel& kernel : kKernels) {
+    if (std::strcmp(kernel.name, name) == 0) return &kernel;
+  }
+  return nullptr;
+}
+
+void run_kernel(const Kernel& kernel, const void* arguments, const unsigned grid[3],
+                const unsigned block[3], bool reversed) {
+  run(kernel.body, arguments, {grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]},
+      kernel.barriers, reversed);
+}
+
+}  // namespace on_host
+
+// For tests that call a kernel without a driver. 0, or -1 where no kernel has that name and size.
+extern "C" int host_launch(const char* name, const void* arguments, size_t size,
+                           const unsigned grid[3], const unsigned block[3], int reversed) {
+  const on_host::Kernel* kernel = on_host::find_kernel(name);
+  if (!kernel || kernel->arguments_size != size) return -1;
+  on_host::run_kernel(*kernel, arguments, grid, block, reversed != 0);
+  return 0;
+}
