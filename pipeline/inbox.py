@@ -1,0 +1,188 @@
+"""Inbox: where items wait for a stage, and what happens when it is full."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from pipeline.config import Policy
+
+T = TypeVar("T")
+
+
+class InboxClosed(Exception):  # noqa: N818 - an end, not an error
+    """Nothing more will come: the inbox is closed and empty."""
+
+
+class Inbox(Generic[T]):
+    """A bounded queue between two threads.
+
+    With the policy ``block`` a full inbox lets ``put`` wait. With ``latest`` the oldest item that
+    waits is replaced, so that what is taken is never old. Every item that is put is either taken or
+    handed to ``on_drop``, once.
+
+    Args:
+        capacity: how many items wait at most.
+        policy: what a full inbox does.
+        on_drop: called with an item that nobody will take and the reason, ``replaced`` or
+            ``stopped``, on the thread that caused it, outside of all locks.
+        changed: the condition to wait on; several inboxes share one to be waited for together.
+    """
+
+    def __init__(
+        self,
+        capacity: int = 1,
+        policy: Policy = "block",
+        on_drop: Callable[[T, str], None] | None = None,
+        changed: threading.Condition | None = None,
+    ) -> None:
+        self.capacity = capacity
+        self.policy = policy
+        self._on_drop = on_drop
+        self._changed = changed or threading.Condition()
+        self._items: deque[tuple[T, bool]] = deque()  # (item, may it be dropped)
+        self._droppable = 0
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether it is closed and empty."""
+        return self._closed and not self._items
+
+    def put(self, item: T) -> bool:
+        """Add an item, by the policy. False when the inbox is closed: the item was dropped."""
+        dropped: T | None = None
+        reason = "replaced"
+        with self._changed:
+            if self.policy == "block":
+                self._changed.wait_for(lambda: self._closed or self._droppable < self.capacity)
+            accepted = not self._closed
+            if not accepted:
+                dropped, reason = item, "stopped"
+            else:
+                if self._droppable >= self.capacity:
+                    dropped = self._remove_oldest()
+                self._add(item, droppable=True)
+        if dropped is not None and self._on_drop is not None:
+            self._on_drop(dropped, reason)
+        return accepted
+
+    def post(self, item: T) -> bool:
+        """Add an item that takes no room and is never dropped: an event. False when closed."""
+        with self._changed:
+            if self._closed:
+                return False
+            self._add(item, droppable=False)
+            return True
+
+    def take(
+        self,
+        limit: int = 1,
+        alike: Callable[[T, T], bool] | None = None,
+        timeout_s: float | None = None,
+    ) -> list[T]:
+        """Wait for an item; return it and those right behind it that are ``alike`` it.
+
+        Never waits for a second item. Returns an empty list after ``timeout_s``.
+
+        Raises:
+            InboxClosed: closed and empty.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._items or self._closed, timeout_s)
+            if not self._items:
+                if self._closed:
+                    raise InboxClosed
+                return []
+            taken = [self._pop()]
+            while (
+                alike and self._items and len(taken) < limit and alike(taken[0], self._items[0][0])
+            ):
+                taken.append(self._pop())
+            self._changed.notify_all()
+            return taken
+
+    def wait_for_room(self) -> None:
+        """Wait until ``put`` would not wait, or the inbox is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._droppable < self.capacity)
+
+    def close(self) -> None:
+        """Take nothing more in. What waits can still be taken."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def discard(self) -> None:
+        """Drop what waits; events stay."""
+        with self._changed:
+            dropped = [item for item, droppable in self._items if droppable]
+            self._items = deque(entry for entry in self._items if not entry[1])
+            self._droppable = 0
+            self._changed.notify_all()
+        if self._on_drop is not None:
+            for item in dropped:
+                self._on_drop(item, "stopped")
+
+    def _add(self, item: T, *, droppable: bool) -> None:
+        self._items.append((item, droppable))
+        self._droppable += droppable
+        self._changed.notify_all()
+
+    def _pop(self) -> T:
+        item, droppable = self._items.popleft()
+        self._droppable -= droppable
+        return item
+
+    def _remove_oldest(self) -> T:
+        oldest = next(place for place, (_, droppable) in enumerate(self._items) if droppable)
+        item, _ = self._items[oldest]
+        del self._items[oldest]
+        self._droppable -= 1
+        return item
+
+
+class RoundRobin(Generic[T]):
+    """Takes from many inboxes in turn, so that a busy source does not starve the others.
+
+    The inboxes must share ``changed``.
+    """
+
+    def __init__(self, inboxes: Sequence[Inbox[T]], changed: threading.Condition) -> None:
+        self._inboxes = inboxes
+        self._changed = changed
+        self._next = 0
+
+    def take(
+        self,
+        limit: int = 1,
+        alike: Callable[[T, T], bool] | None = None,
+        timeout_s: float | None = None,
+    ) -> list[T]:
+        """Take from the first inbox that holds something, beginning behind the last one taken from.
+
+        Arguments as of ``Inbox.take``.
+
+        Raises:
+            InboxClosed: all are closed and empty.
+        """
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        with self._changed:
+            while True:
+                for step in range(len(self._inboxes)):
+                    place = (self._next + step) % len(self._inboxes)
+                    if len(self._inboxes[place]):
+                        self._next = place + 1
+                        return self._inboxes[place].take(limit, alike)
+                if all(inbox.is_drained for inbox in self._inboxes):
+                    raise InboxClosed
+                left_s = None if deadline_s is None else deadline_s - time.monotonic()
+                if left_s is not None and left_s <= 0:
+                    return []
+                self._changed.wait(left_s)

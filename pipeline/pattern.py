@@ -1,0 +1,72 @@
+"""PatternSource: a moving test pattern, for trying things without a camera."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from itertools import count
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.errors import InputError
+from pipeline.config import SourceConfig
+from pipeline.frame import Frame, Timeline
+from pipeline.source import Pace, Source
+
+
+class PatternSource(Source):
+    """``test://WIDTHxHEIGHT@FPS``: colour gradients that move, with a white square among them.
+
+    Picture ``index`` is the same on every machine. The pictures come at their time by the wall
+    clock, without end, as a camera's; with the policy ``block`` they come as fast as they are
+    taken.
+
+    Raises:
+        InputError: the address is not of this form.
+    """
+
+    def __init__(self, config: SourceConfig) -> None:
+        super().__init__(config)
+        form = re.fullmatch(
+            r"test://([1-9]\d{0,3})x([1-9]\d{0,3})@(\d{1,3}(?:\.\d+)?)", config.url, re.I
+        )
+        if form is None or float(form[3]) == 0:
+            raise InputError(f"{config.url}: write test://WIDTHxHEIGHT@FPS, as test://1280x720@30")
+        self.width, self.height, self.fps = int(form[1]), int(form[2]), float(form[3])
+        self.live = config.policy != "block"
+        self.frame_count = None
+
+    def __iter__(self) -> Iterator[Frame]:
+        assert self.fps is not None
+        pace = Pace(self._stopping)
+        for index in count():
+            if self.live:
+                pace.wait(index / self.fps)
+            if self._stopping.is_set():
+                return
+            timeline = Timeline()
+            timeline.begin("decode")
+            capture_ns = time.time_ns()
+            picture = av.VideoFrame.from_ndarray(
+                draw_pattern(self.width, self.height, index), "rgb24"
+            )
+            timeline.end("decode")
+            yield Frame(self.name, index, index / self.fps, capture_ns, picture, timeline=timeline)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def draw_pattern(width: int, height: int, index: int) -> NDArray[np.uint8]:
+    """Draw picture ``index`` of the test pattern: ``[height, width, 3]`` uint8 RGB."""
+    pattern = np.empty((height, width, 3), np.uint8)
+    pattern[..., 0] = (np.arange(width) + 3 * index).astype(np.uint8)
+    pattern[..., 1] = (np.arange(height) + index).astype(np.uint8)[:, None]
+    pattern[..., 2] = (5 * index) % 256
+    side = max(1, min(width, height) // 8)
+    x, y = (7 * index) % max(1, width - side), (4 * index) % max(1, height - side)
+    pattern[y : y + side, x : x + side] = 255
+    return pattern
