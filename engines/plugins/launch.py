@@ -124,8 +124,9 @@ def roi_align(
     """Pool ``boxes`` boxes from the levels P2..P5; see multiscale_roi_align.cu.
 
     Device pointers: ``features`` to P2..P5, each ``[images, channels, height, width]`` of ``dtype``
-    with heights and widths in ``sizes``; ``rois`` ``[boxes, 4]`` float32, ``batch_index`` ``[boxes]``
-    int32; ``pooled`` ``[boxes, channels, output_size, output_size]`` of ``dtype`` is written.
+    with heights and widths in ``sizes``; ``rois`` ``[boxes, 4]`` float32; ``batch_index``
+    ``[boxes]`` int32; ``pooled`` ``[boxes, channels, output_size, output_size]`` of ``dtype`` is
+    written.
     """
     # About 3000 outputs a block: enough to pay for its taps, and enough blocks to fill any card.
     channels_per_block = max(1, min(channels, 3136 // output_size**2))

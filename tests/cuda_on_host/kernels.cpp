@@ -2,9 +2,7 @@
 #define MASKCAST_ON_HOST
 #include "kernels.h"
 
-#include "../../engines/plugins/grouped_nms.cu"
-#include "../../engines/plugins/multiscale_roi_align.cu"
-#include "../../engines/plugins/preprocess.cu"
+#include "../../engines/plugins/kernels.cu"
 
 namespace on_host {
 namespace {
