@@ -9,16 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.masks import (
-    MASK_SIZE,
-    Patch,
-    compress_runs,
-    decode_runs,
-    decompress_runs,
-    encode_runs,
-    paste_mask,
-)
-from engines.polygons import fill_polygons, trace_mask, trace_patch
+from engines.masks import MASK_SIZE, Crossings, Patch, crop_crossings, fill_crossings
+from engines.polygons import ring_crossings, trace_mask, trace_patch
+from engines.rle import compress_runs, decode_runs, decompress_runs, encode_runs
 
 __all__ = ["MASK_SIZE", "Instances", "PolygonMasks", "RleMasks"]
 
@@ -126,16 +119,10 @@ class Instances:
         Raises:
             ValueError: there are no masks.
         """
-        match self.masks:
-            case None:
-                raise ValueError("these instances have boxes only, no masks")
-            case RleMasks(counts):
-                runs = decompress_runs(counts[i], self.width * self.height)
-                return decode_runs(runs, self.width, self.height)
-            case PolygonMasks(rings):
-                return fill_polygons(rings[i], self.width, self.height)
-            case crops:
-                return paste_mask(crops[i], self.boxes[i], self.width, self.height)
+        if isinstance(self.masks, RleMasks):
+            runs = decompress_runs(self.masks.counts[i], self.width * self.height)
+            return decode_runs(runs, self.width, self.height)
+        return fill_crossings(self._crossings(i))
 
     def mask(self, i: int) -> NDArray[np.bool_]:
         """Make the mask of instance ``i`` in the whole picture: ``[height, width]`` bool."""
@@ -148,7 +135,7 @@ class Instances:
         """Make the compressed ``counts`` of COCO's RLE of every mask."""
         if isinstance(self.masks, RleMasks):
             return self.masks.counts
-        runs = [encode_runs(self.patch(i), self.width, self.height) for i in range(len(self))]
+        runs = [encode_runs(self._crossings(i), self.width, self.height) for i in range(len(self))]
         return tuple(compress_runs(runs))
 
     def rle(self, i: int) -> dict[str, Any]:
@@ -206,3 +193,12 @@ class Instances:
             class_id=self.labels.astype(np.int64),
             data={} if names is None else {"class_name": names},
         )
+
+    def _crossings(self, i: int) -> Crossings:
+        match self.masks:
+            case np.ndarray() as crops:
+                return crop_crossings(crops[i], self.boxes[i], self.width, self.height)
+            case PolygonMasks(rings):
+                return ring_crossings(rings[i])
+            case _:
+                raise ValueError("these instances have boxes only, no masks")

@@ -1,4 +1,4 @@
-"""Masks: a 28x28 crop of probabilities becomes pixels, COCO runs or bits.
+"""Masks: a 28x28 crop of probabilities becomes pixels, or bits.
 
 The masks of a frame leave the network as small crops and stay so. What is made here is made of one
 instance at a time and only as large as its box: a full-size picture never exists on the way.
@@ -6,7 +6,6 @@ instance at a time and only as large as its box: a full-size picture never exist
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -67,26 +66,30 @@ def mask_grid(box: NDArray[np.float32]) -> MaskGrid:
     return MaskGrid(left, top, max(right - left + 1, 1), max(bottom - top + 1, 1))
 
 
-def _interpolation(first: int, last: int, size: int) -> NDArray[np.float32]:
-    """Weights ``[last - first, 28]`` of bilinear resizing from 30 padded cells to ``size`` pixels.
+class Crossings(NamedTuple):
+    """The outline of a mask, column by column: all that is needed to fill it or to count its runs.
 
-    Pixel centres map onto cell centres (``align_corners=False``). The padding is zero, so its two
-    columns are left out; at the ends the nearest cell is padding too.
+    Going down ``column[i]``, the mask begins or ends above the pixel at ``row[i]`` (the picture's
+    height, if it ends at the border). Two crossings at one place cancel.
+
+    Attributes:
+        column: ``[T]`` int64.
+        row: ``[T]`` int64.
     """
-    cells = MASK_SIZE + 2
-    position = (np.arange(first, last, dtype=np.float32) + np.float32(0.5)) * np.float32(
-        cells / size
-    ) - np.float32(1.5)
-    distance = np.abs(position[:, None] - np.arange(MASK_SIZE, dtype=np.float32))
-    return np.maximum(np.float32(1) - distance, np.float32(0))
+
+    column: NDArray[np.int64]
+    row: NDArray[np.int64]
 
 
-def paste_mask(crop: NDArray[np.uint8], box: NDArray[np.float32], width: int, height: int) -> Patch:
-    """Turn a crop into the pixels under its box.
+def crop_crossings(
+    crop: NDArray[np.uint8], box: NDArray[np.float32], width: int, height: int
+) -> Crossings:
+    """Find where the mask of a crop begins and ends in each column of the picture.
 
-    The same pixels as ``torchvision.models.detection.roi_heads.paste_masks_in_image`` above 0.5,
-    without the picture around them. Bilinear resizing is separable, hence two small matrix
-    products.
+    The pixels are those of ``paste_masks_in_image`` of torchvision (roi_heads.py) above 0.5:
+    bilinear resizing from the 30 x 30 padded crop to the box's pixels, pixel centres upon cell
+    centres (``align_corners=False``). Between two rows of cells that surface is linear down a
+    column, so it is enough to look between the cells, not at every pixel.
 
     Args:
         crop: ``[28, 28]`` uint8, probability x 255.
@@ -95,13 +98,50 @@ def paste_mask(crop: NDArray[np.uint8], box: NDArray[np.float32], width: int, he
         height: likewise.
     """
     grid = mask_grid(box)
-    x0, x1 = max(grid.x0, 0), min(grid.x0 + grid.width, width)
-    y0, y1 = max(grid.y0, 0), min(grid.y0 + grid.height, height)
-    if x0 >= x1 or y0 >= y1:
+    cells = np.zeros((MASK_SIZE + 2, MASK_SIZE + 2))
+    cells[1:-1, 1:-1] = crop.T  # [column of cells, row of cells]
+    first = max(grid.x0, 0)
+    columns = np.arange(first, min(grid.x0 + grid.width, width))
+    position = (columns - grid.x0 + 0.5) * len(cells) / grid.width - 0.5
+    # Beyond the first and the last cell centre the nearest cell counts: padding.
+    position = np.minimum(np.maximum(position, 0), MASK_SIZE + 1)
+    left = np.minimum(position.astype(np.int64), MASK_SIZE)
+    profile = np.take(cells[1:] - cells[:-1], left, axis=0)  # [columns, rows of cells]
+    profile *= (position - left)[:, None]
+    profile += np.take(cells, left, axis=0)
+    inside = profile > HALF
+    column, cell = np.divmod(np.flatnonzero(inside[:, 1:] != inside[:, :-1]), len(cells) - 1)
+    above, below = profile[column, cell], profile[column, cell + 1]
+    half = cell + (HALF - above) / (below - above)  # where the probability is 0.5, in cells
+    row = (half + 0.5) * grid.height / len(cells) - 0.5
+    # The first pixel above 0.5 where the object begins, the first not above it where it ends.
+    row = np.where(above > HALF, np.ceil(row), np.floor(row) + 1).astype(np.int64) + grid.y0
+    return Crossings(column + first, np.minimum(np.maximum(row, 0), height))
+
+
+def fill_crossings(crossings: Crossings) -> Patch:
+    """Fill a mask between its crossings."""
+    column, row = crossings
+    if not len(column):
         return Patch(0, 0, np.zeros((0, 0), dtype=np.bool_))
-    rows = _interpolation(y0 - grid.y0, y1 - grid.y0, grid.height)
-    columns = _interpolation(x0 - grid.x0, x1 - grid.x0, grid.width)
-    return Patch(x0, y0, rows @ crop.astype(np.float32) @ columns.T > HALF)
+    x0, y0 = int(column.min()), int(row.min())
+    toggles = np.zeros((int(row.max()) - y0 + 1, int(column.max()) - x0 + 1), dtype=np.uint8)
+    np.add.at(toggles, (row - y0, column - x0), np.uint8(1))
+    # Modulo 256 the sums stay odd or even. The last row only ends what is above it.
+    pixels = np.add.accumulate(toggles[:-1], axis=0, dtype=np.uint8) & np.uint8(1)
+    return Patch(x0, y0, pixels.view(np.bool_))
+
+
+def paste_mask(crop: NDArray[np.uint8], box: NDArray[np.float32], width: int, height: int) -> Patch:
+    """Turn a crop into the pixels under its box, as torchvision does, without the picture around.
+
+    Args:
+        crop: ``[28, 28]`` uint8, probability x 255.
+        box: ``[4]`` float32, x1 y1 x2 y2 in pixels, finite.
+        width: the picture's, pixels; what lies outside is cut off.
+        height: likewise.
+    """
+    return fill_crossings(crop_crossings(crop, box, width, height))
 
 
 def pack_crops(crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -113,109 +153,3 @@ def unpack_crops(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Undo ``pack_crops``: ``[N, 98]`` to crops ``[N, 28, 28]`` of 0 and 255."""
     bits = np.unpackbits(packed, axis=1)
     return (bits * np.uint8(255)).reshape(len(packed), MASK_SIZE, MASK_SIZE)
-
-
-def encode_runs(patch: Patch, width: int, height: int) -> NDArray[np.int64]:
-    """COCO's uncompressed RLE of a patch in its picture.
-
-    Runs down the columns of the whole picture, background first (``rleEncode`` in pycocotools),
-    found in the patch alone.
-
-    Returns:
-        ``[R]`` int64 run lengths; their sum is ``width * height``.
-    """
-    x0, y0, pixels = patch
-    rows, columns = pixels.shape
-    # One row of background below each column ends its last run; a run that goes on at the top of
-    # the next column is joined again below.
-    padded = np.zeros((columns, rows + 1), dtype=np.int8)
-    padded[:, :rows] = pixels.T
-    flat = np.flatnonzero(np.diff(padded.reshape(-1), prepend=np.int8(0)))
-    if not len(flat):
-        return np.array([width * height], dtype=np.int64)
-    column, row = np.divmod(flat, rows + 1)
-    turns = (column + x0) * height + row + y0  # picture index where a run begins, alternately 1, 0
-    joined = np.flatnonzero(turns[1:-1:2] == turns[2::2])
-    turns = np.delete(turns, np.concatenate([2 * joined + 1, 2 * joined + 2]))
-    runs = np.diff(turns, prepend=0, append=width * height)
-    return runs if runs[-1] else runs[:-1]
-
-
-def decode_runs(runs: NDArray[np.int64], width: int, height: int) -> Patch:
-    """Undo ``encode_runs``: the smallest patch that holds the object.
-
-    Args:
-        runs: ``[R]`` int64, none negative, of sum ``width * height``.
-        width: the picture's, pixels.
-        height: likewise.
-    """
-    ends = np.cumsum(runs)
-    starts, stops = ends[0:-1:2], ends[1::2]  # of the object's runs
-    filled = starts < stops
-    starts, stops = starts[filled], stops[filled]
-    if not len(starts):
-        return Patch(0, 0, np.zeros((0, 0), dtype=np.bool_))
-    x0, x1 = int(starts[0] // height), int((stops[-1] - 1) // height) + 1
-    edges = np.zeros((x1 - x0) * height + 1, dtype=np.int8)
-    np.add.at(edges, starts - x0 * height, np.int8(1))
-    np.add.at(edges, stops - x0 * height, np.int8(-1))
-    columns = np.cumsum(edges[:-1], dtype=np.int8).view(np.bool_).reshape(x1 - x0, height)
-    rows = np.flatnonzero(columns.any(axis=0))
-    y0, y1 = int(rows[0]), int(rows[-1]) + 1
-    return Patch(x0, y0, np.ascontiguousarray(columns[:, y0:y1].T))
-
-
-def compress_runs(runs: Sequence[NDArray[np.int64]]) -> list[bytes]:
-    """COCO's compressed ``counts`` of many masks at once (``rleToString`` in pycocotools).
-
-    From the fourth run on, the difference to the run before the last is written; each number in
-    groups of five bits, low group first, sign-extended, with a sixth bit for "more" and 48 added.
-    """
-    if not runs:
-        return []
-    lengths = np.array([len(r) for r in runs])
-    deltas = np.concatenate([np.concatenate([r[:3], r[3:] - r[1:-2]]) for r in runs])
-    groups, more = [], []
-    alive = np.ones(len(deltas), dtype=np.bool_)
-    while alive.any():
-        group = deltas & 0x1F
-        deltas = deltas >> 5
-        goes_on = alive & (deltas != np.where(group & 0x10, -1, 0))
-        groups.append(group + 48 + 0x20 * goes_on)
-        more.append(alive)
-        alive = goes_on
-    written = np.stack(more, axis=1)
-    text = np.stack(groups, axis=1).astype(np.uint8)[written].tobytes()
-    ends = np.cumsum(written.sum(axis=1))[np.cumsum(lengths) - 1].tolist()
-    return [text[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)]
-
-
-def decompress_runs(counts: bytes, pixels: int) -> NDArray[np.int64]:
-    """Undo ``compress_runs`` for one mask.
-
-    Args:
-        counts: the compressed string.
-        pixels: width x height of the picture.
-
-    Raises:
-        ValueError: it is no run-length code of a mask of that many pixels.
-    """
-    codes = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
-    if not len(codes) or codes.min() < 0 or codes.max() > 0x3F:
-        raise ValueError("a character of the counts is not one of COCO's")
-    last = np.flatnonzero(codes < 0x20)
-    if not len(last) or last[-1] != len(codes) - 1:
-        raise ValueError("the counts end inside a number")
-    first = np.concatenate([[0], last[:-1] + 1])
-    size = last - first + 1
-    if size.max() > 7:
-        raise ValueError("a number in the counts is too large")
-    place = np.arange(len(codes)) - np.repeat(first, size)
-    runs = np.add.reduceat((codes & 0x1F) << (5 * place), first)
-    runs -= ((codes[last] & 0x10) != 0).astype(np.int64) << (5 * size)
-    runs[1::2] = np.cumsum(runs[1::2])
-    runs[2::2] = np.cumsum(runs[2::2])
-    # Seven groups hold 34 bits and a sign: sums of them cannot overflow on their way to this check.
-    if runs.min() < 0 or runs.max() > pixels or runs.sum() != pixels:
-        raise ValueError(f"the runs do not fill a picture of {pixels} pixels")
-    return runs

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.masks import HALF, MASK_SIZE, Patch, mask_grid
+from engines.masks import HALF, MASK_SIZE, Crossings, Patch, mask_grid
 
 
 def _segments() -> NDArray[np.int8]:
@@ -94,6 +95,13 @@ def contours(values: NDArray[np.float32], level: float) -> list[NDArray[np.float
     return np.split(points, np.cumsum([len(ring) for ring in rings])[:-1])
 
 
+def _surrounded(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Put one row or column of zeros on each side."""
+    surrounded = np.zeros((values.shape[0] + 2, values.shape[1] + 2), dtype=np.float32)
+    surrounded[1:-1, 1:-1] = values
+    return surrounded
+
+
 def trace_mask(
     crop: NDArray[np.uint8], box: NDArray[np.float32], width: int, height: int
 ) -> list[NDArray[np.float32]]:
@@ -115,11 +123,10 @@ def trace_mask(
     grid = mask_grid(box)
     scale = np.array([grid.width, grid.height]) / (MASK_SIZE + 2)
     origin = np.array([grid.x0, grid.y0])
-    values = np.pad(crop, 1).astype(np.float32)
     limit = np.array([width, height])
     return [
-        np.clip(origin + (ring + 0.5) * scale, 0, limit).astype(np.float32)
-        for ring in contours(values, HALF)
+        np.minimum(np.maximum(origin + (ring + 0.5) * scale, 0), limit).astype(np.float32)
+        for ring in contours(_surrounded(crop), HALF)
     ]
 
 
@@ -127,37 +134,29 @@ def trace_patch(patch: Patch) -> list[NDArray[np.float32]]:
     """Trace the outline of pixels: through the middle between those inside and those outside.
 
     Returns:
-        Rings as ``trace_mask`` gives them; ``fill_polygons`` gives back the same pixels.
+        Rings as ``trace_mask`` gives them; ``ring_crossings`` gives back the same pixels.
     """
     origin = np.array([patch.x0 - 0.5, patch.y0 - 0.5])
-    values = np.pad(patch.pixels, 1).astype(np.float32)
-    return [(origin + ring).astype(np.float32) for ring in contours(values, 0.5)]
+    return [(origin + ring).astype(np.float32) for ring in contours(_surrounded(patch.pixels), 0.5)]
 
 
-def fill_polygons(rings: Sequence[NDArray[np.float32]], width: int, height: int) -> Patch:
-    """Fill rings by the even-odd rule: a pixel belongs to the object where its centre lies inside.
+def ring_crossings(rings: Sequence[NDArray[np.float32]]) -> Crossings:
+    """Find where a polygon begins and ends in each column, by the even-odd rule.
 
-    Scan conversion (Foley et al., Computer Graphics, section 3.6), all edges at once.
+    A pixel belongs to the object where its centre lies inside. Scan conversion (Foley et al.,
+    Computer Graphics, section 3.6) of all edges at once.
 
     Args:
         rings: ``[V, 2]`` float32 each, inside the picture, as ``trace_mask`` gives them.
-        width: the picture's, pixels.
-        height: likewise.
     """
     if not rings:
-        return Patch(0, 0, np.zeros((0, 0), dtype=np.bool_))
-    start = np.concatenate(list(rings)).astype(np.float64)
-    end = np.concatenate([np.roll(ring, -1, axis=0) for ring in rings]).astype(np.float64)
-    x0, y0 = (int(v) for v in np.floor(start.min(axis=0)))
-    x1, y1 = (int(v) for v in np.ceil(start.max(axis=0)))
-    # The first row and the row after the last whose centre line an edge crosses.
-    first, last = (np.ceil(np.sort([start[:, 1], end[:, 1]], axis=0) - 0.5)).astype(np.int64)
-    crossed = last - first
-    edge = np.repeat(np.arange(len(start)), crossed)
-    row = np.arange(len(edge)) - np.repeat(np.cumsum(crossed) - crossed, crossed) + first[edge]
-    along = (row + 0.5 - start[edge, 1]) / (end[edge, 1] - start[edge, 1])
-    x = start[edge, 0] + along * (end[edge, 0] - start[edge, 0])
-    toggles = np.zeros((y1 - y0, x1 - x0 + 1), dtype=np.uint8)
-    np.bitwise_xor.at(toggles, (row - y0, np.ceil(x - 0.5).astype(np.int64) - x0), np.uint8(1))
-    filled = np.bitwise_xor.accumulate(toggles[:, :-1], axis=1).view(np.bool_)
-    return Patch(x0, y0, filled)
+        return Crossings(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+    x1, y1 = np.concatenate(list(rings)).astype(np.float64).T
+    x2, y2 = np.concatenate([np.roll(ring, -1, axis=0) for ring in rings]).astype(np.float64).T
+    # The first column, and the one after the last, whose centre line an edge crosses.
+    first, end = np.ceil(np.sort([x1, x2], axis=0) - 0.5).astype(np.int64)
+    columns = end - first
+    edge = np.repeat(np.arange(len(x1)), columns)
+    column = np.arange(len(edge)) - np.repeat(np.cumsum(columns) - columns, columns) + first[edge]
+    y = y1[edge] + (column + 0.5 - x1[edge]) / (x2[edge] - x1[edge]) * (y2[edge] - y1[edge])
+    return Crossings(column, np.ceil(y - 0.5).astype(np.int64))
