@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from engines.masks import Crossings, Patch
 
-
 MOST_GROUPS = 7
 """Groups of five bits that a number may have: 34 bits and a sign, more than any picture needs."""
 

@@ -1,0 +1,145 @@
+import json
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco
+
+from engines.instances import MASK_SIZE, Instances, PolygonMasks, RleMasks
+
+# supervision says at its first import that it would rather have OpenCV.
+pytestmark = pytest.mark.filterwarnings("ignore:OpenCV:UserWarning")
+
+NAMES = ("background", "person", "cat")
+
+
+@pytest.fixture
+def three():
+    y, x = np.mgrid[0:MASK_SIZE, 0:MASK_SIZE] - 13.5
+    disc = np.rint(255 / (1 + np.exp(np.hypot(x, y) - 11))).astype(np.uint8)
+    return Instances(
+        width=160,
+        height=120,
+        boxes=np.array([[10, 20, 60, 90], [100, 0, 160, 60], [0, 0, 160, 120]], dtype=np.float32),
+        scores=np.array([0.9, 0.8, 0.7], dtype=np.float32),
+        labels=np.array([1, 2, 1], dtype=np.int32),
+        masks=np.stack([disc] * 3),
+    )
+
+
+def in_form(instances, form):
+    """The same instances as a subscriber gets them in another format."""
+    n = range(len(instances))
+    masks = {
+        "crops": lambda: instances.masks,
+        "rle": lambda: RleMasks(instances.counts()),
+        "polygons": lambda: PolygonMasks(tuple(tuple(instances.polygons(i)) for i in n)),
+    }[form]()
+    return Instances(160, 120, instances.boxes, instances.scores, instances.labels, masks)
+
+
+FORMS = pytest.mark.parametrize("form", ["crops", "rle", "polygons"])
+
+
+@FORMS
+@pytest.mark.parametrize(
+    ("index", "scores"),
+    [
+        (0, [0.9]),
+        (-1, [0.7]),
+        (slice(1, None), [0.8, 0.7]),
+        (np.array([True, False, True]), [0.9, 0.7]),
+        (np.array([2, 0]), [0.7, 0.9]),
+        (np.array([], dtype=np.int64), []),
+    ],
+    ids=str,
+)
+def test_an_index_chooses_from_all_arrays_alike(three, form, index, scores):
+    some = in_form(three, form)[index]
+    assert some.scores.tolist() == pytest.approx(scores)
+    assert len(some) == len(some.boxes) == len(some.labels) == len(some.masks) == len(scores)
+    assert (some.width, some.height) == (160, 120)
+    for i, score in enumerate(scores):
+        original = int(np.flatnonzero(np.isclose(three.scores, score))[0])
+        assert (some.mask(i) != three.mask(original)).mean() < 0.01
+
+
+def test_a_number_beyond_the_end_is_an_index_error_so_that_iteration_ends(three):
+    with pytest.raises(IndexError):
+        three[3]
+    assert [len(one) for one in three] == [1, 1, 1]
+
+
+@FORMS
+def test_every_form_gives_the_same_mask(three, form):
+    other = in_form(three, form)
+    for i in range(3):
+        mask = other.mask(i)
+        assert mask.shape == (120, 160)
+        assert mask.dtype == np.bool_
+        expected = three.mask(i)
+        assert (mask & expected).sum() >= 0.97 * (mask | expected).sum()
+        assert np.array_equal(coco.decode(other.rle(i)).astype(bool), mask)
+
+
+@FORMS
+def test_every_form_has_outlines(three, form):
+    for i in range(3):
+        (ring,) = in_form(three, form).polygons(i)
+        assert ring.shape[1] == 2
+        assert ring.shape[0] >= 3
+
+
+def test_a_patch_is_the_mask_without_what_is_around(three):
+    x0, y0, pixels = three.patch(0)
+    rows, columns = pixels.shape
+    assert rows <= 70
+    assert columns <= 50
+    mask = three.mask(0)
+    assert np.array_equal(mask[y0 : y0 + rows, x0 : x0 + columns], pixels)
+    assert mask.sum() == pixels.sum() > 0
+
+
+def test_coco_results_are_json_that_pycocotools_reads(three):
+    results = json.loads(json.dumps(three.to_coco(NAMES)))
+    assert [r["category"] for r in results] == ["person", "cat", "person"]
+    assert [r["category_id"] for r in results] == [1, 2, 1]
+    assert results[0]["bbox"] == [10, 20, 50, 70]
+    assert results[0]["score"] == pytest.approx(0.9)
+    assert np.array_equal(coco.decode(results[1]["segmentation"]).astype(bool), three.mask(1))
+    assert "category" not in three.to_coco()[0]
+
+
+def test_supervision_gets_boxes_masks_and_names(three):
+    detections = three.to_supervision(NAMES)
+    assert type(detections).__module__.startswith("supervision")
+    assert detections.mask.shape == (3, 120, 160)
+    assert np.array_equal(detections.mask[1], three.mask(1))
+    assert detections.class_id.tolist() == [1, 2, 1]
+    assert detections["class_name"].tolist() == ["person", "cat", "person"]
+    assert detections[detections.confidence > 0.75].xyxy.shape == (2, 4)
+
+
+def test_instances_without_masks_have_boxes_and_say_so(three):
+    boxes = Instances(160, 120, three.boxes, three.scores, three.labels)
+    assert boxes[1:].masks is None
+    assert "segmentation" not in boxes.to_coco()[0]
+    assert boxes.to_supervision().mask is None
+    with pytest.raises(ValueError, match="no masks"):
+        boxes.mask(0)
+    with pytest.raises(ValueError, match="no masks"):
+        boxes.polygons(0)
+
+
+def test_an_empty_picture_is_instances_too():
+    nothing = Instances.empty(640, 480)
+    assert len(nothing) == 0
+    assert nothing.to_coco() == []
+    assert len(nothing.to_supervision(NAMES)) == 0
+    assert len(nothing[:5]) == 0
+
+
+def test_arrays_of_different_lengths_are_refused(three):
+    with pytest.raises(ValueError, match="length"):
+        Instances(160, 120, three.boxes, three.scores[:2], three.labels, three.masks)
+    with pytest.raises(ValueError, match="length"):
+        Instances(160, 120, three.boxes, three.scores, three.labels, three.masks[:1])
