@@ -1,26 +1,42 @@
+"""CUDA without a GPU: kernels compiled for the host, and tests on a driver over host memory.
+
+A test marked ``host_gpu`` runs in a child process whose ``libcuda.so.1`` is the host driver of
+tests/cuda_on_host, so that neither a real driver nor the other tests are touched; its result is
+reported here under its own name.
+"""
+
 from __future__ import annotations
 
 import ctypes
+import importlib.util
+import json
+import os
+import re
 import shutil
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engines.plugins.launch import Launch
 
 CUDA_ON_HOST = Path(__file__).parents[1] / "cuda_on_host"
+RESULTS = "MASKCAST_HOST_GPU_RESULTS"
+"""Set in the child: the file to which it writes its tests' reports, one JSON object a line."""
 
 
-def compile_on_host(sources: list[str], library: Path, *options: str) -> Path:
+def compile_on_host(library: Path, *sources: str | Path, options: tuple[str, ...] = ()) -> Path:
     """Compile sources of tests/cuda_on_host to a shared library with g++."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not installed: the kernels cannot be compiled for the host")
-    command = [compiler, "-O2", "-std=c++17", "-Wall", "-Wextra", "-Werror"]
+    command = [compiler, "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-I."]
     # Kernels carry nvcc's unrolling pragmas; contraction would round otherwise than the GPU does.
-    command += ["-Wno-unknown-pragmas", "-ffp-contract=off", "-shared", "-fPIC", "-I."]
-    command += [*sources, "-o", str(library), *options]
+    command += ["-Wno-unknown-pragmas", "-ffp-contract=off", "-std=c++17"]
+    command += [*map(str, sources), "-o", str(library), *options]
     done = subprocess.run(command, cwd=CUDA_ON_HOST, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return library
@@ -49,4 +65,137 @@ class HostKernels:
 @pytest.fixture(scope="session")
 def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> HostKernels:
     folder = tmp_path_factory.mktemp("kernels")
-    return HostKernels(compile_on_host(["kernels.cpp"], folder / "libkernels.so"))
+    return HostKernels(compile_on_host(folder / "libkernels.so", "kernels.cpp"))
+
+
+class HostDriver:
+    """The host driver's own face: what is alive, what went wrong."""
+
+    def __init__(self) -> None:
+        self._library = ctypes.CDLL("libcuda.so.1")
+        self._library.host_driver_report.restype = ctypes.c_char_p
+
+    def report(self) -> dict[str, int]:
+        """Count what is alive, and the launches."""
+        lines = [line for line in self._lines() if not line.startswith("fault: ")]
+        return {name: int(count) for name, count in (line.rsplit(": ", 1) for line in lines)}
+
+    def faults(self) -> list[str]:
+        """List what a real driver would have suffered in silence, or punished late."""
+        return [line[7:] for line in self._lines() if line.startswith("fault: ")]
+
+    def break_down(self, status: int = 700) -> None:
+        """Fail every call from now on: 700 is an illegal address, 0 mends it."""
+        self._library.host_driver_break(status)
+
+    def reset(self) -> None:
+        self._library.host_driver_reset()
+
+    def _lines(self) -> list[str]:
+        return str(self._library.host_driver_report().decode()).splitlines()
+
+
+@pytest.fixture
+def host_driver() -> Iterator[HostDriver]:
+    """Give the host driver to a test; afterwards nothing may have gone wrong or be left over."""
+    driver = HostDriver()
+    driver.reset()
+    yield driver
+    left = {name: n for name, n in driver.report().items() if n and "launches" not in name}
+    assert driver.faults() == []
+    assert left == {}, "left over on the device"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "host_gpu: runs in a child process on the host driver")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if path := os.environ.get(RESULTS):
+        line = json.dumps(report._to_json(), default=str)
+        with Path(path).open("a") as results:
+            results.write(line + "\n")
+
+
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    del nextitem
+    if item.get_closest_marker("host_gpu") is None or RESULTS in os.environ:
+        return None
+    hook = item.ihook
+    hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for report in _reports(item):
+        hook.pytest_runtest_logreport(report=report)
+    hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+_results: dict[Path, dict[str, list[Any]]] = {}
+_ends: dict[Path, str] = {}
+
+
+def _reports(item: pytest.Item) -> list[pytest.TestReport]:
+    """One test's reports from the child, which runs all the marked tests of the file at once."""
+    reason = _missing()
+    if reason:
+        skip = (str(item.path), item.location[1] or 0, f"Skipped: {reason}")
+        return [_report(item, "skipped", skip)]
+    if item.path not in _results:
+        _run_child(item)
+    found = _results[item.path].get(item.nodeid)
+    if not found:
+        return [_report(item, "failed", f"the child process died\n{_ends[item.path]}")]
+    return [pytest.TestReport._from_json(one) for one in found]
+
+
+def _report(item: pytest.Item, outcome: Any, text: Any) -> pytest.TestReport:
+    return pytest.TestReport(item.nodeid, item.location, {}, outcome, text, "call")
+
+
+def _missing() -> str | None:
+    if importlib.util.find_spec("pycuda") is None:
+        return "pycuda is not installed"
+    if shutil.which("g++") is None or shutil.which("nm") is None:
+        return "g++ and nm are needed to build the host driver"
+    return None
+
+
+def _run_child(item: pytest.Item) -> None:
+    folder = item.config._tmp_path_factory.mktemp("host_gpu")  # type: ignore[attr-defined]
+    build_host_driver(folder)
+    results = folder / "results.jsonl"
+    environment = {**os.environ, RESULTS: str(results), "LD_LIBRARY_PATH": str(folder)}
+    command = [sys.executable, "-m", "pytest", str(item.path), "-q", "-m", "host_gpu"]
+    command += ["-p", "no:cacheprovider", f"--rootdir={item.config.rootpath}"]
+    done = subprocess.run(
+        command, cwd=item.config.rootpath, env=environment, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    _ends[item.path] = f"exit status {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+    by_test: dict[str, list[Any]] = {}
+    for line in results.read_text().splitlines() if results.exists() else []:
+        report = json.loads(line)
+        by_test.setdefault(report["nodeid"], []).append(report)
+    _results[item.path] = by_test
+
+
+def build_host_driver(folder: Path) -> None:
+    """Build libcuda.so.1 over host memory, and a libcurand.so.10, which pycuda links."""
+    specification = importlib.util.find_spec("pycuda")
+    assert specification is not None
+    assert specification.origin is not None
+    module = next(Path(specification.origin).parent.glob("_driver*.so"))
+    symbols = subprocess.run(
+        ["nm", "-D", "--undefined-only", module], capture_output=True, text=True, check=True
+    ).stdout
+    needed = set(re.findall(r" U (cu[A-Z]\w+)", symbols))
+    source = (CUDA_ON_HOST / "driver.cpp").read_text()
+    made = set(re.findall(r"^\w+ (cu\w+)\(", source, re.MULTILINE))
+    absent = folder / "absent.cpp"  # what pycuda imports but nothing here calls: not supported
+    lines = (f'extern "C" int {name}() {{ return 801; }}' for name in sorted(needed - made))
+    absent.write_text("\n".join(lines))
+    compile_on_host(
+        folder / "libcuda.so.1", "driver.cpp", "kernels.cpp", absent,
+        options=("-Wl,-soname,libcuda.so.1",),
+    )  # fmt: skip
+    versions = "-Wl,-soname,libcurand.so.10,--version-script=curand.map"
+    compile_on_host(folder / "libcurand.so.10", "curand.cpp", options=(versions,))
