@@ -13,9 +13,7 @@ no part of the project that is not used.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as a type checker reads it; typing itself would be slow to import
 if TYPE_CHECKING:
     from engines.bundle import Bundle as Bundle
     from engines.bundle import Manifest as Manifest
@@ -59,10 +57,12 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = ["__version__", "main", *_HOME_OF]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
+    import importlib
+
     if name not in _HOME_OF:
         raise AttributeError(f"module 'maskcast' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    value: object = getattr(importlib.import_module(_HOME_OF[name]), name)
     globals()[name] = value
     return value
 
@@ -74,47 +74,50 @@ def __dir__() -> list[str]:
 def main() -> None:
     """Run the ``maskcast`` command.
 
-    What the user got wrong ends as one line on stderr and exit code 2. Ctrl-C and SIGTERM end
-    every command the same way: each command says in its help what it still does then.
+    What the user got wrong ends as one line on stderr and exit code 2. Ctrl-C and SIGTERM end a
+    command wherever it is, without a traceback, and with exit code 0 unless work was left undone.
     """
     import signal
     import sys
 
-    try:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-        import typer
-
-        from engines.errors import InputError
-
-        app = typer.Typer(
-            help="Mask R-CNN on live video, out over ZeroMQ.",
-            no_args_is_help=True,
-            add_completion=False,
-            pretty_exceptions_enable=False,
-            context_settings={"help_option_names": ["-h", "--help"]},
-        )
-
-        @app.callback(invoke_without_command=True)
-        def options(
-            version: bool = typer.Option(False, "--version", help="Print the version and stop."),
-        ) -> None:
-            if version:
-                typer.echo(f"maskcast {__version__}")
-                raise typer.Exit
-
-        import builder.commands
-        import pipeline.commands
-
-        pipeline.commands.mount(app)
-        builder.commands.mount(app)
-    except KeyboardInterrupt:  # nothing has begun
+    def end(*_: object) -> None:
         sys.exit(0)
+
+    signal.signal(signal.SIGINT, end)
+    signal.signal(signal.SIGTERM, end)
+
+    import typer
+
+    import builder.commands
+    import pipeline.commands
+    from engines.errors import InputError
+
+    app = typer.Typer(
+        help="Mask R-CNN on live video, out over ZeroMQ.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback(invoke_without_command=True)
+    def options(
+        version: bool = typer.Option(False, "--version", help="Print the version and stop."),
+    ) -> None:
+        if version:
+            typer.echo(f"maskcast {__version__}")
+            raise typer.Exit
+
+    pipeline.commands.mount(app)
+    builder.commands.mount(app)
     try:
         app(prog_name="maskcast")
     except InputError as error:
         sys.stderr.write(f"maskcast: {error}\n")
         sys.exit(2)
+    finally:  # what is left to do takes no time: no interrupt shall make a traceback of it
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

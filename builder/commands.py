@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -205,7 +206,12 @@ def _print_scores(scores: dict[str, Any]) -> None:
 
 @contextmanager
 def _builder_extra() -> Iterator[None]:
-    """Say what to install where a package of the builder extra is missing."""
+    """Say what to install where a package of the builder extra is missing.
+
+    From here on an interrupt leaves work undone, so it ends the program with exit code 130.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except ModuleNotFoundError as error:

@@ -61,7 +61,7 @@ def instance_records(instances: Instances, label_names: Sequence[str]) -> list[I
     """Turn instances into records: boxes to a hundredth of a pixel, scores to four digits."""
     boxes = np.round(instances.boxes.astype(np.float64), 2).tolist()
     scores = np.round(instances.scores.astype(np.float64), 4).tolist()
-    names = [label_names[label] for label in instances.labels.tolist()]
+    names = [label_name(label, label_names) for label in instances.labels.tolist()]
     size = (instances.height, instances.width)
     masks = (
         [None] * len(instances)
@@ -72,6 +72,11 @@ def instance_records(instances: Instances, label_names: Sequence[str]) -> list[I
         InstanceRecord(label=name, score=score, box=box, segmentation=mask)
         for name, score, box, mask in zip(names, scores, boxes, masks, strict=True)
     ]
+
+
+def label_name(label: int, label_names: Sequence[str]) -> str:
+    """Name a label; by its number while a publisher's table of names has not arrived."""
+    return label_names[label] if 0 <= label < len(label_names) else str(label)
 
 
 class JsonlRecorder:
@@ -156,9 +161,11 @@ class VideoRecorder:
         film.append(frame, instances)
 
     def close(self) -> None:
-        """Finish the files."""
+        """Finish the files; without a frame there is none."""
         for film in self._films.values():
             film.close()
+        if not self._films and self._path.is_file():
+            self._path.unlink()
 
 
 class _Film:

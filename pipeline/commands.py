@@ -1,0 +1,137 @@
+"""The run-time commands: run, watch, profile, demo."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from engines.errors import InputError
+
+Sources = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="SOURCE...",
+        help="A video file, a folder of images, http(s)://, rtsp(s)://, /dev/video0 or "
+        "test://1280x720@30; several are run together.",
+        show_default=False,
+    ),
+]
+Model = Annotated[str | None, typer.Option(metavar="BUNDLE", help="A bundle's folder, or default.")]
+Limit = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="End after so many frames of each source.")
+]
+
+
+def mount(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.command()(run)
+    app.command()(watch)
+    app.command()(profile)
+    app.command()(demo)
+
+
+def run(
+    sources: Sources = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML; what is given here overrides it.")
+    ] = None,
+    model: Model = None,
+    publish: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ENDPOINT", help="Where subscribers connect  [default: tcp://127.0.0.1:5555]"
+        ),
+    ] = None,
+    wait_subscribers: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Hold the sources until so many are there."),
+    ] = None,
+    limit: Limit = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="OUT.MP4", help="Write annotated video.")
+    ] = None,
+    jsonl: Annotated[
+        Path | None, typer.Option(metavar="OUT.JSONL", help="Write one JSON object a frame.")
+    ] = None,
+) -> None:
+    """Run a model on video and publish what it sees.
+
+    Ctrl-C and SIGTERM end it cleanly: what is on its way is published, files are finished.
+    """
+    from pipeline.config import load_config, make_config, override
+    from pipeline.run import run_to_end
+
+    changes: dict[str, Any] = {
+        "sources": [{"url": url} for url in sources] if sources else None,
+        "model.bundle": model,
+        "publish.endpoint": publish,
+        "publish.wait_subscribers": wait_subscribers,
+        "outputs.save": None if save is None else str(save),
+        "outputs.jsonl": None if jsonl is None else str(jsonl),
+    }
+    if config is not None:
+        settings = override(load_config(config), changes)
+    elif sources:
+        settings = override(make_config({"sources": changes.pop("sources")}), changes)
+    else:
+        raise InputError(
+            "nothing to run on: give a source (a file, a URL, /dev/video0, test://1280x720@30) "
+            "or --config FILE"
+        )
+    run_to_end(settings, limit=limit)
+
+
+def watch(
+    endpoint: Annotated[str, typer.Argument(help="Where it is published, tcp://host:port.")],
+    source: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only this source; may be given several times."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="End after so many frames.")
+    ] = None,
+    timeout_s: Annotated[
+        float, typer.Option(min=0, metavar="S", help="Give up when nothing comes for so long.")
+    ] = 30.0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a frame, a line each.")
+    ] = False,
+) -> None:
+    """Show what a publisher sends, until its sources have ended."""
+    from pipeline.subscriber import subscribe
+    from pipeline.watch import print_json, show_table
+
+    try:
+        with subscribe(endpoint, source, policy="all", timeout_s=timeout_s) as subscription:
+            if as_json:
+                print_json(subscription, limit)
+            else:
+                show_table(subscription, endpoint, limit)
+    except TimeoutError as error:
+        raise InputError(str(error)) from None
+    except BrokenPipeError:
+        # Whoever read has read enough. Nothing may be flushed into the closed pipe at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def profile() -> None:
+    """TODO."""
+
+
+def demo(
+    source: Annotated[
+        str | None, typer.Argument(help="Any source; without it, a clip of a street.")
+    ] = None,
+    limit: Limit = None,
+) -> None:
+    """Show everything at once: the default model on a clip, with a subscriber beside it.
+
+    Writes demo.mp4 and demo.jsonl.
+    """
+    from pipeline.demo import show
+
+    show(source, limit)

@@ -1,0 +1,104 @@
+"""What ``maskcast run`` does: a pipeline from its start to its end, shown at the terminal."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from engines.load import load_engine
+from pipeline.config import Config
+from pipeline.live_table import LiveTable
+from pipeline.pipeline import Pipeline
+from pipeline.publish import Recorder
+from pipeline.recorder import JsonlRecorder, VideoRecorder
+from pipeline.stats import SourceStats, Stats
+from pipeline.watch import count_labels
+
+COLUMNS = ("source", "captured", "processed", "dropped", "fps", "latency ms", "now")
+
+
+def run_to_end(
+    config: Config, *, limit: int | None = None, note: Callable[[], str] = lambda: ""
+) -> Stats:
+    """Run a pipeline to its end, or until SIGINT or SIGTERM, and show how it fares.
+
+    Args:
+        config: what to run.
+        limit: frames of each source.
+        note: gives a text that stands below the table.
+
+    Returns:
+        The final figures.
+
+    Raises:
+        InputError: something in the configuration cannot be had.
+    """
+    with Console(stderr=True).status("loading the model"):
+        engine = load_engine(config.model.bundle, engine=config.model.engine)
+    try:
+        label_names = engine.manifest.labels
+        recorders: list[Recorder] = []
+        if config.outputs.jsonl is not None:
+            recorders.append(JsonlRecorder(Path(config.outputs.jsonl), label_names))
+        if config.outputs.save is not None:
+            recorders.append(VideoRecorder(Path(config.outputs.save), label_names))
+        pipeline = Pipeline(config, engine, recorders=recorders, limit=limit)
+        with (
+            LiveTable(f"{engine.manifest.name} on {engine.device}", COLUMNS) as table,
+            _stopping_on_signals() as stop,
+        ):
+            pipeline.start()
+            while not pipeline.wait(0.2):
+                _show(table, pipeline.stats(), label_names, note())
+                if stop.is_set():
+                    pipeline.stop()
+            pipeline.join()
+            stats = pipeline.stats()
+            _show(table, stats, label_names, note())
+        return stats
+    finally:
+        engine.close()
+
+
+@contextmanager
+def _stopping_on_signals() -> Iterator[threading.Event]:
+    """Turn SIGINT and SIGTERM into an event, so that what is on its way can still be drained."""
+    stop = threading.Event()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: stop.set()) for number in signals]
+    try:
+        yield stop
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _show(table: LiveTable, stats: Stats, label_names: tuple[str, ...], caption: str) -> None:
+    counts = [source.frame_count for source in stats.sources]
+    gone = sum(source.processed + sum(source.dropped.values()) for source in stats.sources)
+    table.show(
+        [_row(source, label_names) for source in stats.sources],
+        caption=caption,
+        done=gone,
+        total=None if None in counts else sum(count or 0 for count in counts),
+    )
+
+
+def _row(source: SourceStats, label_names: tuple[str, ...]) -> list[str]:
+    now = f"ended: {source.ended}" if source.ended else ""
+    if source.last is not None and source.ended is None:
+        now = count_labels(source.last.labels.tolist(), label_names)
+    return [
+        source.name,
+        str(source.captured),
+        str(source.processed),
+        str(sum(source.dropped.values())),
+        f"{source.fps:.1f}",
+        f"{source.latency_ms.p50:.0f}" if source.latency_ms else "",
+        now,
+    ]

@@ -1,0 +1,94 @@
+"""What ``maskcast watch`` shows of a publisher."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from itertools import islice
+
+import msgspec
+
+from pipeline.live_table import LiveTable
+from pipeline.recorder import FrameRecord, instance_records, label_name
+from pipeline.subscriber import PublishedFrame, Subscription
+
+RATE_OVER_S = 3.0
+"""The rate that is shown is the mean of this long."""
+
+
+def print_json(subscription: Subscription, limit: int | None) -> None:
+    """Print one JSON object a frame, a line each, each as soon as it arrives."""
+    for frame in islice(subscription, limit):
+        sys.stdout.buffer.write(msgspec.json.encode(frame_record(frame)) + b"\n")
+        sys.stdout.buffer.flush()
+
+
+def frame_record(frame: PublishedFrame) -> FrameRecord:
+    """Turn a frame from the wire into the record that ``run --jsonl`` writes too."""
+    return FrameRecord(
+        source=frame.source,
+        seq=frame.seq,
+        pts_s=frame.pts_s,
+        capture_ns=frame.capture_ns,
+        age_ms=round(frame.age_ms, 3),
+        lost_before=frame.lost_before,
+        width=frame.instances.width,
+        height=frame.instances.height,
+        instances=instance_records(frame.instances, frame.label_names),
+    )
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What came of one source."""
+
+    frames: int = 0
+    lost: int = 0
+    arrivals_s: deque[float] = field(default_factory=deque)
+    last: PublishedFrame | None = None
+
+    def add(self, frame: PublishedFrame) -> None:
+        now_s = time.monotonic()
+        self.frames += 1
+        self.lost += frame.lost_before
+        self.last = frame
+        self.arrivals_s.append(now_s)
+        while self.arrivals_s[0] < now_s - RATE_OVER_S:
+            self.arrivals_s.popleft()
+
+    def row(self, source: str) -> list[str]:
+        assert self.last is not None
+        span_s = self.arrivals_s[-1] - self.arrivals_s[0]
+        rate = f"{(len(self.arrivals_s) - 1) / span_s:.1f}" if span_s > 0 else ""
+        return [
+            source,
+            str(self.frames),
+            str(self.lost),
+            rate,
+            f"{self.last.age_ms:.0f}",
+            count_labels(self.last.instances.labels.tolist(), self.last.label_names),
+        ]
+
+
+def count_labels(labels: list[int], label_names: tuple[str, ...]) -> str:
+    """Say what is in a picture: ``3 person, 1 dog``."""
+    counts = Counter(label_name(label, label_names) for label in labels)
+    return ", ".join(f"{count} {name}" for name, count in counts.most_common())
+
+
+def show_table(subscription: Subscription, endpoint: str, limit: int | None) -> None:
+    """Show a live table with a row for each source."""
+    seen: dict[str, _Seen] = {}
+    columns = ("source", "frames", "lost", "fps", "age ms", "sees")
+    next_show_s = 0.0
+    with LiveTable(f"watching {endpoint}", columns) as table:
+        try:
+            for frame in islice(subscription, limit):
+                seen.setdefault(frame.source, _Seen()).add(frame)
+                if time.monotonic() >= next_show_s:
+                    next_show_s = time.monotonic() + 0.2
+                    table.show([one.row(name) for name, one in seen.items()])
+        finally:
+            table.show([one.row(name) for name, one in seen.items()])

@@ -1,0 +1,415 @@
+"""The command line as a user has it: real processes, real sockets, the default model."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import wave
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import av
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+import maskcast
+
+ROOT = Path(maskcast.__file__).parent
+COMMAND = [sys.executable, "-m", "maskcast"]
+# The model gets few of the cores that other tests may be using too.
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+PORTRAIT = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+
+
+def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=ENVIRONMENT,
+        timeout=120,
+        check=False,
+    )
+
+
+@contextmanager
+def running(*arguments: str | Path, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """Start the command; whatever the test does, it does not outlive it."""
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        **options,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def has_begun(process: subprocess.Popen[str]) -> bool:
+    """Whether main() has set its handlers: before, only Python itself could end cleanly."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = re.search(r"SigCgt:\s+([0-9a-f]+)", status)
+    assert caught is not None
+    return bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.fixture
+def endpoint() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 frames of 320x384, 25 a second, in which the camera moves over a portrait."""
+    path = tmp_path_factory.mktemp("clip") / "portrait.mp4"
+    with Image.open(PORTRAIT) as picture:
+        portrait = picture.convert("RGB").resize((384, 450))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "18"})
+        stream.width, stream.height, stream.pix_fmt = 320, 384, "yuv420p"
+        for step in range(30):
+            view = portrait.crop((2 * step, 2 * step, 320 + 2 * step, 384 + 2 * step))
+            frame = av.VideoFrame.from_ndarray(np.asarray(view), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_version() -> None:
+    result = run("--version")
+    assert (result.returncode, result.stdout) == (0, f"maskcast {maskcast.__version__}\n")
+
+
+def test_help_names_every_command() -> None:
+    result = run("--help")
+    assert result.returncode == 0
+    for command in ("run", "watch", "profile", "build", "train", "eval", "demo"):
+        assert re.search(rf"^\W*{command}\s", result.stdout, re.MULTILINE), command
+
+
+@pytest.mark.parametrize("arguments", [["wach"], ["watch"], ["run", "--nonsense"]])
+def test_a_slip_in_the_command_is_a_usage_error(arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """A folder full of things that do not work."""
+    (tmp_path / "text.mp4").write_text("this is no video\n" * 100)
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "empty-folder").mkdir()
+    with wave.open(str(tmp_path / "audio.wav"), "wb") as audio:
+        audio.setparams((1, 2, 8000, 0, "NONE", ""))
+        audio.writeframes(bytes(16000))
+    (tmp_path / "unknown-key.yaml").write_text("sources: [{url: test://64x64@5, polcy: block}]")
+    (tmp_path / "wrong-type.yaml").write_text("sources: [{url: test://64x64@5}]\nmodel: 3\n")
+    (tmp_path / "broken.yaml").write_text("sources: [")
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "manifest.json").write_text('{"format": 1')
+    (tmp_path / "coco.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    return tmp_path
+
+
+BAD_INPUT = {
+    "missing file": ("run nosuch.mp4", r"nosuch\.mp4: "),
+    "not a video": ("run text.mp4", r"text\.mp4: "),
+    "empty file": ("run empty.mp4", r"empty\.mp4: "),
+    "empty folder": ("run empty-folder", "empty-folder: "),
+    "audio only": ("run audio.wav", r"audio\.wav: "),
+    "unknown scheme": ("run gopher://host/clip", "scheme 'gopher'"),
+    "refused HTTP connection": ("run http://127.0.0.1:1/clip.mp4", r"127\.0\.0\.1:1"),
+    "refused RTSP connection": ("run rtsp://127.0.0.1:1/stream", r"127\.0\.0\.1:1"),
+    "device absent": ("run /dev/video99", "/dev/video99: "),
+    "no test pattern": ("run test://nonsense", "test://nonsense"),
+    "no source at all": ("run", "nothing to run on"),
+    "bundle missing": ("run test://64x64@5 --model nowhere", "nowhere"),
+    "bundle broken": ("run test://64x64@5 --model bundle", "bundle"),
+    "configuration missing": ("run --config no.yaml", r"no\.yaml: No such file"),
+    "configuration with an unknown key": (
+        "run --config unknown-key.yaml",
+        r"unknown-key\.yaml: unknown key 'polcy' in sources\[0\]; did you mean 'policy'",
+    ),
+    "configuration with a wrong type": ("run --config wrong-type.yaml", r"wrong-type\.yaml: model"),
+    "configuration broken": ("run --config broken.yaml", r"broken\.yaml: not valid YAML"),
+    "no endpoint to publish": ("run test://64x64@5 --publish tcp:/5555", "no endpoint"),
+    "video cannot be saved": ("run test://64x64@5 --save no/out.mp4", r"no/out\.mp4: cannot be"),
+    "lines cannot be saved": ("run test://64x64@5 --jsonl no/out.jsonl", r"no/out\.jsonl: cannot"),
+    "no endpoint to watch": ("watch localhost", "no endpoint"),
+    "nobody publishes": ("watch tcp://127.0.0.1:1 --timeout-s 0.3", "nothing from any source"),
+    "nothing to profile": ("profile nosuch.mp4", r"nosuch\.mp4: "),
+    "no demonstration": ("demo nosuch.mp4", r"nosuch\.mp4: "),
+    "no bundle to measure": ("eval nowhere --images . --annotations coco.json", "nowhere"),
+    "no annotations": ("eval default --images . --annotations no.json", r"no\.json"),
+    "no category known": ("eval default --images . --annotations coco.json", r"coco\.json"),
+    "checkpoint missing": ("build no.pth --out new", r"no\.pth"),
+    "not a checkpoint": ("build text.mp4 --out new", r"text\.mp4"),
+    "not a size": ("build no.pth --out new --size 800", "--size 800: give HEIGHTxWIDTH"),
+    "not a multiple of 32": ("build no.pth --out new --size 810x1344", "multiples of 32"),
+    "network unknown": (
+        "train --images . --annotations coco.json --out runs --network vgg",
+        "no network 'vgg'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_INPUT.values(), ids=BAD_INPUT.keys())
+def test_what_the_user_got_wrong_is_one_line_and_exit_code_2(
+    arguments: str, message: str, here: Path, endpoint: str
+) -> None:
+    words = arguments.split()
+    if words[0] == "run" and "--publish" not in words:
+        words += ["--publish", endpoint]
+    result = run(*words, cwd=here)
+    assert (result.returncode, result.stdout) == (2, ""), result.stderr
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert re.match(rf"maskcast: .*{message}", result.stderr), result.stderr
+
+
+def test_an_endpoint_in_use_is_named(endpoint: str) -> None:
+    host, port = endpoint.removeprefix("tcp://").split(":")
+    with socket.create_server((host, int(port))):
+        result = run("run", "test://64x64@5", "--publish", endpoint)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"maskcast: {endpoint} is in use")
+
+
+def test_credentials_never_reach_the_terminal() -> None:
+    result = run("run", "rtsp://admin:hunter2@127.0.0.1:1/stream", "--limit", "1")
+    assert result.returncode == 2
+    assert "127.0.0.1" in result.stderr
+    assert "hunter2" not in result.stdout + result.stderr
+
+
+def test_builder_commands_without_torch_say_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('No torch', name='torch')\n")
+    environment = ENVIRONMENT | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    for arguments in (
+        ["build", "x.pth", "--out", "new"],
+        ["train", "--images", ".", "--annotations", "a.json", "--out", "runs"],
+        ["eval", "default", "--images", ".", "--annotations", "a.json"],
+    ):
+        result = subprocess.run(
+            [*COMMAND, *arguments], capture_output=True, text=True, env=environment, check=False
+        )
+        assert result.returncode == 2, result.stderr
+        assert len(result.stderr.splitlines()) == 1
+        assert "pip install 'maskcast[builder]'" in result.stderr
+
+
+def test_a_subscriber_gets_every_frame_of_a_file_once_and_in_order(
+    clip: Path, endpoint: str, tmp_path: Path
+) -> None:
+    outputs = ["--jsonl", tmp_path / "out.jsonl", "--save", tmp_path / "out.mp4"]
+    publish = ["--publish", endpoint, "--wait-subscribers", "1"]
+    with running("run", clip, *publish, *outputs) as publisher:
+        watched = run("watch", endpoint, "--json")
+        _, errors = publisher.communicate(timeout=60)
+    assert publisher.returncode == 0, errors
+    assert watched.returncode == 0, watched.stderr
+    received = [json.loads(line) for line in watched.stdout.splitlines()]
+    written = lines(tmp_path / "out.jsonl")
+    assert [frame["seq"] for frame in received] == list(range(30))
+    assert [frame["lost_before"] for frame in received] == [0] * 30
+    assert {frame["source"] for frame in received} == {"portrait"}
+    np.testing.assert_allclose([frame["pts_s"] for frame in received], np.arange(30) / 25)
+    assert sum(len(frame["instances"]) for frame in received) >= 15  # it is a portrait
+    unequal = ("age_ms",)  # each measures it when it has the frame
+    for frame in received + written:
+        assert frame["age_ms"] >= 0
+        for key in unequal:
+            del frame[key]
+    assert received == written
+    with av.open(str(tmp_path / "out.mp4")) as video:
+        assert sum(1 for _ in video.decode(video=0)) == 30
+
+
+def test_watch_chooses_a_source_and_stops_at_its_limit(clip: Path, endpoint: str) -> None:
+    options = ["--publish", endpoint, "--wait-subscribers", "1"]
+    with running("run", clip, "test://96x64@25", *options) as publisher:
+        watched = run("watch", endpoint, "--source", "test", "--limit", "3", "--json")
+        publisher.send_signal(signal.SIGINT)
+        publisher.communicate(timeout=60)
+    assert watched.returncode == 0, watched.stderr
+    frames = [json.loads(line) for line in watched.stdout.splitlines()]
+    assert [frame["source"] for frame in frames] == ["test"] * 3
+
+
+def test_watch_survives_a_reader_that_leaves(clip: Path, endpoint: str) -> None:
+    with (
+        running("run", clip, "--publish", endpoint, "--wait-subscribers", "1"),
+        running("watch", endpoint, "--json") as watching,
+    ):
+        assert watching.stdout is not None
+        assert watching.stderr is not None
+        watching.stdout.readline()
+        watching.stdout.close()
+        assert watching.wait(timeout=60) == 0
+        assert watching.stderr.read() == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_within_two_seconds_with_complete_files(
+    number: signal.Signals, endpoint: str, tmp_path: Path
+) -> None:
+    jsonl, video = tmp_path / "out.jsonl", tmp_path / "out.mp4"
+    options = ["--publish", endpoint, "--jsonl", jsonl, "--save", video]
+    with (
+        running("run", "test://320x192@20", *options) as process,
+        running("watch", endpoint, "--json") as watching,
+    ):
+        wait_for(lambda: jsonl.exists() and jsonl.read_bytes().count(b"\n") >= 10)
+        process.send_signal(number)
+        began = time.monotonic()
+        _, errors = process.communicate(timeout=20)
+        took_s = time.monotonic() - began
+        watching.communicate(timeout=20)
+    assert process.returncode == 0, errors
+    assert took_s < 2
+    assert "Traceback" not in errors
+    assert watching.returncode == 0  # "ended" was published
+    assert jsonl.read_bytes().endswith(b"\n")
+    frames = lines(jsonl)
+    assert [frame["seq"] for frame in frames] == list(range(len(frames)))
+    with av.open(str(video)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == len(frames)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("after_s", [0, 0.1, 0.3, 0.8])
+def test_a_signal_while_it_starts_leaves_no_traceback(
+    number: signal.Signals, after_s: float, endpoint: str
+) -> None:
+    with running("run", "test://320x192@20", "--publish", endpoint) as process:
+        wait_for(lambda: has_begun(process))
+        time.sleep(after_s)
+        process.send_signal(number)
+        began = time.monotonic()
+        output, errors = process.communicate(timeout=20)
+    assert (process.returncode, output) == (0, ""), errors
+    assert "Traceback" not in errors
+    assert time.monotonic() - began < 2
+
+
+def test_on_a_terminal_the_figures_stand_in_a_table(clip: Path, endpoint: str) -> None:
+    terminal, end = pty.openpty()
+    with subprocess.Popen(
+        [*COMMAND, "run", str(clip), "--publish", endpoint],
+        stdout=end,
+        stderr=end,
+        env=ENVIRONMENT | {"TERM": "xterm-256color"},
+    ) as process:
+        os.close(end)
+        shown = b""
+        while True:
+            try:
+                shown += os.read(terminal, 65536)
+            except OSError:  # how Linux says that the other end was closed
+                break
+        os.close(terminal)
+    assert process.returncode == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert re.search(r"source\W+captured\W+processed\W+dropped\W+fps", text)
+    assert re.search(r"portrait\W+30\W+30\W+0\W", text)
+    assert "30/30" in text
+
+
+def test_without_a_terminal_the_figures_are_plain_lines(clip: Path, endpoint: str) -> None:
+    result = run("run", clip, "--publish", endpoint, "--limit", "5")
+    assert (result.returncode, result.stdout) == (0, "")
+    assert "portrait: captured 5, processed 5, dropped 0" in result.stderr
+    assert "\x1b" not in result.stderr
+
+
+def test_a_configuration_file_is_overridden_by_the_command_line(
+    clip: Path, endpoint: str, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"sources:\n  - url: {clip}\n    name: door\n"
+        f"publish: null\noutputs:\n  jsonl: {tmp_path / 'from-file.jsonl'}\n"
+    )
+    override = tmp_path / "from-command-line.jsonl"
+    assert run("run", "--config", config, "--limit", "2", "--jsonl", override).returncode == 0
+    assert [frame["source"] for frame in lines(override)] == ["door", "door"]
+    assert not (tmp_path / "from-file.jsonl").exists()
+
+
+def test_profile_reports_the_pipeline_beside_the_bare_engine(clip: Path, tmp_path: Path) -> None:
+    report_file = tmp_path / "report.json"
+    result = run("profile", clip, "--limit", "20", "--json", report_file)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(report_file.read_text())
+    assert {"frames", "wall_s", "fps", "engine_fps", "captured", "processed", "dropped"} <= set(
+        report
+    )
+    assert (report["frames"], report["captured"], report["processed"]) == (20, 20, 20)
+    assert report["dropped"] == 0
+    assert report["engine_fps"] > 0
+    assert set(report["latency_ms"]) == {"p50", "p95", "p99"}
+    for stage in ("decode", "preprocess", "infer", "masks", "publish"):
+        assert set(report["stages"][stage]) == {"p50_ms", "p95_ms", "p99_ms", "busy"}
+
+
+def test_eval_prints_average_precision_as_json(tmp_path: Path) -> None:
+    with Image.open(PORTRAIT) as picture:
+        picture.convert("RGB").save(tmp_path / "portrait.jpg")
+        width, height = picture.size
+    box = [0.06 * width, 0.05 * height, 0.9 * width, 0.94 * height]
+    left, top, right, bottom = box[0], box[1], box[0] + box[2], box[1] + box[3]
+    annotations = {
+        "images": [{"id": 1, "file_name": "portrait.jpg", "width": width, "height": height}],
+        "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "unicorn"}],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 1,
+                "category_id": 1,
+                "iscrowd": 0,
+                "bbox": box,
+                "area": box[2] * box[3],
+                "segmentation": [[left, top, right, top, right, bottom, left, bottom]],
+            }
+        ],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(annotations))
+    arguments = ["--images", tmp_path, "--annotations", tmp_path / "coco.json"]
+    result = run("eval", "default", *arguments, "--json")
+    assert result.returncode == 0, result.stderr
+    scores = json.loads(result.stdout)
+    assert scores["images"] == 1
+    assert scores["bbox"]["AP50"] == pytest.approx(1)  # the one person is found
+    assert 0 <= scores["segm"]["AP"] <= 1
+    table = run("eval", "default", *arguments)
+    assert re.search(r"boxes\W+\d", table.stdout)

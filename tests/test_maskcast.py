@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import maskcast
+
+PUBLIC = [
+    "Bundle",
+    "Config",
+    "Detections",
+    "Engine",
+    "Frame",
+    "InputError",
+    "Instances",
+    "JsonlRecorder",
+    "Manifest",
+    "Painter",
+    "Pipeline",
+    "PublishedFrame",
+    "StreamEvent",
+    "Subscription",
+    "VideoRecorder",
+    "__version__",
+    "default_bundle",
+    "load_config",
+    "load_engine",
+    "main",
+    "open_bundle",
+    "predict",
+    "subscribe",
+]
+HEAVY = ("torch", "torchvision", "onnx", "openvino", "onnxruntime", "tensorrt", "pycuda")
+
+
+def run_python(code: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_public_names_are_these_and_no_others() -> None:
+    assert sorted(maskcast.__all__) == PUBLIC
+    assert dir(maskcast) == PUBLIC
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_is_there(name: str) -> None:
+    assert getattr(maskcast, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'Nonsense'"):
+        maskcast.Nonsense  # type: ignore[attr-defined] # noqa: B018
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    tree = ast.parse(Path(maskcast.__file__).read_text())
+    imports = [
+        (node.module, alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname
+    ]
+    assert {name: module for module, name in imports} == maskcast._HOME_OF
+
+
+def test_every_public_name_is_documented() -> None:
+    for name in PUBLIC:
+        if name != "__version__":
+            assert getattr(maskcast, name).__doc__, name
+
+
+def test_importing_takes_less_than_300_ms_beyond_numpy() -> None:
+    code = """
+import time
+import numpy
+began = time.process_time()
+import maskcast
+maskcast.subscribe, maskcast.Instances, maskcast.Pipeline, maskcast.load_engine
+print(time.process_time() - began)
+"""
+    # The fastest of a few: other work on the machine only ever adds time.
+    assert min(float(run_python(code)) for _ in range(3)) < 0.3
+
+
+def test_importing_needs_no_torch_and_no_inference_library() -> None:
+    code = f"""
+import sys
+import maskcast
+for name in maskcast.__all__:
+    getattr(maskcast, name)
+import pipeline.commands, builder.commands
+print([name for name in {HEAVY} if name in sys.modules])
+"""
+    assert run_python(code).strip() == "[]"
+
+
+def test_the_rooms_know_only_those_they_may() -> None:
+    root = Path(maskcast.__file__).parent
+    forbidden = {
+        "engines": ("pipeline", "builder", "maskcast", "torch", "torchvision", "onnx"),
+        "pipeline": ("builder", "maskcast", "torch", "torchvision", "onnx"),
+        "builder": ("pipeline", "maskcast"),
+    }
+    for room, others in forbidden.items():
+        for path in (root / room).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                if isinstance(node, ast.ImportFrom) and node.module:
+                    names = [node.module]
+                for name in names:
+                    assert name.partition(".")[0] not in others, f"{path}: imports {name}"
+
+
+def test_nothing_is_ever_pickled() -> None:
+    root = Path(maskcast.__file__).parent
+    for room in ("engines", "pipeline"):
+        for path in (root / room).rglob("*.py"):
+            assert "pickle" not in path.read_text(), path
+
+
+def test_the_installed_version_is_the_one_in_the_source() -> None:
+    try:
+        installed = importlib.metadata.version("maskcast")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("maskcast is not installed, it runs from its checkout")
+    assert installed == maskcast.__version__
