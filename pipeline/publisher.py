@@ -155,7 +155,7 @@ class Publisher:
         self._socket.send_multipart(encode(InstancesMessage(source, header, instances, jpeg)))
         return sent
 
-    def event(self, source: str, name: str, **data: Any) -> None:
+    def event(self, source: str, name: str, /, **data: Any) -> None:
         """Send an event of a source: "state", "size", "ended" or another of docs/wire.md.
 
         The last "state" or "ended" and the last "size" are sent again to whoever comes later.

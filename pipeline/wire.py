@@ -79,7 +79,7 @@ class InstancesHeader(Struct, frozen=True, kw_only=True, omit_defaults=True):
     width: Side
     height: Side
     count: Whole
-    masks: MaskFormat = "none"
+    masks: MaskFormat
     labels: ShortText = ""
     pts_s: float | None = None
     clock: ShortText = "receipt"
