@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
+import av
 import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
+
+from engines.bundle import Input
+
+_thread = threading.local()
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,3 +29,60 @@ class NetworkImage:
     pixels: NDArray[np.uint8]
     content: tuple[int, int]
     source: tuple[int, int]
+
+
+def fit_image(picture: av.VideoFrame, rotation: int, shape: Input) -> NetworkImage:
+    """Resize a decoded picture to a network's input, convert it to RGB, turn it upright and pad it.
+
+    Resizing and conversion are one pass of libswscale, at the decoder's own pixel format, colour
+    space and range.
+
+    Args:
+        picture: of any pixel format that libswscale reads.
+        rotation: degrees counter-clockwise that it must be turned (0, 90, 180, 270).
+        shape: the ``input`` of a bundle's manifest.
+
+    Raises:
+        av.error.FFmpegError: the picture cannot be converted.
+    """
+    turns = rotation // 90 % 4
+    source = picture.height, picture.width
+    if turns % 2:
+        source = source[::-1]
+    (height, width), content = shape.shape(*source)
+    rows, columns = content[::-1] if turns % 2 else content
+    rgb = _reformatter().reformat(
+        picture,
+        width=columns,
+        height=rows,
+        format="rgb24",
+        interpolation=_interpolation(picture, rows, columns),
+    )
+    content_pixels = np.rot90(_pixels(rgb), turns)
+    if content == (height, width):
+        return NetworkImage(np.ascontiguousarray(content_pixels), content, source)
+    pixels = np.full((height, width, 3), shape.pad_value, dtype=np.uint8)
+    pixels[: content[0], : content[1]] = content_pixels
+    return NetworkImage(pixels, content, source)
+
+
+def _interpolation(picture: av.VideoFrame, rows: int, columns: int) -> Interpolation:
+    # Averaging over areas takes in every pixel of a picture that shrinks; enlarging, it would
+    # repeat pixels.
+    shrinks = rows <= picture.height and columns <= picture.width
+    return Interpolation.AREA if shrinks else Interpolation.BILINEAR
+
+
+def _reformatter() -> VideoReformatter:
+    """The thread's own: it keeps the scaler's tables from one picture of a stream to the next."""
+    if not hasattr(_thread, "reformatter"):
+        _thread.reformatter = VideoReformatter()
+    reformatter: VideoReformatter = _thread.reformatter
+    return reformatter
+
+
+def _pixels(rgb: av.VideoFrame) -> NDArray[np.uint8]:
+    """The ``[h, w, 3]`` pixels of an rgb24 picture, without the padding of its rows, not copied."""
+    plane = rgb.planes[0]
+    rows = np.frombuffer(plane, np.uint8).reshape(rgb.height, plane.line_size)
+    return rows[:, : rgb.width * 3].reshape(rgb.height, rgb.width, 3)

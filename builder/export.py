@@ -1,0 +1,177 @@
+"""The two graphs as ONNX models: one file for every backend, batch and input size."""
+
+import logging
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir
+import torch
+from onnx import ModelProto, TensorProto, numpy_helper
+from onnx_ir.passes import common
+from onnxscript.optimizer import fold_constants
+from torch import Tensor, nn
+from torch.export import Dim
+
+from builder.graphs import Detector, Segmenter
+from builder.operators import DOMAIN, DOMAIN_VERSION, OPSET, TRANSLATIONS, function_bodies
+
+DETECTOR_INPUTS = ("images", "sizes")
+DETECTOR_OUTPUTS = ("boxes", "scores", "labels", "counts", "p2", "p3", "p4", "p5")
+SEGMENTER_INPUTS = ("p2", "p3", "p4", "p5", "boxes", "labels", "batch_index")
+SEGMENTER_OUTPUTS = ("masks",)
+
+_IR_VERSION = 10
+"""Of ONNX 1.16 and onnxruntime 1.18; the exporter would ask for the newest."""
+
+_STRIDES = (4, 8, 16, 32)
+
+
+def export_detector(model: Any) -> ModelProto:
+    """Exports the detector of a torchvision FasterRCNN or MaskRCNN.
+
+    Batch, height and width are dynamic; the sides are multiples of 32, from 64.
+
+    Raises:
+        InputError: the model's pyramid is another one than P2 to P6.
+    """
+    batch, rows, columns = _dimension("batch"), _dimension("h"), _dimension("w")
+    return _export(
+        Detector(model),
+        (torch.zeros(2, 3, 320, 576), torch.tensor([[320.0, 576.0]] * 2)),
+        ({0: batch, 2: 32 * rows, 3: 32 * columns}, {0: batch}),
+        DETECTOR_INPUTS,
+        DETECTOR_OUTPUTS,
+    )
+
+
+def export_segmenter(model: Any) -> ModelProto:
+    """Exports the segmenter of a torchvision MaskRCNN; batch, size and number of boxes vary."""
+    channels = model.backbone.out_channels
+    batch, rows, columns = _dimension("batch"), _dimension("h"), _dimension("w")
+    boxes = _dimension("r")
+    features = [torch.zeros(2, channels, 320 // stride, 576 // stride) for stride in _STRIDES]
+    sides = [{0: batch, 2: 32 // s * rows, 3: 32 // s * columns} for s in _STRIDES]
+    return _export(
+        Segmenter(model),
+        (
+            *features,
+            torch.tensor([[8.0, 8.0, 40.0, 40.0]] * 3),
+            torch.ones(3, dtype=torch.int64),
+            torch.zeros(3, dtype=torch.int32),
+        ),
+        (*sides, {0: boxes}, {0: boxes}, {0: boxes}),
+        SEGMENTER_INPUTS,
+        SEGMENTER_OUTPUTS,
+    )
+
+
+def halve_weights(graph: ModelProto) -> None:
+    """Stores every matrix and kernel as float16, cast back to float32 where it is used.
+
+    Halves the file, not the arithmetic. Vectors (biases, batch-norm statistics) stay float32: they
+    are small, and a variance may lie outside of float16's range.
+    """
+    casts, halved = [], set()
+    for tensor in graph.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2:
+            continue
+        half = numpy_helper.to_array(tensor).astype(np.float16)
+        if not np.isfinite(half).all():
+            continue
+        wide = f"{tensor.name}/float32"
+        for node in graph.graph.node:
+            for index, name in enumerate(node.input):
+                if name == tensor.name:
+                    node.input[index] = wide
+        casts.append(onnx.helper.make_node("Cast", [tensor.name], [wide], to=TensorProto.FLOAT))
+        tensor.CopyFrom(numpy_helper.from_array(half, tensor.name))
+        halved.add(tensor.name)
+    known = [value for value in graph.graph.value_info if value.name not in halved]
+    del graph.graph.value_info[:]
+    graph.graph.value_info.extend(known)
+    nodes = [*casts, *graph.graph.node]
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)
+
+
+def state_dict_of_graph(graph: ModelProto) -> dict[str, Tensor]:
+    """The weights inside a graph, float32, under the keys of the model's ``state_dict``."""
+    return {
+        tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).astype(np.float32))
+        for tensor in graph.graph.initializer
+        if tensor.name.startswith(("backbone.", "rpn.", "roi_heads."))
+    }
+
+
+def _dimension(name: str) -> Any:
+    # Sizes of 0 and 1 are never symbolic in torch.export; the example inputs avoid them, and
+    # batches and boxes of 1 (not sides) work all the same.
+    return Dim(name, min=2 if name in "hw" else 1)
+
+
+def _export(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    dynamic_shapes: tuple[dict[int, Any], ...],
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+) -> ModelProto:
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's, about its own insides
+            program = torch.onnx.export(
+                module.eval(),
+                example,
+                input_names=inputs,
+                output_names=outputs,
+                dynamic_shapes=dynamic_shapes,
+                opset_version=OPSET,
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                custom_translation_table=TRANSLATIONS,
+            )
+    finally:
+        logger.setLevel(level)
+    assert program is not None
+    model = program.model
+    _simplify(model, keep=set(module.state_dict()))
+    graph = onnx_ir.to_proto(model)
+    graph.ir_version = _IR_VERSION
+    if all(entry.domain != DOMAIN for entry in graph.opset_import):
+        graph.opset_import.append(onnx.helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
+    graph.functions.extend(function_bodies(module.pooling[2]))
+    onnx.checker.check_model(graph, full_check=True)
+    return graph
+
+
+def _simplify(model: onnx_ir.Model, keep: set[str]) -> None:
+    """Folds shape arithmetic into constants, in place, but leaves the weights ``keep`` alone.
+
+    The exporter's own optimisation would fuse batch norms into convolutions: the backends do that
+    too, and a graph that still has its weights can be turned back into a model.
+    """
+
+    def uses_weights(node: onnx_ir.Node) -> bool | None:
+        named = any(value is not None and value.name in keep for value in node.inputs)
+        return False if named else None
+
+    fold_constants(model, onnx_shape_inference=True, should_fold=uses_weights)
+    passes: list[Callable[[onnx_ir.Model], Any]] = [
+        common.IdentityEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.ClearMetadataAndDocStringPass(),  # it holds paths of the machine that exported
+    ]
+    for simplify in passes:
+        simplify(model)

@@ -1,0 +1,357 @@
+"""The project's two ONNX operators, in the domain ``maskcast``: torch reference and function body.
+
+A graph names them as nodes. onnxruntime runs the attached function bodies, made of standard
+operators only; OpenVINO maps the nodes to its own operators while it reads the file
+(``engines/openvino.py``); TensorRT runs the plugins of ``engines/plugins``. The torch references
+below say what each of them must compute.
+"""
+
+from typing import Any
+
+import torch
+from onnx import FunctionProto, TensorProto
+from onnx.defs import OpSchema
+from onnxscript import FLOAT, INT32, OnnxFunction, script
+from onnxscript import opset18 as op
+from onnxscript.values import Op, Opset
+from torch import Tensor
+from torchvision.ops import batched_nms, roi_align
+
+DOMAIN = "maskcast"
+DOMAIN_VERSION = 1
+OPSET = 18
+"""The version of the standard operators that graphs and function bodies are written in."""
+
+# TensorRT finds a plugin by these two; from TensorRT 10.7 on a node with them prefers the plugin
+# to the function body of the same name.
+PLUGIN_ATTRIBUTES = {"plugin_namespace": DOMAIN, "plugin_version": str(DOMAIN_VERSION)}
+
+_CANONICAL_LEVEL, _CANONICAL_SIZE, _LEVEL_EPSILON = 4.0, 224.0, 1e-6
+
+
+@torch.library.custom_op(f"{DOMAIN}::multiscale_roi_align", mutates_args=())
+def multiscale_roi_align(
+    p2: Tensor,
+    p3: Tensor,
+    p4: Tensor,
+    p5: Tensor,
+    rois: Tensor,
+    batch_index: Tensor,
+    output_size: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """RoIAlign on the pyramid level that suits each region's size.
+
+    The level is equation 1 of Lin et al., "Feature Pyramid Networks" (CVPR 2017), clamped to P2 to
+    P5, as torchvision's ``LevelMapper`` computes it.
+
+    Args:
+        p2, p3, p4, p5: ``[B, C, H / s, W / s]`` at the strides s = 4, 8, 16, 32.
+        rois: float32 ``[R, 4]``, xyxy in pixels of the network's input.
+        batch_index: int32 ``[R]``, which image each region lies in.
+        output_size: side S of the pooled grid.
+        sampling_ratio: samples along each side of a bin.
+        aligned: pixel centres lie at half-integers; otherwise regions narrower than one cell of
+            the level are widened to it (``torchvision.ops.roi_align``).
+
+    Returns:
+        ``[R, C, S, S]`` of the features' type.
+    """
+    sides = rois[:, 2:] - rois[:, :2]
+    scale = torch.sqrt(sides[:, 0] * sides[:, 1]) / _CANONICAL_SIZE
+    level = torch.floor(_CANONICAL_LEVEL + torch.log2(scale) + _LEVEL_EPSILON).clamp(2, 5)
+    regions = torch.cat([batch_index[:, None].to(rois.dtype), rois], dim=1)
+    pooled = p2.new_zeros(len(rois), p2.shape[1], output_size, output_size)
+    for number, features in enumerate((p2, p3, p4, p5), start=2):
+        chosen = torch.where(level == number)[0]
+        # float32 inside, whatever the features' type: coordinates need it.
+        pooled[chosen] = roi_align(
+            features.float(),
+            regions[chosen],
+            (output_size, output_size),
+            1 / 2**number,
+            sampling_ratio,
+            aligned,
+        ).to(pooled.dtype)
+    return pooled
+
+
+@multiscale_roi_align.register_fake
+def _multiscale_roi_align_shape(
+    p2: Tensor,
+    p3: Tensor,
+    p4: Tensor,
+    p5: Tensor,
+    rois: Tensor,
+    batch_index: Tensor,
+    output_size: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    return p2.new_empty(rois.shape[0], p2.shape[1], output_size, output_size)
+
+
+@torch.library.custom_op(f"{DOMAIN}::grouped_nms", mutates_args=())
+def grouped_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    iou_threshold: float,
+    score_threshold: float,
+    max_output: int,
+) -> Tensor:
+    """Greedy non-maximum suppression inside groups: a pyramid level's, or a class's boxes.
+
+    As ``torchvision.ops.batched_nms``: a box is suppressed by a kept, better box of its own group
+    when their IoU exceeds the threshold. Of equal scores the lower index is the better one.
+
+    Args:
+        boxes: float32 ``[B, N, 4]``, xyxy.
+        scores: float32 ``[B, N]``.
+        groups: int32 ``[B, N]``, from 0.
+        iou_threshold: in 0..1.
+        score_threshold: boxes that do not score more than this are never kept, nor is NaN.
+        max_output: the number K of boxes kept at most.
+
+    Returns:
+        int32 ``[B, K]``, indices into N by descending score, padded with -1.
+    """
+    keep = torch.full((len(boxes), max_output), -1, dtype=torch.int32, device=boxes.device)
+    for image in range(len(boxes)):
+        candidates = torch.where(scores[image] > score_threshold)[0]
+        best_first = candidates[scores[image, candidates].argsort(descending=True, stable=True)]
+        kept = best_first[
+            batched_nms(
+                boxes[image, best_first],
+                scores[image, best_first],
+                groups[image, best_first],
+                iou_threshold,
+            )
+        ][:max_output]
+        keep[image, : len(kept)] = kept.to(torch.int32)
+    return keep
+
+
+@grouped_nms.register_fake
+def _grouped_nms_shape(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    iou_threshold: float,
+    score_threshold: float,
+    max_output: int,
+) -> Tensor:
+    return boxes.new_empty(boxes.shape[0], max_output, dtype=torch.int32)
+
+
+# What follows is never run as Python: onnxscript reads the source and writes ONNX nodes.
+
+_domain = Opset(DOMAIN, DOMAIN_VERSION)
+_FLOAT, _INT32, _INT64 = int(TensorProto.FLOAT), int(TensorProto.INT32), int(TensorProto.INT64)
+
+
+def _pooling_function(convention: str) -> OnnxFunction:
+    # Every region is pooled on all four levels and the right one is taken: four times the work,
+    # but shapes stay fixed. It is the fallback; every backend does better.
+    @script(_domain, default_opset=op)
+    def MultiscaleRoiAlign(  # type: ignore[no-untyped-def]  # noqa: N802
+        p2,
+        p3,
+        p4,
+        p5,
+        rois,
+        batch_index,
+        output_size: int,
+        sampling_ratio: int,
+        aligned: int,
+        plugin_namespace: str,
+        plugin_version: str,
+    ) -> FLOAT:
+        sides = rois[:, 2:4] - rois[:, 0:2]
+        octaves = op.Log(op.Sqrt(op.ReduceProd(sides, [1], keepdims=0)) / 224.0) / 0.6931471805599453
+        level = op.Unsqueeze(op.Clip(op.Floor(4.0 + octaves + 1e-6), 2.0, 5.0), [1, 2, 3])
+        image = op.Cast(batch_index, to=_INT64)
+        on_p2 = op.RoiAlign(
+            op.Cast(p2, to=_FLOAT),
+            rois,
+            image,
+            output_height=output_size,
+            output_width=output_size,
+            sampling_ratio=sampling_ratio,
+            spatial_scale=0.25,
+            coordinate_transformation_mode=convention,
+        )
+        on_p3 = op.RoiAlign(
+            op.Cast(p3, to=_FLOAT),
+            rois,
+            image,
+            output_height=output_size,
+            output_width=output_size,
+            sampling_ratio=sampling_ratio,
+            spatial_scale=0.125,
+            coordinate_transformation_mode=convention,
+        )
+        on_p4 = op.RoiAlign(
+            op.Cast(p4, to=_FLOAT),
+            rois,
+            image,
+            output_height=output_size,
+            output_width=output_size,
+            sampling_ratio=sampling_ratio,
+            spatial_scale=0.0625,
+            coordinate_transformation_mode=convention,
+        )
+        on_p5 = op.RoiAlign(
+            op.Cast(p5, to=_FLOAT),
+            rois,
+            image,
+            output_height=output_size,
+            output_width=output_size,
+            sampling_ratio=sampling_ratio,
+            spatial_scale=0.03125,
+            coordinate_transformation_mode=convention,
+        )
+        fine = op.Where(level == 2.0, on_p2, on_p3)
+        coarse = op.Where(level == 4.0, on_p4, on_p5)
+        return op.CastLike(op.Where(level < 4.0, fine, coarse), p2)
+
+    return MultiscaleRoiAlign
+
+
+@script(_domain, default_opset=op)
+def GroupedNms(  # type: ignore[no-untyped-def]  # noqa: N802
+    boxes,
+    scores,
+    groups,
+    iou_threshold: float,
+    score_threshold: float,
+    max_output: int,
+    plugin_namespace: str,
+    plugin_version: str,
+) -> INT32:
+    # Each group moves to a tile of its own, so that one NMS without classes serves them all and
+    # gives the best first. The tiles lie in rows of 16: one long row would reach so far out that
+    # float32 coordinates lose their second decimal.
+    tile = op.ReduceMax(boxes, keepdims=0) + 1.0
+    column = op.Cast(op.Mod(groups, 16), to=_FLOAT) * tile
+    row = op.Cast(groups / 16, to=_FLOAT) * tile
+    shift = op.Concat(
+        op.Unsqueeze(column, [-1]),
+        op.Unsqueeze(row, [-1]),
+        op.Unsqueeze(column, [-1]),
+        op.Unsqueeze(row, [-1]),
+        axis=-1,
+    )
+    selected = op.NonMaxSuppression(
+        boxes + shift, op.Unsqueeze(scores, [1]), max_output, iou_threshold, score_threshold
+    )
+    # `selected` [S, 3] is image, class, box, image by image. It is laid into [B, K]: the place of
+    # a row is its number less the number of rows of all the images before.
+    image = op.Squeeze(selected[:, 0:1], [1])
+    batch = op.Shape(scores, start=0, end=1)
+    images = op.Range(0, op.Squeeze(batch), 1)
+    comes_before = op.Unsqueeze(image, [0]) < op.Unsqueeze(images, [1])
+    rows_before = op.ReduceSum(op.Cast(comes_before, to=_INT64), [1], keepdims=0)
+    place = op.Range(0, op.Squeeze(op.Shape(image)), 1) - op.Gather(rows_before, image)
+    nothing = op.Expand(
+        op.Cast(-1, to=_INT32), op.Concat(batch, op.Reshape(max_output, [1]), axis=0)
+    )
+    return op.ScatterND(
+        nothing,
+        op.Concat(op.Unsqueeze(image, [1]), op.Unsqueeze(place, [1]), axis=1),
+        op.Cast(op.Squeeze(selected[:, 2:3], [1]), to=_INT32),
+    )
+
+
+def function_bodies(aligned: bool) -> list[FunctionProto]:
+    """Both operators as ONNX functions of standard operators, for runtimes that know neither.
+
+    Args:
+        aligned: that of the graph's MultiscaleRoiAlign nodes. RoiAlign of the standard has a string
+            in its place, which a function cannot compute from the node's integer.
+    """
+    pooling = _pooling_function("half_pixel" if aligned else "output_half_pixel")
+    return [pooling.to_function_proto(), GroupedNms.to_function_proto()]
+
+
+def _operator(name: str, inputs: dict[str, str], output: str, attributes: dict[str, str]) -> Op:
+    schema = OpSchema(
+        name,
+        DOMAIN,
+        DOMAIN_VERSION,
+        inputs=[OpSchema.FormalParameter(key, kind) for key, kind in inputs.items()],
+        outputs=[OpSchema.FormalParameter("output", output)],
+        type_constraints=[("T", ["tensor(float)", "tensor(float16)"], "the features' type")],
+        attributes=[
+            OpSchema.Attribute(key, getattr(OpSchema.AttrType, kind))
+            for key, kind in (attributes | dict.fromkeys(PLUGIN_ATTRIBUTES, "STRING")).items()
+        ],
+    )
+    return Op(_domain, name, schema)
+
+
+_MULTISCALE_ROI_ALIGN = _operator(
+    "MultiscaleRoiAlign",
+    dict.fromkeys(("p2", "p3", "p4", "p5"), "T")
+    | {"rois": "tensor(float)", "batch_index": "tensor(int32)"},
+    "T",
+    dict.fromkeys(("output_size", "sampling_ratio", "aligned"), "INT"),
+)
+_GROUPED_NMS = _operator(
+    "GroupedNms",
+    {"boxes": "tensor(float)", "scores": "tensor(float)", "groups": "tensor(int32)"},
+    "tensor(int32)",
+    {"iou_threshold": "FLOAT", "score_threshold": "FLOAT", "max_output": "INT"},
+)
+
+
+def _write_multiscale_roi_align(
+    p2: Any,
+    p3: Any,
+    p4: Any,
+    p5: Any,
+    rois: Any,
+    batch_index: Any,
+    output_size: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Any:
+    return _MULTISCALE_ROI_ALIGN(
+        p2,
+        p3,
+        p4,
+        p5,
+        rois,
+        batch_index,
+        output_size=output_size,
+        sampling_ratio=sampling_ratio,
+        aligned=int(aligned),
+        **PLUGIN_ATTRIBUTES,
+    )
+
+
+def _write_grouped_nms(
+    boxes: Any,
+    scores: Any,
+    groups: Any,
+    iou_threshold: float,
+    score_threshold: float,
+    max_output: int,
+) -> Any:
+    return _GROUPED_NMS(
+        boxes,
+        scores,
+        groups,
+        iou_threshold=iou_threshold,
+        score_threshold=score_threshold,
+        max_output=max_output,
+        **PLUGIN_ATTRIBUTES,
+    )
+
+
+TRANSLATIONS = {
+    torch.ops.maskcast.multiscale_roi_align.default: _write_multiscale_roi_align,
+    torch.ops.maskcast.grouped_nms.default: _write_grouped_nms,
+}
+"""How torch's exporter writes the two operators: its ``custom_translation_table``."""

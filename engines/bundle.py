@@ -1,0 +1,207 @@
+"""Bundle: a folder with a model that is ready to run, and the manifest that describes it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from engines.errors import InputError
+
+FORMAT = 1
+"""The version of the manifest that is written and read here."""
+
+MANIFEST = "manifest.json"
+DEFAULT = "default"
+"""The name of the bundle that comes with the package."""
+
+Backend = Literal["openvino", "onnxruntime", "tensorrt", "tensorrt_rtx"]
+
+_EMBEDDED = Path(__file__).parent / "bundles"
+_STRIDE = 32
+_SMALLEST_SIDE = 64
+
+
+class FixedInput(msgspec.Struct, frozen=True, tag="fixed", tag_field="kind"):
+    """One input shape for all pictures; what a picture leaves free is padded.
+
+    Attributes:
+        height, width: multiples of 32, from 64.
+        pad_value: 0..255, of every channel.
+    """
+
+    height: int
+    width: int
+    pad_value: int = 0
+
+    def shape(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Of a picture of this size: (height, width) of the input, and of its content."""
+        scale = min(self.height / height, self.width / width)
+        content = (
+            min(max(round(height * scale), 1), self.height),
+            min(max(round(width * scale), 1), self.width),
+        )
+        return (self.height, self.width), content
+
+
+class LongestSideInput(msgspec.Struct, frozen=True, tag="longest_side", tag_field="kind"):
+    """An input shape that follows the picture's: little is padded, whatever the aspect ratio.
+
+    Attributes:
+        longest_side: of the resized picture, pixels; a multiple of 32, from 64. Each side of the
+            input is that of the picture, rounded up to a multiple of 32.
+        pad_value: 0..255, of every channel.
+    """
+
+    longest_side: int
+    pad_value: int = 0
+
+    def shape(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Of a picture of this size: (height, width) of the input, and of its content."""
+        scale = self.longest_side / max(height, width)
+        content = max(round(height * scale), 1), max(round(width * scale), 1)
+        rounded = (max(-(-side // _STRIDE) * _STRIDE, _SMALLEST_SIDE) for side in content)
+        return (next(rounded), next(rounded)), content
+
+
+Input = FixedInput | LongestSideInput
+
+
+class GraphFile(msgspec.Struct, frozen=True):
+    """A file of the bundle, and the SHA-256 of its bytes in hexadecimal."""
+
+    file: str
+    sha256: str
+
+
+class Graphs(msgspec.Struct, frozen=True):
+    """The portable graphs, ONNX.
+
+    Attributes:
+        detector: images to boxes and features.
+        segmenter: features and boxes to mask crops; None for a Faster R-CNN.
+    """
+
+    detector: GraphFile
+    segmenter: GraphFile | None = None
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a bundle is: the JSON of its ``manifest.json``.
+
+    Attributes:
+        format: version of this description.
+        name: of the model, for people.
+        backend: the one that it was built for.
+        precision: the number format to compute in: "fp32", "bf16", "fp16", "int8".
+        labels: class names by label; the first is "background".
+        input: shape of the network's input.
+        score_threshold: that a user gets who names none.
+        graphs: the portable graphs.
+        built_with: versions of what built it.
+    """
+
+    format: int = FORMAT
+    name: str
+    backend: Backend
+    precision: str
+    labels: tuple[str, ...]
+    input: Input
+    score_threshold: float = 0.5
+    graphs: Graphs
+    built_with: dict[str, str] = {}
+
+
+class Bundle(msgspec.Struct, frozen=True):
+    """A bundle on disk, whose files have been checked.
+
+    Attributes:
+        path: its folder.
+        manifest: what it is.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def detector(self) -> Path:
+        """The detector's ONNX file."""
+        return self.path / self.manifest.graphs.detector.file
+
+    @property
+    def segmenter(self) -> Path | None:
+        """The segmenter's ONNX file; None for a Faster R-CNN."""
+        graph = self.manifest.graphs.segmenter
+        return None if graph is None else self.path / graph.file
+
+
+def default_bundle() -> Path:
+    """The folder of the bundle that comes with the package."""
+    return _EMBEDDED / DEFAULT
+
+
+def open_bundle(name_or_path: str | Path) -> Bundle:
+    """Open a bundle and check that its files are whole.
+
+    Args:
+        name_or_path: a bundle's folder, or "default" for the one that comes with the package.
+
+    Raises:
+        InputError: there is none, or it is damaged, or another version of maskcast wrote it.
+    """
+    path = default_bundle() if str(name_or_path) == DEFAULT else Path(name_or_path)
+    manifest = read_manifest(path)
+    for graph in (manifest.graphs.detector, manifest.graphs.segmenter):
+        if graph is not None:
+            _check(path / graph.file, graph.sha256)
+    return Bundle(path, manifest)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read the manifest of the bundle in a folder.
+
+    Raises:
+        InputError: there is none, or it is damaged, or another version of maskcast wrote it.
+    """
+    try:
+        content = (path / MANIFEST).read_bytes()
+    except FileNotFoundError:
+        reason = f"holds no {MANIFEST}" if path.is_dir() else "no such folder"
+        raise InputError(
+            f"{path}: not a bundle ({reason}); build one with `maskcast build`"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path / MANIFEST}: cannot be read ({error.strerror})") from None
+    try:
+        version = msgspec.json.decode(content, type=_Version).format
+        if version != FORMAT:
+            raise InputError(
+                f"{path}: a bundle of format {version}, but this maskcast reads format {FORMAT}; "
+                "build it again"
+            )
+        return msgspec.json.decode(content, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise InputError(f"{path / MANIFEST}: damaged ({error}); build it again") from None
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _Version(msgspec.Struct):
+    format: int
+
+
+def _check(path: Path, expected: str) -> None:
+    try:
+        actual = sha256(path)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); build the bundle again"
+        ) from None
+    if actual != expected:
+        raise InputError(f"{path}: damaged, its checksum differs; build the bundle again")
