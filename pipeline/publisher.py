@@ -15,6 +15,7 @@ import zmq
 
 from engines.errors import InputError
 from engines.instances import Instances
+from pipeline.endpoint import DEAD_AFTER_MS, HEARTBEAT_MS, check_endpoint
 from pipeline.frame import Frame
 from pipeline.wire import (
     EventHeader,
@@ -29,8 +30,6 @@ from pipeline.wire import (
 )
 
 LINGER_MS = 200
-HEARTBEAT_MS = 1000
-DEAD_AFTER_MS = 3000
 
 _KEPT = {"labels": "labels", "size": "size", "state": "state", "ended": "state"}
 """Which events a late subscriber is told of, and whose place each takes among those kept."""
@@ -81,6 +80,7 @@ class Publisher:
         self._events: Counter[str] = Counter()
         self._kept: dict[str, dict[str, EventMessage]] = {}
         self._subscriptions: Counter[bytes] = Counter()
+        self.endpoint = ""
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.XPUB)
         self._socket.set(zmq.XPUB_VERBOSER, 1)
@@ -208,6 +208,9 @@ class Publisher:
         """Send what is still queued, for 0.2 s at most, and free the endpoint."""
         self._socket.close()
         self._context.term()
+        scheme, _, path = self.endpoint.partition("://")
+        if scheme == "ipc":
+            Path(path).unlink(missing_ok=True)
 
     def _introduce(self, source: str) -> None:
         """Tell the label names the first time that a source is heard of."""
@@ -253,9 +256,8 @@ def _bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
     in_use = InputError(
         f"{endpoint} is in use: stop the program that publishes there, or choose another endpoint"
     )
+    check_endpoint(endpoint, "tcp://*:5555")
     scheme, _, address = endpoint.partition("://")
-    if scheme not in ("tcp", "ipc") or not address:
-        raise InputError(f"{endpoint!r} is no endpoint: use tcp://*:5555 or ipc:///path/to/socket")
     # libzmq takes a socket file away from a publisher that still listens on it.
     if scheme == "ipc" and _listens(address):
         raise in_use

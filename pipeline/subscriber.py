@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from engines.errors import InputError
 from engines.instances import Instances
+from pipeline.endpoint import DEAD_AFTER_MS, HEARTBEAT_MS, check_endpoint
 from pipeline.ledger import Gap, Ledger, Tally
-from pipeline.publisher import DEAD_AFTER_MS, HEARTBEAT_MS
 from pipeline.wire import (
     VERSION,
     EventHeader,
@@ -176,14 +176,8 @@ def subscribe(
         raise InputError(f'policy {policy!r}: use "latest" or "all"')
     if not endpoints:
         raise InputError("no endpoint to subscribe to: use tcp://host:5555")
-    for endpoint in endpoints:
-        scheme, _, address = endpoint.partition("://")
-        if scheme not in ("tcp", "ipc") or not address:
-            raise InputError(
-                f"{endpoint!r} is no endpoint: use tcp://host:5555 or ipc:///path/to/socket"
-            )
     return Subscription(
-        endpoints,
+        tuple(check_endpoint(endpoint, "tcp://host:5555") for endpoint in endpoints),
         None if sources is None else tuple(check_source_name(name) for name in sources),
         policy=policy,
         timeout_s=timeout_s,

@@ -1,0 +1,99 @@
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.ledger import Gap, Ledger
+from pipeline.wire import EventHeader, InstancesHeader
+
+A, B = "a" * 16, "b" * 16
+
+
+def instances(seq, publisher=A):
+    return InstancesHeader(
+        publisher=publisher,
+        seq=seq,
+        index=seq,
+        capture_ns=0,
+        publish_ns=0,
+        width=1,
+        height=1,
+        count=0,
+        masks="none",
+    )
+
+
+def event(name, seq=0, sent=0, publisher=A, **data):
+    return EventHeader(publisher=publisher, seq=seq, publish_ns=0, event=name, sent=sent, data=data)
+
+
+@settings(max_examples=200, deadline=None)
+@given(arrived=st.sets(st.integers(0, 60), min_size=1))
+def test_received_and_lost_are_all_that_was_sent_since_the_first(arrived):
+    ledger, arrived = Ledger(), sorted(arrived)
+    gaps = [ledger.enter_instances("cam1", instances(seq)) for seq in arrived]
+    assert gaps[0] == Gap(0, restarted=False)
+    assert ledger.tally.received == len(arrived)
+    assert ledger.tally.received + ledger.tally.lost == arrived[-1] - arrived[0] + 1
+    assert sum(gap.lost for gap in gaps) == ledger.tally.lost
+
+
+def test_losses_are_kept_apart_by_source():
+    ledger = Ledger()
+    for source, seq in (("a", 0), ("b", 7), ("a", 1), ("b", 8)):
+        assert ledger.enter_instances(source, instances(seq)).lost == 0
+    assert ledger.enter_instances("a", instances(4)).lost == 2
+
+
+def test_a_restarted_publisher_is_told_of_once_and_nothing_is_lost():
+    ledger = Ledger()
+    ledger.enter_instances("cam1", instances(100))
+    assert ledger.enter_instances("cam1", instances(0, B)) == Gap(0, restarted=True)
+    assert ledger.enter_instances("cam1", instances(1, B)) == Gap(0, restarted=False)
+    assert ledger.tally.lost == 0
+
+
+def test_a_message_that_comes_twice_counts_once():
+    ledger = Ledger()
+    ledger.enter_instances("cam1", instances(3))
+    assert ledger.enter_instances("cam1", instances(3)) is None
+    assert ledger.enter_instances("cam1", instances(4)).lost == 0
+    assert (ledger.tally.received, ledger.tally.duplicate) == (2, 1)
+
+
+def test_the_messages_lost_before_an_event_are_counted():
+    ledger = Ledger()
+    ledger.enter_instances("cam1", instances(0))
+    assert ledger.enter_event("cam1", event("ended", sent=5)).lost == 4
+    assert ledger.tally.lost == 4
+    assert ledger.enter_instances("cam1", instances(5)).lost == 0
+
+
+def test_an_event_that_is_sent_again_is_none():
+    ledger = Ledger()
+    assert ledger.enter_event("cam1", event("state", seq=4, state="running")) is not None
+    assert ledger.enter_event("cam1", event("labels", seq=0, id="x", names=["n"])) is not None
+    assert ledger.enter_event("cam1", event("state", seq=4, state="running")) is None
+    assert ledger.enter_event("cam1", event("state", seq=5, state="lost")) is not None
+    assert ledger.states() == {"cam1": "lost"}
+
+
+def test_label_names_are_known_by_their_id():
+    ledger = Ledger()
+    ledger.enter_event("cam1", event("labels", id="0a", names=["background", "cat"]))
+    ledger.enter_event("cam1", event("labels", seq=1, id="0b", names="nonsense"))
+    assert ledger.label_names("0a") == ("background", "cat")
+    assert ledger.label_names("0b") == ()
+
+
+def test_all_have_ended_when_each_one_wanted_has():
+    ledger = Ledger()
+    assert not ledger.all_ended(None)
+    ledger.enter_event("a", event("ended"))
+    assert ledger.all_ended(None)
+    assert ledger.all_ended(("a",))
+    assert not ledger.all_ended(("a", "b"))
+    ledger.enter_instances("b", instances(0))
+    assert not ledger.all_ended(None)
+    ledger.enter_event("b", event("ended"))
+    assert ledger.all_ended(("a", "b"))
+    ledger.enter_event("a", event("state", seq=1, state="running"))
+    assert not ledger.all_ended(None)

@@ -1,0 +1,273 @@
+import time
+from socket import AF_UNIX
+from socket import socket as posix_socket
+
+import av
+import numpy as np
+import pytest
+import zmq
+
+from engines.errors import InputError
+from engines.instances import Instances
+from pipeline.frame import Frame
+from pipeline.publisher import Publisher
+from pipeline.wire import EventMessage, InstancesMessage, decode
+
+NAMES = ("background", "person")
+PICTURE = av.VideoFrame(64, 48)
+
+
+def frame(source="cam1", index=0):
+    return Frame(source, index, index / 25, time.time_ns(), PICTURE)
+
+
+def seen(count=2):
+    boxes = np.tile(np.array([4, 4, 40, 40], dtype=np.float32), (count, 1))
+    ones = np.ones(count, dtype=np.float32)
+    crops = np.full((count, 28, 28), 255, dtype=np.uint8)
+    return Instances(64, 48, boxes, ones, ones.astype(np.int32), crops)
+
+
+@pytest.fixture
+def publisher():
+    with Publisher("tcp://127.0.0.1:0", NAMES) as publisher:
+        yield publisher
+
+
+@pytest.fixture
+def connect():
+    """Connect a plain socket to a publisher; all of them are closed in the end."""
+    context, made = zmq.Context(), []
+
+    def connect(publisher, prefix="v1/", kind=zmq.SUB):
+        made.append(context.socket(kind))
+        made[-1].set(zmq.RCVTIMEO, 3000)
+        if kind == zmq.SUB:
+            made[-1].subscribe(prefix)
+        made[-1].connect(publisher.endpoint)
+        return made[-1]
+
+    yield connect
+    for one in made:
+        one.close(linger=0)
+    context.term()
+
+
+def receive(socket):
+    return decode(socket.recv_multipart())
+
+
+def silent(socket):
+    return not socket.poll(150)
+
+
+def test_a_frame_arrives_with_its_header(publisher, connect):
+    socket = connect(publisher)
+    assert publisher.wait_for_subscribers(1, 3, ["cam1"])
+    one = frame(index=7)
+    one.timeline.begin("infer")
+    one.timeline.end("infer")
+    one.timeline.begin("publish")
+    sent = publisher.publish(one, seen(), drops={"decode": {"replaced": 4}}, jpeg=b"jpeg")
+    labels, message = receive(socket), receive(socket)
+    assert labels.header.data["names"] == list(NAMES)
+    assert isinstance(message, InstancesMessage)
+    header = message.header
+    assert (header.seq, header.publish_ns) == sent
+    assert (header.index, header.pts_s, header.capture_ns) == (7, 7 / 25, one.capture_ns)
+    assert (header.count, header.masks, header.clock) == (2, "crop_u8", "receipt")
+    assert header.drops == {"decode": {"replaced": 4}}
+    assert list(header.stage_ms) == ["infer"]
+    assert 0 <= header.stage_ms["infer"] < 1000
+    assert header.labels == labels.header.data["id"]
+    assert message.jpeg == b"jpeg"
+
+
+def test_sequence_numbers_count_each_source_from_0_even_while_nobody_listens(publisher, connect):
+    for index in range(5):
+        assert publisher.publish(frame("a", index), seen()).seq == index
+    socket = connect(publisher, "v1/a/instances")
+    assert publisher.wait_for_subscribers(1, 3, ["a"])
+    assert publisher.publish(frame("b"), seen()).seq == 0
+    assert publisher.publish(frame("a", 5), seen()).seq == 5
+    assert receive(socket).header.seq == 5
+
+
+def test_instances_without_masks_are_sent_in_format_none(publisher, connect):
+    socket = connect(publisher, "v1/cam1/instances")
+    publisher.wait_for_subscribers(1, 3, ["cam1"])
+    boxes = seen()
+    publisher.publish(
+        frame(), Instances(64, 48, boxes.boxes, boxes.scores, boxes.labels, masks=None)
+    )
+    assert receive(socket).header.masks == "none"
+
+
+def test_who_comes_late_is_told_labels_size_and_state_only_and_only_the_last(publisher, connect):
+    publisher.event("cam1", "state", state="connecting")
+    publisher.event("cam1", "size", width=640, height=480)
+    publisher.event("cam1", "corrupt", packets=3)
+    publisher.event("cam1", "state", state="running")
+    publisher.event("cam1", "size", width=1280, height=720)
+    socket = connect(publisher)
+    assert publisher.wait_for_subscribers(1, 3, ["cam1"])
+    told = {message.header.event: message.header for message in (receive(socket) for _ in range(3))}
+    assert told["labels"].data["names"] == list(NAMES)
+    assert told["size"].data == {"width": 1280, "height": 720}
+    assert told["state"].data == {"state": "running"}
+    assert (told["labels"].seq, told["state"].seq, told["size"].seq) == (0, 4, 5)
+    assert silent(socket)
+
+
+def test_who_wants_one_source_is_told_of_that_one(publisher, connect):
+    publisher.event("cam1", "state", state="running")
+    publisher.event("cam10", "state", state="running")
+    socket = connect(publisher, "v1/cam1/")
+    assert publisher.wait_for_subscribers(1, 3, ["cam1"])
+    assert {receive(socket).source for _ in range(2)} == {"cam1"}
+    assert silent(socket)
+
+
+def test_sources_that_have_ended_are_told_of_last(publisher, connect):
+    publisher.event("a", "ended", reason="end of stream")
+    publisher.event("b", "state", state="running")
+    socket = connect(publisher)
+    assert publisher.wait_for_subscribers(1, 3, ["a"])
+    events = [receive(socket) for _ in range(4)]
+    assert all(isinstance(event, EventMessage) for event in events)
+    assert [event.header.event for event in events].index("ended") == 3
+
+
+def test_a_source_that_runs_again_has_not_ended(publisher, connect):
+    publisher.event("a", "ended")
+    publisher.event("a", "state", state="running")
+    socket = connect(publisher)
+    publisher.wait_for_subscribers(1, 3, ["a"])
+    assert {receive(socket).header.event for _ in range(2)} == {"labels", "state"}
+
+
+def test_events_tell_how_many_instances_messages_went_before(publisher, connect):
+    for index in range(3):
+        publisher.publish(frame(index=index), seen())
+    publisher.event("cam1", "ended")
+    socket = connect(publisher)
+    publisher.wait_for_subscribers(1, 3, ["cam1"])
+    assert {m.header.event: m.header.sent for m in (receive(socket), receive(socket))} == {
+        "labels": 0,
+        "ended": 3,
+    }
+
+
+def test_subscribers_are_counted_by_source_and_forgotten_when_they_leave(publisher, connect):
+    everything = connect(publisher)
+    one = connect(publisher, "v1/cam1/")
+    same = connect(publisher, "v1/cam1/")
+    assert publisher.wait_for_subscribers(3, 3, ["cam1"])
+    assert publisher.subscribers("cam10") == 1
+    same.close()
+    one.close()
+    deadline = time.monotonic() + 3
+    while publisher.subscribers("cam1") > 1 and time.monotonic() < deadline:
+        publisher.answer_subscriptions()
+        time.sleep(0.01)
+    assert publisher.subscribers("cam1") == 1
+    assert not everything.closed
+
+
+def test_waiting_for_subscribers_has_an_end(publisher, connect):
+    start = time.monotonic()
+    assert not publisher.wait_for_subscribers(1, 0.2, ["cam1"])
+    assert 0.2 <= time.monotonic() - start < 1
+    connect(publisher, "v1/cam1/")
+    assert not publisher.wait_for_subscribers(1, 0.2, ["cam1", "cam2"])
+
+
+def test_a_subscriber_that_reads_nothing_never_makes_the_publisher_wait(connect):
+    with Publisher("tcp://127.0.0.1:0", NAMES, high_water_mark=4) as publisher:
+        stuck = connect(publisher)
+        stuck.set(zmq.RCVHWM, 1)
+        assert publisher.wait_for_subscribers(1, 3, ["cam1"])
+        many, slowest = seen(100), 0.0
+        for index in range(500):
+            start = time.monotonic()
+            publisher.publish(frame(index=index), many)
+            slowest = max(slowest, time.monotonic() - start)
+        assert slowest < 0.5
+        start = time.monotonic()
+    assert time.monotonic() - start < 1.5
+
+
+def test_what_is_no_subscription_is_ignored(publisher, connect):
+    rude = connect(publisher, kind=zmq.XSUB)
+    socket = connect(publisher, "v1/cam1/instances")
+    publisher.wait_for_subscribers(1, 3, ["cam1"])
+    rude.send(b"")
+    rude.send(b"hello")
+    rude.send(b"\x00never subscribed")
+    rude.send(b"x" * 1_000_000)
+    time.sleep(0.1)
+    publisher.publish(frame(), seen())
+    assert receive(socket).header.seq == 0
+    assert publisher.subscribers("cam1") == 1
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:0", "tcp://127.0.0.1:*", "tcp://*:*"])
+def test_a_free_port_is_reported(endpoint):
+    with Publisher(endpoint, NAMES) as publisher:
+        assert int(publisher.endpoint.rpartition(":")[2]) > 0
+
+
+def test_a_socket_file_works_and_is_gone_afterwards(tmp_path, connect):
+    path = tmp_path / "maskcast.sock"
+    with Publisher(f"ipc://{path}", NAMES) as publisher:
+        assert publisher.endpoint == f"ipc://{path}"
+        socket = connect(publisher, "v1/cam1/instances")
+        assert publisher.wait_for_subscribers(1, 3, ["cam1"])
+        publisher.publish(frame(), seen())
+        assert receive(socket).header.seq == 0
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "ipc"])
+def test_an_endpoint_in_use_is_the_users_fault_in_one_line(scheme, tmp_path):
+    endpoint = {"tcp": "tcp://127.0.0.1:0", "ipc": f"ipc://{tmp_path}/s"}[scheme]
+    with Publisher(endpoint, NAMES) as first:
+        with pytest.raises(InputError, match="in use") as caught:
+            Publisher(first.endpoint, NAMES)
+        assert "\n" not in str(caught.value)
+        assert first.endpoint in str(caught.value)
+
+
+def test_a_socket_file_that_nobody_listens_on_is_taken_over(tmp_path):
+    path = tmp_path / "s"
+    with posix_socket(AF_UNIX) as dead:
+        dead.bind(str(path))
+    with Publisher(f"ipc://{path}", NAMES) as publisher:
+        publisher.event("cam1", "state", state="running")
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "",
+        "5555",
+        "http://127.0.0.1:5555",
+        "inproc://x",
+        "tcp://",
+        "tcp://127.0.0.1:99999",
+        "tcp://127.0.0.1",
+        "tcp://198.51.100.7:5555",
+        "tcp://no-such-interface:5555",
+        "ipc:///no/such/folder/socket",
+        "ipc:///tmp/" + "x" * 103,
+    ],
+)
+def test_an_endpoint_that_cannot_be_bound_is_the_users_fault_in_one_line(endpoint):
+    with pytest.raises(InputError, match="use tcp://") as caught:
+        Publisher(endpoint, NAMES)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_source_name_that_cannot_stand_in_a_topic_is_the_users_fault(publisher):
+    with pytest.raises(InputError, match="source name"):
+        publisher.event("a/b", "state")
