@@ -13,14 +13,12 @@ from msgspec import Meta
 
 from engines.errors import InputError
 from pipeline.url import redact, source_name
+from pipeline.wire import MaskFormat
 
 Policy = Literal["latest", "block"]
 """What a full inbox does: replace the frame that waits, or let the source wait."""
 
-MaskFormat = Literal["crop_u8", "crop_bits", "coco_rle", "polygon", "none"]
-"""How masks go over the wire (docs/wire.md)."""
-
-SourceName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.-]+\Z", max_length=64)]
+SourceName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
 
@@ -70,7 +68,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """
 
     bundle: Annotated[str, Meta(min_length=1)] = "default"
-    engine: Literal["auto", "openvino", "onnxruntime", "tensorrt", "tensorrt_rtx"] = "auto"
+    engine: Literal["auto", "openvino", "onnxruntime", "tensorrt"] = "auto"
     score_threshold: Annotated[float, Meta(ge=0, le=1)] | None = None
 
 
@@ -89,7 +87,7 @@ class PublishConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     endpoint: Annotated[str, Meta(min_length=1)] = "tcp://127.0.0.1:5555"
     masks: MaskFormat = "crop_u8"
     jpeg_quality: Annotated[int, Meta(ge=1, le=100)] | None = None
-    high_water_mark: Count = 10
+    high_water_mark: Count = 256
     wait_subscribers: Annotated[int, Meta(ge=0)] = 0
 
 
@@ -221,7 +219,7 @@ def _explain(problem: str) -> str:
     if missing := re.fullmatch(r"Object missing required field `(.*)`", text):
         return f"{key}: {missing[1]!r} is missing" if key else f"{missing[1]!r} is missing"
     if key.endswith("name") and "regex" in text:
-        text = "a name is made of letters, digits, '_', '.' and '-'"
+        text = "use 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first"
     for technical, plain in _PLAIN_TYPES:
         text = text.replace(technical, plain)
     return redact(f"{key}: {text[:1].lower()}{text[1:]}" if key else text)

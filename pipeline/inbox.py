@@ -113,22 +113,40 @@ class Inbox(Generic[T]):
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._droppable < self.capacity)
 
-    def close(self) -> None:
-        """Take nothing more in. What waits can still be taken."""
+    def close(self, last: T | None = None, *, discard: bool = False) -> bool:
+        """Take nothing more in. What waits can still be taken. False when it was closed already.
+
+        Args:
+            last: an event that is added as the last item, unless it is closed already.
+            discard: drop what waits, except events.
+        """
         with self._changed:
+            first_time = not self._closed
+            dropped = self._remove_droppable() if discard else []
+            if last is not None and first_time:
+                self._add(last, droppable=False)
             self._closed = True
             self._changed.notify_all()
+        self._drop(dropped)
+        return first_time
 
     def discard(self) -> None:
         """Drop what waits; events stay."""
         with self._changed:
-            dropped = [item for item, droppable in self._items if droppable]
-            self._items = deque(entry for entry in self._items if not entry[1])
-            self._droppable = 0
+            dropped = self._remove_droppable()
             self._changed.notify_all()
+        self._drop(dropped)
+
+    def _drop(self, items: list[T]) -> None:
         if self._on_drop is not None:
-            for item in dropped:
+            for item in items:
                 self._on_drop(item, "stopped")
+
+    def _remove_droppable(self) -> list[T]:
+        dropped = [item for item, droppable in self._items if droppable]
+        self._items = deque(entry for entry in self._items if not entry[1])
+        self._droppable = 0
+        return dropped
 
     def _add(self, item: T, *, droppable: bool) -> None:
         self._items.append((item, droppable))

@@ -48,7 +48,7 @@ def scheme(url: str) -> str:
 def source_name(url: str) -> str:
     """Return a short name for a source: a file's stem, a camera's host, a device's node.
 
-    It holds only what is legal in a topic (``A-Z a-z 0-9 _ . -``) and no credentials.
+    It holds only what is legal in a topic (``A-Z a-z 0-9 . _ -``) and no credentials.
     """
     kind = scheme(url)
     if kind == "test":
@@ -62,4 +62,4 @@ def source_name(url: str) -> str:
         file = PurePath(path_part)
         is_file = kind.startswith("http") and file.suffix and _HIDDEN not in path_part
         name = file.stem if is_file else re.sub(r":\d+$", "", host)
-    return _NOT_IN_A_NAME.sub("-", name).strip("-.") or "source"
+    return _NOT_IN_A_NAME.sub("-", name).strip("-._") or "source"

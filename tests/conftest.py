@@ -6,7 +6,8 @@ import functools
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+from engines.bundle import GraphFile, Graphs, LongestSideInput, Manifest
+from engines.engine import Detections, Engine
+from engines.image import NetworkImage
+from engines.instances import Instances
 
 SYSTEM_PYTHON = "/usr/bin/python3"
 _HAS_RTSP = (
@@ -131,3 +137,136 @@ def http_server(tmp_path: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()
+
+
+class StallingServer:
+    """Answers one HTTP request with the beginning of a file, then says nothing for long."""
+
+    def __init__(self, content: bytes, sent: int) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._content, self._sent = content, sent
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="stalling server")
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/clip.mkv"
+
+    def __enter__(self) -> StallingServer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._socket.close()
+
+    def _serve(self) -> None:
+        connection, _ = self._socket.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(
+                b"HTTP/1.0 200 OK\r\nContent-Type: video/x-matroska\r\n"
+                + f"Content-Length: {len(self._content)}\r\n\r\n".encode()
+                + self._content[: self._sent]
+            )
+            self._over.wait(60)
+
+
+@pytest.fixture
+def stalling_server(make_clip: ClipMaker) -> Iterator[StallingServer]:
+    """A server that sends half of a clip of 60 pictures."""
+
+    def noise(index: int, width: int, height: int) -> NDArray[np.uint8]:
+        return np.random.default_rng(index).integers(0, 256, (height, width, 3), np.uint8)
+
+    content = make_clip("half.mkv", frames=60, draw=noise).read_bytes()
+    with StallingServer(content, len(content) // 2) as server:
+        yield server
+
+
+class TimedEngine(Engine):
+    """An engine that takes its time: one box with a full mask in every picture.
+
+    It keeps the order in which it saw the pictures, and counts what was not released.
+    """
+
+    device = "test"
+
+    def __init__(
+        self, detect_s: float = 0.0, segment_s: float = 0.0, *, max_batch: int = 1
+    ) -> None:
+        self.manifest = Manifest(
+            name="timed",
+            backend="openvino",
+            precision="fp32",
+            labels=("background", "thing"),
+            input=LongestSideInput(longest_side=96),
+            graphs=Graphs(GraphFile("none.onnx", "0" * 64)),
+        )
+        self.max_batch = max_batch
+        self.detect_s, self.segment_s = detect_s, segment_s
+        self.batches: list[int] = []
+        self.held = 0
+        self.closed = False
+        self.fails_at: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def detect(self, images: Sequence[NetworkImage], min_score: float) -> Detections:
+        time.sleep(self.detect_s)
+        self._fail("detect", len(self.batches))
+        self.batches.append(len(images))
+        count = len(images)
+        with self._lock:
+            self.held += 1
+        return Detections(
+            images=images,
+            boxes=np.tile(np.float32([1, 1, 20, 20]), (count, 1)),
+            scores=np.full(count, 0.9, np.float32),
+            labels=np.ones(count, np.int32),
+            image_index=np.arange(count, dtype=np.int32),
+            features=None,
+            release=_Once(self._release),
+        )
+
+    def segment(self, detections: Detections) -> list[Instances]:
+        time.sleep(self.segment_s)
+        self._fail("segment", len(self.batches))
+        detections.release()
+        crops = np.full((1, 28, 28), 255, np.uint8)
+        return [
+            Instances(
+                width=image.source[1],
+                height=image.source[0],
+                boxes=detections.boxes[index : index + 1],
+                scores=detections.scores[index : index + 1],
+                labels=detections.labels[index : index + 1],
+                masks=crops,
+            )
+            for index, image in enumerate(detections.images)
+        ]
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _release(self) -> None:
+        with self._lock:
+            self.held -= 1
+
+    def _fail(self, where: str, count: int) -> None:
+        if count >= self.fails_at.get(where, 1 << 30):
+            raise ZeroDivisionError(f"{where} went wrong")
+
+
+class _Once:
+    """Calls a function the first time that it is called."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function: Callable[[], None] | None = function
+
+    def __call__(self) -> None:
+        function, self._function = self._function, None
+        if function is not None:
+            function()
+
+
+@pytest.fixture
+def timed_engine() -> type[TimedEngine]:
+    return TimedEngine

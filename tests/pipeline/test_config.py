@@ -44,7 +44,7 @@ def test_publishing_can_be_switched_off(tmp_path: Path) -> None:
         ("", "Expected a mapping of keys, got nothing"),
         ("model: {}", "'sources' is missing"),
         ("sources: [{url: a, policy: newest}]", "sources[0].policy: invalid enum value 'newest'"),
-        ("sources: [{url: a, name: a/b}]", "sources[0].name: a name is made of letters"),
+        ("sources: [{url: a, name: a/b}]", "sources[0].name: use 1 to 64 letters"),
         ("sources: [{url: a, name: x}, {url: b, name: x}]", "two sources are named 'x'"),
         ("sources: [{url: a}]\nmodel: {score_threshold: 2}", "model.score_threshold: expected a n"),
         (

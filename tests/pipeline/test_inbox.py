@@ -162,3 +162,23 @@ def test_the_round_ends_when_every_inbox_has() -> None:
     assert turn.take() == [5]
     with pytest.raises(InboxClosed):
         turn.take()
+
+
+def test_a_last_word_comes_behind_what_waits_and_is_said_once() -> None:
+    inbox: Inbox[str] = Inbox(2)
+    inbox.put("frame")
+    inbox.close("ended")
+    inbox.close("ended again")
+    assert not inbox.post("too late")
+    assert [inbox.take(), inbox.take()] == [["frame"], ["ended"]]
+    assert inbox.is_drained
+
+
+def test_closing_may_discard_all_but_events() -> None:
+    dropped: list[tuple[str, str]] = []
+    inbox: Inbox[str] = Inbox(2, on_drop=lambda *drop: dropped.append(drop))
+    inbox.put("frame")
+    inbox.post("event")
+    inbox.close("ended", discard=True)
+    assert [inbox.take(), inbox.take()] == [["event"], ["ended"]]
+    assert dropped == [("frame", "stopped")]

@@ -1,0 +1,120 @@
+"""The decode stage: one thread for each source."""
+
+from __future__ import annotations
+
+import threading
+
+from engines.errors import InputError
+from pipeline.config import SourceConfig
+from pipeline.frame import Frame
+from pipeline.inbox import Inbox
+from pipeline.source import Source, SourceLostError, is_local, open_source
+from pipeline.stage import Event, Report
+from pipeline.stats import Meter
+
+START_POLL_S = 0.05
+
+
+class DecodeStage(threading.Thread):
+    """Opens a source, reads it to its end into its inbox, and closes it.
+
+    The last item in the inbox is always the source's ``ended`` event.
+
+    Args:
+        config: the source; ``config.name`` is set.
+        inbox: where frames go; it takes on the source's policy.
+        meter: counts them.
+        start: frames that come before it is set are held back (files) or dropped (live sources).
+        limit: the most frames to read.
+        report: called with an error that is ours, or of a file that cannot be read.
+    """
+
+    def __init__(
+        self,
+        config: SourceConfig,
+        inbox: Inbox[Frame | Event],
+        meter: Meter,
+        start: threading.Event,
+        limit: int | None,
+        report: Report,
+    ) -> None:
+        assert config.name is not None
+        super().__init__(name=f"decode {config.name}", daemon=True)
+        self.unreachable: InputError | None = None
+        """Why a source that is not on this machine could not be opened."""
+        self._config = config
+        self._source_name = config.name
+        self._inbox = inbox
+        self._meter = meter
+        self._start_reading = start
+        self._limit = limit
+        self._report = report
+        self._stopping = threading.Event()
+        self._source: Source | None = None
+
+    def run(self) -> None:
+        """Read until the source ends, breaks off, is stopped or has given its share."""
+        corrupt = 0
+        reason, detail = "failed", ""
+        try:
+            with open_source(self._config) as source:
+                self._source = source
+                self._meter.opened(self._source_name, self._frame_count(source))
+                self._inbox.policy = source.policy
+                self._inbox.capacity = 1 if source.policy == "latest" else self._inbox.capacity
+                self._inbox.post(Event(self._source_name, "state", {"state": "running"}))
+                try:
+                    reason = self._read(source)
+                finally:
+                    corrupt = source.corrupt
+        except SourceLostError as lost:
+            reason, detail = "lost", str(lost)
+        except InputError as error:
+            reason, detail = "unreachable", str(error)
+            if is_local(self._config.url):
+                self._report(error)
+            else:
+                self.unreachable = error
+        except BaseException as error:
+            self._report(error)
+        finally:
+            self._source = None
+            self.end(reason, detail, corrupt)
+
+    def stop(self) -> None:
+        """Ask, from any thread, for the end. A read that hangs ends by the source's timeout."""
+        self._stopping.set()
+        if (source := self._source) is not None:
+            source.stop()
+
+    def end(
+        self, reason: str, detail: str = "", corrupt: int = 0, *, discard: bool = False
+    ) -> None:
+        """Say that the source has ended, and take nothing more from it; the first call counts."""
+        data = {"reason": reason, "detail": detail} if detail else {"reason": reason}
+        if self._inbox.close(Event(self._source_name, "ended", data), discard=discard):
+            self._meter.ended(self._source_name, detail or reason, corrupt)
+
+    def _read(self, source: Source) -> str:
+        if not source.live:
+            while not self._start_reading.wait(START_POLL_S):
+                if self._stopping.is_set():
+                    return "stopped"
+        count = 0
+        for frame in source:
+            if self._stopping.is_set():
+                return "stopped"
+            self._meter.captured(frame, source.corrupt)
+            if not self._start_reading.is_set():
+                self._meter.dropped(frame, "decode", "not started")
+                continue
+            if not self._inbox.put(frame):
+                return "stopped"
+            count += 1
+            if count == self._limit:
+                return "limit"
+        return "stopped" if self._stopping.is_set() else "end of stream"
+
+    def _frame_count(self, source: Source) -> int | None:
+        counts = [count for count in (source.frame_count, self._limit) if count is not None]
+        return min(counts, default=None)

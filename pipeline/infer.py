@@ -1,0 +1,95 @@
+"""The infer and masks stages: the two halves of the engine's work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engines.engine import Detections, Engine
+from engines.instances import Instances
+from pipeline.frame import Frame
+from pipeline.inbox import Inbox
+from pipeline.preprocess import Prepared
+from pipeline.stage import Event, Report, Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Detected:
+    """The frames of one batch and the boxes in them."""
+
+    frames: list[Frame]
+    detections: Detections
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A frame and what was seen in it."""
+
+    frame: Frame
+    instances: Instances
+
+
+class InferStage(Stage[Prepared, Detected]):
+    """Finds boxes, in as many frames at once as wait, fit the engine, and are of one shape."""
+
+    def __init__(
+        self,
+        inbox: Inbox[Prepared | Event],
+        outbox: Inbox[Detected | Event],
+        engine: Engine,
+        min_score: float,
+        report: Report,
+    ) -> None:
+        super().__init__("infer", inbox, outbox, report)
+        self.batch_size = engine.max_batch
+        self._engine = engine
+        self._min_score = min_score
+
+    def alike(self, first: Prepared, other: Prepared) -> bool:
+        """Only images of one shape make a batch."""
+        return first.image.pixels.shape == other.image.pixels.shape
+
+    def work(self, items: list[Prepared]) -> list[Detected]:
+        """Detect in one batch."""
+        frames = [item.frame for item in items]
+        begin_ns = _begin(frames, "infer")
+        detections = self._engine.detect([item.image for item in items], self._min_score)
+        _end(frames, "infer", begin_ns)
+        return [Detected(frames, detections)]
+
+
+class MaskStage(Stage[Detected, Seen]):
+    """Computes the masks of the boxes that were kept."""
+
+    def __init__(
+        self,
+        inbox: Inbox[Detected | Event],
+        outbox: Inbox[Seen | Event],
+        engine: Engine,
+        report: Report,
+    ) -> None:
+        super().__init__("masks", inbox, outbox, report)
+        self._engine = engine
+
+    def work(self, items: list[Detected]) -> list[Seen]:
+        """Segment one batch."""
+        (detected,) = items
+        begin_ns = _begin(detected.frames, "masks")
+        try:
+            instances = self._engine.segment(detected.detections)
+        finally:
+            detected.detections.release()
+        _end(detected.frames, "masks", begin_ns)
+        return [Seen(*pair) for pair in zip(detected.frames, instances, strict=True)]
+
+
+def _begin(frames: list[Frame], stage: str) -> int:
+    """Stamp a batch: one start for all of its frames, by which it can be told that it was one."""
+    frames[0].timeline.begin(stage)
+    return frames[0].timeline.start_ns[stage]
+
+
+def _end(frames: list[Frame], stage: str, begin_ns: int) -> None:
+    frames[0].timeline.end(stage)
+    for frame in frames:
+        frame.timeline.start_ns[stage] = begin_ns
+        frame.timeline.end_ns[stage] = frames[0].timeline.end_ns[stage]

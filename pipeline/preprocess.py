@@ -1,0 +1,53 @@
+"""The preprocess stage: pictures to network images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import av.error
+
+from engines.bundle import Manifest
+from engines.image import NetworkImage, fit_image
+from pipeline.frame import Frame
+from pipeline.inbox import Inbox
+from pipeline.stage import Event, Outlet, Report, Stage
+from pipeline.stats import Meter
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A frame and what the network is shown of it."""
+
+    frame: Frame
+    image: NetworkImage
+
+
+class PreprocessStage(Stage[Frame, Prepared]):
+    """Resizes, pads and converts one picture after the other to RGB.
+
+    A picture that cannot be converted, as the damaged ones of a bad line, is dropped and counted.
+    """
+
+    def __init__(
+        self,
+        inbox: Outlet[Frame | Event],
+        outbox: Inbox[Prepared | Event],
+        manifest: Manifest,
+        meter: Meter,
+        report: Report,
+    ) -> None:
+        super().__init__("preprocess", inbox, outbox, report)
+        self._manifest = manifest
+        self._meter = meter
+
+    def work(self, items: list[Frame]) -> list[Prepared]:
+        """Prepare the one frame."""
+        (frame,) = items
+        frame.timeline.begin("preprocess")
+        try:
+            image = fit_image(frame.picture, frame.rotation, self._manifest.input)
+        except av.error.FFmpegError:
+            self._meter.dropped(frame, "preprocess", "unreadable")
+            return []
+        frame.timeline.end("preprocess")
+        return [Prepared(frame, image)]

@@ -1,0 +1,182 @@
+"""The publish stage: messages out, and into files."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Protocol
+
+from PIL import Image
+
+from engines.instances import Instances
+from pipeline.config import PublishConfig
+from pipeline.frame import Frame
+from pipeline.inbox import Inbox
+from pipeline.infer import Seen
+from pipeline.publisher import Publisher
+from pipeline.stage import Event, Report, Stage
+from pipeline.stats import RECORD, Meter
+
+SUBSCRIBER_POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What became of a frame on the wire.
+
+    Attributes:
+        seq: the message's number, counted by publisher and source from 0.
+        publish_ns: when it went out, UTC nanoseconds.
+        lost_before: frames of the source that were captured since its last message and dropped.
+    """
+
+    seq: int
+    publish_ns: int
+    lost_before: int
+
+
+class Recorder(Protocol):
+    """Keeps what is published. Both methods are called on the publish stage's thread."""
+
+    def write(self, frame: Frame, instances: Instances, published: Published) -> None:
+        """Keep one frame, of any source, after its message has gone out."""
+
+    def close(self) -> None:
+        """Finish the file. Called once, also after a failure."""
+
+
+OnFrame = Callable[[Frame, Instances, Published], None]
+
+
+class PublishStage(Stage[Seen, None]):
+    """Owns the socket and the recorders; every frame and event ends here.
+
+    Args:
+        inbox: frames and events.
+        config: the socket's; None for none.
+        label_names: the model's.
+        sources: names of all sources.
+        recorders: get every frame; closed at the end.
+        on_frame: called with every frame.
+        meter: told of every frame.
+        start: set when enough subscribers are there.
+        report: as of ``Stage``.
+    """
+
+    idle_timeout_s = SUBSCRIBER_POLL_S
+
+    def __init__(
+        self,
+        inbox: Inbox[Seen | Event],
+        config: PublishConfig | None,
+        label_names: Sequence[str],
+        sources: Sequence[str],
+        recorders: Sequence[Recorder],
+        on_frame: OnFrame | None,
+        meter: Meter,
+        start: threading.Event,
+        report: Report,
+    ) -> None:
+        super().__init__("publish", inbox, None, report)
+        self._config = config
+        self._label_names = label_names
+        self._sources = sources
+        self._recorders = recorders
+        self._on_frame = on_frame
+        self._meter = meter
+        self._start_reading = start
+        self._publisher: Publisher | None = None
+        self._seq: Counter[str] = Counter()
+        self._lost: Counter[str] = Counter()
+        self._size: dict[str, tuple[int, int]] = {}
+
+    def open(self) -> None:
+        """Bind the socket, and wait for those who want to see the first frame."""
+        if self._config is not None:
+            self._publisher = Publisher(
+                self._config.endpoint,
+                self._label_names,
+                masks=self._config.masks,
+                high_water_mark=self._config.high_water_mark,
+            )
+            wanted = self._config.wait_subscribers
+            while wanted and not self._start_reading.is_set():
+                if self._publisher.wait_for_subscribers(wanted, SUBSCRIBER_POLL_S, self._sources):
+                    break
+        self._start_reading.set()
+
+    def work(self, items: list[Seen]) -> list[None]:
+        """Publish one frame, then record it."""
+        (seen,) = items
+        frame, instances = seen.frame, seen.instances
+        frame.timeline.begin("publish")
+        published = self._publish(frame, instances)
+        frame.timeline.end("publish")
+        if self._recorders or self._on_frame is not None:
+            frame.timeline.begin(RECORD)
+            for recorder in self._recorders:
+                recorder.write(frame, instances, published)
+            if self._on_frame is not None:
+                self._on_frame(frame, instances, published)
+            frame.timeline.end(RECORD)
+        self._meter.processed(frame, instances)
+        return []
+
+    def event(self, event: Event) -> None:
+        """Publish an event."""
+        if self._publisher is not None:
+            self._publisher.event(event.source, event.name, **event.data)
+
+    def idle(self) -> None:
+        """Answer those who subscribe while nothing is published."""
+        if self._publisher is not None:
+            self._publisher.answer_subscriptions()
+            self._count_subscribers(self._publisher)
+
+    def close(self) -> None:
+        """Finish the files and free the endpoint, each whatever becomes of the others."""
+        with ExitStack() as closing:
+            if self._publisher is not None:
+                closing.callback(self._publisher.close)
+            for recorder in self._recorders:
+                closing.callback(recorder.close)
+
+    def _publish(self, frame: Frame, instances: Instances) -> Published:
+        source = frame.source
+        drops = self._meter.drops(source)
+        lost = sum(sum(reasons.values()) for reasons in drops.values())
+        lost_before = lost - self._lost[source]
+        self._lost[source] = lost
+        if self._publisher is None:
+            seq = self._seq[source]
+            self._seq[source] += 1
+            return Published(seq, time.time_ns(), lost_before)
+        size = (instances.width, instances.height)
+        if self._size.get(source) != size:
+            self._size[source] = size
+            self._publisher.event(source, "size", width=size[0], height=size[1])
+        quality = self._config.jpeg_quality if self._config is not None else None
+        jpeg = None
+        if quality is not None and self._publisher.subscribers(source):
+            jpeg = encode_jpeg(frame, quality)
+        sent = self._publisher.publish(frame, instances, drops=drops, jpeg=jpeg)
+        self._count_subscribers(self._publisher)
+        return Published(sent.seq, sent.publish_ns, lost_before)
+
+    def _count_subscribers(self, publisher: Publisher) -> None:
+        self._meter.subscribers = max(map(publisher.subscribers, self._sources), default=0)
+
+
+def encode_jpeg(frame: Frame, quality: int) -> bytes:
+    """Encode a frame's picture, upright, as JPEG of ``quality`` 1..100."""
+    image = Image.fromarray(frame.picture.to_ndarray(format="rgb24"))
+    if frame.rotation:
+        image = image.rotate(frame.rotation, expand=True)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()

@@ -1,0 +1,399 @@
+import os
+import resource
+import signal
+import socket
+import threading
+import time
+import traceback
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.errors import InputError
+from pipeline.config import Config, make_config
+from pipeline.pipeline import Pipeline
+from pipeline.publish import Published
+from pipeline.subscriber import PublishedFrame, StreamEvent, subscribe
+
+
+def configured(*urls: Path | str | dict[str, Any], publish: dict[str, Any] | None = None) -> Config:
+    sources = [url if isinstance(url, dict) else {"url": str(url)} for url in urls]
+    return make_config({"sources": sources, "publish": publish})
+
+
+class Log:
+    """A recorder that remembers."""
+
+    def __init__(self) -> None:
+        self.indices: dict[str, list[int]] = defaultdict(list)
+        self.published: dict[str, list[Published]] = defaultdict(list)
+        self.threads: set[str] = set()
+        self.closed = 0
+
+    def write(self, frame, instances, published: Published) -> None:
+        self.indices[frame.source].append(frame.index)
+        self.published[frame.source].append(published)
+        self.threads.add(threading.current_thread().name)
+
+    def close(self) -> None:
+        self.closed += 1
+        self.threads.add(threading.current_thread().name)
+
+
+class Listener:
+    """A subscriber on a thread of its own, from before the pipeline starts to its end."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.frames: list[PublishedFrame] = []
+        self.events: list[StreamEvent] = []
+        self._endpoint = endpoint
+        self._thread = threading.Thread(target=self._listen, name="listener")
+        self._thread.start()
+
+    def _listen(self) -> None:
+        for item in subscribe(self._endpoint, policy="all", events=True, timeout_s=20):
+            (self.events if isinstance(item, StreamEvent) else self.frames).append(item)
+
+    def finish(self) -> None:
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+    def ended(self) -> dict[str, str]:
+        """Why each source ended."""
+        return {
+            event.source: event.data["reason"] for event in self.events if event.name == "ended"
+        }
+
+
+def test_nothing_of_several_files_is_lost_and_all_keep_their_order(make_clip, timed_engine) -> None:
+    clips = [make_clip(f"{name}.mp4", frames=40, width=64 + 16 * i) for i, name in enumerate("abc")]
+    log, engine = Log(), timed_engine(0.001, 0.001)
+    pipeline = Pipeline(configured(*clips), engine, recorders=[log])
+    pipeline.run()
+    assert log.indices == {name: list(range(40)) for name in "abc"}
+    for published in log.published.values():
+        assert [sent.seq for sent in published] == list(range(40))
+        assert all(sent.lost_before == 0 for sent in published)
+    stats = pipeline.stats()
+    assert (stats.captured, stats.processed, stats.dropped) == (120, 120, {})
+    assert [source.ended for source in stats.sources] == ["end of stream"] * 3
+    assert [source.frame_count for source in stats.sources] == [40] * 3
+    assert engine.held == 0
+
+
+def test_every_frame_passes_the_stages_in_order(make_clip, timed_engine) -> None:
+    timelines = []
+    Pipeline(
+        configured(make_clip()),
+        timed_engine(0.002),
+        on_frame=lambda frame, instances, published: timelines.append(frame.timeline),
+    ).run()
+    assert len(timelines) == 10
+    for timeline in timelines:
+        stages = ("decode", "preprocess", "infer", "masks", "publish")
+        stamps = [
+            stamp
+            for stage in stages
+            for stamp in (timeline.start_ns[stage], timeline.end_ns[stage])
+        ]
+        assert stamps == sorted(stamps)
+        assert timeline.end_ns["infer"] - timeline.start_ns["infer"] >= 2_000_000
+
+
+def test_mask_work_on_one_frame_overlaps_inference_on_the_next(make_clip, timed_engine) -> None:
+    pipeline = Pipeline(configured(make_clip(frames=20)), timed_engine(0.02, 0.02))
+    pipeline.run()
+    assert pipeline.stats().wall_s < 20 * 0.04 * 0.8
+
+
+def test_a_live_source_before_a_slow_engine_loses_frames_and_stays_young(timed_engine) -> None:
+    log = Log()
+    pipeline = Pipeline(configured("test://64x48@100"), timed_engine(0.05, 0.01), recorders=[log])
+    pipeline.start()
+    time.sleep(1.5)
+    pipeline.stop()
+    pipeline.join()
+    (source,) = pipeline.stats().sources
+    assert source.latency_ms is not None
+    # A frame waits for at most one other before it in the engine.
+    assert source.latency_ms.p95 < 3 * 50 + 10
+    assert source.dropped["preprocess", "replaced"] > 50
+    assert source.captured == source.processed + sum(source.dropped.values())
+    told = sum(published.lost_before for published in log.published["test"])
+    assert 0 <= sum(source.dropped.values()) - told <= 10
+    assert log.indices["test"] == sorted(log.indices["test"])
+
+
+def test_a_busy_source_does_not_starve_a_slow_one(timed_engine) -> None:
+    pipeline = Pipeline(configured("test://64x48@200", "test://64x48@10"), timed_engine(0.02))
+    pipeline.start()
+    time.sleep(1.2)
+    pipeline.stop()
+    pipeline.join()
+    busy, slow = pipeline.stats().sources
+    assert slow.processed >= 9
+    assert busy.processed > 2 * slow.processed
+
+
+def test_an_engine_that_takes_batches_gets_them_from_several_sources(timed_engine) -> None:
+    engine = timed_engine(0.05, max_batch=4)
+    pipeline = Pipeline(configured(*["test://64x48@50"] * 4), engine)
+    pipeline.start()
+    time.sleep(1.0)
+    pipeline.stop()
+    pipeline.join()
+    assert max(engine.batches) == 4
+    counts = [source.processed for source in pipeline.stats().sources]
+    assert max(counts) - min(counts) <= 4
+    assert pipeline.stats().stages["infer"].busy <= 1.01  # a batch is counted once
+
+
+def test_an_engine_that_takes_batches_never_waits_for_one(timed_engine) -> None:
+    engine = timed_engine(max_batch=8)
+    pipeline = Pipeline(configured("test://64x48@20"), engine, limit=10)
+    pipeline.run()
+    assert set(engine.batches) == {1}
+    assert pipeline.stats().latency_ms.p95 < 50
+
+
+def test_pictures_of_two_shapes_make_two_batches(timed_engine, monkeypatch) -> None:
+    engine = timed_engine(0.02, max_batch=4)
+    shapes: list[set[tuple[int, ...]]] = []
+    detect = engine.detect
+    monkeypatch.setattr(
+        engine,
+        "detect",
+        lambda images, score: (
+            shapes.append({image.pixels.shape for image in images}) or detect(images, score)
+        ),
+    )
+    pipeline = Pipeline(configured("test://64x48@50", "test://48x96@50"), engine, limit=20)
+    pipeline.run()
+    assert all(len(batch) == 1 for batch in shapes)
+    assert len(set.union(*shapes)) == 2
+
+
+@pytest.mark.parametrize("where", ["detect", "segment"])
+def test_an_error_of_the_engine_is_raised_with_its_traceback(timed_engine, where: str) -> None:
+    engine, log = timed_engine(0.002), Log()
+    engine.fails_at = {where: 5}
+    pipeline = Pipeline(configured("test://64x48@200"), engine, recorders=[log])
+    with pytest.raises(ZeroDivisionError, match=f"{where} went wrong") as caught:
+        pipeline.run()
+    assert "_fail" in "".join(traceback.format_exception(caught.value))
+    assert engine.held == 0
+    assert log.closed == 1
+    assert pipeline.stats().sources[0].ended == "failed"
+
+
+def test_an_error_of_a_recorder_is_raised_and_the_others_are_closed(
+    make_clip, timed_engine
+) -> None:
+    def fail(frame, instances, published) -> None:
+        raise ZeroDivisionError("no space")
+
+    log = Log()
+    pipeline = Pipeline(configured(make_clip()), timed_engine(), recorders=[log], on_frame=fail)
+    with pytest.raises(ZeroDivisionError, match="no space"):
+        pipeline.run()
+    assert log.closed == 1
+
+
+def test_a_pipeline_leaves_no_thread_behind(make_clip, timed_engine) -> None:
+    before = threading.active_count()
+    Pipeline(configured(make_clip(), "test://64x48@50"), timed_engine(), limit=5).run()
+    assert threading.active_count() == before
+
+
+def test_an_engine_that_was_given_is_left_open(make_clip, timed_engine) -> None:
+    engine = timed_engine()
+    Pipeline(configured(make_clip()), engine).run()
+    assert not engine.closed
+
+
+def test_a_pipeline_runs_once(make_clip, timed_engine) -> None:
+    pipeline = Pipeline(configured(make_clip()), timed_engine())
+    pipeline.run()
+    with pytest.raises(RuntimeError, match="runs once"):
+        pipeline.start()
+
+
+def test_a_missing_file_ends_the_run(make_clip, timed_engine, tmp_path: Path) -> None:
+    pipeline = Pipeline(configured("test://64x48@50", tmp_path / "gone.mp4"), timed_engine())
+    with pytest.raises(InputError, match=r"gone\.mp4"):
+        pipeline.run()
+
+
+def test_an_unreachable_camera_does_not_stop_the_others(make_clip, timed_engine, free_port) -> None:
+    camera = f"rtsp://admin:secret@127.0.0.1:{free_port}/cam"
+    pipeline = Pipeline(configured(camera, make_clip()), timed_engine())
+    pipeline.run()
+    absent, clip = pipeline.stats().sources
+    assert clip.processed == 10
+    assert absent.ended is not None
+    assert "connection refused" in absent.ended
+    assert "secret" not in absent.ended
+
+
+def test_an_unreachable_camera_alone_is_an_error(timed_engine, free_port) -> None:
+    with pytest.raises(InputError, match="connection refused"):
+        Pipeline(configured(f"rtsp://127.0.0.1:{free_port}/cam"), timed_engine()).run()
+
+
+def test_a_source_that_breaks_off_does_not_stop_the_others(timed_engine, stalling_server) -> None:
+    silent = {"url": stalling_server.url, "read_timeout_s": 0.5, "name": "silent"}
+    pipeline = Pipeline(configured(silent, "test://64x48@20"), timed_engine(), limit=50)
+    pipeline.run()
+    lost, pattern = pipeline.stats().sources
+    assert lost.ended is not None
+    assert "nothing came for 0.5 s" in lost.ended
+    assert 10 < lost.processed < 60
+    assert pattern.processed >= 45
+
+
+def test_a_read_that_hangs_does_not_delay_the_end(timed_engine, stalling_server) -> None:
+    silent = {"url": stalling_server.url, "read_timeout_s": 4.0}
+    pipeline = Pipeline(configured(silent), timed_engine())
+    pipeline.start()
+    wait_until(lambda: pipeline.stats().processed > 10)
+    time.sleep(0.2)
+    began_s = time.monotonic()
+    pipeline.stop()
+    pipeline.join()
+    assert time.monotonic() - began_s < 2.0
+    assert pipeline.stats().sources[0].ended == "stopped"
+    wait_until(lambda: not any(t.name.startswith("decode") for t in threading.enumerate()))
+
+
+def test_a_limit_is_for_each_source(make_clip, timed_engine) -> None:
+    pipeline = Pipeline(configured(make_clip("a.mp4"), make_clip("b.mp4")), timed_engine(), limit=4)
+    pipeline.run()
+    assert [source.processed for source in pipeline.stats().sources] == [4, 4]
+    assert [source.frame_count for source in pipeline.stats().sources] == [4, 4]
+
+
+def test_recorders_are_used_and_closed_on_the_publish_thread(make_clip, timed_engine) -> None:
+    log = Log()
+    Pipeline(configured(make_clip()), timed_engine(), recorders=[log]).run()
+    assert log.threads == {"publish"}
+    assert log.closed == 1
+
+
+def test_a_subscriber_that_is_waited_for_sees_everything(
+    make_clip, timed_engine, free_port
+) -> None:
+    endpoint = f"tcp://127.0.0.1:{free_port}"
+    listener = Listener(endpoint)
+    publish = {"endpoint": endpoint, "wait_subscribers": 1, "jpeg_quality": 80}
+    clips = [make_clip("a.mp4", frames=25), make_clip("b.mp4", frames=25, rotation=90)]
+    Pipeline(configured(*clips, publish=publish), timed_engine()).run()
+    listener.finish()
+    for name in "ab":
+        frames = [frame for frame in listener.frames if frame.source == name]
+        assert [frame.index for frame in frames] == list(range(25))
+        assert all(frame.lost_before == 0 for frame in frames)
+        assert all(len(frame.instances) == 1 for frame in frames)
+        assert set(frames[0].stage_ms) == {"decode", "preprocess", "infer", "masks"}
+    turned = next(frame for frame in listener.frames if frame.source == "b")
+    assert turned.picture().shape == (64, 48, 3)
+    assert listener.ended() == {"a": "end of stream", "b": "end of stream"}
+
+
+def test_a_file_waits_for_the_subscriber(make_clip, timed_engine, free_port) -> None:
+    publish = {"endpoint": f"tcp://127.0.0.1:{free_port}", "wait_subscribers": 1}
+    pipeline = Pipeline(configured(make_clip(), publish=publish), timed_engine())
+    pipeline.start()
+    assert not pipeline.wait(0.5)
+    assert pipeline.stats().captured == 0
+    pipeline.stop()
+    assert pipeline.wait(2.0)
+    pipeline.join()
+
+
+def test_a_change_of_size_is_told(make_clip, timed_engine, free_port, tmp_path: Path) -> None:
+    parts = [make_clip("a.h264", frames=5), make_clip("b.h264", frames=5, width=96, height=80)]
+    (tmp_path / "both.h264").write_bytes(b"".join(part.read_bytes() for part in parts))
+    endpoint = f"tcp://127.0.0.1:{free_port}"
+    listener = Listener(endpoint)
+    publish = {"endpoint": endpoint, "wait_subscribers": 1}
+    Pipeline(configured(tmp_path / "both.h264", publish=publish), timed_engine()).run()
+    listener.finish()
+    sizes = [event.data for event in listener.events if event.name == "size"]
+    assert sizes == [{"width": 64, "height": 48}, {"width": 96, "height": 80}]
+    assert {(frame.instances.width, frame.instances.height) for frame in listener.frames} == {
+        (64, 48),
+        (96, 80),
+    }
+
+
+def test_stopping_publishes_the_end_and_frees_the_address(timed_engine, free_port) -> None:
+    endpoint = f"tcp://127.0.0.1:{free_port}"
+    listener = Listener(endpoint)
+    engine = timed_engine(0.2, 0.1)
+    config = configured("test://64x48@30", publish={"endpoint": endpoint, "wait_subscribers": 1})
+    pipeline = Pipeline(config, engine)
+    pipeline.start()
+    wait_until(lambda: pipeline.stats().processed > 2)
+    began_s = time.monotonic()
+    pipeline.stop()
+    pipeline.join()
+    assert time.monotonic() - began_s < 2.0
+    listener.finish()
+    assert listener.ended() == {"test": "stopped"}
+    assert len(listener.frames) == pipeline.stats().processed
+    assert engine.held == 0
+    with socket.create_server(("127.0.0.1", free_port)):
+        pass
+
+
+def test_a_signal_handler_may_stop_the_pipeline(timed_engine) -> None:
+    pipeline = Pipeline(configured("test://64x48@30"), timed_engine())
+    before = signal.signal(signal.SIGUSR1, lambda number, stack: pipeline.stop())
+    try:
+        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1))
+        timer.start()
+        pipeline.run()
+        timer.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert pipeline.stats().sources[0].ended == "stopped"
+
+
+def test_stopping_twice_or_afterwards_does_no_harm(make_clip, timed_engine) -> None:
+    pipeline = Pipeline(configured(make_clip()), timed_engine(0.05))
+    pipeline.start()
+    pipeline.stop()
+    pipeline.stop()
+    pipeline.join()
+    pipeline.stop()
+
+
+def test_an_address_in_use_ends_the_run(make_clip, timed_engine) -> None:
+    log = Log()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        config = configured(make_clip(), publish={"endpoint": endpoint})
+        with pytest.raises(InputError, match="in use"):
+            Pipeline(config, timed_engine(), recorders=[log]).run()
+    assert log.closed == 1
+
+
+def test_memory_stays_flat(timed_engine) -> None:
+    config = configured({"url": "test://320x240@100", "policy": "block"})
+    peaks_kib = []
+
+    def note(frame, instances, published) -> None:
+        if frame.index in (300, 1499):
+            peaks_kib.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+    Pipeline(config, timed_engine(), on_frame=note, limit=1500).run()
+    assert peaks_kib[1] - peaks_kib[0] < 20_000  # one frame in a hundred leaked would be 2700 KiB
+
+
+def wait_until(condition, timeout_s: float = 10.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
