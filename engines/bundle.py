@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from engines.errors import InputError
+from engines.plan import Plan
 
 FORMAT = 1
 """The version of the manifest that is written and read here."""
@@ -100,6 +101,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         input: shape of the network's input.
         score_threshold: that a user gets who names none.
         graphs: the portable graphs.
+        plans: what TensorRT compiled from them; empty for other backends.
         built_with: versions of what built it.
     """
 
@@ -111,6 +113,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     input: Input
     score_threshold: float = 0.5
     graphs: Graphs
+    plans: tuple[Plan, ...] = ()
     built_with: dict[str, str] = {}
 
 
@@ -156,6 +159,8 @@ def open_bundle(name_or_path: str | Path) -> Bundle:
     for graph in (manifest.graphs.detector, manifest.graphs.segmenter):
         if graph is not None:
             _check(path / graph.file, graph.sha256)
+    for plan in manifest.plans:
+        _check(path / plan.file, plan.sha256)
     return Bundle(path, manifest)
 
 

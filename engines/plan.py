@@ -1,0 +1,82 @@
+"""Plan: what TensorRT compiled from a graph, and whether it fits the machine at hand. Pure."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Package = Literal["tensorrt", "tensorrt_rtx"]
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """A TensorRT plan of a bundle.
+
+    Attributes:
+        graph: which of the bundle's graphs it was compiled from.
+        file, sha256: the plan's file in the bundle, and its SHA-256.
+        package, version: what compiled it; a plan runs in the same version only.
+        capabilities: compute capabilities that it runs on, "8.6".
+        precision: the number format that it computes in.
+        height, width: of the network's input, pixels.
+        max_batch: the most images.
+        max_boxes: the most boxes that a segmenter takes at once; 0 for a detector.
+        graph_sha256: of the portable graph.
+        plugins: versions of the plugins inside, by name.
+    """
+
+    graph: Literal["detector", "segmenter"]
+    file: str
+    sha256: str
+    package: Package
+    version: str
+    capabilities: tuple[str, ...]
+    precision: str
+    height: int
+    width: int
+    max_batch: int
+    max_boxes: int = 0
+    graph_sha256: str
+    plugins: dict[str, str]
+
+
+def misfit(
+    plan: Plan,
+    *,
+    version: str,
+    capability: tuple[int, int],
+    graph_sha256: str,
+    plugins: dict[str, str],
+) -> str | None:
+    """Say in words why a plan cannot run here; None where it can.
+
+    Args:
+        plan: from the bundle's manifest.
+        version: of the installed package ``plan.package``.
+        capability: compute capability of the GPU.
+        graph_sha256: of the portable graph that lies in the bundle now.
+        plugins: versions of the plugins that this maskcast has, by name.
+    """
+    here = f"{capability[0]}.{capability[1]}"
+    if plan.version != version:
+        return f"it was built with {plan.package} {plan.version}, and {version} is installed"
+    if here not in plan.capabilities:
+        built = ", ".join(plan.capabilities)
+        return f"it was built for compute capability {built}, and this GPU has {here}"
+    if plan.graph_sha256 != graph_sha256:
+        return f"the bundle's {plan.graph} has changed since it was built"
+    for name, wanted in plan.plugins.items():
+        if plugins.get(name) != wanted:
+            have = plugins.get(name, "none")
+            return f"it needs version {wanted} of the plugin {name}, and this maskcast has {have}"
+    return None
+
+
+def rebuild_command(plans: tuple[Plan, ...], bundle: str, capability: tuple[int, int]) -> str:
+    """Give the command that builds the plans of a bundle again, for a GPU."""
+    plan = plans[0]
+    return (
+        f"maskcast build {bundle} --backend {plan.package} --precision {plan.precision} "
+        f"--size {plan.height}x{plan.width} --batch {plan.max_batch} "
+        f"--compute-capability {capability[0]}.{capability[1]} --out {bundle}"
+    )
