@@ -17,10 +17,10 @@ class Example(NamedTuple):
     """A picture and what stands in it.
 
     Attributes:
-        image: uint8 `[H, W, 3]`, RGB.
-        boxes: float32 `[N, 4]`, xyxy pixels.
-        labels: int64 `[N]`, from 1.
-        masks: uint8 `[N, H, W]`, 0 or 1; None where the annotation has boxes only.
+        image: uint8 ``[H, W, 3]``, RGB.
+        boxes: float32 ``[N, 4]``, xyxy pixels.
+        labels: int64 ``[N]``, from 1.
+        masks: uint8 ``[N, H, W]``, 0 or 1; None where the annotation has boxes only.
     """
 
     image: Pixels
@@ -30,7 +30,7 @@ class Example(NamedTuple):
 
 
 def resize(example: Example, width: int, height: int) -> Example:
-    """Resizes to exactly `width` x `height`: pixels bilinear (antialiased), masks nearest."""
+    """Resize to exactly ``width`` x ``height``: pixels bilinear (antialiased), masks nearest."""
     old_height, old_width = example.image.shape[:2]
     if (old_width, old_height) == (width, height):
         return example
@@ -45,11 +45,12 @@ def resize(example: Example, width: int, height: int) -> Example:
 
 
 def _nearest_index(old: int, new: int) -> npt.NDArray[np.intp]:
-    return ((np.arange(new) + 0.5) * old / new).astype(np.intp)
+    index: npt.NDArray[np.intp] = ((np.arange(new) + 0.5) * old / new).astype(np.intp)
+    return index
 
 
 def crop(example: Example, left: int, top: int, size: int, fill: int = 127) -> Example:
-    """Cuts a `size` x `size` square out; what lies outside of the picture is `fill`.
+    """Cut a ``size`` x ``size`` square out; what lies outside of the picture is ``fill``.
 
     Boxes are clipped. Where there are masks the boxes are drawn anew around what is left of them.
     Instances of which too little is left are dropped.
@@ -69,13 +70,11 @@ def crop(example: Example, left: int, top: int, size: int, fill: int = 127) -> E
     sides = boxes[:, 2:] - boxes[:, :2]
     area = sides.prod(axis=1) if masks is None else masks.sum(axis=(1, 2), dtype=np.int64)
     keep = (sides >= _MIN_SIDE).all(axis=1) & (area >= _MIN_AREA)
-    return Example(
-        image, boxes[keep], example.labels[keep], None if masks is None else masks[keep]
-    )
+    return Example(image, boxes[keep], example.labels[keep], None if masks is None else masks[keep])
 
 
 def boxes_of_masks(masks: Pixels) -> npt.NDArray[np.float32]:
-    """Returns the tightest boxes `[N, 4]` around masks `[N, H, W]`; zeros for an empty mask."""
+    """Return the tightest boxes ``[N, 4]`` around masks ``[N, H, W]``; zeros for an empty mask."""
     boxes = np.zeros((len(masks), 4), np.float32)
     for box, mask in zip(boxes, masks, strict=True):
         columns = np.flatnonzero(mask.any(axis=0))
@@ -86,7 +85,7 @@ def boxes_of_masks(masks: Pixels) -> npt.NDArray[np.float32]:
 
 
 def flip(example: Example) -> Example:
-    """Mirrors left and right."""
+    """Mirror left and right."""
     width = example.image.shape[1]
     boxes = example.boxes.copy()
     boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
@@ -95,24 +94,25 @@ def flip(example: Example) -> Example:
 
 
 def jitter_colour(image: Pixels, rng: np.random.Generator, strength: float = 0.3) -> Pixels:
-    """Varies brightness, contrast and saturation by factors within 1 ± `strength`."""
+    """Vary brightness, contrast and saturation by factors within 1 ± ``strength``."""
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
     pixels = image.astype(np.float32) * np.float32(brightness)
     grey = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
     pixels = grey[..., None] + np.float32(saturation) * (pixels - grey[..., None])
     pixels = grey.mean() + np.float32(contrast) * (pixels - grey.mean())
-    return np.clip(pixels, 0, 255).astype(np.uint8)
+    varied: Pixels = np.clip(pixels, 0, 255).astype(np.uint8)
+    return varied
 
 
 def random_canvas(
     example: Example, canvas: int, scales: tuple[float, float], rng: np.random.Generator
 ) -> Example:
-    """Resizes at random and cuts a square at random: every example of a batch has one shape.
+    """Resize at random and cuts a square at random: every example of a batch has one shape.
 
     Args:
         example: what to cut from.
         canvas: side of the square, pixels.
-        scales: least and greatest longer side before the cut, as parts of `canvas`.
+        scales: least and greatest longer side before the cut, as parts of ``canvas``.
         rng: source of the choices.
     """
     height, width = example.image.shape[:2]
@@ -126,7 +126,7 @@ def random_canvas(
 def random_shorter_side(
     example: Example, sides: tuple[int, int], longest: int, rng: np.random.Generator
 ) -> Example:
-    """Resizes the shorter side to one of `sides` (inclusive) unless the longer exceeds `longest`."""
+    """Resize the shorter side into ``sides`` (inclusive), the longer to ``longest`` at most."""
     height, width = example.image.shape[:2]
     side = int(rng.integers(sides[0], sides[1] + 1))
     scale = min(side / min(height, width), longest / max(height, width))

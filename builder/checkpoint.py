@@ -1,6 +1,8 @@
-"""Checkpoints: weights on disk together with the configuration of their network."""
+"""Checkpoints: weights on disk, of ours, of torchvision and of detectron2.
 
-import os
+Nothing that a checkpoint holds is executed.
+"""
+
 import pickle
 from pathlib import Path
 from typing import Any
@@ -8,17 +10,126 @@ from typing import Any
 import msgspec
 import torch
 from torch import Tensor
+from torchvision.models import get_model_weights
 
-from builder.network import NetworkConfig
+from builder import detectron2
+from builder.network import NetworkConfig, build_network, network_config
 from engines.errors import InputError
 
 FORMAT = 1
+
+# torchvision's checkpoints by name, and the preset that each is of.
+_TORCHVISION = {
+    "maskrcnn_resnet50_fpn/COCO_V1": "resnet50-fpn",
+    "maskrcnn_resnet50_fpn_v2/COCO_V1": "resnet50-fpn-v2",
+    "fasterrcnn_resnet50_fpn/COCO_V1": "resnet50-fpn",
+    "fasterrcnn_resnet50_fpn_v2/COCO_V1": "resnet50-fpn-v2",
+}
+
+
+def load_checkpoint(source: str | Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
+    """Load a checkpoint of any known kind, recognised by what it holds.
+
+    Args:
+        source: the file of a model of ours (``model.pth``), of weights of torchvision (``.pth``) or
+            of detectron2 (``.pkl``, ``.pth``); or the name of torchvision weights, which are then
+            downloaded: ``maskrcnn_resnet50_fpn/COCO_V1``, or with ``_v2``, or ``fasterrcnn``.
+
+    Returns:
+        The configuration and the state of the network that ``build_network`` makes of it.
+
+    Raises:
+        InputError: there is no such file or name, or it is damaged or of another architecture.
+    """
+    config, network = load_network(source)
+    return config, network.state_dict()
+
+
+def load_network(source: str | Path) -> tuple[NetworkConfig, Any]:
+    """Do as ``load_checkpoint`` and returns the network itself, in evaluation mode."""
+    if str(source) in _TORCHVISION:
+        config, state = _download(str(source))
+    else:
+        path = Path(source)
+        if not path.exists() and not path.suffix:
+            raise InputError(
+                f"{source}: no such checkpoint; give a file or one of {', '.join(_TORCHVISION)}"
+            )
+        content = detectron2.read_pickle(path) if path.suffix == ".pkl" else read_state(path)
+        config, state = _recognise(content, path)
+    network = build_network(config)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        reasons = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
+        raise InputError(
+            f"{source}: not the weights of a {config.backbone} network ({reasons[0][:120]})"
+        ) from None
+    return config, network.eval()
+
+
+def _download(name: str) -> tuple[NetworkConfig, dict[str, Tensor]]:
+    model, version = name.split("/")
+    weights = get_model_weights(model)[version]
+    try:
+        state = weights.get_state_dict(progress=True, check_hash=True)
+    except OSError as error:
+        raise InputError(f"{name}: cannot download the weights ({error})") from None
+    return _torchvision_config(state), state
+
+
+def _recognise(content: dict[str, Any], path: Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
+    if "format" in content and "network" in content:
+        if content["format"] != FORMAT:
+            raise InputError(f"{path}: of format {content['format']}, this version reads {FORMAT}")
+        try:
+            return msgspec.convert(content["network"], NetworkConfig), content["model"]
+        except (KeyError, msgspec.ValidationError) as error:
+            raise InputError(f"{path}: its configuration is damaged ({error})") from None
+    state = content.get("model", content)
+    if isinstance(state, dict) and detectron2.is_detectron2(state):
+        try:
+            return detectron2.convert(state)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+    if isinstance(state, dict) and "roi_heads.box_predictor.cls_score.bias" in state:
+        return _torchvision_config(state), state
+    raise InputError(
+        f"{path}: not a checkpoint of maskcast, of torchvision's R-CNNs or of detectron2's"
+    )
+
+
+def _torchvision_config(state: dict[str, Tensor]) -> NetworkConfig:
+    """Tells from the weights which of torchvision's networks they belong to.
+
+    torchvision's COCO_V1 weights of the first version were trained with frozen batch norms that add
+    nothing to the variance, its later ones with 1e-5. They have 91 classes and are known by that.
+    """
+    is_v2 = "backbone.fpn.inner_blocks.0.1.weight" in state
+    preset = "resnet50-fpn-v2" if is_v2 else "resnet50-fpn"
+    if "backbone.body.layer3.22.conv1.weight" in state:
+        preset = "resnet101-fpn"
+    classes = len(state["roi_heads.box_predictor.cls_score.bias"])
+    with_masks = "roi_heads.mask_predictor.mask_fcn_logits.weight" in state
+    categories = get_model_weights("maskrcnn_resnet50_fpn")["COCO_V1"].meta["categories"]
+    is_coco = classes == len(categories)
+    labels = categories[1:] if is_coco else [f"class {i}" for i in range(1, classes)]
+    config = network_config(preset, tuple(labels), with_masks)
+    is_first = is_coco and preset == "resnet50-fpn"
+    return msgspec.structs.replace(config, frozen_norm_epsilon=0.0) if is_first else config
 
 
 def save_model(
     path: Path, config: NetworkConfig, state: dict[str, Tensor], training: dict[str, Any]
 ) -> None:
-    """Writes a model of ours: tensors and builtins only."""
+    """Write a model of ours: tensors and builtins only.
+
+    Args:
+        path: file to write.
+        config: of the network.
+        state: its weights.
+        training: builtins that tell how it was trained and how well it does.
+    """
     content = {
         "format": FORMAT,
         "network": msgspec.to_builtins(config),
@@ -30,14 +141,14 @@ def save_model(
 
 
 def write_atomically(content: dict[str, Any], path: Path) -> None:
-    """Writes a checkpoint so that the old one stays until the new one is complete."""
+    """Write a checkpoint so that the old one stays until the new one is complete."""
     partial = path.with_name(path.name + ".partial")
     torch.save(content, partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Reads a file of `torch.save`, executing nothing.
+    """Read a file of ``torch.save``.
 
     Raises:
         InputError: it is missing, truncated, or holds more than tensors and builtins.
@@ -47,18 +158,26 @@ def read_state(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint") from None
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "truncated"
-        raise InputError(f"{path}: not a checkpoint of tensors ({reason})") from None
+        raise InputError(f"{path}: {_unreadable(error)}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: not a checkpoint, it holds a {type(content).__name__}")
     return content
 
 
-def load_matching(network: Any, path: Path) -> list[str]:
-    """Loads the weights whose shape fits; returns a line about each that does not."""
-    state = read_state(path)
-    state = state.get("model", state)
+def _unreadable(error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError):
+        return "not a checkpoint, it holds more than tensors and builtins or is damaged"
+    return "not a checkpoint, or a truncated one"
+
+
+def load_matching(network: Any, source: str | Path) -> list[str]:
+    """Start a network from a checkpoint that may be of other classes.
+
+    Returns:
+        The names of the network's weights that the checkpoint did not have in this shape.
+    """
+    _, state = load_checkpoint(source)
     own = network.state_dict()
     fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     network.load_state_dict(fitting, strict=False)
-    return [f"not loaded: {key}" for key in own if key not in fitting]
+    return [key for key in own if key not in fitting]

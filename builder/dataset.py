@@ -24,13 +24,13 @@ Annotation = dict[str, Any]
 class InstanceDataset:
     """The pictures of one annotation file, read on demand.
 
-    Crowds (`iscrowd`) are no targets. Pictures without any instance stay: they teach what is
-    background. Categories are matched to `labels` by name, others are left out.
+    Crowds (``iscrowd``) are no targets. Pictures without any instance stay: they teach what is
+    background. Categories are matched to ``labels`` by name, others are left out.
 
     Args:
         images: folder of the pictures.
         annotations: JSON file.
-        labels: class names; the label of `labels[i]` is `i + 1`. By default all the file's
+        labels: class names; the label of ``labels[i]`` is ``i + 1``. By default all the file's
             categories in the order of their ids.
         with_masks: read masks, and demand one for every instance.
 
@@ -63,7 +63,10 @@ class InstanceDataset:
             )
         instances: defaultdict[int, list[Annotation]] = defaultdict(list)
         for annotation in content["annotations"]:
-            if annotation.get("iscrowd") or annotation["category_id"] not in self._label_of_category:
+            if (
+                annotation.get("iscrowd")
+                or annotation["category_id"] not in self._label_of_category
+            ):
                 continue
             if with_masks and not annotation.get("segmentation"):
                 raise InputError(
@@ -79,7 +82,7 @@ class InstanceDataset:
         return len(self._entries)
 
     def read(self, index: int) -> Example:
-        """Decodes the picture and rasterises its instances.
+        """Decode the picture and rasterises its instances.
 
         Raises:
             InputError: the picture is missing or broken.
@@ -100,7 +103,7 @@ class InstanceDataset:
 
 
 def read_annotations(path: Path) -> dict[str, Any]:
-    """Reads a COCO annotation file.
+    """Read a COCO annotation file.
 
     Raises:
         InputError: it is missing, is no JSON, or lacks one of COCO's three lists.
@@ -111,14 +114,16 @@ def read_annotations(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot read the annotations ({error.strerror})") from None
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a COCO annotation file, it holds no object")
     for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+        if not isinstance(content.get(key), list):
             raise InputError(f"{path}: not a COCO annotation file, it has no list {key!r}")
     return content
 
 
 def read_image(path: Path) -> augment.Pixels:
-    """Decodes a picture to uint8 `[H, W, 3]`, RGB.
+    """Decode a picture to uint8 ``[H, W, 3]``, RGB.
 
     Raises:
         InputError: it is missing or broken.
@@ -133,11 +138,9 @@ def read_image(path: Path) -> augment.Pixels:
 
 
 def encode_segmentation(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """Converts polygons, or either form of RLE, to COCO's compressed RLE."""
+    """Convert polygons, or either form of RLE, to COCO's compressed RLE."""
     if isinstance(segmentation, list):
-        parts: dict[str, Any] = coco_mask.merge(
-            coco_mask.frPyObjects(segmentation, height, width)
-        )
+        parts: dict[str, Any] = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
         return parts
     if isinstance(segmentation["counts"], list):
         whole: dict[str, Any] = coco_mask.frPyObjects(segmentation, height, width)
@@ -161,7 +164,7 @@ class AugmentedDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         return len(self._items)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the image, float `[3, H, W]` in 0..1, and its target (see `compute_losses`)."""
+        """Return the image, float ``[3, H, W]`` in 0..1, and its target for ``compute_losses``."""
         epoch, index = key
         dataset, item = self._items[index]
         rng = np.random.default_rng((self._seed, epoch, index))
@@ -169,7 +172,7 @@ class AugmentedDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
 
 
 def augment_example(example: Example, recipe: Recipe, rng: np.random.Generator) -> Example:
-    """Applies the augmentation of a recipe."""
+    """Apply the augmentation of a recipe."""
     if recipe.colour_jitter > 0:
         image = augment.jitter_colour(example.image, rng, recipe.colour_jitter)
         example = example._replace(image=image)
@@ -183,7 +186,7 @@ def augment_example(example: Example, recipe: Recipe, rng: np.random.Generator) 
 
 
 def to_tensors(example: Example) -> tuple[Tensor, dict[str, Tensor]]:
-    """Converts an example to what `compute_losses` takes of one image."""
+    """Convert an example to what ``compute_losses`` takes of one image."""
     pixels = np.ascontiguousarray(example.image.transpose(2, 0, 1))
     target = {
         "boxes": torch.from_numpy(example.boxes),
@@ -196,21 +199,9 @@ def to_tensors(example: Example) -> tuple[Tensor, dict[str, Tensor]]:
 
 def collate(
     items: list[tuple[Tensor, dict[str, Tensor]]],
-) -> tuple[Tensor, list[dict[str, Tensor]]]:
-    """Stacks images of one batch, padded to one size that is a multiple of 32."""
-    height = max(-(-image.shape[1] // 32) * 32 for image, _ in items)
-    width = max(-(-image.shape[2] // 32) * 32 for image, _ in items)
-    images = torch.full((len(items), 3, height, width), 0.5)
-    targets = []
-    for padded, (image, target) in zip(images, items, strict=True):
-        rows, columns = image.shape[1:]
-        padded[:, :rows, :columns] = image
-        if "masks" in target and (rows, columns) != (height, width):
-            masks = target["masks"].new_zeros(len(target["masks"]), height, width)
-            masks[:, :rows, :columns] = target["masks"]
-            target = {**target, "masks": masks}
-        targets.append(target)
-    return images, targets
+) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Make the images and the targets of a batch."""
+    return [image for image, _ in items], [target for _, target in items]
 
 
 class EpochSampler:

@@ -24,9 +24,9 @@ class Prediction(NamedTuple):
     """What a predictor found in one picture.
 
     Attributes:
-        boxes: float32 `[N, 4]`, xyxy in pixels of the source picture.
-        scores: float32 `[N]`, 0..1.
-        labels: integer `[N]`, from 1, of the predictor's label names.
+        boxes: float32 ``[N, 4]``, xyxy in pixels of the source picture.
+        scores: float32 ``[N]``, 0..1.
+        labels: integer ``[N]``, from 1, of the predictor's label names.
         masks: COCO's compressed RLE of each, of the source picture's size; None without masks.
     """
 
@@ -49,13 +49,13 @@ def evaluate(
     limit: int | None = None,
     track: Callable[[list[Any]], Iterable[Any]] = iter,
 ) -> Scores:
-    """Scores a predictor against an annotation file.
+    """Score a predictor against an annotation file.
 
-    Categories are matched by name, and only those among `labels` are scored. Crowds and size ranges
-    follow COCO's rules.
+    Categories are matched by name, and only those among ``labels`` are scored. Crowds and size
+    ranges follow COCO's rules.
 
     Args:
-        predict: maps uint8 `[H, W, 3]` RGB to what it found.
+        predict: maps uint8 ``[H, W, 3]`` RGB to what it found.
         images: folder of the pictures.
         annotations: COCO's JSON.
         labels: names of the labels 1, 2, ...
@@ -64,8 +64,8 @@ def evaluate(
         track: wraps the list of pictures, to show progress.
 
     Returns:
-        `bbox` and, with masks, `segm`: the fractions AP, AP50, AP75, APs, APm, APl (-1 where there
-        is no instance of that size), and `images`, their number.
+        ``bbox`` and, with masks, ``segm``: the fractions AP, AP50, AP75, APs, APm, APl (-1 where
+        there is no instance of that size), and ``images``, their number.
 
     Raises:
         InputError: the annotations have no masks, or no category that the predictor knows.
@@ -98,9 +98,9 @@ def _truth(
     with_masks: bool,
     path: Path,
 ) -> dict[str, Any]:
-    """Selects what is scored, in the form that the evaluation wants."""
+    """Select what is scored, in the form that the evaluation wants."""
     size = {p["id"]: (int(p["height"]), int(p["width"])) for p in pictures}
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for annotation in content["annotations"]:
         if annotation["category_id"] not in categories or annotation["image_id"] not in size:
             continue
@@ -166,18 +166,18 @@ def _average_precision(
 
 
 def _discard(*_: Any) -> None:
-    """Takes the place of the evaluation's own report."""
+    """Take the place of the evaluation's own report."""
 
 
 def encode_masks(masks: npt.NDArray[np.bool_]) -> list[Rle]:
-    """Encodes full-size masks, bool `[N, H, W]`, as COCO's compressed RLE."""
+    """Encode full-size masks, bool ``[N, H, W]``, as COCO's compressed RLE."""
     columns = np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8))
     encoded: list[Rle] = coco_mask.encode(columns)
     return encoded
 
 
 def torch_predictor(network: Any) -> Predictor:
-    """Makes a predictor of a torchvision detection network in evaluation mode."""
+    """Make a predictor of a torchvision detection network in evaluation mode."""
 
     def predict(image: Pixels) -> Prediction:
         pixels = torch.from_numpy(image.transpose(2, 0, 1).copy()).float().div_(255)

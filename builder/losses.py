@@ -1,7 +1,7 @@
 """The multi-task loss of Mask R-CNN: L = L_rpn + L_cls + L_box + L_mask (section 3).
 
-torchvision computes it inside the modules' `forward` and demands a mask of every instance. Here it
-is written out over the same modules, so that an image with boxes alone can train the RPN and the
+torchvision computes it inside the modules' ``forward`` and demands a mask of every instance. Here
+it is written out over the same modules, so that an image with boxes alone can train the RPN and the
 box branch while the mask branch learns from the others.
 """
 
@@ -15,24 +15,23 @@ from torchvision.models.detection.roi_heads import fastrcnn_loss, maskrcnn_loss
 Target = dict[str, Tensor]
 
 
-def compute_losses(network: Any, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-    """Computes the losses of a batch; their sum is what is minimised.
+def compute_losses(network: Any, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+    """Compute the losses of a batch; their sum is what is minimised.
 
     Args:
-        network: from `build_network`, in training mode.
-        images: float `[B, 3, H, W]`, RGB in 0..1, H and W multiples of 32.
-        targets: per image `boxes` float `[N, 4]` (xyxy pixels), `labels` int64 `[N]` (from 1) and,
-            where the annotation has them, `masks` uint8 `[N, H, W]`, 0 or 1.
+        network: from ``build_network``, in training mode.
+        images: each float ``[3, H, W]``, RGB in 0..1, of its final size: nothing is resized.
+        targets: per image ``boxes`` float ``[N, 4]`` (xyxy pixels), ``labels`` int64 ``[N]`` (from
+            1) and, where the annotation has them, ``masks`` uint8 ``[N, H, W]``, 0 or 1.
 
     Returns:
-        Scalars `rpn_objectness`, `rpn_box`, `box_class`, `box_regression` and, for a network with
-        masks, `mask`; the last is 0 where no image of the batch has masks.
+        Scalars ``rpn_objectness``, ``rpn_box``, ``box_class``, ``box_regression`` and, for a
+        network with masks, ``mask``; the last is 0 where no image of the batch has masks.
     """
     transform, heads = network.transform, network.roi_heads
-    mean = images.new_tensor(transform.image_mean)[:, None, None]
-    std = images.new_tensor(transform.image_std)[:, None, None]
-    height, width = images.shape[-2:]
-    batch = ImageList(((images - mean) / std), [(height, width)] * len(images))
+    padded = transform.batch_images([transform.normalize(image) for image in images])
+    padded = padded.to(memory_format=torch.channels_last)
+    batch = ImageList(padded, [(image.shape[1], image.shape[2]) for image in images])
     features = network.backbone(batch.tensors)
     proposals, rpn = network.rpn(batch, features, targets)
 
@@ -64,7 +63,7 @@ def _mask_loss(
     targets: list[Target],
     batch: Any,
 ) -> Tensor:
-    """Averages the binary cross-entropy over the positive RoIs of the images that have masks."""
+    """Average the binary cross-entropy over the positive RoIs of the images that have masks."""
     chosen = [i for i, t in enumerate(targets) if "masks" in t and bool((labels[i] > 0).any())]
     if not chosen:
         return features["0"].new_zeros((), dtype=torch.float32)

@@ -6,6 +6,7 @@ are; a preset differs from them only where its configuration says so.
 """
 
 from collections import OrderedDict
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -37,13 +38,14 @@ class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """The numbers of one network; the defaults are the paper's ResNet-50-FPN as torchvision has it.
 
     Attributes:
-        labels: class names without the background; label `i` of a detection is `labels[i - 1]`.
+        labels: class names without the background; label ``i`` of a detection is ``labels[i - 1]``.
         with_masks: Mask R-CNN, or else Faster R-CNN.
         backbone: the convolutional body.
         heads: "paper", or "v2": batch norm in FPN and heads, a two-layer RPN, a convolutional box
             head (Li et al., "Benchmarking Detection Transfer Learning", 2021).
         stride_in_1x1: a ResNet bottleneck strides in its first 1x1 convolution, as the original
             (He et al. 2016) and detectron2's checkpoints do, not in the 3x3 as torchvision's.
+        frozen_norm_epsilon: added to the variance by the frozen batch norms of a ResNet.
         fpn_channels: width of every pyramid level (FPN, section 3: 256).
         min_size: the shorter side is resized to this many pixels (Mask R-CNN, section 3.1: 800).
         max_size: unless the longer side would exceed this. Equal sizes fix the longer side.
@@ -51,7 +53,7 @@ class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         image_std: of RGB in 0..1, divided by.
         anchor_sizes: square root of the anchors' area on P2 to P6, pixels (FPN, section 4.1).
         anchor_ratios: height over width.
-        anchors_rounded: corners of the anchors at whole pixels (torchvision), or exact (detectron2).
+        anchors_rounded: corners at whole pixels (torchvision), or exact (detectron2).
         rpn_pre_nms_top_n: best proposals of each level before NMS.
         rpn_post_nms_top_n: best proposals of an image after NMS (Mask R-CNN, section 3.1: 1000).
         rpn_pre_nms_top_n_train: the same in training.
@@ -81,6 +83,7 @@ class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     backbone: Literal["resnet50", "resnet101", "lite0", "lite1", "lite2"] = "resnet50"
     heads: Literal["paper", "v2"] = "paper"
     stride_in_1x1: bool = False
+    frozen_norm_epsilon: float = 1e-5
     fpn_channels: int = 256
     min_size: int = 800
     max_size: int = 1333
@@ -141,7 +144,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def network_config(preset: str, labels: tuple[str, ...], with_masks: bool = True) -> NetworkConfig:
-    """Returns the configuration of a preset for these classes.
+    """Return the configuration of a preset for these classes.
 
     Raises:
         InputError: there is no such preset.
@@ -163,7 +166,7 @@ class LiteBackboneWithFPN(nn.Module):
         self.out_channels = out_channels
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        """Maps `[B, 3, H, W]` to the levels `"0"` to `"3"` (strides 4 to 32) and `"pool"` (64)."""
+        """Map ``[B, 3, H, W]`` to the levels "0" to "3" (strides 4 to 32) and "pool" (64)."""
         pyramid: OrderedDict[str, Tensor] = self.fpn(self.body(images))
         return pyramid
 
@@ -178,7 +181,7 @@ class ExactAnchorGenerator(AnchorGenerator):  # type: ignore[misc]
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Returns `[len(aspect_ratios) * len(scales), 4]` boxes around the origin."""
+        """Return ``[len(aspect_ratios) * len(scales), 4]`` boxes around the origin."""
         scale = torch.as_tensor(scales, dtype=dtype, device=device)
         root = torch.as_tensor(aspect_ratios, dtype=dtype, device=device).sqrt()
         half_width = (scale[None, :] / root[:, None]).flatten() / 2
@@ -187,7 +190,7 @@ class ExactAnchorGenerator(AnchorGenerator):  # type: ignore[misc]
 
 
 class AlignedMultiScaleRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
-    """Multi-level RoIAlign with `aligned=True`, which torchvision's module does not offer."""
+    """Multi-level RoIAlign with ``aligned=True``, which torchvision's module does not offer."""
 
     aligned = True
 
@@ -197,15 +200,15 @@ class AlignedMultiScaleRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
         boxes: list[Tensor],
         image_shapes: list[tuple[int, int]],
     ) -> Tensor:
-        """Pools each box from the level that equation 1 of the FPN paper gives it.
+        """Pool each box from the level that equation 1 of the FPN paper gives it.
 
         Args:
-            x: features `[B, C, H / s, W / s]` by level name.
-            boxes: per image `[N, 4]`, xyxy in pixels of the network's input.
+            x: features ``[B, C, H / s, W / s]`` by level name.
+            boxes: per image ``[N, 4]``, xyxy in pixels of the network's input.
             image_shapes: (height, width) of each image before padding.
 
         Returns:
-            `[sum of N, C, size, size]`.
+            ``[sum of N, C, size, size]``.
         """
         levels = [x[name] for name in self.featmap_names]
         height = max(shape[0] for shape in image_shapes)
@@ -224,7 +227,8 @@ class AlignedMultiScaleRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
 
 
 def _resnet_with_fpn(config: NetworkConfig) -> BackboneWithFPN:
-    norm = nn.BatchNorm2d if config.heads == "v2" else FrozenBatchNorm2d
+    frozen_norm = partial(FrozenBatchNorm2d, eps=config.frozen_norm_epsilon)
+    norm = nn.BatchNorm2d if config.heads == "v2" else frozen_norm
     body = {"resnet50": resnet50, "resnet101": resnet101}[config.backbone](norm_layer=norm)
     if config.stride_in_1x1:
         for layer in (body.layer2, body.layer3, body.layer4):
@@ -240,17 +244,17 @@ def _resnet_with_fpn(config: NetworkConfig) -> BackboneWithFPN:
 
 
 def build_network(config: NetworkConfig) -> Any:
-    """Builds the network with random weights.
+    """Build the network with random weights.
 
     The keys and shapes of the ResNet presets' state are those of torchvision's
-    `maskrcnn_resnet50_fpn`, `maskrcnn_resnet50_fpn_v2` and their Faster R-CNN forms.
+    ``maskrcnn_resnet50_fpn``, ``maskrcnn_resnet50_fpn_v2`` and their Faster R-CNN forms.
 
     Returns:
         torchvision's MaskRCNN, or FasterRCNN without masks.
     """
     channels = config.fpn_channels
     backbone: nn.Module
-    if config.backbone in ("resnet50", "resnet101"):
+    if config.backbone == "resnet50" or config.backbone == "resnet101":
         backbone = _resnet_with_fpn(config)
     else:
         backbone = LiteBackboneWithFPN(EfficientNetLite(config.backbone), channels)
@@ -299,12 +303,17 @@ def build_network(config: NetworkConfig) -> Any:
     if not config.with_masks:
         return FasterRCNN(backbone, **arguments)
     width = config.mask_head_channels
+    predictor = MaskRCNNPredictor(width, width, num_classes)
+    # torchvision's random start makes logits hundreds wide. A deviation of 0.001, as in the
+    # authors' code, starts from probabilities of one half.
+    nn.init.normal_(predictor.mask_fcn_logits.weight, std=0.001)
+    nn.init.zeros_(predictor.mask_fcn_logits.bias)
     return MaskRCNN(
         backbone,
         mask_roi_pool=pooler(
             list(ROI_LEVELS), config.mask_pool_size, config.roi_align_sampling_ratio
         ),
         mask_head=MaskRCNNHeads(channels, (width,) * config.mask_head_layers, 1, norm_layer=norm),
-        mask_predictor=MaskRCNNPredictor(width, width, num_classes),
+        mask_predictor=predictor,
         **arguments,
     )

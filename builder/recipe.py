@@ -13,7 +13,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     Attributes:
         optimizer: SGD with momentum 0.9, or AdamW.
-        learning_rate: peak, for a batch of `batch_size`.
+        learning_rate: peak, for a batch of ``batch_size``.
         weight_decay: of weights; biases and norms have none under AdamW.
         backbone_rate: the backbone's learning rate as a part of the others'.
         frozen_levels: the stem and this many levels of the backbone keep their ImageNet weights.
@@ -26,7 +26,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         batch_size: pictures of an iteration.
         bfloat16: autocast of the network to bfloat16.
         canvas: side of the square that is cut from each picture; None resizes whole pictures.
-        canvas_scales: range of the longer side before the cut, as parts of `canvas`.
+        canvas_scales: range of the longer side before the cut, as parts of ``canvas``.
         shorter_sides: range of the shorter side of whole pictures, pixels.
         longest: limit of the longer side of whole pictures, pixels.
         colour_jitter: brightness, contrast and saturation vary within 1 ± this.
@@ -71,7 +71,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def recipe_by_name(name: str) -> Recipe:
-    """Returns a named recipe.
+    """Return a named recipe.
 
     Raises:
         InputError: there is none of that name.
@@ -82,7 +82,7 @@ def recipe_by_name(name: str) -> Recipe:
 
 
 def learning_rate(recipe: Recipe, iteration: int, done: float) -> float:
-    """Returns the learning rate of an iteration (from 0) when a part `done` of the run is over."""
+    """Return the learning rate of an iteration (from 0) when a part ``done`` of the run is over."""
     warmup = min(1.0, (iteration + 1) / recipe.warmup_iterations)
     if recipe.schedule == "cosine":
         decay = 0.5 + 0.5 * math.cos(math.pi * done)

@@ -17,12 +17,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from builder.backbone import load_imagenet_weights
+from builder.backbone import freeze_levels, load_imagenet_weights
 from builder.checkpoint import load_matching, read_state, save_model, write_atomically
 from builder.dataset import AugmentedDataset, EpochSampler, InstanceDataset, collate
 from builder.evaluate import evaluate, torch_predictor
-from builder.losses import compute_losses
-from builder.network import NetworkConfig, build_network, network_config
+from builder.losses import Target, compute_losses
+from builder.network import build_network, network_config
+from builder.optimizer import make_optimizer, update_average
 from builder.recipe import Recipe, learning_rate
 from builder.training_log import TrainingLog
 from engines.errors import InputError
@@ -36,15 +37,15 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
     """One training run.
 
     Attributes:
-        output: folder of the run: `checkpoint.pth` to go on from, `model.pth`, `metrics.jsonl`,
-            `metrics.png`.
+        output: folder of the run: ``checkpoint.pth`` to go on from, ``model.pth``,
+            ``metrics.jsonl``, ``metrics.png``.
         images: folder of the training pictures.
         annotations: their instances, COCO's JSON.
         network: name of a preset.
         recipe: how to train.
         with_masks: Mask R-CNN; or Faster R-CNN, from boxes alone.
-        box_annotations: further pictures of `images` that have boxes alone.
-        validation_images: folder of the pictures to measure on; by default `images`.
+        box_annotations: further pictures of ``images`` that have boxes alone.
+        validation_images: folder of the pictures to measure on; by default ``images``.
         validation_annotations: None measures nothing.
         initial: model whose weights to start from; None starts from the ImageNet backbone.
         minutes: length of the run on the clock, in place of the recipe's epochs; the schedule is
@@ -71,12 +72,12 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def train(config: TrainConfig, console: Console | None = None) -> Path | None:
-    """Trains a network, or goes on with a run that was interrupted.
+    """Train a network, or goes on with a run that was interrupted.
 
     SIGINT saves the run and ends it; the same call goes on from there.
 
     Returns:
-        The path of `model.pth`, or None if the run was interrupted.
+        The path of ``model.pth``, or None if the run was interrupted.
 
     Raises:
         InputError: the data or the initial model cannot be used, or the loss diverged.
@@ -104,17 +105,17 @@ class _Run:
         self.iterations_per_epoch = len(self.dataset) // self.recipe.batch_size
         if not self.iterations_per_epoch:
             raise InputError(f"{config.annotations}: fewer pictures than one batch")
-        self.iterations = round(self.recipe.epochs * self.iterations_per_epoch)
+        self.iterations = max(1, round(self.recipe.epochs * self.iterations_per_epoch))
 
         torch.manual_seed(config.seed)
         self.network_config = network_config(config.network, labels, config.with_masks)
         self.network = build_network(self.network_config)
         if config.initial is None:
-            initialise(self.network, self.network_config)
+            load_imagenet_weights(self.network.backbone.body, self.network_config.backbone)
         else:
-            for line in load_matching(self.network, config.initial):
-                console.print(line)
-        freeze(self.network, self.recipe.frozen_levels)
+            for name in load_matching(self.network, config.initial):
+                console.print(f"not in {config.initial}, starts at random: {name}")
+        freeze_levels(self.network.backbone.body, self.recipe.frozen_levels)
         self.network.to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.network).eval()
         self.optimizer = make_optimizer(self.network, self.recipe)
@@ -133,7 +134,7 @@ class _Run:
         return self.iteration / self.iterations
 
     def description(self) -> dict[str, Any]:
-        """The run as builtins, but for what may change when it goes on."""
+        """Describe the run by builtins, but for what may change when it goes on."""
         run: dict[str, Any] = msgspec.to_builtins(self.config, enc_hook=str)
         return {k: v for k, v in run.items() if k not in ("workers", "evaluate_every", "output")}
 
@@ -162,7 +163,7 @@ class _Run:
         self.iteration, self.elapsed_s = state["iteration"], state["elapsed_s"]
         self.console.print(f"going on from iteration {self.iteration}")
 
-    def batches(self) -> Iterator[tuple[Tensor, list[dict[str, Tensor]]]]:
+    def batches(self) -> Iterator[tuple[list[Tensor], list[Target]]]:
         stop = self.iterations if self.config.minutes is None else 2**31
         sampler = EpochSampler(
             len(self.dataset),
@@ -173,7 +174,7 @@ class _Run:
         )
         loader: DataLoader[Any] = DataLoader(
             self.dataset,
-            batch_sampler=sampler,  # type: ignore[arg-type]
+            batch_sampler=sampler,
             collate_fn=collate,
             num_workers=self.config.workers,
             prefetch_factor=4 if self.config.workers else None,
@@ -228,8 +229,8 @@ class _Run:
         """The network that is measured and kept."""
         return self.network if self.recipe.average_decay is None else self.average
 
-    def step(self, images: Tensor, targets: list[dict[str, Tensor]]) -> dict[str, float]:
-        """Makes one step; a batch whose loss is not finite is skipped."""
+    def step(self, images: list[Tensor], targets: list[Target]) -> dict[str, float]:
+        """Make one step; a batch whose loss is not finite is skipped."""
         self.network.train()
         for module in self.network.backbone.body.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -237,7 +238,6 @@ class _Run:
         rate = learning_rate(self.recipe, self.iteration, self.progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate"]
-        images = images.to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.bfloat16):
             losses = compute_losses(self.network, images, targets)
             total = torch.stack(list(losses.values())).sum()
@@ -250,7 +250,7 @@ class _Run:
                 )
             return {}
         self.bad_losses = 0
-        total.backward()
+        torch.autograd.backward(total)
         if self.recipe.gradient_norm is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_norm)
         self.optimizer.step()
@@ -272,7 +272,7 @@ class _Run:
         )
 
     def measure(self) -> dict[str, Any] | None:
-        """Evaluates the network that is kept."""
+        """Evaluate the network that is kept."""
         config = self.config
         if config.validation_annotations is None:
             self.log.plot()
@@ -304,7 +304,8 @@ class _Run:
             TextColumn("{task.description}"),
         )
         with Progress(*columns, console=self.console) as bar:
-            task = bar.add_task("", total=1.0, completed=self.progress)
+            task = bar.add_task("", total=1.0)
+            bar.update(task, completed=self.progress)
 
             def show(losses: dict[str, float]) -> None:
                 text = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
@@ -313,72 +314,9 @@ class _Run:
             yield show
 
 
-def initialise(network: Any, config: NetworkConfig) -> None:
-    """Gives the backbone its ImageNet weights, and the mask branch an even-handed start.
-
-    torchvision's default weights of the last mask convolution make the first logits hundreds wide;
-    a standard deviation of 0.001, as in the authors' code, starts from probabilities of one half.
-    """
-    if config.with_masks:
-        nn.init.normal_(network.roi_heads.mask_predictor.mask_fcn_logits.weight, std=0.001)
-        nn.init.zeros_(network.roi_heads.mask_predictor.mask_fcn_logits.bias)
-    body = network.backbone.body
-    if config.backbone in ("lite0", "lite1", "lite2"):
-        load_imagenet_weights(body, config.backbone)
-        return
-    from torchvision.models import ResNet50_Weights, ResNet101_Weights
-
-    enum = {"resnet50": ResNet50_Weights, "resnet101": ResNet101_Weights}[config.backbone]
-    try:
-        state = enum.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
-    except OSError as error:
-        raise InputError(f"cannot download the ImageNet weights ({error})") from None
-    body.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
-
-
-def freeze(network: Any, levels: int) -> None:
-    """Stops training of the backbone's stem and first `levels` levels (0 trains everything)."""
-    body = network.backbone.body
-    if hasattr(body, "freeze"):
-        body.freeze(levels)
-        return
-    names = ("conv1", "bn1", *(f"layer{level}" for level in range(1, levels + 1)))
-    for name in names if levels else ():
-        getattr(body, name).requires_grad_(False)
-
-
-def make_optimizer(network: Any, recipe: Recipe) -> torch.optim.Optimizer:
-    """Groups the trainable parameters by learning rate and weight decay."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in network.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        rate = recipe.backbone_rate if name.startswith("backbone.body.") else 1.0
-        is_weight = parameter.ndim > 1 or recipe.optimizer == "sgd"
-        decay = recipe.weight_decay if is_weight else 0.0
-        groups.setdefault((rate, decay), []).append(parameter)
-    options = [
-        {"params": parameters, "rate": rate, "weight_decay": decay}
-        for (rate, decay), parameters in groups.items()
-    ]
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(options, lr=recipe.learning_rate, momentum=0.9)
-    return torch.optim.AdamW(options, lr=recipe.learning_rate)
-
-
-@torch.no_grad()
-def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """Moves the average of the weights towards the network's: `decay` of the old one stays."""
-    for old, new in zip(average.parameters(), network.parameters(), strict=True):
-        if new.requires_grad:
-            old.lerp_(new, 1 - decay)
-    for old, new in zip(average.buffers(), network.buffers(), strict=True):
-        old.copy_(new)
-
-
 @contextmanager
 def _interruption() -> Iterator[threading.Event]:
-    """Turns SIGINT into an event, so that the run ends between two steps."""
+    """Turn SIGINT into an event, so that the run ends between two steps."""
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield interrupted
@@ -391,5 +329,5 @@ def _interruption() -> Iterator[threading.Event]:
 
 
 def _ignore_interrupt(_: int) -> None:
-    """Leaves SIGINT, which a terminal sends to every process of a run, to the one that saves."""
+    """Leave SIGINT, which a terminal sends to every process of a run, to the one that saves."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

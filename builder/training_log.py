@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 
 class TrainingLog:
-    """Appends to `metrics.jsonl` of a run's folder; `plot` draws it as `metrics.png`.
+    """Appends to ``metrics.jsonl`` of a run's folder; ``plot`` draws it as ``metrics.png``.
 
     Args:
         folder: of the run.
@@ -24,7 +24,7 @@ class TrainingLog:
         self._path.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries))
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Adds an entry; `iteration` is required, `losses` and `scores` are drawn."""
+        """Add an entry; ``iteration`` is required, ``losses`` and ``scores`` are drawn."""
         self.entries.append(entry)
         with self._path.open("a") as file:
             file.write(json.dumps(entry) + "\n")

@@ -1,0 +1,182 @@
+"""Checkpoints of detectron2's model zoo, read without running anything that they hold.
+
+The zoo's files are pickles, and a pickle is a program. Here it may name the parts that a numpy
+array is put together from, and nothing else.
+
+Representable in torchvision's modules, and carried into the configuration: RoIAlign with
+``aligned=True``, anchors that are not rounded, the stride in a bottleneck's first convolution,
+pixel mean and deviation, the order of classes (detectron2 has the background last) and of colours
+(BGR). Not representable: detectron2 resizes with Pillow's antialiasing, samples as many points of a
+RoIAlign bin as it has pixels (here 2x2), and pastes masks without torchvision's rounding of boxes.
+Expect scores within a few hundredths of detectron2's, not equality.
+"""
+
+import pickle
+import re
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
+
+from builder.network import NetworkConfig
+from engines.errors import InputError
+
+# Pixel statistics of the caffe models that the zoo starts from: BGR, 0..255.
+_PIXEL_MEAN = (103.530, 116.280, 123.675)
+_PIXEL_STD = (1.0, 1.0, 1.0)
+
+_RENAMED = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in [
+        (r"^backbone\.bottom_up\.stem\.conv1\.norm\.", r"backbone.body.bn1."),
+        (r"^backbone\.bottom_up\.stem\.conv1\.", r"backbone.body.conv1."),
+        (r"^backbone\.bottom_up\.res(\d)\.(\d+)\.", r"backbone.body.layer<\1-1>.\2."),
+        (r"\.conv([123])\.norm\.", r".bn\1."),
+        (r"\.shortcut\.norm\.", r".downsample.1."),
+        (r"\.shortcut\.", r".downsample.0."),
+        (r"^backbone\.fpn_lateral(\d)\.", r"backbone.fpn.inner_blocks.<\1-2>.0."),
+        (r"^backbone\.fpn_output(\d)\.", r"backbone.fpn.layer_blocks.<\1-2>.0."),
+        (r"^proposal_generator\.rpn_head\.conv\.", r"rpn.head.conv.0.0."),
+        (r"^proposal_generator\.rpn_head\.objectness_logits\.", r"rpn.head.cls_logits."),
+        (r"^proposal_generator\.rpn_head\.anchor_deltas\.", r"rpn.head.bbox_pred."),
+        (r"^roi_heads\.box_head\.fc1\.", r"roi_heads.box_head.fc6."),
+        (r"^roi_heads\.box_head\.fc2\.", r"roi_heads.box_head.fc7."),
+        (r"^roi_heads\.mask_head\.mask_fcn(\d)\.", r"roi_heads.mask_head.<\1-1>.0."),
+        (r"^roi_heads\.mask_head\.deconv\.", r"roi_heads.mask_predictor.conv5_mask."),
+        (r"^roi_heads\.mask_head\.predictor\.", r"roi_heads.mask_predictor.mask_fcn_logits."),
+    ]
+]
+_IGNORED = re.compile(r"anchor_generator|^pixel_mean$|^pixel_std$|num_batches_tracked$")
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Unpickles builtins and numpy arrays; anything else that a file names is refused."""
+
+    _PERMITTED = frozenset(
+        {
+            ("numpy", "dtype"),
+            ("numpy", "ndarray"),
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy.core.multiarray", "scalar"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "scalar"),
+            ("numpy._core.numeric", "_frombuffer"),
+            ("numpy.core.numeric", "_frombuffer"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Resolve a name that the file asks for."""
+        if (module, name) in self._PERMITTED:
+            return super().find_class(module, name)
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if (module, name) == ("_codecs", "encode"):
+            return _encode_latin1
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of an array")
+
+
+def _encode_latin1(text: str, encoding: str) -> bytes:
+    """Stands in for ``codecs.encode``, by which Python 2's pickles spell bytes."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it asks for the codec {encoding!r}")
+    return text.encode("latin1")
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """Read a pickle of arrays and builtins.
+
+    Raises:
+        InputError: it is missing, truncated, or names anything else.
+    """
+    try:
+        with path.open("rb") as file:
+            content = ArrayUnpickler(file, encoding="latin1").load()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such checkpoint") from None
+    # A damaged pickle can fail in whatever way its instructions take it; none of them is ours.
+    except Exception as error:
+        raise InputError(f"{path}: not a checkpoint of arrays ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a checkpoint, it holds a {type(content).__name__}")
+    return content
+
+
+def is_detectron2(state: dict[str, Any]) -> bool:
+    """Tells detectron2's names of weights from torchvision's."""
+    return any(key.startswith("backbone.bottom_up.") for key in state)
+
+
+def convert(state: dict[str, Any]) -> tuple[NetworkConfig, dict[str, Tensor]]:
+    """Convert the weights of a ResNet-FPN Mask R-CNN or Faster R-CNN.
+
+    Args:
+        state: arrays or tensors by detectron2's names.
+
+    Returns:
+        The configuration and the weights by torchvision's names.
+
+    Raises:
+        InputError: it is another architecture.
+    """
+    tensors = {
+        _rename(key): torch.as_tensor(np.array(value))
+        for key, value in state.items()
+        if not _IGNORED.search(key)
+    }
+    try:
+        stem = tensors["backbone.body.conv1.weight"]
+        tensors["backbone.body.conv1.weight"] = stem.flip(1).contiguous()
+        _put_background_first(tensors)
+    except KeyError as error:
+        raise InputError(
+            f"not a ResNet-FPN R-CNN of detectron2, it has no {error.args[0]}"
+        ) from None
+    labels = _labels(len(tensors["roi_heads.box_predictor.cls_score.bias"]) - 1)
+    is_resnet101 = "backbone.body.layer3.22.conv1.weight" in tensors
+    mean = np.ravel(state.get("pixel_mean", _PIXEL_MEAN))[::-1] / 255
+    std = np.ravel(state.get("pixel_std", _PIXEL_STD))[::-1] / 255
+    config = NetworkConfig(
+        labels=labels,
+        with_masks="roi_heads.mask_predictor.mask_fcn_logits.weight" in tensors,
+        backbone="resnet101" if is_resnet101 else "resnet50",
+        stride_in_1x1=True,
+        image_mean=(float(mean[0]), float(mean[1]), float(mean[2])),
+        image_std=(float(std[0]), float(std[1]), float(std[2])),
+        anchors_rounded=False,
+        roi_align_aligned=True,
+    )
+    return config, tensors
+
+
+def _rename(key: str) -> str:
+    for pattern, replacement in _RENAMED:
+        key = pattern.sub(replacement, key)
+    # "<5-1>": a level or a layer counts from another number here.
+    return re.sub(r"<(\d)-(\d)>", lambda m: str(int(m[1]) - int(m[2])), key)
+
+
+def _put_background_first(tensors: dict[str, Tensor]) -> None:
+    """Move the background from the end of the class scores to the front.
+
+    The box and mask predictors have no background; torchvision's do, and never read it.
+    """
+    for kind in ("weight", "bias"):
+        name = f"roi_heads.box_predictor.cls_score.{kind}"
+        tensors[name] = tensors[name].roll(1, 0)
+        name = f"roi_heads.box_predictor.bbox_pred.{kind}"
+        tensors[name] = torch.cat([torch.zeros_like(tensors[name][:4]), tensors[name]])
+        name = f"roi_heads.mask_predictor.mask_fcn_logits.{kind}"
+        if name in tensors:
+            tensors[name] = torch.cat([torch.zeros_like(tensors[name][:1]), tensors[name]])
+
+
+def _labels(count: int) -> tuple[str, ...]:
+    """Return COCO's 80 names; a model of other classes does not say how they are called."""
+    categories = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    names = tuple(name for name in categories if name not in ("__background__", "N/A"))
+    return names if count == len(names) else tuple(f"class {i}" for i in range(1, count + 1))

@@ -1,0 +1,172 @@
+import json
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from builder.dataset import (
+    AugmentedDataset,
+    EpochSampler,
+    InstanceDataset,
+    encode_segmentation,
+)
+from builder.recipe import Recipe
+from engines.errors import InputError
+
+RECIPE = Recipe(canvas=64, colour_jitter=0.2)
+
+
+def test_an_example_has_the_picture_and_masks_that_cover_the_coloured_pixels(draw_ellipses) -> None:
+    folder = draw_ellipses()
+    example = InstanceDataset(folder.images, folder.annotations).read(0)
+    assert example.image.shape == (96, 128, 3)
+    assert example.masks is not None
+    # Categories in the order of their ids: blue (3) is label 1, red (7) is label 2.
+    assert example.labels.tolist() == [2, 1]
+    for mask, label in zip(example.masks, example.labels, strict=True):
+        channel = 0 if label == 2 else 2
+        coloured = example.image[:, :, channel] > 200
+        intersection = (coloured & (mask == 1)).sum()
+        assert intersection / (coloured | (mask == 1)).sum() > 0.9
+
+
+def test_labels_are_matched_by_name_and_other_categories_left_out(draw_ellipses) -> None:
+    folder = draw_ellipses()
+    dataset = InstanceDataset(folder.images, folder.annotations, labels=("green", "red"))
+    assert dataset.read(0).labels.tolist() == [2]
+
+
+def test_crowds_are_no_targets_and_pictures_without_instances_stay(draw_ellipses) -> None:
+    folder = draw_ellipses(count=2)
+    content = folder.content()
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = int(annotation["image_id"] == 100)
+    folder.write(content)
+    dataset = InstanceDataset(folder.images, folder.annotations)
+    assert len(dataset) == 2
+    empty = dataset.read(0)
+    assert empty.boxes.shape == (0, 4)
+    assert empty.masks is not None
+    assert empty.masks.shape == (0, 96, 128)
+    assert len(dataset.read(1).labels) == 2
+
+
+def test_box_annotations_have_no_masks(draw_ellipses) -> None:
+    folder = draw_ellipses()
+    dataset = InstanceDataset(folder.images, folder.boxes, with_masks=False)
+    example = dataset.read(0)
+    assert example.masks is None
+    with_masks = InstanceDataset(folder.images, folder.annotations).read(0)
+    np.testing.assert_allclose(example.boxes, with_masks.boxes)
+
+
+def test_annotations_without_masks_are_an_input_error_where_masks_are_needed(
+    draw_ellipses,
+) -> None:
+    folder = draw_ellipses()
+    with pytest.raises(InputError, match="has no mask"):
+        InstanceDataset(folder.images, folder.boxes)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("{", "not JSON"),
+        ("[]", "holds no object"),
+        ('{"images": [], "annotations": []}', "no list 'categories'"),
+        ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}', "none of"),
+    ],
+)
+def test_a_broken_annotation_file_is_an_input_error_of_one_line(
+    tmp_path: Path, text: str, complaint: str
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=complaint) as caught:
+        InstanceDataset(tmp_path, path, labels=("dog",))
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_paths_are_input_errors(draw_ellipses, tmp_path: Path) -> None:
+    folder = draw_ellipses()
+    with pytest.raises(InputError, match="cannot read"):
+        InstanceDataset(folder.images, tmp_path / "absent.json")
+    with pytest.raises(InputError, match="no such folder"):
+        InstanceDataset(tmp_path / "absent", folder.annotations)
+    (folder.images / "0.png").unlink()
+    with pytest.raises(InputError, match="no such picture"):
+        InstanceDataset(folder.images, folder.annotations).read(0)
+    (folder.images / "1.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="cannot decode"):
+        InstanceDataset(folder.images, folder.annotations).read(1)
+
+
+def test_polygons_and_both_forms_of_rle_encode_the_same_mask() -> None:
+    polygon = [[2.0, 2.0, 12.0, 2.0, 12.0, 9.0, 2.0, 9.0]]
+    compressed = encode_segmentation(polygon, 16, 20)
+    mask = coco_mask.decode(compressed)
+    assert mask.sum() == 70
+    columns = mask.T.ravel()
+    edges = np.flatnonzero(np.diff(columns)) + 1
+    counts = np.diff(np.concatenate([[0], edges, [columns.size]])).tolist()
+    uncompressed = {"size": [16, 20], "counts": counts}
+    for form in (uncompressed, compressed):
+        assert np.array_equal(coco_mask.decode(encode_segmentation(form, 16, 20)), mask)
+
+
+def test_an_item_is_a_function_of_seed_epoch_and_index(draw_ellipses) -> None:
+    folder = draw_ellipses()
+    dataset = InstanceDataset(folder.images, folder.annotations)
+    first = AugmentedDataset([dataset], RECIPE, seed=1)
+    again = AugmentedDataset([dataset], RECIPE, seed=1)
+    assert first[0, 2][0].equal(again[0, 2][0])
+    assert first[0, 2][1]["boxes"].equal(again[0, 2][1]["boxes"])
+    assert not first[0, 2][0].equal(first[1, 2][0])
+    assert not first[0, 2][0].equal(AugmentedDataset([dataset], RECIPE, seed=2)[0, 2][0])
+
+
+def test_items_are_what_the_losses_take(draw_ellipses) -> None:
+    folder = draw_ellipses()
+    masked = InstanceDataset(folder.images, folder.annotations)
+    boxed = InstanceDataset(folder.images, folder.boxes, with_masks=False)
+    dataset = AugmentedDataset([masked, boxed], RECIPE, seed=0)
+    assert len(dataset) == 8
+    image, target = dataset[0, 0]
+    assert image.shape == (3, 64, 64)
+    assert 0 <= float(image.min()) <= float(image.max()) <= 1
+    assert target["masks"].shape == (len(target["boxes"]), 64, 64)
+    assert "masks" not in dataset[0, 5][1]
+
+
+def test_without_a_canvas_whole_pictures_are_resized(draw_ellipses) -> None:
+    folder = draw_ellipses()
+    recipe = msgspec.structs.replace(Recipe(), shorter_sides=(48, 48), longest=100)
+    dataset = InstanceDataset(folder.images, folder.annotations)
+    image, target = AugmentedDataset([dataset], recipe, seed=0)[0, 0]
+    assert image.shape == (3, 48, 64)
+    assert len(target["boxes"]) == 2
+
+
+def test_an_epoch_shows_every_picture_once_and_each_epoch_in_another_order() -> None:
+    batches = list(EpochSampler(12, 4, seed=0, start=0, stop=6))
+    first, second = batches[:3], batches[3:]
+    assert sorted(i for batch in first for _, i in batch) == list(range(12))
+    assert sorted(i for batch in second for _, i in batch) == list(range(12))
+    assert [i for b in first for _, i in b] != [i for b in second for _, i in b]
+    assert {epoch for batch in second for epoch, _ in batch} == {1}
+
+
+@pytest.mark.parametrize("start", [1, 3, 4])
+def test_a_sampler_that_starts_later_goes_on_as_the_whole_one(start: int) -> None:
+    whole = list(EpochSampler(10, 3, seed=3, start=0, stop=7))
+    assert list(EpochSampler(10, 3, seed=3, start=start, stop=7)) == whole[start:]
+
+
+def test_the_annotation_file_is_not_changed_by_reading(draw_ellipses) -> None:
+    folder = draw_ellipses(count=1)
+    before = json.loads(folder.annotations.read_text())
+    InstanceDataset(folder.images, folder.annotations).read(0)
+    assert folder.content() == before

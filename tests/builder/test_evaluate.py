@@ -1,0 +1,160 @@
+import json
+
+import numpy as np
+import pytest
+
+from builder.dataset import InstanceDataset
+from builder.evaluate import Prediction, encode_masks, evaluate, torch_predictor
+from builder.network import build_network, network_config
+from engines.errors import InputError
+
+LABELS = ("blue", "red")
+
+
+class Oracle:
+    """Predicts the truth of the pictures in their order, changed as a test wants it."""
+
+    def __init__(self, folder, change=lambda prediction: prediction) -> None:
+        self.dataset = InstanceDataset(folder.images, folder.annotations, labels=LABELS)
+        self.next, self.change = 0, change
+
+    def __call__(self, image) -> Prediction:
+        example = self.dataset.read(self.next)
+        assert np.array_equal(example.image, image)
+        self.next += 1
+        scores = np.linspace(0.9, 0.8, len(example.boxes), dtype=np.float32)
+        masks = encode_masks(example.masks == 1)
+        return self.change(Prediction(example.boxes, scores, example.labels, masks))
+
+
+def test_the_truth_scores_one(draw_ellipses) -> None:
+    folder = draw_ellipses()
+    scores = evaluate(Oracle(folder), folder.images, folder.annotations, LABELS)
+    assert scores["images"] == 4
+    for kind in ("bbox", "segm"):
+        assert scores[kind]["AP"] == pytest.approx(1.0)
+        assert scores[kind]["AP50"] == pytest.approx(1.0)
+    assert scores["segm"]["APl"] == -1
+
+
+def test_shifted_masks_keep_box_ap_and_lose_mask_ap(draw_ellipses) -> None:
+    folder = draw_ellipses()
+
+    def shift(prediction: Prediction) -> Prediction:
+        dataset = oracle.dataset.read(oracle.next - 1)
+        assert dataset.masks is not None
+        return prediction._replace(masks=encode_masks(np.roll(dataset.masks, 12, 2) == 1))
+
+    oracle = Oracle(folder, shift)
+    scores = evaluate(oracle, folder.images, folder.annotations, LABELS)
+    assert scores["bbox"]["AP"] == pytest.approx(1.0)
+    assert scores["segm"]["AP75"] < 0.5
+
+
+def test_swapped_labels_score_zero(draw_ellipses) -> None:
+    folder = draw_ellipses()
+    oracle = Oracle(folder, lambda prediction: prediction._replace(labels=3 - prediction.labels))
+    scores = evaluate(oracle, folder.images, folder.annotations, LABELS)
+    assert scores["segm"]["AP"] == pytest.approx(0.0)
+
+
+def test_half_of_the_instances_halve_the_ap(draw_ellipses) -> None:
+    folder = draw_ellipses()
+
+    def first_only(p: Prediction) -> Prediction:
+        return Prediction(p.boxes[:1], p.scores[:1], p.labels[:1], p.masks[:1])
+
+    scores = evaluate(Oracle(folder, first_only), folder.images, folder.annotations, LABELS)
+    assert scores["bbox"]["AP"] == pytest.approx(0.5)
+
+
+def test_categories_that_the_predictor_does_not_know_are_not_scored(draw_ellipses) -> None:
+    folder = draw_ellipses()
+
+    def as_red(p: Prediction) -> Prediction:
+        red = p.labels == 2
+        masks = [m for m, is_red in zip(p.masks, red, strict=True) if is_red]
+        return Prediction(p.boxes[red], p.scores[red], np.ones(red.sum(), np.int64), masks)
+
+    scores = evaluate(Oracle(folder, as_red), folder.images, folder.annotations, ("red",))
+    assert scores["segm"]["AP"] == pytest.approx(1.0)
+
+
+def test_a_crowd_swallows_detections_without_punishing_them(draw_ellipses) -> None:
+    folder = draw_ellipses()
+    content = folder.content()
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = int(annotation["category_id"] == 7)
+    folder.write(content)
+    whole = Oracle(draw_folder_copy(folder))
+    scores = evaluate(whole, folder.images, folder.annotations, LABELS)
+    assert scores["segm"]["AP"] == pytest.approx(1.0)
+
+
+def draw_folder_copy(folder):
+    """The same folder with no crowd, for the oracle."""
+    content = folder.content()
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 0
+    path = folder.annotations.with_name("all.json")
+    path.write_text(json.dumps(content))
+    return folder._replace(annotations=path)
+
+
+def test_nothing_found_scores_zero(draw_ellipses) -> None:
+    folder = draw_ellipses()
+
+    def nothing(image) -> Prediction:
+        return Prediction(np.zeros((0, 4), np.float32), np.zeros(0), np.zeros(0, np.int64), [])
+
+    scores = evaluate(nothing, folder.images, folder.annotations, LABELS)
+    assert scores["bbox"]["AP"] == scores["segm"]["AP"] == 0
+
+
+def test_only_so_many_pictures_are_scored_as_asked(draw_ellipses) -> None:
+    folder = draw_ellipses()
+    shown = []
+    oracle = Oracle(folder)
+    scores = evaluate(
+        oracle,
+        folder.images,
+        folder.annotations,
+        LABELS,
+        limit=2,
+        track=lambda pictures: shown.extend(pictures) or pictures,
+    )
+    assert scores["images"] == oracle.next == len(shown) == 2
+    assert scores["segm"]["AP"] == pytest.approx(1.0)
+
+
+def test_annotations_without_masks_score_boxes_alone(draw_ellipses) -> None:
+    folder = draw_ellipses()
+    with pytest.raises(InputError, match="score boxes alone"):
+        evaluate(Oracle(folder), folder.images, folder.boxes, LABELS)
+    scores = evaluate(Oracle(folder), folder.images, folder.boxes, LABELS, with_masks=False)
+    assert "segm" not in scores
+    assert scores["bbox"]["AP"] == pytest.approx(1.0)
+
+
+def test_annotations_of_other_categories_are_an_input_error(draw_ellipses) -> None:
+    folder = draw_ellipses()
+    with pytest.raises(InputError, match="none of its categories"):
+        evaluate(Oracle(folder), folder.images, folder.annotations, ("green",))
+
+
+@pytest.mark.parametrize("with_masks", [True, False])
+def test_a_torch_network_predicts_in_pixels_of_the_picture(with_masks: bool) -> None:
+    config = network_config("lite0-fpn", ("a", "b"), with_masks)
+    network = build_network(config).eval()
+    network.roi_heads.score_thresh = 0.0
+    network.transform.min_size, network.transform.max_size = (96,), 96
+    picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    prediction = torch_predictor(network)(picture)
+    assert len(prediction.boxes) == len(prediction.scores) == len(prediction.labels) > 0
+    assert prediction.boxes[:, 2].max() <= 60
+    assert prediction.boxes[:, 3].max() <= 40
+    if with_masks:
+        assert prediction.masks is not None
+        assert prediction.masks[0]["size"] == [40, 60]
+    else:
+        assert prediction.masks is None

@@ -1,0 +1,69 @@
+import pytest
+import torch
+
+from builder.losses import compute_losses
+from builder.network import build_network, network_config
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return build_network(network_config("lite0-fpn", ("person",))).train()
+
+
+def target(with_masks: bool) -> dict[str, torch.Tensor]:
+    masks = torch.zeros(1, 64, 96, dtype=torch.uint8)
+    masks[:, 10:50, 20:60] = 1
+    boxes = {"boxes": torch.tensor([[20.0, 10.0, 60.0, 50.0]]), "labels": torch.tensor([1])}
+    return {**boxes, "masks": masks} if with_masks else boxes
+
+
+def test_the_losses_are_those_of_torchvisions_own_forward(network) -> None:
+    images = [torch.rand(3, 64, 96), torch.rand(3, 64, 96)]
+    targets = [target(True), target(True)]
+    network.transform.min_size, network.transform.max_size = (64,), 96
+    torch.manual_seed(1)
+    theirs = network(images, targets)
+    torch.manual_seed(1)
+    ours = compute_losses(network, images, targets)
+    for name, their_name in {
+        "rpn_objectness": "loss_objectness",
+        "rpn_box": "loss_rpn_box_reg",
+        "box_class": "loss_classifier",
+        "box_regression": "loss_box_reg",
+        "mask": "loss_mask",
+    }.items():
+        torch.testing.assert_close(ours[name], theirs[their_name], rtol=1e-4, atol=1e-5)
+
+
+def test_an_image_with_boxes_alone_trains_all_but_the_mask_branch(network) -> None:
+    network.zero_grad()
+    losses = compute_losses(network, [torch.rand(3, 64, 96)], [target(False)])
+    assert losses["mask"].item() == 0
+    sum(losses.values()).backward()
+    assert network.rpn.head.cls_logits.weight.grad.abs().sum() > 0
+    assert network.roi_heads.box_predictor.bbox_pred.weight.grad.abs().sum() > 0
+    assert network.roi_heads.mask_predictor.mask_fcn_logits.weight.grad is None
+
+
+def test_in_a_mixed_batch_the_mask_loss_is_that_of_the_images_with_masks(network) -> None:
+    images = [torch.rand(3, 64, 96), torch.rand(3, 64, 96)]
+    losses = compute_losses(network, images, [target(False), target(True)])
+    # The first logits are near 0: the cross-entropy of a probability of one half.
+    assert losses["mask"].item() == pytest.approx(0.693, abs=0.05)
+
+
+def test_images_of_different_sizes_make_one_batch(network) -> None:
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    empty["masks"] = torch.zeros(0, 40, 70, dtype=torch.uint8)
+    images = [torch.rand(3, 64, 96), torch.rand(3, 40, 70)]
+    losses = compute_losses(network, images, [target(True), empty])
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def test_a_batch_of_background_alone_has_no_box_and_no_mask_loss(network) -> None:
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    losses = compute_losses(network, [torch.rand(3, 64, 96)], [empty])
+    assert losses["box_regression"].item() == 0
+    assert losses["mask"].item() == 0
+    assert losses["rpn_objectness"].item() > 0
