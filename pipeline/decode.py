@@ -24,7 +24,7 @@ class DecodeStage(threading.Thread):
         config: the source; ``config.name`` is set.
         inbox: where frames go; it takes on the source's policy.
         meter: counts them.
-        start: frames that come before it is set are held back (files) or dropped (live sources).
+        start: until it is set files are not read, and frames of live sources pass by uncounted.
         limit: the most frames to read.
         report: called with an error that is ours, or of a file that cannot be read.
     """
@@ -104,10 +104,9 @@ class DecodeStage(threading.Thread):
         for frame in source:
             if self._stopping.is_set():
                 return "stopped"
-            self._meter.captured(frame, source.corrupt)
             if not self._start_reading.is_set():
-                self._meter.dropped(frame, "decode", "not started")
                 continue
+            self._meter.captured(frame, source.corrupt)
             if not self._inbox.put(frame):
                 return "stopped"
             count += 1

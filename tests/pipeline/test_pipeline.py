@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from engines.errors import InputError
-from pipeline.config import Config, make_config
+from pipeline.config import Config, make_config, override
 from pipeline.pipeline import Pipeline
 from pipeline.publish import Published
 from pipeline.subscriber import PublishedFrame, StreamEvent, subscribe
@@ -368,6 +368,23 @@ def test_stopping_twice_or_afterwards_does_no_harm(make_clip, timed_engine) -> N
     pipeline.stop()
     pipeline.join()
     pipeline.stop()
+
+
+def test_the_default_model_is_loaded_run_and_freed(make_clip) -> None:
+    seen = []
+    Pipeline(
+        configured(make_clip(frames=3, width=128, height=96)),
+        on_frame=lambda frame, instances, published: seen.append(instances),
+    ).run()
+    assert [(instances.width, instances.height) for instances in seen] == [(128, 96)] * 3
+
+
+def test_a_model_that_is_not_there_is_named_and_recorders_are_closed(make_clip) -> None:
+    log = Log()
+    config = override(configured(make_clip()), {"model.bundle": "/nowhere"})
+    with pytest.raises(InputError, match="/nowhere"):
+        Pipeline(config, recorders=[log]).run()
+    assert log.closed == 1
 
 
 def test_an_address_in_use_ends_the_run(make_clip, timed_engine) -> None:

@@ -1,0 +1,219 @@
+"""Profile: where a pipeline's time goes, and how near it comes to its engine's own speed."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+from rich.console import Group
+from rich.table import Table
+
+from engines.engine import Engine
+from engines.image import NetworkImage, fit_image
+from engines.load import load_engine
+from pipeline.config import Config, ModelConfig, PublishConfig, SourceConfig
+from pipeline.pipeline import Pipeline
+from pipeline.source import open_source
+from pipeline.stats import Stats
+from pipeline.subscriber import subscribe
+
+ENGINE_FRAMES = 64
+"""The bare engine is timed on so many of the frames, evenly spread."""
+
+ENDLESS_LIMIT = 300
+"""Frames taken from a source without an end when no limit is given."""
+
+_CHUNK_FRAMES = 8
+_SUBSCRIBER_TIMEOUT_S = 3600.0
+
+
+class LatencyReport(msgspec.Struct, frozen=True):
+    """Milliseconds from capture to publication."""
+
+    p50: float
+    p95: float
+    p99: float
+
+
+class StageReport(msgspec.Struct, frozen=True):
+    """A stage's work on one frame in milliseconds, and its share of the wall time, 0..1."""
+
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    busy: float
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What a profile found.
+
+    Attributes:
+        frames: frames that came out; ``fps`` counts them.
+        wall_s: from the first frame's capture to the last one's publication.
+        fps: of the whole pipeline.
+        engine_fps: of the bare engine, detection and masks, on the same pictures, one by one.
+        captured, processed, dropped: frames read, published, and lost on the way.
+        latency_ms: from capture to publication.
+        stages: by name, in the order that a frame passes them.
+    """
+
+    frames: int
+    wall_s: float
+    fps: float
+    engine_fps: float
+    captured: int
+    processed: int
+    dropped: int
+    latency_ms: LatencyReport
+    stages: dict[str, StageReport]
+
+
+def profile(
+    source: str | SourceConfig,
+    bundle: str | Path | Engine = "default",
+    limit: int | None = None,
+    *,
+    engine: str = "auto",
+    min_score: float | None = None,
+) -> Report:
+    """Run a source through the pipeline, with a subscriber, and through the bare engine.
+
+    The engine is timed once before and once after the pipeline, so that a machine whose speed
+    drifts is fair to both. Nothing is measured before the engine is warm.
+
+    Args:
+        source: an address as in ``SourceConfig.url``, or the whole configuration.
+        bundle: what runs; an engine that is given is left open.
+        limit: the most frames to run; all of a file, ``ENDLESS_LIMIT`` of a source without an end.
+        engine: as in ``load_engine``.
+        min_score: instances below it are left out; the bundle's own threshold by default.
+
+    Raises:
+        InputError: the source or the bundle cannot be opened.
+    """
+    config = source if isinstance(source, SourceConfig) else SourceConfig(url=source)
+    runner = bundle if isinstance(bundle, Engine) else load_engine(bundle, engine)
+    try:
+        threshold = runner.manifest.score_threshold if min_score is None else min_score
+        limit, stride = _extent(config, limit)
+        frames, before_s = _time_engine(config, runner, threshold, limit, stride)
+        stats = _run_pipeline(config, runner, threshold, limit)
+        frames_again, after_s = _time_engine(config, runner, threshold, limit, stride)
+    finally:
+        if runner is not bundle:
+            runner.close()
+    return make_report(stats, engine_fps=(frames + frames_again) / (before_s + after_s))
+
+
+def make_report(stats: Stats, engine_fps: float) -> Report:
+    """Put a pipeline's figures and its engine's speed together."""
+    latency = stats.latency_ms or (0.0, 0.0, 0.0)
+    return Report(
+        frames=stats.processed,
+        wall_s=stats.wall_s,
+        fps=stats.fps,
+        engine_fps=engine_fps,
+        captured=stats.captured,
+        processed=stats.processed,
+        dropped=stats.dropped.total(),
+        latency_ms=LatencyReport(*latency),
+        stages={
+            name: StageReport(*stage.frame_ms, busy=stage.busy)
+            for name, stage in stats.stages.items()
+        },
+    )
+
+
+def report_table(report: Report) -> Group:
+    """Lay a report out for a terminal: the stages as rows, the rates below."""
+    table = Table(title=f"{report.frames} frames in {report.wall_s:.1f} s", title_justify="left")
+    table.add_column("stage")
+    for column in ("p50 ms", "p95 ms", "p99 ms", "busy"):
+        table.add_column(column, justify="right")
+    for name, stage in report.stages.items():
+        times = (f"{ms:.2f}" for ms in (stage.p50_ms, stage.p95_ms, stage.p99_ms))
+        table.add_row(name, *times, f"{stage.busy:.0%}")
+    share = report.fps / report.engine_fps
+    latency = report.latency_ms
+    return Group(
+        table,
+        f"{report.fps:.1f} frames/s, {share:.0%} of the bare engine's {report.engine_fps:.1f}",
+        f"captured {report.captured}, processed {report.processed}, dropped {report.dropped}",
+        f"capture to publication: p50 {latency.p50:.1f} ms, p95 {latency.p95:.1f} ms, "
+        f"p99 {latency.p99:.1f} ms",
+    )
+
+
+def _extent(config: SourceConfig, limit: int | None) -> tuple[int | None, int]:
+    """Return how many frames to run, None for all, and every how many-th to time the engine on."""
+    with open_source(config) as opened:
+        count = opened.frame_count
+        endless = opened.live or config.loop
+    if limit is None and endless:
+        limit = ENDLESS_LIMIT
+    known = [number for number in (count, limit) if number is not None]
+    if endless or not known:
+        return limit, 1
+    return limit, max(1, min(known) // ENGINE_FRAMES)
+
+
+def _time_engine(
+    config: SourceConfig, engine: Engine, min_score: float, limit: int | None, stride: int
+) -> tuple[int, float]:
+    """Return how many frames the bare engine did and how many seconds they took it.
+
+    A few pictures at a time are made ready first: nothing is decoded while the engine is timed, and
+    memory stays bounded.
+    """
+    frames, spent_s, warm = 0, 0.0, set[tuple[int, ...]]()
+    with open_source(config) as source:
+        images = (
+            fit_image(frame.picture, frame.rotation, engine.manifest.input)
+            for frame in islice(source, 0, limit, stride)
+        )
+        while chunk := list(islice(images, min(_CHUNK_FRAMES, ENGINE_FRAMES - frames))):
+            for image in chunk:
+                if image.pixels.shape not in warm:
+                    warm.add(image.pixels.shape)
+                    _run_engine(engine, iter([image]), min_score)
+            spent_s += _run_engine(engine, iter(chunk), min_score)
+            frames += len(chunk)
+    return frames, spent_s
+
+
+def _run_engine(engine: Engine, images: Iterator[NetworkImage], min_score: float) -> float:
+    began_s = time.perf_counter()
+    for image in images:
+        engine.segment(engine.detect([image], min_score))
+    return time.perf_counter() - began_s
+
+
+def _run_pipeline(
+    config: SourceConfig, engine: Engine, min_score: float, limit: int | None
+) -> Stats:
+    """Run the pipeline with a subscriber beside it: nothing is encoded where nobody listens."""
+    with tempfile.TemporaryDirectory() as folder:
+        endpoint = f"ipc://{folder}/profile"
+        pipeline = Pipeline(
+            Config(
+                sources=(config,),
+                model=ModelConfig(score_threshold=min_score),
+                publish=PublishConfig(endpoint=endpoint, wait_subscribers=1),
+            ),
+            engine,
+            limit=limit,
+        )
+        with subscribe(endpoint, policy="all", timeout_s=_SUBSCRIBER_TIMEOUT_S) as subscription:
+            listener = threading.Thread(
+                target=lambda: deque(subscription, maxlen=0), name="profile subscriber", daemon=True
+            )
+            listener.start()
+            pipeline.run()
+        listener.join()
+    return pipeline.stats()

@@ -1,0 +1,87 @@
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline.inbox import Inbox
+from pipeline.stage import Event, Stage
+
+
+class Doubling(Stage[int, int]):
+    """Doubles numbers; thirteen is bad luck."""
+
+    batch_size = 3
+
+    def __init__(self, inbox: Inbox, outbox: Inbox | None) -> None:
+        self.reports: list[BaseException | None] = []
+        self.batches: list[list[int]] = []
+        self.calls: list[str] = []
+        super().__init__("doubling", inbox, outbox, self.reports.append)
+
+    def open(self) -> None:
+        self.calls.append(f"open on {threading.current_thread().name}")
+
+    def work(self, items: list[int]) -> list[int]:
+        self.batches.append(items)
+        if 13 in items:
+            raise ValueError("bad luck")
+        return [2 * item for item in items]
+
+    def alike(self, first: int, other: int) -> bool:
+        return first % 2 == other % 2
+
+    def close(self) -> None:
+        self.calls.append(f"close on {threading.current_thread().name}")
+
+
+@pytest.fixture
+def inbox() -> Inbox:
+    return Inbox(10)
+
+
+def taken(outbox: Inbox) -> Iterator[object]:
+    while not outbox.is_drained:
+        yield from outbox.take()
+
+
+def test_events_stay_between_the_items_they_came_between(inbox: Inbox) -> None:
+    outbox: Inbox = Inbox(10)
+    event = Event("cam", "state", {"state": "running"})
+    for item in (1, 3, 2, event, 4, 5):
+        (inbox.post if item is event else inbox.put)(item)
+    inbox.close(Event("cam", "ended"))
+    stage = Doubling(inbox, outbox)
+    stage.start()
+    stage.join(5)
+    assert list(taken(outbox)) == [2, 6, 4, event, 8, 10, Event("cam", "ended")]
+    assert stage.batches == [[1, 3], [2], [4], [5]]
+    assert stage.reports == [None]
+    assert stage.calls == ["open on doubling", "close on doubling"]
+
+
+def test_nothing_is_taken_before_there_is_room_behind(inbox: Inbox) -> None:
+    outbox: Inbox = Inbox(1)
+    outbox.put(0)
+    inbox.put(1)
+    stage = Doubling(inbox, outbox)
+    stage.start()
+    stage.join(0.1)
+    assert len(inbox) == 1
+    assert outbox.take() == [0]
+    assert outbox.take(timeout_s=5) == [2]
+    inbox.close()
+    stage.join(5)
+    assert not stage.is_alive()
+
+
+def test_an_error_is_reported_once_and_the_next_inbox_is_closed(inbox: Inbox) -> None:
+    outbox: Inbox = Inbox(10)
+    inbox.put(13)
+    stage = Doubling(inbox, outbox)
+    stage.start()
+    stage.join(5)
+    error, end = stage.reports
+    assert isinstance(error, ValueError)
+    assert end is None
+    assert outbox.is_drained
+    assert stage.calls[-1] == "close on doubling"
