@@ -177,15 +177,18 @@ class Publisher:
 
         ``publish`` and ``event`` do so too; call it now and then while there is nothing to send.
         """
+        joined: set[bytes] = set()
         while self._socket.poll(0):
             message = self._socket.recv()
             prefix = message[1:]
             if message[:1] == b"\x01":
                 self._subscriptions[prefix] += 1
-                self._send_kept(prefix)
+                joined.add(prefix)
             elif message[:1] == b"\x00":
                 self._subscriptions[prefix] -= 1
                 self._subscriptions += Counter()  # forgets the topics that nobody wants any more
+        if joined:
+            self._send_kept(tuple(joined))
 
     def subscribers(self, source: str) -> int:
         """Count the subscriptions to a source's instances, as of ``answer_subscriptions``."""
@@ -235,15 +238,16 @@ class Publisher:
             self._kept[source][_KEPT[name]] = message
         self._socket.send_multipart(encode(message))
 
-    def _send_kept(self, prefix: bytes) -> None:
-        """Send again what a new subscriber must know. XPUB sends it to all; it does no harm.
+    def _send_kept(self, joined: tuple[bytes, ...]) -> None:
+        """Send again what new subscribers must know, once however many came.
 
-        Sources that have ended come last, lest a subscriber to all of them should believe, for a
-        moment, that there are no others.
+        XPUB sends it to the old ones too, who know it by its sequence number. Sources that have
+        ended come last, lest a subscriber to all of them should believe, for a moment, that there
+        are no others.
         """
         kept = [message for slots in self._kept.values() for message in slots.values()]
         for message in sorted(kept, key=lambda message: message.header.event == "ended"):
-            if topic(message.source, "event").startswith(prefix):
+            if topic(message.source, "event").startswith(joined):
                 self._socket.send_multipart(encode(message))
 
 

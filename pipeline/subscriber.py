@@ -174,6 +174,8 @@ def subscribe(
         sources = (sources,)
     if policy not in ("latest", "all"):
         raise InputError(f'policy {policy!r}: use "latest" or "all"')
+    if sources is not None and not sources:
+        raise InputError("no source to subscribe to: name one, or leave `sources` out for all")
     if not endpoints:
         raise InputError("no endpoint to subscribe to: use tcp://host:5555")
     return Subscription(

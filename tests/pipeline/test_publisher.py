@@ -39,8 +39,9 @@ def connect():
     """Connect a plain socket to a publisher; all of them are closed in the end."""
     context, made = zmq.Context(), []
 
-    def connect(publisher, prefix="v1/", kind=zmq.SUB):
+    def connect(publisher, prefix="v1/", kind=zmq.SUB, high_water_mark=1000):
         made.append(context.socket(kind))
+        made[-1].set(zmq.RCVHWM, high_water_mark)
         made[-1].set(zmq.RCVTIMEO, 3000)
         if kind == zmq.SUB:
             made[-1].subscribe(prefix)
@@ -128,6 +129,17 @@ def test_who_wants_one_source_is_told_of_that_one(publisher, connect):
     assert silent(socket)
 
 
+def test_many_who_come_at_once_are_told_once(publisher, connect):
+    publisher.event("cam1", "state", state="running")
+    sockets = [connect(publisher, "v1/cam1/") for _ in range(20)]
+    time.sleep(0.3)
+    publisher.answer_subscriptions()
+    assert publisher.subscribers("cam1") == 20
+    for socket in sockets:
+        assert {receive(socket).header.event for _ in range(2)} == {"labels", "state"}
+    assert all(map(silent, sockets[:2]))
+
+
 def test_sources_that_have_ended_are_told_of_last(publisher, connect):
     publisher.event("a", "ended", reason="end of stream")
     publisher.event("b", "state", state="running")
@@ -184,8 +196,7 @@ def test_waiting_for_subscribers_has_an_end(publisher, connect):
 
 def test_a_subscriber_that_reads_nothing_never_makes_the_publisher_wait(connect):
     with Publisher("tcp://127.0.0.1:0", NAMES, high_water_mark=4) as publisher:
-        stuck = connect(publisher)
-        stuck.set(zmq.RCVHWM, 1)
+        connect(publisher, high_water_mark=1)
         assert publisher.wait_for_subscribers(1, 3, ["cam1"])
         many, slowest = seen(100), 0.0
         for index in range(500):

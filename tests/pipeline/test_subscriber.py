@@ -1,0 +1,560 @@
+import asyncio
+import io
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import av
+import numpy as np
+import pytest
+import zmq
+from PIL import Image
+
+from engines.errors import InputError
+from engines.instances import Instances
+from pipeline import subscriber
+from pipeline.frame import Frame
+from pipeline.publisher import Publisher
+from pipeline.subscriber import EndOfStreams, PublishedFrame, StreamEvent, subscribe
+from pipeline.wire import (
+    EventHeader,
+    EventMessage,
+    InstancesHeader,
+    InstancesMessage,
+    WireError,
+    encode,
+)
+
+NAMES = ("background", "person")
+PICTURE = av.VideoFrame(64, 48)
+
+
+def seen(count=2):
+    boxes = np.tile(np.array([4, 4, 40, 40], dtype=np.float32), (count, 1))
+    scores, labels = np.ones(count, dtype=np.float32), np.ones(count, dtype=np.int32)
+    crops = np.full((count, 28, 28), 255, dtype=np.uint8)
+    return Instances(64, 48, boxes, scores, labels, crops)
+
+
+def frame(source="cam1", index=0):
+    return Frame(source, index, index / 25, time.time_ns(), PICTURE)
+
+
+def wait_until(condition, timeout_s=5.0):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to be"
+        time.sleep(0.002)
+
+
+@pytest.fixture
+def publisher():
+    with Publisher("tcp://127.0.0.1:0", NAMES) as publisher:
+        yield publisher
+
+
+class Script:
+    """A publisher that sends exactly the messages it is told to, however wrong they are."""
+
+    def __init__(self):
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.XPUB)
+        self._socket.set(zmq.SNDHWM, 100_000)
+        self._socket.set(zmq.XPUB_VERBOSE, 1)
+        self.endpoint, self.second_endpoint = (
+            f"tcp://127.0.0.1:{self._socket.bind_to_random_port('tcp://127.0.0.1')}"
+            for _ in range(2)
+        )
+
+    def wait(self):
+        assert self._socket.poll(3000)
+        self._socket.recv()
+
+    def send(self, parts):
+        self._socket.send_multipart(parts)
+
+    def instances(self, seq, source="cam1", publisher="a" * 16, jpeg=None):
+        header = InstancesHeader(
+            publisher=publisher,
+            seq=seq,
+            index=2 * seq,
+            capture_ns=time.time_ns(),
+            publish_ns=time.time_ns(),
+            width=64,
+            height=48,
+            count=2,
+            masks="crop_u8",
+        )
+        self.send(encode(InstancesMessage(source, header, seen(), jpeg)))
+
+    def event(self, name, seq=0, source="cam1", sent=0, **data):
+        header = EventHeader(
+            publisher="a" * 16, seq=seq, publish_ns=time.time_ns(), event=name, sent=sent, data=data
+        )
+        self.send(encode(EventMessage(source, header)))
+
+    def close(self):
+        self._context.destroy(linger=0)
+
+
+@pytest.fixture
+def script():
+    script = Script()
+    yield script
+    script.close()
+
+
+@pytest.mark.parametrize("form", ["crop_u8", "crop_bits", "coco_rle", "polygon", "none"])
+def test_every_frame_arrives_in_every_format_and_the_loop_ends_with_the_source(form):
+    with (
+        Publisher("tcp://127.0.0.1:0", NAMES, masks=form) as publisher,
+        subscribe(publisher.endpoint, policy="all") as frames,
+    ):
+        assert publisher.wait_for_subscribers(1, 3, ["cam1"])
+        for index in range(20):
+            publisher.publish(frame(index=index), seen(), drops={"decode": {"replaced": index}})
+        publisher.event("cam1", "ended")
+        got = list(frames)
+    assert [f.seq for f in got] == list(range(20))
+    assert all(isinstance(f, PublishedFrame) for f in got)
+    last = got[-1]
+    assert (last.source, last.index, last.pts_s) == ("cam1", 19, 19 / 25)
+    assert (last.lost_before, last.skipped_before, last.restarted) == (0, 0, False)
+    assert last.label_names == NAMES
+    assert last.drops == {"decode": {"replaced": 19}}
+    assert last.capture_ns <= last.publish_ns <= last.received_ns
+    assert 0 <= last.age_ms < 5000
+    assert len(last.instances) == 2
+    if form != "none":
+        assert last.instances.mask(0).sum() == pytest.approx(36 * 36, rel=0.15)
+
+
+def test_a_loop_without_with_connects_and_disconnects_by_itself(publisher):
+    stop = threading.Event()
+
+    def publish():
+        while not stop.wait(0.005):
+            publisher.publish(frame(), seen())
+
+    before = threading.active_count()
+    thread = threading.Thread(target=publish)
+    thread.start()
+    for _ in range(2):
+        for got in subscribe(publisher.endpoint):
+            assert got.source == "cam1"
+            break
+    stop.set()
+    thread.join()
+    assert threading.active_count() == before
+    publisher.answer_subscriptions()
+    wait_until(lambda: publisher.answer_subscriptions() or not publisher.subscribers("cam1"))
+
+
+def test_a_gap_is_told_of_exactly(script):
+    with subscribe(script.endpoint, policy="all") as frames:
+        script.wait()
+        for seq in (5, 6, 9, 10, 20):
+            script.instances(seq)
+        got = [frames.receive() for _ in range(5)]
+        assert [f.lost_before for f in got] == [0, 0, 2, 0, 9]
+        assert frames.tally.lost == 11
+        assert frames.tally.received == 5
+
+
+def test_messages_lost_at_the_very_end_are_counted_too(script):
+    with subscribe(script.endpoint, policy="all") as frames:
+        script.wait()
+        script.instances(0)
+        script.event("ended", sent=4)
+        assert len(list(frames)) == 1
+        assert frames.tally.lost == 3
+
+
+def test_messages_that_come_twice_are_handed_out_once(script):
+    with subscribe([script.endpoint, script.second_endpoint], policy="all") as frames:
+        script.wait()
+        script.wait()
+        for seq in range(5):
+            script.instances(seq)
+        assert [frames.receive().seq for _ in range(5)] == list(range(5))
+        wait_until(lambda: frames.tally.duplicate == 5)
+        assert (frames.tally.received, frames.tally.lost) == (5, 0)
+
+
+def test_a_publisher_started_anew_is_told_of_and_nothing_counts_as_lost(script):
+    with subscribe(script.endpoint, policy="all") as frames:
+        script.wait()
+        script.instances(41)
+        script.instances(0, publisher="b" * 16)
+        script.instances(1, publisher="b" * 16)
+        got = [frames.receive() for _ in range(3)]
+        assert [f.restarted for f in got] == [False, True, False]
+        assert [f.lost_before for f in got] == [0, 0, 0]
+
+
+def test_a_subscriber_finds_a_publisher_that_comes_back():
+    with Publisher("tcp://127.0.0.1:0", NAMES) as first:
+        endpoint = first.endpoint
+        frames = subscribe(endpoint, "cam1", policy="all", until_ended=False).open()
+        assert first.wait_for_subscribers(1, 3, ["cam1"])
+        first.publish(frame(), seen())
+        assert frames.receive().restarted is False
+        first.event("cam1", "ended")
+    with Publisher(endpoint, NAMES) as second:
+        assert second.wait_for_subscribers(1, 3, ["cam1"])
+        second.publish(frame(), seen())
+        again = frames.receive()
+    frames.close()
+    assert (again.seq, again.restarted, again.lost_before) == (0, True, 0)
+
+
+def test_latest_hands_out_the_newest_and_counts_what_it_skipped(script):
+    with subscribe(script.endpoint) as frames:
+        script.wait()
+        script.instances(0)
+        assert frames.receive().skipped_before == 0
+        for seq in range(1, 51):
+            if seq != 30:
+                script.instances(seq)
+        wait_until(lambda: frames.tally.received == 50)
+        newest = frames.receive()
+        assert (newest.seq, newest.skipped_before, newest.lost_before) == (50, 48, 1)
+        assert (frames.tally.skipped, frames.tally.lost) == (48, 1)
+        with pytest.raises(TimeoutError):
+            frames.receive(0.05)
+
+
+def test_latest_keeps_the_newest_of_each_source_in_turn(script):
+    with subscribe(script.endpoint) as frames:
+        script.wait()
+        for seq in range(10):
+            for source in ("a", "b", "c"):
+                if source != "c" or seq == 0:
+                    script.instances(seq, source)
+        wait_until(lambda: frames.tally.received == 21)
+        got = [frames.receive() for _ in range(3)]
+        assert [(f.source, f.seq) for f in got] == [("a", 9), ("b", 9), ("c", 0)]
+
+
+def test_latest_stays_fresh_however_slow_the_reader():
+    with (
+        Publisher("tcp://127.0.0.1:0", NAMES, high_water_mark=8) as publisher,
+        subscribe(publisher.endpoint, high_water_mark=8) as frames,
+    ):
+        assert publisher.wait_for_subscribers(1, 3, ["cam1"])
+        for index in range(600):
+            publisher.publish(frame(index=index), seen(100))
+            time.sleep(0.0005)
+        time.sleep(0.2)  # lets the queues run empty, so that the last of all cannot be dropped
+        publisher.publish(frame(index=600), seen())
+        wait_until(lambda: frames.tally.received + frames.tally.lost == 601)
+        newest = frames.receive()
+        assert newest.seq == 600
+        assert newest.skipped_before + newest.lost_before == 600
+
+
+def test_all_hands_out_what_arrives_and_counts_what_a_slow_reader_loses():
+    with (
+        Publisher("tcp://127.0.0.1:0", NAMES, high_water_mark=4) as publisher,
+        subscribe(publisher.endpoint, policy="all", high_water_mark=4) as frames,
+    ):
+        assert publisher.wait_for_subscribers(1, 3, ["cam1"])
+        got, sent = [], 0
+        while sent < 200 or (frames.tally.lost == 0 and sent < 5000):
+            for _ in range(100):
+                publisher.publish(frame(index=sent), seen(100))
+                sent += 1
+            got.append(frames.receive())
+        reader = threading.Thread(target=lambda: got.extend(frames))
+        reader.start()
+        while reader.is_alive():
+            publisher.event("cam1", "state", state="running")
+            publisher.event("cam1", "ended")
+            reader.join(0.05)
+        tally = frames.tally
+    assert tally.lost > 0
+    assert tally.skipped == 0
+    assert len(got) == tally.received
+    assert tally.received + tally.lost == sent
+    assert sum(f.lost_before for f in got) <= tally.lost
+    assert [f.seq for f in got] == sorted({f.seq for f in got})
+
+
+def test_one_source_is_not_another_whose_name_begins_alike(publisher):
+    with subscribe(publisher.endpoint, "cam1", policy="all") as frames:
+        assert publisher.wait_for_subscribers(1, 3, ["cam1"])
+        publisher.publish(frame("cam10"), seen())
+        publisher.publish(frame("cam1"), seen())
+        publisher.event("cam1", "ended")
+        assert [f.source for f in frames] == ["cam1"]
+
+
+def test_several_endpoints_are_one_loop_that_ends_with_the_last_source():
+    with (
+        Publisher("tcp://127.0.0.1:0", NAMES) as one,
+        Publisher("tcp://127.0.0.1:0", NAMES) as two,
+        subscribe([one.endpoint, two.endpoint], ["a", "b"], policy="all") as frames,
+    ):
+        for publisher, source in ((one, "a"), (two, "b")):
+            assert publisher.wait_for_subscribers(1, 3, [source])
+            publisher.publish(frame(source), seen())
+            publisher.event(source, "ended")
+        assert {f.source for f in frames} == {"a", "b"}
+
+
+def test_who_comes_when_all_is_over_sees_an_end_and_no_frame(publisher):
+    publisher.publish(frame(), seen())
+    publisher.event("cam1", "ended")
+    with subscribe(publisher.endpoint) as frames:
+        assert publisher.wait_for_subscribers(1, 3, ["cam1"])
+        assert list(frames) == []
+
+
+def test_events_are_handed_out_where_they_are_asked_for(publisher):
+    with subscribe(publisher.endpoint, policy="all", events=True) as items:
+        assert publisher.wait_for_subscribers(1, 3, ["cam1"])
+        publisher.event("cam1", "state", state="running")
+        publisher.publish(frame(), seen())
+        publisher.event("cam1", "ended", reason="end of stream")
+        labels, state, one, ended = items
+    assert isinstance(one, PublishedFrame)
+    assert [e.name for e in (labels, state, ended)] == ["labels", "state", "ended"]
+    assert isinstance(ended, StreamEvent)
+    assert ended.data == {"reason": "end of stream"}
+
+
+def test_silence_is_a_timeout_in_one_line_that_tells_where(publisher):
+    with subscribe(publisher.endpoint, "cam9", timeout_s=0.2) as frames:
+        start = time.monotonic()
+        with pytest.raises(TimeoutError, match=r"cam9.*127\.0\.0\.1") as caught:
+            next(iter(frames))
+        assert 0.2 <= time.monotonic() - start < 1.5
+        assert "\n" not in str(caught.value)
+
+
+def test_silence_of_a_source_that_told_why_says_so(publisher):
+    with subscribe(publisher.endpoint, "cam1") as frames:
+        publisher.wait_for_subscribers(1, 3, ["cam1"])
+        publisher.event("cam1", "state", state="reconnecting")
+        with pytest.raises(TimeoutError, match="cam1 is reconnecting"):
+            frames.receive(0.3)
+
+
+def test_nobody_there_is_a_timeout_too():
+    with pytest.raises(TimeoutError):
+        list(subscribe("tcp://127.0.0.1:9", timeout_s=0.1))
+
+
+@pytest.mark.parametrize("policy", ["latest", "all"])
+def test_malformed_messages_are_counted_and_skipped(script, policy):
+    with subscribe(script.endpoint, policy=policy) as frames:
+        script.wait()
+        script.send([b"v1/"])
+        script.send([b"v1/cam1/instances", b"nonsense", b"", b""])
+        script.send([b"v1/cam1/opinions", b"\x80"])
+        header = InstancesHeader(
+            publisher="a" * 16,
+            seq=0,
+            index=0,
+            capture_ns=0,
+            publish_ns=0,
+            width=64,
+            height=48,
+            count=2,
+            masks="crop_u8",
+        )
+        good = encode(InstancesMessage("cam1", header, seen()))
+        script.send([*good[:3], good[3][:-1]])
+        with pytest.raises(TimeoutError):
+            frames.receive(0.2)
+        script.instances(1)
+        assert frames.receive().seq == 1
+        assert frames.tally.malformed == 4
+
+
+def test_a_part_that_is_too_long_is_not_taken_in(script):
+    with subscribe(script.endpoint, policy="all", max_part_bytes=2000) as frames:
+        script.wait()
+        script.instances(0)
+        assert frames.receive().seq == 0
+        script.instances(1, jpeg=b"x" * 3000)
+        with pytest.raises(TimeoutError):
+            frames.receive(0.3)
+
+
+@pytest.mark.parametrize("policy", ["latest", "all"])
+def test_closing_from_another_thread_ends_a_waiting_loop_at_once(policy):
+    frames = subscribe("tcp://127.0.0.1:9", policy=policy, timeout_s=60).open()
+    timer = threading.Timer(0.1, frames.close)
+    timer.start()
+    start = time.monotonic()
+    assert list(frames) == []
+    assert time.monotonic() - start < 1
+    timer.join()
+    frames.close()
+    with pytest.raises(EndOfStreams):
+        frames.receive()
+
+
+def test_closing_is_prompt_while_the_queue_is_full(script):
+    frames = subscribe(script.endpoint, policy="all", high_water_mark=2).open()
+    script.wait()
+    for seq in range(50):
+        script.instances(seq)
+    wait_until(lambda: frames.tally.received >= 2)
+    start = time.monotonic()
+    frames.close()
+    assert time.monotonic() - start < 0.5
+
+
+def test_receiving_without_a_connection_says_how_to_connect():
+    with pytest.raises(RuntimeError, match="with subscribe"):
+        subscribe("tcp://127.0.0.1:9").receive()
+
+
+def test_a_subscription_can_be_opened_again(publisher):
+    frames = subscribe(publisher.endpoint, "cam1", policy="all")
+    for index in range(2):
+        with frames:
+            assert publisher.wait_for_subscribers(1, 3, ["cam1"])
+            publisher.publish(frame(index=index), seen())
+            assert frames.receive().lost_before == 0
+        wait_until(lambda: publisher.answer_subscriptions() or not publisher.subscribers("cam1"))
+
+
+def test_a_fault_of_ours_in_the_thread_is_loud(script, monkeypatch):
+    def broken(parts):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(subscriber, "decode_header", broken)
+    with subscribe(script.endpoint) as frames:
+        script.wait()
+        script.instances(0)
+        with pytest.raises(RuntimeError, match="thread failed") as caught:
+            frames.receive()
+        assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_the_picture_that_was_sent_along_is_decoded(script):
+    jpeg = io.BytesIO()
+    Image.new("RGB", (32, 24), (200, 30, 40)).save(jpeg, "JPEG", quality=95)
+    with subscribe(script.endpoint, policy="all") as frames:
+        script.wait()
+        for seq, picture in enumerate((jpeg.getvalue(), None, b"no jpeg", jpeg.getvalue()[:300])):
+            script.instances(seq, jpeg=picture)
+        picture = frames.receive().picture()
+        assert picture.shape == (24, 32, 3)
+        assert picture.dtype == np.uint8
+        assert np.abs(picture.astype(int) - (200, 30, 40)).max() < 12
+        assert frames.receive().picture() is None
+        for _ in range(2):
+            with pytest.raises(WireError, match="picture"):
+                frames.receive().picture()
+
+
+def test_async_for_yields_the_same_while_the_event_loop_runs_on(publisher):
+    async def read():
+        ticks = 0
+
+        async def tick():
+            nonlocal ticks
+            while True:
+                ticks += 1
+                await asyncio.sleep(0.005)
+
+        ticking = asyncio.create_task(tick())
+        async with subscribe(publisher.endpoint, "cam1", policy="all") as frames:
+            thread = threading.Thread(target=publish)
+            thread.start()
+            got = [f.seq async for f in frames]
+        thread.join()
+        ticking.cancel()
+        return got, ticks
+
+    def publish():
+        publisher.wait_for_subscribers(1, 3, ["cam1"])
+        for index in range(20):
+            publisher.publish(frame(index=index), seen())
+            time.sleep(0.01)
+        publisher.event("cam1", "ended")
+
+    got, ticks = asyncio.run(read())
+    assert got == list(range(20))
+    assert ticks > 10
+
+
+def test_async_silence_is_a_timeout():
+    async def read():
+        async for _ in subscribe("tcp://127.0.0.1:9", timeout_s=0.1):
+            pass
+
+    with pytest.raises(TimeoutError, match="nothing from"):
+        asyncio.run(read())
+
+
+def test_an_async_wait_can_be_cancelled_at_once():
+    async def read():
+        async with subscribe("tcp://127.0.0.1:9", timeout_s=60) as frames:
+            task = asyncio.create_task(frames.receive_async())
+            await asyncio.sleep(0.05)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    start = time.monotonic()
+    asyncio.run(read())
+    assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"endpoints": "127.0.0.1:5555"}, "no endpoint"),
+        ({"endpoints": "tcp://127.0.0.1"}, "no endpoint"),
+        ({"endpoints": "tcp://host:70000"}, "no endpoint"),
+        ({"endpoints": []}, "no endpoint"),
+        ({"endpoints": "tcp://127.0.0.1:1", "sources": "a/b"}, "source name"),
+        ({"endpoints": "tcp://127.0.0.1:1", "sources": []}, "no source"),
+        ({"endpoints": "tcp://127.0.0.1:1", "policy": "newest"}, "policy"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_the_users_fault_in_one_line(arguments, match):
+    with pytest.raises(InputError, match=match) as caught:
+        subscribe(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def run_script(code):
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_control_c_ends_a_waiting_loop_at_once():
+    process = run_script(
+        "from pipeline.subscriber import subscribe\n"
+        "print('waiting', flush=True)\n"
+        "for frame in subscribe('tcp://127.0.0.1:9', timeout_s=60): pass\n"
+    )
+    assert process.stdout.readline() == "waiting\n"
+    time.sleep(0.3)
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=10)
+    assert time.monotonic() - start < 2
+    assert process.returncode == -signal.SIGINT
+    assert errors.strip().endswith("KeyboardInterrupt")
+
+
+def test_a_program_that_forgets_to_close_ends_all_the_same():
+    process = run_script(
+        "from pipeline.subscriber import subscribe\n"
+        "frames = subscribe('tcp://127.0.0.1:9').open()\n"
+        "print('done')\n"
+    )
+    output, _ = process.communicate(timeout=10)
+    assert output == "done\n"
+    assert process.returncode == 0
