@@ -25,13 +25,7 @@ class Backend(StrEnum):
     """What a bundle is built for."""
 
     openvino = "openvino"
-
-
-class Precision(StrEnum):
-    """The number format that the network computes in."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
+    onnxruntime = "onnxruntime"
 
 
 def mount(app: typer.Typer) -> None:
@@ -47,34 +41,48 @@ def build(
     ],
     out: Annotated[Path, typer.Option(help="The bundle's folder.")],
     backend: Annotated[Backend, typer.Option(help="What will run it.")] = Backend.openvino,
-    precision: Annotated[Precision, typer.Option(help="What it computes in.")] = Precision.fp32,
+    precision: Annotated[str, typer.Option(help="What it computes in: fp32 or bf16.")] = "fp32",
     size: Annotated[
-        str, typer.Option(help="The network's input, HEIGHTxWIDTH, multiples of 32.")
+        str,
+        typer.Option(
+            help="The network's input, HEIGHTxWIDTH; or LONGEST, one side, to follow the shape of "
+            "the pictures. Multiples of 32."
+        ),
     ] = "800x1344",
+    name: Annotated[str | None, typer.Option(help="The model's; by default the folder's.")] = None,
+    fp16_weights: Annotated[
+        bool, typer.Option("--fp16-weights", help="Store the weights in half the space.")
+    ] = False,
 ) -> None:
     """Turn a checkpoint into a bundle: a folder with a model that is ready to run."""
+    shape = parse_size(size)
     with _builder_extra():
         from builder.build import build as build_bundle
+    from rich.console import Console
 
-    bundle = build_bundle(
-        checkpoint, out, backend=backend.value, precision=precision.value, size=parse_size(size)
-    )
-    typer.echo(f"{bundle.path}: {bundle.manifest.name}, {backend.value} {precision.value}")
+    with Console(stderr=True).status("building"):
+        bundle = build_bundle(
+            checkpoint,
+            out,
+            backend=backend.value,
+            precision=precision,
+            size=shape,
+            name=name,
+            fp16_weights=fp16_weights,
+        )
+    typer.echo(bundle.path)
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Read HEIGHTxWIDTH.
+def parse_size(text: str) -> tuple[int, int] | int:
+    """Read HEIGHTxWIDTH, or one number.
 
     Raises:
-        InputError: it is something else, or a side is no multiple of 32.
+        InputError: it is neither.
     """
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    size = (int(match[1]), int(match[2])) if match else (0, 0)
-    if min(size) < 32 or size[0] % 32 or size[1] % 32:
-        raise InputError(
-            f"--size {text}: give HEIGHTxWIDTH, both multiples of 32, for example 800x1344"
-        )
-    return size
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if match is None:
+        raise InputError(f"--size {text}: give HEIGHTxWIDTH, for example 800x1344, or one number")
+    return int(match[1]) if match[2] is None else (int(match[1]), int(match[2]))
 
 
 def train(

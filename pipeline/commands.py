@@ -118,8 +118,31 @@ def watch(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def profile() -> None:
-    """TODO."""
+def profile(
+    source: Annotated[str, typer.Argument(help="A file is best: the same frames each time.")],
+    model: Model = None,
+    limit: Limit = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="REPORT.JSON", help="Write the figures to a file.")
+    ] = None,
+) -> None:
+    """Measure every stage, and the pipeline against the bare engine in the same run."""
+    import msgspec
+    from rich.console import Console
+
+    from pipeline.profile import profile as profile_source
+    from pipeline.profile import report_table
+
+    try:
+        if json is not None:
+            json.touch()  # so that a wrong path is known before the work is done
+    except OSError as error:
+        raise InputError(f"{json}: cannot be written: {error.strerror}") from None
+    with Console(stderr=True).status("profiling"):
+        report = profile_source(source, model or "default", limit)
+    if json is not None:
+        json.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
+    Console(stderr=json is not None).print(report_table(report))
 
 
 def demo(

@@ -175,11 +175,11 @@ BAD_INPUT = {
     "no category known": ("eval default --images . --annotations coco.json", r"coco\.json"),
     "checkpoint missing": ("build no.pth --out new", r"no\.pth"),
     "not a checkpoint": ("build text.mp4 --out new", r"text\.mp4"),
-    "not a size": ("build no.pth --out new --size 800", "--size 800: give HEIGHTxWIDTH"),
-    "not a multiple of 32": ("build no.pth --out new --size 810x1344", "multiples of 32"),
-    "network unknown": (
-        "train --images . --annotations coco.json --out runs --network vgg",
-        "no network 'vgg'",
+    "not a size": ("build no.pth --out new --size 8x8x8", "--size 8x8x8: give HEIGHTxWIDTH"),
+    "not a multiple of 32": ("build no.pth --out new --size 810x1344", "810: give multiples of 32"),
+    "recipe unknown": (
+        "train --images . --annotations coco.json --out runs --recipe soup",
+        "no recipe 'soup'",
     ),
 }
 
