@@ -1,0 +1,300 @@
+"""Build TensorRT plans from a bundle's portable graphs, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import onnx
+from msgspec.structs import replace
+from onnx import ModelProto
+
+from builder.precision import (
+    FEATURES,
+    fix_size,
+    fold_batch_norms,
+    fold_shapes,
+    halve,
+    widen_weights,
+)
+from builder.tensorrt_process import Built, Event, Failure, Progress, Request
+from engines.bundle import MANIFEST, Bundle, FixedInput, Manifest, open_bundle, sha256
+from engines.errors import InputError
+from engines.plan import Package, Plan
+from engines.plugins.driver import compute_capability
+from engines.plugins.operator import OPERATORS, VERSION
+
+Precision = Literal["fp32", "fp16", "int8"]
+Report = Callable[[str, int, int], None]
+"""Called with a phase's name, its steps done and its steps in all."""
+
+USUAL_CAPABILITIES = ("8.6", "8.9", "12.0")
+"""What a plan of TensorRT-RTX is for where neither a GPU nor a wish is at hand."""
+MAX_DETECTIONS = 100
+"""Boxes an image that a detector gives at most."""
+
+
+def build_plans(
+    folder: Path,
+    manifest: Manifest,
+    *,
+    max_batch: int = 1,
+    capabilities: Sequence[str] = (),
+    report: Report = lambda phase, done, total: None,
+    built: Callable[[str, Built], None] = lambda graph, built: None,
+) -> Manifest:
+    """Build the plans of the graphs in a folder; they are written beside them.
+
+    Args:
+        folder: of a bundle that is being made; holds its portable graphs.
+        manifest: of that bundle: backend (what builds and will run the plans), precision and the
+            input's size are read. int8 needs graphs that are quantised already (Q/DQ nodes).
+        max_batch: the most images at once; any number from 1 up will do at run time.
+        capabilities: compute capabilities to build for ("8.6"). By default that of the GPU at
+            hand; ``tensorrt`` builds for no other.
+        report: told of the progress.
+        built: told of each plan: seconds, memory, layers.
+
+    Returns:
+        The manifest with its plans.
+
+    Raises:
+        InputError: the package is absent, a capability is refused, a graph cannot be built, the
+            memory does not suffice.
+    """
+    package, size = _package(manifest), _size(manifest)
+    targets = _targets(package, capabilities)
+    graphs = {"detector": manifest.graphs.detector, "segmenter": manifest.graphs.segmenter}
+    plans = []
+    for name, graph in graphs.items():
+        if graph is None:
+            continue
+        source, target = folder / graph.file, folder / f"{name}.plan"
+        model = prepare_graph(onnx.load(source), manifest.precision, size, source)
+        with tempfile.TemporaryDirectory() as scratch:
+            prepared = Path(scratch) / f"{name}.onnx"
+            onnx.save(model, prepared)
+            request = Request(
+                package=package,
+                graph=str(prepared),
+                plan=str(target),
+                capabilities=targets if package == "tensorrt_rtx" else (),
+                profile=_profile(model, max_batch),
+            )
+            outcome = _run(request, name, report)
+        built(name, outcome)
+        plan = Plan(
+            graph="detector" if name == "detector" else "segmenter",
+            file=target.name,
+            sha256=sha256(target),
+            package=package,
+            version=outcome.version,
+            capabilities=targets,
+            precision=manifest.precision,
+            height=size[0],
+            width=size[1],
+            max_batch=max_batch,
+            max_boxes=MAX_DETECTIONS * max_batch if name == "segmenter" else 0,
+            graph_sha256=graph.sha256,
+            plugins={operator.name: VERSION for operator in OPERATORS},
+        )
+        plans.append(plan)
+    return replace(manifest, plans=tuple(plans))
+
+
+def rebuild(
+    bundle: Bundle,
+    out: Path,
+    *,
+    package: Package,
+    precision: Precision,
+    size: tuple[int, int],
+    **options: Any,
+) -> Bundle:
+    """Make a TensorRT bundle of a bundle's portable graphs; neither checkpoint nor torch is needed.
+
+    Args:
+        bundle: of any backend.
+        out: the new bundle's folder; may be that of ``bundle``.
+        package: what builds, and will run it.
+        precision: what it computes in.
+        size: height and width of the network's input, multiples of 32.
+        options: of ``build_plans``.
+
+    Raises:
+        InputError: see ``build_plans``.
+    """
+    shape = FixedInput(*size, bundle.manifest.input.pad_value)
+    manifest = replace(bundle.manifest, backend=package, precision=precision, input=shape, plans=())
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        folder = Path(scratch)
+        for graph in filter(None, (bundle.detector, bundle.segmenter)):
+            shutil.copyfile(graph, folder / graph.name)
+        manifest = build_plans(folder, manifest, **options)
+        content = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+        (folder / MANIFEST).write_bytes(content + b"\n")
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST):
+            path.replace(out / path.name)  # the manifest last: until then the old one holds
+    return open_bundle(out)
+
+
+def prepare_graph(
+    model: ModelProto, precision: str, size: tuple[int, int], source: Path
+) -> ModelProto:
+    """Write the size and the precision into a portable graph; returns the same model.
+
+    Raises:
+        InputError: int8 is asked of a graph without Q/DQ nodes.
+    """
+    quantised = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    if precision == "int8" and not quantised:
+        raise InputError(
+            f"{source}: --precision int8 needs a graph with quantisation (Q/DQ nodes); "
+            "quantise the bundle first, or take --precision fp16"
+        )
+    widen_weights(model)
+    if not quantised:
+        fold_batch_norms(model)
+    fix_size(model, *size)
+    fold_shapes(model)
+    if precision == "fp16":
+        halve(model)
+    return model
+
+
+def _package(manifest: Manifest) -> Package:
+    if manifest.backend not in ("tensorrt", "tensorrt_rtx"):
+        raise ValueError(f"no plans are built for {manifest.backend}")
+    return manifest.backend
+
+
+def _size(manifest: Manifest) -> tuple[int, int]:
+    if not isinstance(manifest.input, FixedInput):
+        raise InputError("TensorRT builds for one size of the input: give --size HEIGHTxWIDTH")
+    return manifest.input.height, manifest.input.width
+
+
+def _targets(package: Package, capabilities: Sequence[str]) -> tuple[str, ...]:
+    here = compute_capability()
+    at_hand = f"{here[0]}.{here[1]}" if here else None
+    if package == "tensorrt_rtx":
+        return tuple(capabilities) or ((at_hand,) if at_hand else USUAL_CAPABILITIES)
+    if at_hand is None:
+        raise InputError(
+            "tensorrt builds on a machine with an NVIDIA GPU and driver only, and there is none "
+            "here; --backend tensorrt_rtx builds anywhere, for RTX cards"
+        )
+    if any(capability != at_hand for capability in capabilities):
+        raise InputError(
+            f"--compute-capability {' '.join(capabilities)}: tensorrt builds for the GPU at hand "
+            f"only, which has {at_hand}; --backend tensorrt_rtx builds for others"
+        )
+    return (at_hand,)
+
+
+def _profile(model: ModelProto, max_batch: int) -> dict[str, Any]:
+    """Smallest, usual and largest shape of each input; the usual is the largest."""
+    profile = {}
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        of_images = value.name in ("images", "sizes", *FEATURES)
+        most = max_batch if of_images else MAX_DETECTIONS * max_batch
+        rest = tuple(int(dim.dim_value) for dim in dims[1:])
+        profile[value.name] = ((1, *rest), (most, *rest), (most, *rest))
+    return profile
+
+
+def _run(request: Request, name: str, report: Report) -> Built:
+    """Build in a child process; its death is an error like any other."""
+    root = str(Path(__file__).parents[1])
+    command = [sys.executable, "-P", "-m", "builder.tensorrt_process"]
+    with _library_folder(request.package) as libraries, tempfile.TemporaryFile() as log:
+        environment = dict(os.environ)
+        _prepend(environment, "PYTHONPATH", root)
+        if libraries:
+            _prepend(environment, "LD_LIBRARY_PATH", libraries)
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment
+        ) as child:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            child.stdin.write(msgspec.json.encode(request))
+            child.stdin.close()
+            end: Failure | Built | None = None
+            for line in child.stdout:
+                event = msgspec.json.decode(line, type=Event)
+                if isinstance(event, Progress):
+                    report(f"{name}: {event.phase}", event.done, event.total)
+                else:
+                    end = event
+        log.seek(0)
+        last_words = log.read().decode(errors="replace").strip()[-500:]
+    if isinstance(end, Built) and child.returncode == 0:
+        return end
+    if isinstance(end, Failure):
+        raise _as_input_error(end, request, name)
+    raise InputError(_epitaph(request.package, name, child.returncode, last_words))
+
+
+def _as_input_error(failure: Failure, request: Request, name: str) -> InputError:
+    package, detail = request.package, failure.detail
+    if failure.kind == "absent":
+        extra = "tensorrt" if package == "tensorrt" else "rtx"
+        return InputError(f"{package} is not installed: pip install 'maskcast[{extra}]' ({detail})")
+    if failure.kind == "capability":
+        return InputError(
+            f"--compute-capability: {package} refuses {detail}; for data-centre cards (9.0, 10.0) "
+            "take --backend tensorrt on the machine that has the card"
+        )
+    if failure.kind == "operator":
+        return InputError(f"the {name} has an operator that {package} cannot take: {detail}")
+    if "memory" in detail.lower() or "bad_alloc" in detail:
+        return InputError(
+            f"{package} ran out of memory while it built the {name} ({detail}); "
+            "take a smaller --size or --batch"
+        )
+    return InputError(f"{package} cannot build the {name}: {detail}")
+
+
+def _epitaph(package: str, name: str, status: int, last_words: str) -> str:
+    if status < 0:
+        how = f"was killed by {signal.Signals(-status).name}"
+        hint = "; the memory may have run out" if -status == signal.SIGKILL else ""
+    else:
+        how, hint = f"ended with status {status}", ""
+    words = f": {' '.join(last_words.split())}" if last_words else ""
+    return f"{package}'s builder {how} while it built the {name}{hint}{words}"
+
+
+@contextmanager
+def _library_folder(package: Package) -> Any:
+    """Make a folder with the library's name that TensorRT-RTX's ONNX parser opens.
+
+    The parser asks for ``libtensorrt_rtx.so``; the wheel has ``libtensorrt_rtx.so.1`` only, and the
+    process ends at the first plugin.
+    """
+    found = find_spec("tensorrt_rtx_libs") if package == "tensorrt_rtx" else None
+    if found is None or not found.submodule_search_locations:
+        yield None
+        return
+    libraries = Path(next(iter(found.submodule_search_locations)))
+    with tempfile.TemporaryDirectory() as folder:
+        for library in libraries.glob("libtensorrt_rtx.so.*"):
+            (Path(folder) / "libtensorrt_rtx.so").symlink_to(library)
+            break
+        yield folder
+
+
+def _prepend(environment: dict[str, str], name: str, value: str) -> None:
+    environment[name] = os.pathsep.join(filter(None, (value, environment.get(name))))

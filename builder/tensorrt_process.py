@@ -1,0 +1,230 @@
+"""The process in which TensorRT builds one plan; ``builder.tensorrt`` starts it.
+
+TensorRT may end its process without an exception, so it is kept out of ours. The request comes as
+JSON on standard input; events go out as JSON lines on what was standard output. TensorRT's own
+prints go to standard error.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections import Counter
+from importlib import import_module
+from typing import Any, Literal
+
+import msgspec
+
+from engines.plan import Package
+
+
+class Request(msgspec.Struct, frozen=True):
+    """One plan to build.
+
+    Attributes:
+        package: the module that builds.
+        graph: path of an ONNX file.
+        plan: path to write to.
+        capabilities: for ``tensorrt_rtx``: "8.6", ...; empty: the GPU at hand.
+        profile: smallest, usual and largest shape of every input.
+    """
+
+    package: Package
+    graph: str
+    plan: str
+    capabilities: tuple[str, ...]
+    profile: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """``done`` of ``total`` steps of a phase of the build."""
+
+    phase: str
+    done: int
+    total: int
+
+
+class Failure(msgspec.Struct, frozen=True, tag="failure"):
+    """Why there is no plan."""
+
+    kind: Literal["absent", "capability", "operator", "build"]
+    detail: str
+
+
+class Built(msgspec.Struct, frozen=True, tag="built", kw_only=True):
+    """The plan is written.
+
+    Attributes:
+        version: of the package.
+        parse_s, build_s: seconds.
+        peak_rss_bytes: of the whole process.
+        plan_bytes: size of the plan.
+        layers: number of layers of the parsed network, by type.
+        tensors: element types of the network's inputs and outputs.
+        computes_in: how many convolutions and matrix products have outputs of each type.
+        plugins: input types of each plugin layer, by the layer's name.
+    """
+
+    version: str
+    parse_s: float
+    build_s: float
+    peak_rss_bytes: int
+    plan_bytes: int
+    layers: dict[str, int]
+    tensors: dict[str, str]
+    computes_in: dict[str, int]
+    plugins: dict[str, tuple[str, ...]]
+
+
+Event = Progress | Failure | Built
+
+
+class _BuildError(Exception):
+    def __init__(self, kind: Any, detail: str) -> None:
+        super().__init__(detail)
+        self.failure = Failure(kind, detail)
+
+
+def main() -> None:
+    """Build what standard input asks for."""
+    events = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+
+    def tell(event: Event) -> None:
+        events.write(msgspec.json.encode(event) + b"\n")
+
+    request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
+    try:
+        tell(_build(request, tell))
+    except _BuildError as failed:
+        tell(failed.failure)
+    except MemoryError:
+        tell(Failure("build", "out of memory"))
+
+
+def _build(request: Request, tell: Any) -> Built:
+    try:
+        trt = import_module(request.package)
+    except (ImportError, OSError) as error:
+        raise _BuildError("absent", str(error)) from error
+    from engines.plugins.plugin import register
+
+    logger = _logger(trt)
+    register(trt)
+    builder = trt.Builder(logger)
+    # 11.x has typed networks only, and may drop the flag.
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if typed is None else 1 << int(typed))
+    config = builder.create_builder_config()
+    if request.capabilities:
+        _set_capabilities(trt, config, request.capabilities)
+
+    started = time.monotonic()
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(request.graph):
+        raise _BuildError("operator", _parser_errors(parser))
+    parsed = time.monotonic()
+
+    profile = builder.create_optimization_profile()
+    for i in range(network.num_inputs):
+        name = network.get_input(i).name
+        profile.set_shape(name, *request.profile[name])
+    config.add_optimization_profile(profile)
+    config.progress_monitor = _monitor(trt, tell)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise _BuildError("build", "; ".join(logger.errors[-3:]) or "TensorRT gives no reason")
+    built = time.monotonic()
+    content = memoryview(plan)
+    with open(request.plan, "wb") as file:  # noqa: PTH123
+        file.write(content)
+    return Built(
+        version=str(trt.__version__),
+        parse_s=parsed - started,
+        build_s=built - parsed,
+        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        plan_bytes=content.nbytes,
+        **_describe(network),
+    )
+
+
+def _set_capabilities(trt: Any, config: Any, capabilities: tuple[str, ...]) -> None:
+    if not hasattr(trt, "ComputeCapability"):
+        raise _BuildError("capability", "only the GPU at hand")
+    known = trt.ComputeCapability.__members__
+    config.num_compute_capabilities = len(capabilities)
+    for i, capability in enumerate(capabilities):
+        name = "SM" + capability.replace(".", "")
+        if name not in known or not config.set_compute_capability(known[name], i):
+            numbers = sorted(int(n[2:]) for n in known if n.startswith("SM"))
+            choice = ", ".join(f"{n // 10}.{n % 10}" for n in numbers)
+            raise _BuildError("capability", f"{capability} is none of {choice}")
+
+
+def _parser_errors(parser: Any) -> str:
+    found = []
+    for i in range(min(parser.num_errors, 3)):
+        error = parser.get_error(i)
+        found.append(f"{error.node_operator()} ({error.node_name()}): {error.desc()}")
+    return "; ".join(found)
+
+
+def _describe(network: Any) -> dict[str, Any]:
+    layers: Counter[str] = Counter()
+    computes: Counter[str] = Counter()
+    plugins = {}
+    for i in range(network.num_layers):
+        layer = network.get_layer(i)
+        kind = layer.type.name
+        layers[kind] += 1
+        if kind in ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY"):
+            computes[layer.get_output(0).dtype.name] += 1
+        if kind == "PLUGIN_V3":
+            inputs = (layer.get_input(k).dtype.name for k in range(layer.num_inputs))
+            plugins[layer.name] = tuple(inputs)
+    ends = [network.get_input(i) for i in range(network.num_inputs)]
+    ends += [network.get_output(i) for i in range(network.num_outputs)]
+    tensors = {tensor.name: tensor.dtype.name for tensor in ends}
+    return {"layers": layers, "tensors": tensors, "computes_in": computes, "plugins": plugins}
+
+
+def _logger(trt: Any) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.ERROR:
+                self.errors.append(message)
+                sys.stderr.write(message + "\n")
+
+    return Logger()
+
+
+def _monitor(trt: Any, tell: Any) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.totals: dict[str, int] = {}
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            del parent
+            self.totals[phase] = steps
+            tell(Progress(phase, 0, steps))
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            tell(Progress(phase, step + 1, self.totals.get(phase, step + 1)))
+            return True
+
+        def phase_finish(self, phase: str) -> None:
+            steps = self.totals.pop(phase, 1)
+            tell(Progress(phase, steps, steps))
+
+    return Monitor()
+
+
+if __name__ == "__main__":
+    main()

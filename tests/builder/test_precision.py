@@ -1,0 +1,213 @@
+"""The passes keep what a graph computes, and leave in float32 what decides about boxes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from builder.operators import function_bodies
+from builder.precision import fix_size, fold_batch_norms, fold_shapes, halve, widen_weights
+from engines.bundle import default_bundle
+
+BLOCK = """
+<ir_version: 10, opset_import: ["" : 18, "maskcast" : 1]>
+block (float[batch, 3, h, w] images, float[r, 4] rois, int32[r] batch_index)
+  => (float[batch, 4, h, w] p2, float[r, 4, 7, 7] pooled, float[batch, 4, h, w] probabilities)
+<float16[4, 3, 3, 3] weight, float[4] scale, float[4] bias, float[4] mean, float[4] variance>
+{
+    wide = Cast <to: int = 1> (weight)
+    conv = Conv <pads: ints = [1, 1, 1, 1]> (images, wide)
+    normal = BatchNormalization (conv, scale, bias, mean, variance)
+    p2 = Relu (normal)
+    pooled = maskcast.MultiscaleRoiAlign <output_size: int = 7, sampling_ratio: int = 2,
+        aligned: int = 0, plugin_namespace: string = "maskcast", plugin_version: string = "1">
+        (p2, p2, p2, p2, rois, batch_index)
+    probabilities = Softmax (p2)
+}
+"""
+INPUTS = {
+    "images": np.random.default_rng(0).standard_normal((2, 3, 64, 96)).astype("f4"),
+    "rois": np.array([[0, 0, 60, 40], [8, 8, 300, 200]], "f4"),
+    "batch_index": np.array([0, 1], "i4"),
+}
+
+
+def block(smallest_variance=0.1):
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model(BLOCK)
+    values = {
+        "weight": rng.standard_normal((4, 3, 3, 3)).astype("f2"),
+        "scale": rng.uniform(0.5, 2, 4).astype("f4"),
+        "bias": rng.standard_normal(4).astype("f4"),
+        "mean": rng.standard_normal(4).astype("f4"),
+        "variance": np.array([smallest_variance, 0.3, 1, 9], "f4"),
+    }
+    del model.graph.initializer[:]
+    tensors = [numpy_helper.from_array(array, name) for name, array in values.items()]
+    model.graph.initializer.extend(tensors)
+    model.functions.extend(function_bodies(aligned=False))
+    return model
+
+
+def run(model, inputs):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(None, inputs), strict=True))
+
+
+def operators(model):
+    return [node.op_type for node in model.graph.node]
+
+
+def element_types(model):
+    """Element type of every value, by onnx's own inference."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    known = [*inferred.value_info, *inferred.input, *inferred.output]
+    types = {value.name: value.type.tensor_type.elem_type for value in known}
+    return types | {tensor.name: tensor.data_type for tensor in inferred.initializer}
+
+
+def test_weights_stored_in_half_become_float32_initializers():
+    model = block()
+    before = run(model, INPUTS)
+    widen_weights(model)
+    assert "Cast" not in operators(model)
+    assert {tensor.data_type for tensor in model.graph.initializer} == {TensorProto.FLOAT}
+    for name, values in run(model, INPUTS).items():
+        np.testing.assert_array_equal(values, before[name])
+
+
+def test_batch_norms_fold_into_their_convolutions():
+    model = block(smallest_variance=1e-9)  # which float16 could not hold
+    before = run(model, INPUTS)
+    widen_weights(model)
+    fold_batch_norms(model)
+    assert "BatchNormalization" not in operators(model)
+    for name, values in run(model, INPUTS).items():
+        np.testing.assert_allclose(values, before[name], rtol=1e-4, atol=1e-3)
+
+
+def test_a_batch_norm_of_a_value_that_others_use_stays():
+    model = block()
+    widen_weights(model)
+    model.graph.node.append(onnx.helper.make_node("Relu", ["conv"], ["other"]))
+    fold_batch_norms(model)
+    assert "BatchNormalization" in operators(model)
+
+
+def test_convolutions_and_features_become_half_and_softmax_stays():
+    model = block()
+    widen_weights(model)
+    fold_batch_norms(model)
+    before = run(model, INPUTS)
+    halve(model)
+    after = run(model, INPUTS)
+    assert after["p2"].dtype == np.float16
+    assert after["pooled"].dtype == np.float32  # no feature: the outside sees no difference
+    types = element_types(model)
+    (softmax,) = (node for node in model.graph.node if node.op_type == "Softmax")
+    (conv,) = (node for node in model.graph.node if node.op_type == "Conv")
+    assert types[softmax.input[0]] == TensorProto.FLOAT
+    assert {types[name] for name in conv.input} == {TensorProto.FLOAT16}
+    for name in ("p2", "pooled"):
+        scale = np.abs(before[name]).max()
+        np.testing.assert_allclose(after[name], before[name], atol=2e-3 * scale)
+    np.testing.assert_allclose(after["probabilities"], before["probabilities"], atol=0.02)
+
+
+def test_a_weight_that_half_cannot_hold_keeps_its_convolution_in_float32():
+    model = block()
+    widen_weights(model)
+    fold_batch_norms(model)
+    (conv,) = (node for node in model.graph.node if node.op_type == "Conv")
+    for tensor in model.graph.initializer:
+        if tensor.name == conv.input[1]:
+            large = numpy_helper.to_array(tensor) * np.float32(1e6)
+            tensor.CopyFrom(numpy_helper.from_array(large, tensor.name))
+    halve(model)
+    assert run(model, INPUTS)["p2"].dtype == np.float32
+
+
+# The network that comes with the package.
+
+needs_default = pytest.mark.skipif(
+    not (default_bundle() / "detector.onnx").exists(), reason="the default bundle is not built"
+)
+HEIGHT, WIDTH = 160, 256
+
+
+def detector() -> onnx.ModelProto:
+    model = onnx.load(Path(default_bundle()) / "detector.onnx")
+    widen_weights(model)
+    fold_batch_norms(model)
+    fix_size(model, HEIGHT, WIDTH)
+    fold_shapes(model)
+    return model
+
+
+def picture(batch=2):
+    """Smooth blobs on grey: enough structure for proposals of all kinds."""
+    rng = np.random.default_rng(1)
+    coarse = rng.uniform(0, 255, (batch, 3, HEIGHT // 32, WIDTH // 32))
+    images = coarse.repeat(32, axis=2).repeat(32, axis=3).astype("f4")
+    return {"images": images, "sizes": np.array([[HEIGHT, WIDTH]] * batch, "f4")}
+
+
+@needs_default
+def test_preparing_the_default_detector_changes_nothing_but_rounding():
+    before = run(onnx.load(default_bundle() / "detector.onnx"), picture())
+    model = detector()
+    after = run(model, picture())
+    kept = {"BatchNormalization", "NonZero", "Loop", "If"} & set(operators(model))
+    assert kept == set()
+    np.testing.assert_array_equal(after["counts"], before["counts"])
+    for name in ("p2", "p3", "p4", "p5"):
+        scale = np.abs(before[name]).max()
+        np.testing.assert_allclose(after[name], before[name], atol=1e-4 * scale)
+    np.testing.assert_allclose(after["scores"], before["scores"], atol=1e-4)
+
+
+@needs_default
+def test_in_half_every_operator_that_decides_about_boxes_takes_float32():
+    model = detector()
+    halve(model)
+    types = element_types(model)
+    for node in model.graph.node:
+        if node.op_type in (
+            "Exp",
+            "Softmax",
+            "Sigmoid",
+            "TopK",
+            "GroupedNms",
+            "Div",
+            "Sub",
+            "Gather",
+        ):
+            given = {types.get(name) for name in node.input if name}
+            assert TensorProto.FLOAT16 not in given, (node.op_type, node.name)
+        if node.op_type in ("Conv", "Gemm"):
+            assert {types[name] for name in node.input} == {TensorProto.FLOAT16}, node.name
+        if node.op_type == "MultiscaleRoiAlign":
+            assert [types[name] for name in node.input[:5]] == [TensorProto.FLOAT16] * 4 + [
+                TensorProto.FLOAT
+            ]
+
+
+@needs_default
+def test_the_default_detector_in_half_finds_the_same_as_in_float32():
+    before = run(detector(), picture())
+    model = detector()
+    halve(model)
+    after = run(model, picture())
+    for name in ("p2", "p3", "p4", "p5"):
+        assert after[name].dtype == np.float16
+        scale = np.abs(before[name]).max()
+        assert np.abs(after[name] - before[name]).max() < 0.02 * scale
+    np.testing.assert_allclose(np.sort(after["scores"]), np.sort(before["scores"]), atol=0.02)

@@ -1,0 +1,222 @@
+"""TensorRT-RTX really builds here, without a GPU; and what can go wrong is said in one line."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+import msgspec
+import onnx
+import pytest
+from msgspec.structs import replace
+
+from builder.operators import function_bodies
+from builder.tensorrt import build_plans, rebuild
+from builder.tensorrt_process import Built
+from engines.bundle import (
+    MANIFEST,
+    FixedInput,
+    GraphFile,
+    Graphs,
+    LongestSideInput,
+    Manifest,
+    default_bundle,
+    open_bundle,
+    sha256,
+)
+from engines.errors import InputError
+from engines.plugins.driver import compute_capability
+
+needs_rtx = pytest.mark.skipif(
+    find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed"
+)
+needs_default = pytest.mark.skipif(
+    not (default_bundle() / "detector.onnx").exists(), reason="the default bundle is not built"
+)
+needs_no_gpu = pytest.mark.skipif(
+    compute_capability() is not None, reason="says what happens on a machine without a GPU"
+)
+
+TINY = """
+<ir_version: 10, opset_import: ["" : 18, "maskcast" : 1, "elsewhere" : 1]>
+tiny (float[batch, 3, h, w] images, float[batch, 2] sizes) => (float[batch, 4, h, w] p2)
+<float[4, 3, 3, 3] weight = {WEIGHT}>
+{
+    conv = Conv <pads: ints = [1, 1, 1, 1]> (images, weight)
+    p2 = OPERATOR (conv)
+}
+"""
+
+
+def tiny_bundle(folder, operator="Relu", **changes):
+    """A bundle whose detector is one convolution and one more operator."""
+    folder.mkdir()
+    text = TINY.replace("OPERATOR", operator).replace("WEIGHT", ", ".join(["0.5"] * 108))
+    model = onnx.parser.parse_model(text)
+    model.functions.extend(function_bodies(aligned=False))
+    onnx.save(model, folder / "detector.onnx")
+    manifest = Manifest(
+        name="tiny",
+        backend="tensorrt_rtx",
+        precision="fp32",
+        labels=("background", "thing"),
+        input=FixedInput(64, 96),
+        graphs=Graphs(GraphFile("detector.onnx", sha256(folder / "detector.onnx"))),
+    )
+    manifest = replace(manifest, **changes)
+    (folder / MANIFEST).write_bytes(msgspec.json.encode(manifest))
+    return open_bundle(folder)
+
+
+def build_tiny(bundle, **options):
+    return build_plans(bundle.path, bundle.manifest, **options)
+
+
+@pytest.fixture(scope="module", params=["fp32", "fp16"])
+def default_plans(request, tmp_path_factory):
+    """The default model, built for three generations of cards: bundle, reports, progress."""
+    out = tmp_path_factory.mktemp("plans") / request.param
+    built: dict[str, Built] = {}
+    progress: list[tuple[str, int, int]] = []
+    bundle = rebuild(
+        open_bundle("default"),
+        out,
+        package="tensorrt_rtx",
+        precision=request.param,
+        size=(160, 256),
+        max_batch=4,
+        capabilities=("8.6", "8.9", "12.0"),
+        report=lambda *step: progress.append(step),
+        built=built.__setitem__,
+    )
+    return bundle, built, progress
+
+
+@needs_rtx
+@needs_default
+class TestDefaultModel:
+    def test_it_builds_with_the_plugins_in_place(self, default_plans):
+        bundle, built, _ = default_plans
+        features = "FLOAT" if bundle.manifest.precision == "fp32" else "HALF"
+        pooling = (features,) * 4 + ("FLOAT", "INT32")
+        nms = ("FLOAT", "FLOAT", "INT32")
+        assert sorted(built["detector"].plugins.values()) == sorted([nms, nms, pooling])
+        assert list(built["segmenter"].plugins.values()) == [pooling]
+        assert not {"NMS", "LOOP", "CONDITION", "NON_ZERO"} & set(built["detector"].layers)
+
+    def test_every_convolution_and_product_computes_in_the_precision_asked_for(self, default_plans):
+        bundle, built, _ = default_plans
+        wanted = "FLOAT" if bundle.manifest.precision == "fp32" else "HALF"
+        assert set(built["detector"].computes_in) == {wanted}
+        assert set(built["segmenter"].computes_in) == {wanted}
+        assert built["detector"].computes_in[wanted] > 70
+
+    def test_features_pass_between_the_graphs_in_one_type_and_boxes_in_float32(self, default_plans):
+        bundle, built, _ = default_plans
+        features = "FLOAT" if bundle.manifest.precision == "fp32" else "HALF"
+        detector, segmenter = built["detector"].tensors, built["segmenter"].tensors
+        for name in ("p2", "p3", "p4", "p5"):
+            assert detector[name] == segmenter[name] == features
+        assert {detector[name] for name in ("images", "sizes", "boxes", "scores")} == {"FLOAT"}
+        assert segmenter["masks"] == "FLOAT"
+
+    def test_the_manifest_says_what_each_plan_is_for(self, default_plans):
+        bundle, built, _ = default_plans
+        detector, segmenter = bundle.manifest.plans
+        assert (detector.graph, segmenter.graph) == ("detector", "segmenter")
+        assert detector.capabilities == ("8.6", "8.9", "12.0")
+        assert detector.version == built["detector"].version
+        assert (detector.height, detector.width, detector.max_batch) == (160, 256, 4)
+        assert segmenter.max_boxes == 400
+        assert detector.graph_sha256 == sha256(default_bundle() / "detector.onnx")
+        assert detector.plugins == {"MultiscaleRoiAlign": "1", "GroupedNms": "1"}
+        assert bundle.manifest.input == FixedInput(160, 256, bundle.manifest.input.pad_value)
+
+    def test_half_the_precision_makes_a_smaller_plan(self, default_plans):
+        bundle, built, _ = default_plans
+        megabytes = built["detector"].plan_bytes / 1e6
+        low, high = (15, 24) if bundle.manifest.precision == "fp16" else (25, 45)
+        assert low < megabytes < high
+        assert (bundle.path / "detector.plan").stat().st_size == built["detector"].plan_bytes
+
+    def test_progress_time_and_memory_are_reported(self, default_plans):
+        _, built, progress = default_plans
+        assert {phase.split(":")[0] for phase, _, _ in progress} == {"detector", "segmenter"}
+        assert all(0 <= done <= total for _, done, total in progress)
+        assert built["detector"].build_s > 0
+        assert built["detector"].peak_rss_bytes > 100e6
+
+
+@needs_rtx
+def test_a_model_without_a_mask_branch_has_one_plan(tmp_path):
+    manifest = build_tiny(tiny_bundle(tmp_path / "a"), capabilities=["8.6"])
+    assert [plan.graph for plan in manifest.plans] == ["detector"]
+
+
+@needs_rtx
+@pytest.mark.parametrize("capability", ["9.0", "10.0", "1.7", "eight"])
+def test_a_refused_capability_is_named_with_the_way_out(tmp_path, capability):
+    bundle = tiny_bundle(tmp_path / "a")
+    with pytest.raises(InputError, match=rf"refuses {capability}.*12\.0.*--backend tensorrt"):
+        build_tiny(bundle, capabilities=[capability])
+
+
+@needs_rtx
+def test_an_operator_that_tensorrt_does_not_know_is_named(tmp_path):
+    bundle = tiny_bundle(tmp_path / "a", operator="elsewhere.Wobble")
+    with pytest.raises(
+        InputError, match=r"the detector has an operator that tensorrt_rtx cannot.*Wobble"
+    ):
+        build_tiny(bundle, capabilities=["8.6"])
+
+
+@needs_no_gpu
+def test_plain_tensorrt_needs_a_gpu_to_build(tmp_path):
+    bundle = tiny_bundle(tmp_path / "a", backend="tensorrt")
+    with pytest.raises(InputError, match="--backend tensorrt_rtx builds anywhere"):
+        build_tiny(bundle)
+
+
+def test_int8_needs_a_quantised_graph(tmp_path):
+    bundle = tiny_bundle(tmp_path / "a", precision="int8")
+    with pytest.raises(InputError, match="needs a graph with quantisation"):
+        build_tiny(bundle)
+
+
+def test_a_plan_needs_one_size(tmp_path):
+    bundle = tiny_bundle(tmp_path / "a", input=LongestSideInput(512))
+    with pytest.raises(InputError, match="--size HEIGHTxWIDTH"):
+        build_tiny(bundle)
+
+
+@pytest.fixture
+def replace_tensorrt(tmp_path, monkeypatch):
+    """Put other code in TensorRT-RTX's place in the child process."""
+
+    def put(code):
+        folder = tmp_path / "replaced"
+        folder.mkdir()
+        (folder / "tensorrt_rtx.py").write_text(code)
+        found = [str(folder), os.environ.get("PYTHONPATH", "")]
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, found)))
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("raise ImportError('no such library')", "not installed: pip install.*no such library"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL.*memory may have run"),
+        ("import os; os.abort()", "was killed by SIGABRT while it built the detector$"),
+        ("import os; print('last words'); os._exit(3)", "ended with status 3.*last words"),
+        ("raise MemoryError", "ran out of memory.*take a smaller --size or --batch"),
+    ],
+)
+def test_the_death_of_the_building_process_is_one_clear_line(
+    tmp_path, replace_tensorrt, code, message
+):
+    replace_tensorrt(code)
+    with pytest.raises(InputError, match=message) as caught:
+        build_tiny(tiny_bundle(tmp_path / "a"), capabilities=["8.6"])
+    assert "\n" not in str(caught.value)
