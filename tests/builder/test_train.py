@@ -1,0 +1,210 @@
+import json
+import signal
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from rich.console import Console
+
+import builder.train as train_module
+from builder.checkpoint import load_checkpoint, read_state
+from builder.recipe import Recipe
+from builder.train import TrainConfig, train
+from engines.errors import InputError
+
+RECIPE = Recipe(
+    optimizer="adamw",
+    learning_rate=5e-4,
+    weight_decay=0.01,
+    schedule="cosine",
+    warmup_iterations=4,
+    gradient_norm=5.0,
+    average_decay=0.9,
+    epochs=3,
+    batch_size=2,
+    canvas=64,
+    canvas_scales=(0.9, 1.2),
+)
+
+
+@pytest.fixture
+def run(draw_ellipses, tmp_path: Path):
+    """Make the configuration of a run on two pictures; keyword arguments change it."""
+    folder = draw_ellipses(count=2)
+
+    def make(output: str = "run", *, recipe: Recipe = RECIPE, **changes) -> TrainConfig:
+        config = TrainConfig(
+            output=tmp_path / output,
+            images=folder.images,
+            annotations=folder.annotations,
+            network="lite0-fpn",
+            recipe=recipe,
+            workers=0,
+        )
+        return msgspec.structs.replace(config, **changes)
+
+    return make
+
+
+def silently(config: TrainConfig) -> Path | None:
+    with Path("/dev/null").open("w") as nowhere:
+        return train(config, Console(file=nowhere))
+
+
+def metrics(config: TrainConfig) -> list[dict]:
+    return [json.loads(line) for line in (config.output / "metrics.jsonl").read_text().splitlines()]
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, iteration: int) -> None:
+    """Let SIGINT arrive in the midst of an iteration (from 1)."""
+    original, calls = train_module.compute_losses, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == iteration:
+            signal.raise_signal(signal.SIGINT)
+        return original(*arguments)
+
+    monkeypatch.setattr(train_module, "compute_losses", interrupted)
+
+
+def test_training_on_two_pictures_reduces_every_loss_of_the_roi_branches(run) -> None:
+    recipe = msgspec.structs.replace(RECIPE, epochs=40)
+    config = run(recipe=recipe)
+    path = silently(config)
+    first, last = [entry["losses"] for entry in metrics(config) if "losses" in entry]
+    assert sum(last.values()) < 0.7 * sum(first.values())
+    assert last["mask"] < 0.8 * first["mask"]
+    assert last["rpn_objectness"] < 0.5 * first["rpn_objectness"]
+    assert path is not None
+    network, _ = load_checkpoint(path)
+    assert network.labels == ("blue", "red")
+
+
+def test_an_interrupted_run_goes_on_to_the_very_same_weights(
+    run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = msgspec.structs.replace(RECIPE, epochs=4)
+    whole = silently(run("whole", recipe=recipe))
+    config = run("parts", recipe=recipe)
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, 2)
+        assert silently(config) is None
+    assert not (config.output / "model.pth").exists()
+    assert read_state(config.output / "checkpoint.pth")["iteration"] == 2
+    parts = silently(config)
+    assert whole is not None
+    assert parts is not None
+    expected, found = load_checkpoint(whole)[1], load_checkpoint(parts)[1]
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_a_run_is_measured_recorded_and_drawn(run) -> None:
+    config = run(
+        box_annotations=run().annotations.with_name("boxes.json"),
+        validation_annotations=run().annotations,
+        recipe=msgspec.structs.replace(RECIPE, bfloat16=True, epochs=2),
+        evaluate_every=1.0,
+    )
+    path = silently(config)
+    scored = [entry for entry in metrics(config) if "scores" in entry]
+    assert [entry["iteration"] for entry in scored] == [2, 4]
+    assert set(scored[0]["scores"]) == {"images", "bbox", "segm"}
+    assert (config.output / "metrics.png").read_bytes().startswith(b"\x89PNG")
+    training = torch.load(path, weights_only=True)["training"]
+    assert training["scores"] == scored[-1]["scores"]
+    assert training["pictures"] == 8
+    assert training["recipe"]["epochs"] == 2
+
+
+def test_frozen_levels_and_batch_statistics_stay_as_imagenet_has_them(run) -> None:
+    path = silently(run(recipe=msgspec.structs.replace(RECIPE, epochs=2, average_decay=None)))
+    assert path is not None
+    _, state = load_checkpoint(path)
+    fresh = train_module.build_network(train_module.network_config("lite0-fpn", ("a", "b")))
+    train_module.load_imagenet_weights(fresh.backbone.body, "lite0")
+    initial = fresh.state_dict()
+    for name, value in initial.items():
+        if "running_" in name or name.startswith("backbone.body._conv_stem"):
+            assert torch.equal(state[name], value), name
+    trained = "backbone.body._blocks.10._project_conv.weight"
+    assert not torch.equal(state[trained], initial[trained])
+
+
+def test_faster_r_cnn_trains_from_boxes_alone(run) -> None:
+    boxes = run().annotations.with_name("boxes.json")
+    path = silently(run(annotations=boxes, with_masks=False, validation_annotations=boxes))
+    assert path is not None
+    network, state = load_checkpoint(path)
+    assert not network.with_masks
+    assert not any("mask" in name for name in state)
+
+
+def test_a_run_can_start_from_a_model_of_other_classes(run) -> None:
+    first = silently(run("first"))
+    content = run().annotations.read_text().replace('"blue"', '"green"')
+    run().annotations.write_text(content)
+    second = silently(run("second", initial=first))
+    assert second is not None
+    assert load_checkpoint(second)[0].labels == ("green", "red")
+
+
+def test_a_run_of_so_many_minutes_ends_by_the_clock(run) -> None:
+    config = run(minutes=0.02)
+    assert silently(config) is not None
+    state = read_state(config.output / "checkpoint.pth")
+    assert state["elapsed_s"] >= 1.2
+    assert state["iteration"] >= 1
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_pictures_loaded_by_another_process_give_the_same_weights(run) -> None:
+    recipe = msgspec.structs.replace(RECIPE, epochs=1)
+    here = silently(run("here", recipe=recipe))
+    there = silently(run("there", recipe=recipe, workers=1))
+    assert here is not None
+    assert there is not None
+    expected, found = load_checkpoint(here)[1], load_checkpoint(there)[1]
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_a_batch_without_a_finite_loss_is_skipped(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, calls = train_module.compute_losses, []
+
+    def poisoned(*arguments):
+        calls.append(1)
+        losses = original(*arguments)
+        return {k: v * float("nan") for k, v in losses.items()} if len(calls) == 2 else losses
+
+    monkeypatch.setattr(train_module, "compute_losses", poisoned)
+    path = silently(run())
+    assert path is not None
+    assert all(value.isfinite().all() for value in load_checkpoint(path)[1].values())
+
+
+def test_a_loss_that_stays_infinite_ends_the_run_with_advice(
+    run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverged(*_):
+        return {"mask": torch.tensor(float("inf"), requires_grad=True)}
+
+    monkeypatch.setattr(train_module, "compute_losses", diverged)
+    with pytest.raises(InputError, match="lower the learning rate"):
+        silently(run(recipe=msgspec.structs.replace(RECIPE, epochs=50)))
+
+
+def test_a_folder_with_a_run_of_other_settings_is_an_input_error(
+    run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, 1)
+        silently(run())
+    with pytest.raises(InputError, match="other settings"):
+        silently(run(seed=5))
+
+
+def test_fewer_pictures_than_a_batch_are_an_input_error(run) -> None:
+    with pytest.raises(InputError, match="fewer pictures"):
+        silently(run(recipe=msgspec.structs.replace(RECIPE, batch_size=3)))
