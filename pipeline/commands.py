@@ -48,7 +48,7 @@ def run(
     ] = None,
     wait_subscribers: Annotated[
         int | None,
-        typer.Option(min=0, metavar="N", help="Hold the sources until so many are there."),
+        typer.Option(min=0, metavar="N", help="Hold the sources until each has so many."),
     ] = None,
     limit: Limit = None,
     save: Annotated[

@@ -256,8 +256,7 @@ def test_a_subscriber_gets_every_frame_of_a_file_once_and_in_order(
 
 
 def test_watch_chooses_a_source_and_stops_at_its_limit(clip: Path, endpoint: str) -> None:
-    options = ["--publish", endpoint, "--wait-subscribers", "1"]
-    with running("run", clip, "test://96x64@25", *options) as publisher:
+    with running("run", clip, "test://96x64@25", "--publish", endpoint) as publisher:
         watched = run("watch", endpoint, "--source", "test", "--limit", "3", "--json")
         publisher.send_signal(signal.SIGINT)
         publisher.communicate(timeout=60)
