@@ -4,35 +4,51 @@ from __future__ import annotations
 
 import queue
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from engines.bundle import Bundle
+from engines.bundle import Bundle, FixedInput
 from engines.engine import Detections, Engine
 from engines.image import NetworkImage
-from engines.instances import Instances
+from engines.instances import MASK_SIZE, Instances
 from engines.result import keep_detections, to_instances
 
 if TYPE_CHECKING:
     import openvino as ov
 
+    from engines.openvino_graph import Graph, Request
+
 _FEATURES = ("p2", "p3", "p4", "p5")
 _IN_FLIGHT = 3
-"""Detections that may wait for their masks: one in each of the two stages, one between them."""
+"""Detections that can wait for their masks: one in each of the two stages, and one between."""
 _COMPILED_SHAPES = 4
-"""Input shapes whose compiled graphs are kept."""
+"""Input shapes whose compiled graphs are kept, the latest used."""
+
+
+def has_bf16() -> bool:
+    """Tell whether this CPU computes in bfloat16."""
+    import openvino as ov
+
+    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class OpenVinoEngine(Engine):
-    """Runs a bundle through OpenVINO on the CPU.
+    """Runs a bundle through OpenVINO on the CPU, one image at a time.
+
+    Graphs are compiled when a picture of a new shape comes, in about a second; the latest
+    few shapes are kept.
 
     Args:
-        bundle: of any backend; its portable graphs are read.
+        bundle: of any backend; its portable graphs are read. In ``precision`` bf16 it computes in
+            bfloat16, otherwise in fp32.
     """
+
+    max_batch = 1
 
     def __init__(self, bundle: Bundle) -> None:
         import openvino as ov
@@ -40,108 +56,167 @@ class OpenVinoEngine(Engine):
         from engines.openvino_operators import pool_by_level, pool_by_table, read_graph
 
         self.manifest = bundle.manifest
-        self.max_batch = 1
-        self._core = ov.Core()
-        precision = "bf16" if bundle.manifest.precision == "bf16" else "f32"
-        self._options = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": precision,
-        }
+        precision = "f32"
+        if bundle.manifest.precision == "bf16":
+            precision = "bf16" if has_bf16() else "f32"
+            if precision == "f32":
+                warnings.warn("this CPU does not compute in bf16: fp32 is used", stacklevel=2)
         self.device = f"OpenVINO CPU {'bf16' if precision == 'bf16' else 'fp32'}"
+        self._core = ov.Core()
+        self._precision = precision
         self._detector = read_graph(bundle.detector, pool_by_table)
         self._segmenter = (
             None if bundle.segmenter is None else read_graph(bundle.segmenter, pool_by_level)
         )
-        self._compiled: OrderedDict[tuple[int, int], _Compiled] = OrderedDict()
-        self._compiling = threading.Lock()
+        self._shapes: OrderedDict[tuple[int, int], _Shape] = OrderedDict()
+        shape = bundle.manifest.input
+        if isinstance(shape, FixedInput):
+            self._compiled((shape.height, shape.width))
 
     def detect(self, images: Sequence[NetworkImage], min_score: float) -> Detections:
         """Find boxes in one image; see ``Engine.detect``."""
         (image,) = images
-        compiled = self._compile(image.pixels.shape[:2])
-        request = compiled.requests.get()
+        height, width = image.pixels.shape[:2]
+        shape = self._compiled((height, width))
+        request = shape.requests.get()
+        release = _Release(shape, request)
         try:
-            request.set_tensor("images", _tensor(image.pixels[None]))
-            request.set_tensor("sizes", _tensor(np.array([image.content], np.float32)))
+            request.set_input("images", _tensor(image.pixels[None]))
+            request.set_input("sizes", _tensor(np.array([image.content], np.float32)))
             request.infer()
-            kept = keep_detections(
-                *(request.get_tensor(name).data for name in ("boxes", "scores", "labels")),
-                min_score,
+            boxes, scores, labels = (
+                request.output(name).data for name in ("boxes", "scores", "labels")
             )
+            kept = keep_detections(boxes, scores, labels, min_score)
         except BaseException:
-            compiled.requests.put(request)
+            release()
             raise
-        lock = threading.Lock()
-        held = [request]
-
-        def release() -> None:
-            with lock:
-                if held:
-                    compiled.requests.put(held.pop())
-
-        return Detections(images=images, **kept, features=(compiled, request), release=release)
+        return Detections(images=images, **kept, features=release, release=release)
 
     def segment(self, detections: Detections) -> list[Instances]:
         """Compute mask crops; see ``Engine.segment``."""
+        held: _Release = detections.features
         try:
             masks = None
-            compiled, request = detections.features
-            if compiled.segmenter is not None:
-                masks = np.zeros((len(detections.boxes), 28, 28), np.float32)
-                if len(masks):
-                    segment = compiled.segmenter
-                    for name in _FEATURES:
-                        segment.set_tensor(name, request.get_tensor(name))
-                    segment.set_tensor("boxes", _tensor(detections.boxes))
-                    segment.set_tensor("labels", _tensor(detections.labels.astype(np.int64)))
-                    segment.set_tensor("batch_index", _tensor(detections.image_index))
-                    segment.infer()
-                    masks = segment.get_tensor("masks").data
+            if held.shape.segment is not None:
+                masks = held.shape.segment(held.request, detections)
             return to_instances(detections, masks)
         finally:
-            detections.release()
+            held()
 
     def close(self) -> None:
         """Free the compiled graphs."""
-        self._compiled.clear()
+        self._shapes.clear()
 
-    def _compile(self, shape: tuple[int, int]) -> _Compiled:
-        with self._compiling:
-            if shape not in self._compiled:
-                if len(self._compiled) >= _COMPILED_SHAPES:
-                    self._compiled.popitem(last=False)
-                self._compiled[shape] = _Compiled(self, shape)
-            self._compiled.move_to_end(shape)
-            return self._compiled[shape]
+    def _compiled(self, size: tuple[int, int]) -> _Shape:
+        if size not in self._shapes:
+            self._shapes[size] = _Shape(
+                self._core, self._detector, self._segmenter, size, self._precision
+            )
+            if len(self._shapes) > _COMPILED_SHAPES:
+                self._shapes.popitem(last=False)
+        self._shapes.move_to_end(size)
+        return self._shapes[size]
 
 
-class _Compiled:
-    def __init__(self, engine: OpenVinoEngine, shape: tuple[int, int]) -> None:
-        import openvino as ov
-        from openvino.preprocess import PrePostProcessor
+class _Shape:
+    """Both graphs compiled for one input shape, and the requests that run the detector."""
 
-        height, width = shape
-        model = engine._detector.clone()
-        model.reshape({"images": [1, 3, height, width], "sizes": [1, 2]})
-        steps = PrePostProcessor(model)
-        images = steps.input("images")
-        images.tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
-        images.model().set_layout(ov.Layout("NCHW"))
-        images.preprocess().convert_element_type(ov.Type.f32)
-        detector = engine._core.compile_model(steps.build(), "CPU", engine._options)
-        self.requests: queue.Queue[Any] = queue.Queue()
+    def __init__(
+        self,
+        core: ov.Core,
+        detector: ov.Model,
+        segmenter: ov.Model | None,
+        size: tuple[int, int],
+        precision: str,
+    ) -> None:
+        from engines.openvino_graph import Graph
+
+        model = _take_pictures(detector.clone(), size)
+        self.requests: queue.Queue[Request] = queue.Queue()
+        compiled = Graph(core, model, precision)
         for _ in range(_IN_FLIGHT):
-            self.requests.put(detector.create_infer_request())
-        self.segmenter = None
-        if engine._segmenter is not None:
-            model = engine._segmenter.clone()
-            shapes = {name: list(detector.output(name).shape) for name in _FEATURES}
-            model.reshape(shapes | {"boxes": [-1, 4], "labels": [-1], "batch_index": [-1]})
-            compiled = engine._core.compile_model(model, "CPU", engine._options)
-            self.segmenter = compiled.create_infer_request()
+            self.requests.put(compiled.request())
+        self.segment = None
+        if segmenter is not None:
+            features = {name: model.output(name).partial_shape for name in _FEATURES}
+            model = _take_features(segmenter.clone(), features)
+            self.segment = _Segment(Graph(core, model, precision))
 
 
-def _tensor(array: Any) -> ov.Tensor:
+class _Segment:
+    """Runs the segmenter; the number of boxes is another one each time."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._request = graph.request()
+
+    def __call__(self, detector: Request, detections: Detections) -> NDArray[np.float32]:
+        if len(detections.boxes) == 0:
+            return np.zeros((0, MASK_SIZE, MASK_SIZE), np.float32)
+        for name in _FEATURES:
+            self._request.set_input(name, detector.output(name))
+        self._request.set_input("boxes", _tensor(detections.boxes))
+        self._request.set_input("labels", _tensor(detections.labels.astype(np.int64)))
+        self._request.set_input("batch_index", _tensor(detections.image_index))
+        self._request.infer()
+        masks: NDArray[np.float32] = self._request.output("masks").data
+        return masks
+
+
+class _Release:
+    """Holds a detector's request, with the features in it, until called: once or more."""
+
+    def __init__(self, shape: _Shape, request: Request) -> None:
+        self.shape = shape
+        self.request = request
+        self._lock = threading.Lock()
+        self._held = True
+
+    def __call__(self) -> None:
+        with self._lock:
+            if self._held:
+                self._held = False
+                self.shape.requests.put(self.request)
+
+
+def _take_pictures(model: ov.Model, size: tuple[int, int]) -> ov.Model:
+    """Fix a detector's shape; let it take RGB bytes and give features with channels last.
+
+    Channels last is how oneDNN's convolutions leave them: no copy is made.
+    """
+    import openvino as ov
+    from openvino.preprocess import PrePostProcessor
+
+    model.reshape({"images": [1, 3, *size], "sizes": [1, 2]})
+    steps = PrePostProcessor(model)
+    images = steps.input("images")
+    images.tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
+    images.model().set_layout(ov.Layout("NCHW"))
+    for name in _FEATURES:
+        features = steps.output(name)
+        features.model().set_layout(ov.Layout("NCHW"))
+        features.tensor().set_layout(ov.Layout("NHWC"))
+    return steps.build()
+
+
+def _take_features(model: ov.Model, shapes: dict[str, ov.PartialShape]) -> ov.Model:
+    """Fix the shapes of a segmenter's features, given with channels last."""
+    import openvino as ov
+    from openvino.preprocess import PrePostProcessor
+
+    planar = {
+        name: [shape[0], shape[3], shape[1], shape[2]] for name, shape in shapes.items()
+    }
+    model.reshape(planar | {"boxes": [-1, 4], "labels": [-1], "batch_index": [-1]})
+    steps = PrePostProcessor(model)
+    for name in _FEATURES:
+        features = steps.input(name)
+        features.model().set_layout(ov.Layout("NCHW"))
+        features.tensor().set_layout(ov.Layout("NHWC"))
+    return steps.build()
+
+
+def _tensor(array: NDArray[np.generic]) -> ov.Tensor:
     import openvino as ov
 
-    return ov.Tensor(np.ascontiguousarray(array), shared_memory=True)
+    return ov.Tensor(np.ascontiguousarray(array))

@@ -17,6 +17,8 @@ _STRIDES = (4, 8, 16, 32)
 _TILES_PER_ROW = 16
 
 
+_POOLED = "maskcast_pooled"
+
 Pooling = Callable[[list[Any], Any, Any, int, int, bool], Node]
 
 
@@ -30,14 +32,16 @@ def read_graph(path: Path, pooling: Pooling) -> ov.Model:
     """
 
     def convert_pooling(node: Any) -> list[Any]:
-        outputs: list[Any] = pooling(
+        pooled = pooling(
             [node.get_input(index) for index in range(4)],
             node.get_input(4),
             node.get_input(5),
             node.get_attribute("output_size"),
             node.get_attribute("sampling_ratio"),
             bool(node.get_attribute("aligned")),
-        ).outputs()
+        )
+        pooled.get_rt_info()[_POOLED] = ""
+        outputs: list[Any] = pooled.outputs()
         return outputs
 
     def convert_nms(node: Any) -> list[Any]:
@@ -55,6 +59,11 @@ def read_graph(path: Path, pooling: Pooling) -> ov.Model:
     reader.add_extension(ConversionExtension("MultiscaleRoiAlign", _DOMAIN, convert_pooling))
     reader.add_extension(ConversionExtension("GroupedNms", _DOMAIN, convert_nms))
     return reader.read_model(path)
+
+
+def is_pooled(node: Node) -> bool:
+    """Tell whether a node's output is that of MultiscaleRoiAlign."""
+    return _POOLED in node.get_rt_info()
 
 
 def pool_by_level(

@@ -1,0 +1,88 @@
+"""OnnxRuntimeEngine: runs a bundle's portable graphs as they are, on the CPU. The reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engines.bundle import Bundle
+from engines.engine import Detections, Engine
+from engines.errors import InputError
+from engines.image import NetworkImage
+from engines.instances import MASK_SIZE, Instances
+from engines.result import keep_detections, to_instances
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_FEATURES = ("p2", "p3", "p4", "p5")
+
+
+class OnnxRuntimeEngine(Engine):
+    """Runs a bundle through onnxruntime, which knows nothing of the project's operators.
+
+    Slower than OpenVINO, but it shows that the graphs mean by themselves what they should.
+
+    Args:
+        bundle: of any backend; its portable graphs are run, in fp32.
+
+    Raises:
+        InputError: onnxruntime is not installed.
+    """
+
+    device = "ONNX Runtime CPU fp32"
+    max_batch = 8
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.manifest = bundle.manifest
+        self._detector = _session(bundle.detector)
+        self._segmenter = None if bundle.segmenter is None else _session(bundle.segmenter)
+
+    def detect(self, images: Sequence[NetworkImage], min_score: float) -> Detections:
+        """Find boxes; see ``Engine.detect``."""
+        pixels = np.stack([image.pixels for image in images])
+        inputs = {
+            "images": np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32),
+            "sizes": np.array([image.content for image in images], np.float32),
+        }
+        outputs = ("boxes", "scores", "labels", *_FEATURES)
+        boxes, scores, labels, *features = self._detector.run(outputs, inputs)
+        return Detections(
+            images=images,
+            **keep_detections(boxes, scores, labels, min_score),
+            features=dict(zip(_FEATURES, features, strict=True)),
+            release=lambda: None,
+        )
+
+    def segment(self, detections: Detections) -> list[Instances]:
+        """Compute mask crops; see ``Engine.segment``."""
+        if self._segmenter is None:
+            return to_instances(detections, None)
+        masks = np.zeros((len(detections.boxes), MASK_SIZE, MASK_SIZE), np.float32)
+        if len(masks):
+            (masks,) = self._segmenter.run(
+                ("masks",),
+                detections.features
+                | {
+                    "boxes": detections.boxes,
+                    "labels": detections.labels.astype(np.int64),
+                    "batch_index": detections.image_index,
+                },
+            )
+        return to_instances(detections, masks)
+
+    def close(self) -> None:
+        """Nothing outlives the engine."""
+
+
+def _session(graph: Path) -> onnxruntime.InferenceSession:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise InputError(
+            "onnxruntime is not installed: pip install 'maskcast[builder]', or use openvino"
+        ) from None
+    return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])

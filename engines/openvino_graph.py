@@ -1,0 +1,162 @@
+"""Graphs compiled for the CPU: whole, or in parts of different precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import openvino as ov
+import openvino.opset15 as op
+from openvino import Model, Node
+from openvino.passes import ConstantFolding, Manager
+
+from engines.openvino_operators import is_pooled
+
+_FP32 = "f32"
+_BF16 = "bf16"
+
+
+class Graph:
+    """A compiled graph and requests to run it.
+
+    In bf16 the graph runs in parts, since OpenVINO computes everything before the last matrix
+    product in the precision that it is told, coordinates as well: with the 8 bits of a bfloat16
+    a box at x = 500 moves by up to 2 pixels. So the part from the first convolutions' outputs to
+    the pooled regions computes in fp32, what lies around it in bf16. The parts hand tensors on
+    without copies.
+
+    Args:
+        core: of OpenVINO.
+        model: to compile.
+        precision: "f32" or "bf16".
+    """
+
+    def __init__(self, core: ov.Core, model: Model, precision: str) -> None:
+        parts = [(model, _FP32)] if precision == _FP32 else _split(model)
+        self._parts = [
+            core.compile_model(
+                part, "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": kind}
+            )
+            for part, kind in parts
+        ]
+
+    def request(self) -> Request:
+        """Make a request: it owns the memory of its inputs and outputs."""
+        return Request(self._parts)
+
+
+class Request:
+    """One run of a graph at a time, with its inputs and outputs by name."""
+
+    def __init__(self, parts: list[ov.CompiledModel]) -> None:
+        self._runs = [part.create_infer_request() for part in parts]
+        self._inputs: dict[str, list[ov.InferRequest]] = {}
+        self._handed: list[tuple[str, ov.InferRequest, ov.InferRequest]] = []
+        self._outputs: dict[str, ov.InferRequest] = {}
+        for part, run in zip(parts, self._runs, strict=True):
+            for port in part.inputs:
+                name = port.any_name
+                if name in self._outputs:
+                    self._handed.append((name, self._outputs[name], run))
+                else:
+                    self._inputs.setdefault(name, []).append(run)
+            self._outputs |= {name: run for port in part.outputs for name in port.names}
+
+    def set_input(self, name: str, tensor: ov.Tensor) -> None:
+        """Give an input; the tensor's memory is used, not copied."""
+        for run in self._inputs[name]:
+            run.set_tensor(name, tensor)
+
+    def output(self, name: str) -> ov.Tensor:
+        """Take an output; its memory is the request's, until it runs again."""
+        return self._outputs[name].get_tensor(name)
+
+    def infer(self) -> None:
+        """Run, without the interpreter's lock."""
+        for run in self._runs:
+            for name, before, after in self._handed:
+                if after is run:
+                    run.set_tensor(name, before.get_tensor(name))
+            run.infer()
+
+
+def _split(model: Model) -> list[tuple[Model, str]]:
+    """Cut a graph into trunk (bf16), regions (fp32) and heads (bf16); the trunk may be missing."""
+    # First the arithmetic of shapes goes: cut in two, it would make shapes unknown.
+    passes = Manager()
+    passes.register_pass(ConstantFolding())
+    passes.run_passes(model)
+    nodes = model.get_ordered_ops()
+    pooled = next(node for node in nodes if is_pooled(node))
+    heads = _closure([pooled], _consumers) - {_key(pooled)}
+    convolutions = [
+        node for node in nodes if "Convolution" in node.get_type_name() and _key(node) not in heads
+    ]
+    trunk = _closure(convolutions, _producers)
+    for node in nodes:  # convolutions keep channels last: a transpose of theirs costs nothing
+        follows = [_key(before) in trunk for before in _producers(node)]
+        if node.get_type_name() in ("Transpose", "Result") and follows and follows[0]:
+            trunk.add(_key(node))
+
+    def part_of(node: Node) -> int:
+        return 0 if _key(node) in trunk else 2 if _key(node) in heads else 1
+
+    inputs: list[dict[str, Node]] = [{}, {}, {}]
+    results: list[list[Node]] = [[], [], []]
+    for node in nodes:
+        here = part_of(node)
+        if node.get_type_name() == "Result":
+            results[here].append(node)
+        if node.get_type_name() in ("Parameter", "Constant"):
+            continue
+        for port in node.inputs():
+            source = port.get_source_output()
+            producer = source.get_node()
+            if producer.get_type_name() == "Constant":
+                continue
+            is_input = producer.get_type_name() == "Parameter"
+            if not is_input and part_of(producer) == here:
+                continue
+            name = source.any_name if is_input else f"{producer.get_name()}:{source.get_index()}"
+            if name not in inputs[here]:
+                parameter = op.parameter(source.get_partial_shape(), source.get_element_type())
+                parameter.output(0).set_names({name})
+                inputs[here][name] = parameter
+                if not is_input and not any(name in cut for cut in inputs[:here]):
+                    names = source.get_names()
+                    source.set_names(names | {name})
+                    results[part_of(producer)].append(op.result(source))
+            port.replace_source_output(inputs[here][name].output(0))
+    kinds = (_BF16, _FP32, _BF16)
+    return [
+        (Model(results[part], list(inputs[part].values()), kinds[part]), kinds[part])
+        for part in range(3)
+        if results[part]
+    ]
+
+
+def _closure(start: Iterable[Node], neighbours: Any) -> set[str]:
+    """Names of all nodes that can be reached from these, themselves included."""
+    found: set[str] = set()
+    waiting = list(start)
+    while waiting:
+        node = waiting.pop()
+        if _key(node) not in found:
+            found.add(_key(node))
+            waiting += neighbours(node)
+    return found
+
+
+def _consumers(node: Node) -> list[Node]:
+    return [
+        port.get_node() for output in node.outputs() for port in output.get_target_inputs()
+    ]
+
+
+def _producers(node: Node) -> list[Node]:
+    return [port.get_source_output().get_node() for port in node.inputs()]
+
+
+def _key(node: Node) -> str:
+    name: str = node.get_name()
+    return name
