@@ -6,7 +6,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -28,6 +28,10 @@ ENGINE_FRAMES = 64
 
 ENDLESS_LIMIT = 300
 """Frames taken from a source without an end when no limit is given."""
+
+PROGRESS_EVERY_S = 0.25
+
+OnProgress = Callable[[int, int | None], None]
 
 _CHUNK_FRAMES = 8
 _SUBSCRIBER_TIMEOUT_S = 3600.0
@@ -81,6 +85,7 @@ def profile(
     *,
     engine: str = "auto",
     min_score: float | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Report:
     """Run a source through the pipeline, with a subscriber, and through the bare engine.
 
@@ -93,6 +98,8 @@ def profile(
         limit: the most frames to run; all of a file, ``ENDLESS_LIMIT`` of a source without an end.
         engine: as in ``load_engine``.
         min_score: instances below it are left out; the bundle's own threshold by default.
+        on_progress: told, a few times a second, how many frames are done of how many in all, the
+            engine's rounds included; the latter is None where the source does not tell its length.
 
     Raises:
         InputError: the source or the bundle cannot be opened.
@@ -101,10 +108,25 @@ def profile(
     runner = bundle if isinstance(bundle, Engine) else load_engine(bundle, engine)
     try:
         threshold = runner.manifest.score_threshold if min_score is None else min_score
-        limit, stride = _extent(config, limit)
-        frames, before_s = _time_engine(config, runner, threshold, limit, stride)
-        stats = _run_pipeline(config, runner, threshold, limit)
-        frames_again, after_s = _time_engine(config, runner, threshold, limit, stride)
+        count, limit, stride = _extent(config, limit)
+        total = None if count is None else count + 2 * min(ENGINE_FRAMES, -(-count // stride))
+
+        def progress(done: int) -> None:
+            if on_progress is not None:
+                on_progress(done, total)
+
+        frames, before_s = _time_engine(config, runner, threshold, limit, stride, progress)
+        stats = _run_pipeline(
+            config, runner, threshold, limit, lambda done: progress(frames + done)
+        )
+        frames_again, after_s = _time_engine(
+            config,
+            runner,
+            threshold,
+            limit,
+            stride,
+            lambda done: progress(frames + stats.processed + done),
+        )
     finally:
         if runner is not bundle:
             runner.close()
@@ -150,21 +172,29 @@ def report_table(report: Report) -> Group:
     )
 
 
-def _extent(config: SourceConfig, limit: int | None) -> tuple[int | None, int]:
-    """Return how many frames to run, None for all, and every how many-th to time the engine on."""
+def _extent(config: SourceConfig, limit: int | None) -> tuple[int | None, int | None, int]:
+    """Return how many frames there will be, the limit, and the stride of the engine's frames.
+
+    The first is None where the source does not tell, the second where it ends by itself.
+    """
     with open_source(config) as opened:
         count = opened.frame_count
         endless = opened.live or config.loop
     if limit is None and endless:
         limit = ENDLESS_LIMIT
-    known = [number for number in (count, limit) if number is not None]
-    if endless or not known:
-        return limit, 1
-    return limit, max(1, min(known) // ENGINE_FRAMES)
+    count = min((number for number in (count, limit) if number is not None), default=None)
+    if endless or count is None:
+        return count, limit, 1
+    return count, limit, max(1, count // ENGINE_FRAMES)
 
 
 def _time_engine(
-    config: SourceConfig, engine: Engine, min_score: float, limit: int | None, stride: int
+    config: SourceConfig,
+    engine: Engine,
+    min_score: float,
+    limit: int | None,
+    stride: int,
+    progress: Callable[[int], None],
 ) -> tuple[int, float]:
     """Return how many frames the bare engine did and how many seconds they took it.
 
@@ -184,6 +214,7 @@ def _time_engine(
                     _run_engine(engine, iter([image]), min_score)
             spent_s += _run_engine(engine, iter(chunk), min_score)
             frames += len(chunk)
+            progress(frames)
     return frames, spent_s
 
 
@@ -195,7 +226,11 @@ def _run_engine(engine: Engine, images: Iterator[NetworkImage], min_score: float
 
 
 def _run_pipeline(
-    config: SourceConfig, engine: Engine, min_score: float, limit: int | None
+    config: SourceConfig,
+    engine: Engine,
+    min_score: float,
+    limit: int | None,
+    progress: Callable[[int], None],
 ) -> Stats:
     """Run the pipeline with a subscriber beside it: nothing is encoded where nobody listens."""
     with tempfile.TemporaryDirectory() as folder:
@@ -214,6 +249,12 @@ def _run_pipeline(
                 target=lambda: deque(subscription, maxlen=0), name="profile subscriber", daemon=True
             )
             listener.start()
-            pipeline.run()
+            pipeline.start()
+            try:
+                while not pipeline.wait(PROGRESS_EVERY_S):
+                    progress(pipeline.stats().processed)
+            finally:
+                pipeline.stop()
+                pipeline.join()
         listener.join()
     return pipeline.stats()

@@ -31,15 +31,21 @@ def test_a_pipeline_keeps_up_with_an_engine_that_needs_no_cpu(make_clip, timed_e
     report = profile(str(make_clip(frames=60)), engine)
     assert report.engine_fps == pytest.approx(1 / 0.016, rel=0.2)
     assert report.fps > 0.9 * report.engine_fps
-    assert report.stages["infer"].busy > 0.85
+    assert report.stages["infer"].busy > 0.7
     assert report.stages["infer"].p50_ms == pytest.approx(15, abs=3)
     assert not engine.closed
 
 
 def test_a_long_file_is_timed_on_frames_from_all_of_it(make_clip, timed_engine) -> None:
-    engine = timed_engine()
-    report = profile(str(make_clip(frames=200)), engine)
+    engine, progress = timed_engine(0.002), []
+    report = profile(
+        str(make_clip(frames=200)),
+        engine,
+        on_progress=lambda done, total: progress.append((done, total)),
+    )
     assert report.processed == 200
+    assert progress == sorted(progress)
+    assert progress[-1] == (200 + 2 * 64, 200 + 2 * 64)
     shapes = 1
     before_and_after = 2 * (64 + shapes)
     assert len(engine.batches) == 200 + before_and_after
