@@ -107,7 +107,7 @@ def jitter_colour(image: Pixels, rng: np.random.Generator, strength: float = 0.3
 def random_canvas(
     example: Example, canvas: int, scales: tuple[float, float], rng: np.random.Generator
 ) -> Example:
-    """Resize at random and cuts a square at random: every example of a batch has one shape.
+    """Resize at random and cut a square at random: every example of a batch has one shape.
 
     Args:
         example: what to cut from.

@@ -46,7 +46,7 @@ def load_checkpoint(source: str | Path) -> tuple[NetworkConfig, dict[str, Tensor
 
 
 def load_network(source: str | Path) -> tuple[NetworkConfig, Any]:
-    """Do as ``load_checkpoint`` and returns the network itself, in evaluation mode."""
+    """Do as ``load_checkpoint`` and return the network itself, in evaluation mode."""
     if str(source) in _TORCHVISION:
         config, state = _download(str(source))
     else:

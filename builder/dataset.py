@@ -20,6 +20,13 @@ from engines.errors import InputError
 
 Annotation = dict[str, Any]
 
+# What is read of an annotation file; COCO's files have more.
+_REQUIRED = {
+    "images": {"id", "file_name", "height", "width"},
+    "annotations": {"id", "image_id", "category_id", "bbox"},
+    "categories": {"id", "name"},
+}
+
 
 class InstanceDataset:
     """The pictures of one annotation file, read on demand.
@@ -70,25 +77,29 @@ class InstanceDataset:
                 continue
             if with_masks and not annotation.get("segmentation"):
                 raise InputError(
-                    f"{annotations}: annotation {annotation.get('id')} has no mask; "
+                    f"{annotations}: annotation {annotation['id']} has no mask; "
                     "give files with boxes alone as box annotations, or train without masks"
                 )
             instances[annotation["image_id"]].append(annotation)
         self.with_masks = with_masks
-        self._folder = images
-        self._entries = [(image, instances[image["id"]]) for image in content["images"]]
+        self._entries = [
+            (images / image["file_name"], instances[image["id"]]) for image in content["images"]
+        ]
+        for path, _ in self._entries:
+            if not path.is_file():
+                raise InputError(f"{path}: no such picture, though {annotations} names it")
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def read(self, index: int) -> Example:
-        """Decode the picture and rasterises its instances.
+        """Decode the picture and rasterise its instances.
 
         Raises:
             InputError: the picture is missing or broken.
         """
-        record, annotations = self._entries[index]
-        image = read_image(self._folder / record["file_name"])
+        path, annotations = self._entries[index]
+        image = read_image(path)
         height, width = image.shape[:2]
         boxes = np.array([a["bbox"] for a in annotations], np.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
@@ -106,7 +117,7 @@ def read_annotations(path: Path) -> dict[str, Any]:
     """Read a COCO annotation file.
 
     Raises:
-        InputError: it is missing, is no JSON, or lacks one of COCO's three lists.
+        InputError: it is missing, is no JSON, or lacks one of COCO's lists or keys.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -116,9 +127,13 @@ def read_annotations(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not JSON ({error})") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: not a COCO annotation file, it holds no object")
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content.get(key), list):
-            raise InputError(f"{path}: not a COCO annotation file, it has no list {key!r}")
+    for name, keys in _REQUIRED.items():
+        if not isinstance(content.get(name), list):
+            raise InputError(f"{path}: not a COCO annotation file, it has no list {name!r}")
+        for entry in content[name]:
+            missing = keys - entry.keys() if isinstance(entry, dict) else keys
+            if missing:
+                raise InputError(f"{path}: an entry of {name!r} has no {min(missing)!r}")
     return content
 
 

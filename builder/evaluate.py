@@ -178,11 +178,12 @@ def encode_masks(masks: npt.NDArray[np.bool_]) -> list[Rle]:
 
 def torch_predictor(network: Any) -> Predictor:
     """Make a predictor of a torchvision detection network in evaluation mode."""
+    device = next(network.parameters()).device
 
     def predict(image: Pixels) -> Prediction:
-        pixels = torch.from_numpy(image.transpose(2, 0, 1).copy()).float().div_(255)
+        pixels = torch.from_numpy(image.transpose(2, 0, 1).copy()).to(device).float().div_(255)
         with torch.inference_mode():
-            output = network([pixels])[0]
+            output = {name: value.cpu() for name, value in network([pixels])[0].items()}
         masks = None
         if "masks" in output:
             masks = encode_masks((output["masks"][:, 0] > 0.5).numpy())

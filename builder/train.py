@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,9 +72,10 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def train(config: TrainConfig, console: Console | None = None) -> Path | None:
-    """Train a network, or goes on with a run that was interrupted.
+    """Train a network, or go on with a run that was interrupted.
 
-    SIGINT saves the run and ends it; the same call goes on from there.
+    It trains on a CUDA GPU where torch sees one, else on the CPU. SIGINT saves the run and ends it;
+    the same call goes on from there.
 
     Returns:
         The path of ``model.pth``, or None if the run was interrupted.
@@ -107,6 +108,7 @@ class _Run:
             raise InputError(f"{config.annotations}: fewer pictures than one batch")
         self.iterations = max(1, round(self.recipe.epochs * self.iterations_per_epoch))
 
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(config.seed)
         self.network_config = network_config(config.network, labels, config.with_masks)
         self.network = build_network(self.network_config)
@@ -116,7 +118,7 @@ class _Run:
             for name in load_matching(self.network, config.initial):
                 console.print(f"not in {config.initial}, starts at random: {name}")
         freeze_levels(self.network.backbone.body, self.recipe.frozen_levels)
-        self.network.to(memory_format=torch.channels_last)
+        self.network.to(self.device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.network).eval()
         self.optimizer = make_optimizer(self.network, self.recipe)
         self.iteration, self.elapsed_s, self.bad_losses = 0, 0.0, 0
@@ -133,9 +135,9 @@ class _Run:
             return min(1.0, self.elapsed_s / (60 * self.config.minutes))
         return self.iteration / self.iterations
 
-    def description(self) -> dict[str, Any]:
+    def description(self, spell: Callable[[Path], str] = str) -> dict[str, Any]:
         """Describe the run by builtins, but for what may change when it goes on."""
-        run: dict[str, Any] = msgspec.to_builtins(self.config, enc_hook=str)
+        run: dict[str, Any] = msgspec.to_builtins(self.config, enc_hook=spell)
         return {k: v for k, v in run.items() if k not in ("workers", "evaluate_every", "output")}
 
     def save(self) -> None:
@@ -191,7 +193,7 @@ class _Run:
         with self.show_progress() as show, _interruption() as interrupted:
             batches = self.batches()
             while self.progress < 1:
-                images, targets = next(batches)
+                images, targets = _next_batch(batches)
                 losses = self.step(images, targets)
                 self.iteration += 1
                 self.elapsed_s = time.monotonic() - started
@@ -215,7 +217,8 @@ class _Run:
         self.save()
         path = self.config.output / "model.pth"
         training = {
-            **self.description(),
+            # A model travels: the names of its data tell enough, its maker's folders too much.
+            **self.description(lambda path: path.name),
             "iterations": self.iteration,
             "pictures": self.iteration * self.recipe.batch_size,
             "elapsed_s": round(self.elapsed_s),
@@ -238,7 +241,9 @@ class _Run:
         rate = learning_rate(self.recipe, self.iteration, self.progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate"]
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.bfloat16):
+        images = [image.to(self.device) for image in images]
+        targets = [{k: v.to(self.device) for k, v in target.items()} for target in targets]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
             losses = compute_losses(self.network, images, targets)
             total = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad()
@@ -312,6 +317,16 @@ class _Run:
                 bar.update(task, completed=self.progress, description=text)
 
             yield show
+
+
+def _next_batch(batches: Iterator[Any]) -> Any:
+    """Take a batch; a loading process's complaint about a picture is cut to its own line."""
+    try:
+        return next(batches)
+    except InputError as error:
+        # The loader hands an exception on with the whole traceback of its process as the message.
+        last = str(error).splitlines()[-1]
+        raise InputError(last.removeprefix("engines.errors.InputError: ")) from None
 
 
 @contextmanager

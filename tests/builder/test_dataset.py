@@ -77,6 +77,8 @@ def test_annotations_without_masks_are_an_input_error_where_masks_are_needed(
         ("[]", "holds no object"),
         ('{"images": [], "annotations": []}', "no list 'categories'"),
         ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}', "none of"),
+        ('{"images": [{"id": 1}]}', "an entry of 'images' has no 'file_name'"),
+        ('{"images": [7]}', "an entry of 'images' has no 'file_name'"),
     ],
 )
 def test_a_broken_annotation_file_is_an_input_error_of_one_line(
@@ -96,12 +98,12 @@ def test_missing_paths_are_input_errors(draw_ellipses, tmp_path: Path) -> None:
         InstanceDataset(folder.images, tmp_path / "absent.json")
     with pytest.raises(InputError, match="no such folder"):
         InstanceDataset(tmp_path / "absent", folder.annotations)
-    (folder.images / "0.png").unlink()
-    with pytest.raises(InputError, match="no such picture"):
-        InstanceDataset(folder.images, folder.annotations).read(0)
     (folder.images / "1.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match="cannot decode"):
         InstanceDataset(folder.images, folder.annotations).read(1)
+    (folder.images / "0.png").unlink()
+    with pytest.raises(InputError, match="no such picture"):
+        InstanceDataset(folder.images, folder.annotations)
 
 
 def test_polygons_and_both_forms_of_rle_encode_the_same_mask() -> None:

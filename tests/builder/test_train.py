@@ -117,6 +117,7 @@ def test_a_run_is_measured_recorded_and_drawn(run) -> None:
     assert training["scores"] == scored[-1]["scores"]
     assert training["pictures"] == 8
     assert training["recipe"]["epochs"] == 2
+    assert training["annotations"] == "instances.json"
 
 
 def test_frozen_levels_and_batch_statistics_stay_as_imagenet_has_them(run) -> None:
@@ -168,6 +169,17 @@ def test_pictures_loaded_by_another_process_give_the_same_weights(run) -> None:
     assert there is not None
     expected, found = load_checkpoint(here)[1], load_checkpoint(there)[1]
     assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_picture_is_an_input_error_of_one_line(run, workers: int) -> None:
+    config = run(workers=workers)
+    (config.images / "1.png").write_bytes(b"no picture")
+    with pytest.raises(InputError) as caught:
+        silently(config)
+    assert str(caught.value).startswith(f"{config.images / '1.png'}: cannot decode")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_batch_without_a_finite_loss_is_skipped(run, monkeypatch: pytest.MonkeyPatch) -> None:
