@@ -75,13 +75,19 @@ def main() -> None:
     """Run the ``maskcast`` command.
 
     What the user got wrong ends as one line on stderr and exit code 2. Ctrl-C and SIGTERM end a
-    command wherever it is, without a traceback, and with exit code 0 unless work was left undone.
+    command wherever it is, without a traceback: with exit code 0 where a stream was watched or run,
+    with 130 where work is left undone.
     """
     import signal
     import sys
 
+    interrupted = False
+    exit_code = 130 if sys.argv[1:2] in (["build"], ["train"], ["eval"]) else 0
+
     def end(*_: object) -> None:
-        sys.exit(0)
+        nonlocal interrupted
+        interrupted = True
+        sys.exit(exit_code)
 
     signal.signal(signal.SIGINT, end)
     signal.signal(signal.SIGTERM, end)
@@ -115,6 +121,10 @@ def main() -> None:
     except InputError as error:
         sys.stderr.write(f"maskcast: {error}\n")
         sys.exit(2)
+    except Exception:
+        if not interrupted:
+            raise
+        sys.exit(exit_code)  # a library that calls back into Python made its own error of it
     finally:  # what is left to do takes no time: no interrupt shall make a traceback of it
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

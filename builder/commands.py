@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -18,7 +17,7 @@ import typer
 
 from engines.errors import InputError
 
-ROOMS = ("builder", "engines", "pipeline")
+_ROOMS = ("builder", "engines", "pipeline")
 
 
 class Backend(StrEnum):
@@ -214,17 +213,12 @@ def _print_scores(scores: dict[str, Any]) -> None:
 
 @contextmanager
 def _builder_extra() -> Iterator[None]:
-    """Say what to install where a package of the builder extra is missing.
-
-    From here on an interrupt leaves work undone, so it ends the program with exit code 130.
-    """
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Say what to install where a package of the builder extra is missing."""
     try:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package in ROOMS:
+        if package in _ROOMS:
             raise
         raise InputError(
             f"this command needs {package}, which is not installed: pip install 'maskcast[builder]'"
