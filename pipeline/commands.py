@@ -129,6 +129,7 @@ def profile(
     """Measure every stage, and the pipeline against the bare engine in the same run."""
     import msgspec
     from rich.console import Console
+    from rich.progress import Progress
 
     from pipeline.profile import profile as profile_source
     from pipeline.profile import report_table
@@ -138,8 +139,13 @@ def profile(
             json.touch()  # so that a wrong path is known before the work is done
     except OSError as error:
         raise InputError(f"{json}: cannot be written: {error.strerror}") from None
-    with Console(stderr=True).status("profiling"):
-        report = profile_source(source, model or "default", limit)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("profiling", total=None)
+
+        def show(done: int, total: int | None) -> None:
+            progress.update(task, completed=done, total=total)
+
+        report = profile_source(source, model or "default", limit, on_progress=show)
     if json is not None:
         json.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
     Console(stderr=json is not None).print(report_table(report))
