@@ -170,13 +170,12 @@ def _unreadable(error: Exception) -> str:
     return "not a checkpoint, or a truncated one"
 
 
-def load_matching(network: Any, source: str | Path) -> list[str]:
-    """Start a network from a checkpoint that may be of other classes.
+def load_matching(network: Any, state: dict[str, Tensor]) -> list[str]:
+    """Start a network from weights that may be of other classes.
 
     Returns:
-        The names of the network's weights that the checkpoint did not have in this shape.
+        The names of the network's weights that ``state`` does not have in their shape.
     """
-    _, state = load_checkpoint(source)
     own = network.state_dict()
     fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     network.load_state_dict(fitting, strict=False)

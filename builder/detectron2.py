@@ -8,7 +8,7 @@ Representable in torchvision's modules, and carried into the configuration: RoIA
 pixel mean and deviation, the order of classes (detectron2 has the background last) and of colours
 (BGR). Not representable: detectron2 resizes with Pillow's antialiasing, samples as many points of a
 RoIAlign bin as it has pixels (here 2x2), and pastes masks without torchvision's rounding of boxes.
-Expect scores within a few hundredths of detectron2's, not equality.
+Results are therefore close to detectron2's, not equal.
 """
 
 import pickle

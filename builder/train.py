@@ -18,7 +18,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from builder.backbone import freeze_levels, load_imagenet_weights
-from builder.checkpoint import load_matching, read_state, save_model, write_atomically
+from builder.checkpoint import (
+    load_checkpoint,
+    load_matching,
+    read_state,
+    save_model,
+    write_atomically,
+)
 from builder.dataset import AugmentedDataset, EpochSampler, InstanceDataset, collate
 from builder.evaluate import evaluate, torch_predictor
 from builder.losses import Target, compute_losses
@@ -47,7 +53,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
         box_annotations: further pictures of ``images`` that have boxes alone.
         validation_images: folder of the pictures to measure on; by default ``images``.
         validation_annotations: None measures nothing.
-        initial: model whose weights to start from; None starts from the ImageNet backbone.
+        initial: checkpoint to start from, of the same network with any classes; None starts from
+            the backbone's ImageNet weights.
         minutes: length of the run on the clock, in place of the recipe's epochs; the schedule is
             stretched over it.
         evaluate_every: epochs between two measurements.
@@ -111,12 +118,11 @@ class _Run:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(config.seed)
         self.network_config = network_config(config.network, labels, config.with_masks)
-        self.network = build_network(self.network_config)
         if config.initial is None:
+            self.network = build_network(self.network_config)
             load_imagenet_weights(self.network.backbone.body, self.network_config.backbone)
         else:
-            for name in load_matching(self.network, config.initial):
-                console.print(f"not in {config.initial}, starts at random: {name}")
+            self.network = self.start_from(config.initial)
         freeze_levels(self.network.backbone.body, self.recipe.frozen_levels)
         self.network.to(self.device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.network).eval()
@@ -127,6 +133,23 @@ class _Run:
         if self.checkpoint.exists():
             self.resume()
         self.log = TrainingLog(config.output, self.iteration)
+
+    def start_from(self, initial: Path) -> Any:
+        """Build the network that ``initial`` is of, but for our classes, from its weights."""
+        preset = self.network_config
+        found, state = load_checkpoint(initial)
+        if (found.backbone, found.heads) != (preset.backbone, preset.heads):
+            raise InputError(
+                f"{initial}: of a {found.backbone} network with {found.heads} heads, "
+                f"which {self.config.network} is not; choose the network that it is of"
+            )
+        self.network_config = msgspec.structs.replace(
+            found, labels=preset.labels, with_masks=preset.with_masks
+        )
+        network = build_network(self.network_config)
+        for name in load_matching(network, state):
+            self.console.print(f"not in {initial}, starts at random: {name}")
+        return network
 
     @property
     def progress(self) -> float:

@@ -8,8 +8,9 @@ import torch
 from rich.console import Console
 
 import builder.train as train_module
-from builder.checkpoint import load_checkpoint, read_state
-from builder.recipe import Recipe
+from builder.checkpoint import load_checkpoint, read_state, save_model
+from builder.network import NetworkConfig, build_network
+from builder.recipe import RECIPES, Recipe
 from builder.train import TrainConfig, train
 from engines.errors import InputError
 
@@ -150,6 +151,40 @@ def test_a_run_can_start_from_a_model_of_other_classes(run) -> None:
     second = silently(run("second", initial=first))
     assert second is not None
     assert load_checkpoint(second)[0].labels == ("green", "red")
+
+
+def test_the_papers_recipe_trains_a_resnet_from_a_checkpoint_and_keeps_its_numbers(
+    run, tmp_path: Path
+) -> None:
+    original = NetworkConfig(labels=("cat",), roi_align_aligned=True, frozen_norm_epsilon=0.0)
+    resnet = build_network(original)
+    for name, value in resnet.state_dict().items():
+        # Without ImageNet's statistics only blocks that add nothing keep features of sane size.
+        if name.endswith("bn3.weight"):
+            value.zero_()
+    initial = tmp_path / "resnet.pth"
+    save_model(initial, original, resnet.state_dict(), {})
+    paper = msgspec.structs.replace(
+        RECIPES["paper"], epochs=1, shorter_sides=(64, 64), longest=96, warmup_iterations=1
+    )
+    path = silently(run(network="resnet50-fpn", recipe=paper, initial=initial))
+    assert path is not None
+    config, state = load_checkpoint(path)
+    assert config == msgspec.structs.replace(original, labels=("blue", "red"))
+    before = resnet.state_dict()
+    for name, is_trained in {
+        "backbone.body.conv1.weight": False,
+        "backbone.body.layer1.0.conv1.weight": False,
+        "backbone.fpn.inner_blocks.0.0.weight": True,
+        "roi_heads.box_head.fc6.weight": True,
+    }.items():
+        assert torch.equal(state[name], before[name]) != is_trained, name
+
+
+def test_a_checkpoint_of_another_network_is_an_input_error(run) -> None:
+    first = silently(run("first"))
+    with pytest.raises(InputError, match="of a lite0 network"):
+        silently(run("second", network="lite2-fpn", initial=first))
 
 
 def test_a_run_of_so_many_minutes_ends_by_the_clock(run) -> None:
