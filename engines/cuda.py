@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,31 @@ from numpy.typing import DTypeLike, NDArray
 from engines.errors import InputError
 
 _NON_BLOCKING = 1
+
+
+class Stream:
+    """A stream, and the event that is waited for at its end.
+
+    pycuda's own objects go when nobody refers to them, and a traceback may refer to them for long;
+    this one is passed around in their place.
+    """
+
+    def __init__(self, raw: Any, done: Any) -> None:
+        self.raw, self._done = raw, done
+
+    @property
+    def handle(self) -> int:
+        """CUDA's own handle, as TensorRT takes it."""
+        return int(self.raw.handle)
+
+    def wait(self) -> None:
+        """Wait until everything that is on the stream now is done."""
+        self._done.record(self.raw)
+        self._done.synchronize()
+
+    def free(self) -> None:
+        """Give the stream back to CUDA."""
+        self.raw = self._done = None
 
 
 class Gpu:
@@ -36,6 +61,7 @@ class Gpu:
                 f"pip install 'maskcast[tensorrt]' ({error})"
             ) from error
         self._cuda = cuda
+        self.error: type[Exception] = cuda.Error
         try:
             cuda.init()
             device = cuda.Device(index)
@@ -62,26 +88,30 @@ class Gpu:
         # pycuda releases a primary context but leaves it current on this thread.
         ctypes.CDLL("libcuda.so.1").cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
 
-    def stream(self) -> Any:
-        """Make a stream that never waits for the default stream."""
-        return self._cuda.Stream(_NON_BLOCKING)
+    def wait(self) -> None:
+        """Wait until the GPU has nothing left to do, or is lost."""
+        # A lost GPU was reported to whoever waited for its work; here it is idle all the same.
+        with suppress(self._cuda.Error):
+            self._cuda.Context.synchronize()
 
-    def event(self) -> Any:
-        """Make an event; whoever waits for it sleeps, and burns no core."""
+    def stream(self) -> Stream:
+        """Make a stream that never waits for the default stream."""
         flags = self._cuda.event_flags
-        return self._cuda.Event(flags.BLOCKING_SYNC | flags.DISABLE_TIMING)
+        # Whoever waits sleeps, and burns no core.
+        done = self._cuda.Event(flags.BLOCKING_SYNC | flags.DISABLE_TIMING)
+        return Stream(self._cuda.Stream(_NON_BLOCKING), done)
 
     def allocate(self, size: int) -> Any:
         """Allocate device memory, bytes. Free it with its ``free()``."""
         return self._cuda.mem_alloc(size)
 
-    def upload(self, to: int, array: NDArray[Any], stream: Any) -> None:
+    def upload(self, to: int, array: NDArray[Any], stream: Stream) -> None:
         """Copy a page-locked array up, asynchronously."""
-        self._cuda.memcpy_htod_async(to, array, stream)
+        self._cuda.memcpy_htod_async(to, array, stream.raw)
 
-    def download(self, array: NDArray[Any], source: int, stream: Any) -> None:
+    def download(self, array: NDArray[Any], source: int, stream: Stream) -> None:
         """Copy into a page-locked array, asynchronously."""
-        self._cuda.memcpy_dtoh_async(array, source, stream)
+        self._cuda.memcpy_dtoh_async(array, source, stream.raw)
 
     def free_bytes(self) -> int:
         """Ask how much device memory is free."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Literal
 
 import msgspec
@@ -74,7 +75,7 @@ def misfit(
 
 def rebuild_command(plans: tuple[Plan, ...], bundle: str, capability: tuple[int, int]) -> str:
     """Give the command that builds the plans of a bundle again, for a GPU."""
-    plan = plans[0]
+    plan, bundle = plans[0], shlex.quote(bundle)
     return (
         f"maskcast build {bundle} --backend {plan.package} --precision {plan.precision} "
         f"--size {plan.height}x{plan.width} --batch {plan.max_batch} "

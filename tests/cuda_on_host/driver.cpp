@@ -37,7 +37,6 @@ enum Status {
   kInvalidContext = 201,
   kInvalidHandle = 400,
   kNotFound = 500,
-  kNotReady = 600,
   kIllegalAddress = 700,
 };
 
@@ -76,6 +75,7 @@ std::map<Handle, Event> events;
 std::map<Handle, std::vector<const on_host::Kernel*>> modules;
 std::vector<std::string> faults;
 std::map<std::string, int> launches;
+size_t bytes_up = 0, bytes_down = 0;
 Handle next_handle = 0x1000;
 int retained = 0;
 uint64_t context_id = 0;
@@ -205,6 +205,11 @@ int copy_async(void* to, bool to_pinned, const void* from, bool from_pinned, siz
   if (!inside(to, size, to_pinned) || !inside(from, size, from_pinned)) {
     return fault(std::string(call) + ": outside device or pinned memory", kInvalidValue);
   }
+  {
+    Locked lock(state_lock);
+    if (from_pinned) bytes_up += size;
+    if (to_pinned) bytes_down += size;
+  }
   const auto copy = [=] {
     if (inside(to, size, to_pinned) && inside(from, size, from_pinned)) {
       std::memcpy(to, from, size);
@@ -320,13 +325,6 @@ int cuStreamDestroy_v2(Handle stream) {
 int cuStreamSynchronize(Handle stream) {
   REQUIRE_CONTEXT("cuStreamSynchronize");
   return work_off(stream, UINT64_MAX), sticky_error;
-}
-int cuStreamQuery(Handle stream) {
-  REQUIRE_CONTEXT("cuStreamQuery");
-  Locked lock(state_lock);
-  auto found = streams.find(stream);
-  if (found == streams.end()) return fault("cuStreamQuery: not a stream", kInvalidHandle);
-  return found->second.work.empty() ? kSuccess : kNotReady;
 }
 int cuStreamWaitEvent(Handle stream, Handle event, unsigned) {
   REQUIRE_CONTEXT("cuStreamWaitEvent");
@@ -469,19 +467,30 @@ const char* host_driver_report() {
   out << "events: " << events.size() << "\n";
   out << "contexts: " << retained << "\n";
   out << "pending: " << pending << "\n";
+  out << "bytes up: " << bytes_up << "\n";
+  out << "bytes down: " << bytes_down << "\n";
   for (const auto& [name, count] : launches) out << "launches of " << name << ": " << count << "\n";
   text = out.str();
   return text.c_str();
 }
 
 // Everything from now on fails with this status, as after a fault on the device. 0 mends it.
-void host_driver_break(int status) { sticky_error = status; }
+void host_driver_break(int status) {
+  Locked lock(state_lock);
+  sticky_error = status;
+  if (!status) return;
+  for (auto& [handle, stream] : streams) {  // a lost device does nothing more
+    stream.done += stream.work.size();
+    stream.work.clear();
+  }
+}
 
 void host_driver_reset() {
   Locked lock(state_lock);
   for (const auto& [base, allocation] : allocations) set_guards(base, allocation.size);
   faults.clear();
   launches.clear();
+  bytes_up = bytes_down = 0;
   sticky_error = kSuccess;
 }
 

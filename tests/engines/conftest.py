@@ -24,6 +24,7 @@ import pytest
 from engines.plugins.launch import Launch
 
 CUDA_ON_HOST = Path(__file__).parents[1] / "cuda_on_host"
+sys.path.insert(0, str(CUDA_ON_HOST))  # tests import host_tensorrt from there
 RESULTS = "MASKCAST_HOST_GPU_RESULTS"
 """Set in the child: the file to which it writes its tests' reports, one JSON object a line."""
 
@@ -68,6 +69,9 @@ def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> HostKernels:
     return HostKernels(compile_on_host(folder / "libkernels.so", "kernels.cpp"))
 
 
+ALIVE = ("device allocations", "pinned allocations", "streams", "events", "contexts", "pending")
+
+
 class HostDriver:
     """The host driver's own face: what is alive, what went wrong."""
 
@@ -101,9 +105,9 @@ def host_driver() -> Iterator[HostDriver]:
     driver = HostDriver()
     driver.reset()
     yield driver
-    left = {name: n for name, n in driver.report().items() if n and "launches" not in name}
+    report = driver.report()
     assert driver.faults() == []
-    assert left == {}, "left over on the device"
+    assert {name: n for name in ALIVE if (n := report[name])} == {}, "left over on the device"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -129,19 +133,20 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     return True
 
 
-_results: dict[Path, dict[str, list[Any]]] = {}
+_results: dict[str, list[Any]] = {}
 _ends: dict[Path, str] = {}
+"""How the child ended, by each file that it ran."""
 
 
 def _reports(item: pytest.Item) -> list[pytest.TestReport]:
-    """One test's reports from the child, which runs all the marked tests of the file at once."""
+    """Give a test's reports from the child, which runs all the session's marked files at once."""
     reason = _missing()
     if reason:
         skip = (str(item.path), item.location[1] or 0, f"Skipped: {reason}")
         return [_report(item, "skipped", skip)]
-    if item.path not in _results:
+    if item.path not in _ends:
         _run_child(item)
-    found = _results[item.path].get(item.nodeid)
+    found = _results.get(item.nodeid)
     if not found:
         return [_report(item, "failed", f"the child process died\n{_ends[item.path]}")]
     return [pytest.TestReport._from_json(one) for one in found]
@@ -164,18 +169,19 @@ def _run_child(item: pytest.Item) -> None:
     build_host_driver(folder)
     results = folder / "results.jsonl"
     environment = {**os.environ, RESULTS: str(results), "LD_LIBRARY_PATH": str(folder)}
-    command = [sys.executable, "-m", "pytest", str(item.path), "-q", "-m", "host_gpu"]
+    marked = (one for one in item.session.items if one.get_closest_marker("host_gpu"))
+    paths = sorted({one.path for one in marked})
+    command = [sys.executable, "-m", "pytest", *map(str, paths), "-q", "-m", "host_gpu"]
     command += ["-p", "no:cacheprovider", f"--rootdir={item.config.rootpath}"]
     done = subprocess.run(
         command, cwd=item.config.rootpath, env=environment, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
-    _ends[item.path] = f"exit status {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
-    by_test: dict[str, list[Any]] = {}
+    end = f"exit status {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+    _ends.update(dict.fromkeys(paths, end))
     for line in results.read_text().splitlines() if results.exists() else []:
         report = json.loads(line)
-        by_test.setdefault(report["nodeid"], []).append(report)
-    _results[item.path] = by_test
+        _results.setdefault(report["nodeid"], []).append(report)
 
 
 def build_host_driver(folder: Path) -> None:

@@ -50,13 +50,13 @@ class Card:
             self._pinned.append(staged)
             self.gpu.download(staged, memory, self.stream)
             if synchronise:
-                self.stream.synchronize()
+                self.stream.wait()
         return staged.copy()
 
     def close(self):
         with self.gpu.current():
-            self.stream.synchronize()
-            del self.stream
+            self.stream.wait()
+            self.stream.free()
             for memory in self._memory:
                 memory.free()
             self.gpu.release(*self._pinned)
@@ -243,7 +243,7 @@ def test_the_host_driver_catches_a_write_behind_the_end(card, host_driver):
             operator.launches(inputs, Tensor(short, (1, 100), "i32"), workspace),
             card.stream.handle,
         )
-        card.stream.synchronize()
+        card.stream.wait()
     assert "written outside an allocation of 240 bytes" in host_driver.faults()[0]
     host_driver.reset()
 
@@ -264,7 +264,7 @@ def test_the_host_driver_catches_memory_freed_in_flight(card, host_driver):
         staged = card.gpu.pinned((16,), np.float32)
         card.gpu.upload(memory, staged, card.stream)
         card.gpu.release(staged)
-        card.stream.synchronize()
+        card.stream.wait()
     assert host_driver.faults() == [
         "cuMemFreeHost: queued work uses the memory",
         "cuMemcpyHtoDAsync: the memory was freed before the copy",

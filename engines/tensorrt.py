@@ -1,0 +1,306 @@
+"""TensorRTEngine: runs a bundle's plans on an NVIDIA GPU.
+
+Pictures go up as 8-bit RGB; features never leave the GPU; boxes and the kept boxes' mask crops come
+down. ``detect`` and ``segment`` have a stream each, so the mask stage of one batch overlaps upload
+and detection of the next; the features between them lie in a ring of slots.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from engines.bundle import Bundle
+from engines.cuda import Gpu, Stream
+from engines.engine import Detections, Engine
+from engines.errors import InputError
+from engines.image import NetworkImage
+from engines.instances import Instances
+from engines.plugins import launch
+from engines.plugins.driver import CudaError, kernels
+from engines.result import keep_detections, to_instances
+from engines.tensorrt_plan import DeviceError, LoadedPlan, open_plans
+
+_FEATURES = ("p2", "p3", "p4", "p5")
+_DOWN = ("boxes", "scores", "labels")
+_IN_FLIGHT = 3
+"""Slots of features: one in each of the two stages, one between them."""
+
+PlanOpener = Callable[[Bundle, tuple[int, int]], Iterable[LoadedPlan]]
+
+
+class TensorRTEngine(Engine):
+    """Runs a bundle through TensorRT.
+
+    Args:
+        bundle: built with ``--backend tensorrt`` or ``tensorrt_rtx``.
+        gpu_index: which GPU, as CUDA counts them.
+        open_plans: how its plans become contexts; tests give their own.
+
+    Raises:
+        InputError: no GPU, a package missing, a plan that does not fit, too little GPU memory.
+    """
+
+    def __init__(
+        self, bundle: Bundle, gpu_index: int = 0, open_plans: PlanOpener = open_plans
+    ) -> None:
+        self.manifest = bundle.manifest
+        if not bundle.manifest.plans:
+            raise InputError(
+                f"{bundle.path}: has no TensorRT plan; build one with "
+                f"`maskcast build {bundle.path} --backend tensorrt --out {bundle.path}`"
+            )
+        plan = bundle.manifest.plans[0]
+        self.max_batch = plan.max_batch
+        self._shape = (plan.height, plan.width)
+        self._range = _profiler_ranges()
+        self._gpu = Gpu(gpu_index)
+        self.device = f"TensorRT {self._gpu.name} {plan.precision}"
+        self._memory = _Memory(self._gpu)
+        self._closed = False
+        try:
+            with self._gpu.current():
+                loaded = list(open_plans(bundle, self._gpu.capability))
+                self._kernels = kernels()
+                self._detect_side = _DetectSide(
+                    self._memory, loaded[0], plan.max_batch, self._shape
+                )
+                self._segment_side = (
+                    _SegmentSide(self._memory, loaded[1], bundle.manifest.plans[1].max_boxes)
+                    if len(loaded) > 1
+                    else None
+                )
+                self._slots: queue.SimpleQueue[dict[str, int]] = queue.SimpleQueue()
+                for _ in range(_IN_FLIGHT):
+                    self._slots.put(self._detect_side.features(self._memory))
+        except BaseException:
+            self.close()
+            raise
+
+    def detect(self, images: Sequence[NetworkImage], min_score: float) -> Detections:
+        """Find boxes in a batch; see ``Engine.detect``."""
+        if not 1 <= len(images) <= self.max_batch:
+            raise ValueError(f"{len(images)} images, and the plan takes 1 to {self.max_batch}")
+        for image in images:
+            if image.pixels.shape[:2] != self._shape:
+                raise ValueError(f"the plan takes images of {self._shape}")
+        slot = self._slots.get()
+        release = _Once(lambda: self._slots.put(slot))
+        try:
+            with self._working("detect"):
+                found = self._run_detector(images, slot)
+        except BaseException:
+            release()
+            raise
+        kept = keep_detections(found["boxes"], found["scores"], found["labels"], min_score)
+        return Detections(images=images, **kept, features=slot, release=release)
+
+    def segment(self, detections: Detections) -> list[Instances]:
+        """Compute mask crops; see ``Engine.segment``."""
+        try:
+            masks = None
+            if self._segment_side is not None:
+                with self._working("segment"):
+                    masks = self._run_segmenter(self._segment_side, detections)
+            return to_instances(detections, masks)
+        finally:
+            detections.release()
+
+    def close(self) -> None:
+        """Wait for the GPU and free its memory. Both stages must have ended."""
+        if self._closed:
+            return
+        self._closed = True
+        with self._gpu.current():
+            self._gpu.wait()
+            self._memory.free()
+            self._detect_side = self._segment_side = None  # type: ignore[assignment]
+        self._gpu.close()
+
+    def _run_detector(
+        self, images: Sequence[NetworkImage], slot: dict[str, int]
+    ) -> dict[str, NDArray[Any]]:
+        """Upload, convert, detect, download; the arrays hold until the next call."""
+        side, count, (height, width) = self._detect_side, len(images), self._shape
+        stream = side.stream
+        bytes_each = height * width * 3
+        for i, image in enumerate(images):
+            # While one picture is on its way up, the next is copied to page-locked memory.
+            side.host["pictures"][i] = image.pixels
+            side.host["sizes"][i] = image.content
+            target = side.device["pictures"] + i * bytes_each
+            self._gpu.upload(target, side.host["pictures"][i], stream)
+        self._gpu.upload(side.device["sizes"], side.host["sizes"][:count], stream)
+        self._kernels.launch(self._conversions(side, count), stream.handle)
+        side.plan.run(
+            {"images": (count, 3, height, width), "sizes": (count, 2)},
+            {name: side.device[name] for name in side.names} | slot,
+            stream.handle,
+        )
+        found = {name: side.host[name][:count] for name in _DOWN}
+        for name, array in found.items():
+            self._gpu.download(array, side.device[name], stream)
+        side.stream.wait()
+        return found
+
+    def _conversions(self, side: _DetectSide, count: int) -> list[launch.Launch]:
+        height, width = self._shape
+        launches = []
+        for first in range(0, count, launch.MAX_PICTURES):
+            chosen = range(first, min(first + launch.MAX_PICTURES, count))
+            # The picture has the network's size already: libswscale resizes while it converts
+            # YUV to RGB. What is left is bytes to planar floats.
+            pictures = [
+                launch.Picture(
+                    side.device["pictures"] + i * height * width * 3, height, width, height, width
+                )
+                for i in chosen
+            ]
+            target = side.device["images"] + first * 3 * height * width * 4
+            launches.append(
+                launch.preprocess(
+                    pictures, target, height=height, width=width, pad_value=0.0, dtype="f32"
+                )
+            )
+        return launches
+
+    def _run_segmenter(self, side: _SegmentSide, detections: Detections) -> NDArray[np.float32]:
+        count = len(detections.boxes)
+        if count == 0:
+            return np.zeros((0, *side.host["masks"].shape[1:]), np.float32)
+        given: dict[str, NDArray[Any]] = {
+            "boxes": detections.boxes,
+            "labels": detections.labels,
+            "batch_index": detections.image_index,
+        }
+        for name, array in given.items():
+            side.host[name][:count] = array
+            self._gpu.upload(side.device[name], side.host[name][:count], side.stream)
+        images = self._detect_side.plan
+        shapes = {name: images.shape(name, len(detections.images)) for name in _FEATURES}
+        shapes |= {name: (count, *side.host[name].shape[1:]) for name in given}
+        side.plan.run(
+            shapes,
+            {name: side.device[name] for name in (*given, "masks")} | detections.features,
+            side.stream.handle,
+        )
+        masks = side.host["masks"][:count]
+        self._gpu.download(masks, side.device["masks"], side.stream)
+        side.stream.wait()
+        return masks
+
+    @contextmanager
+    def _working(self, what: str) -> Iterator[None]:
+        """Work on the GPU; whatever goes wrong there is a DeviceError."""
+        try:
+            with self._gpu.current(), self._range(what):
+                yield
+        except (self._gpu.error, CudaError) as error:
+            raise DeviceError(f"the GPU failed to {what}: {error}") from error
+
+
+class _Memory:
+    """All that an engine holds of the GPU, to be freed together."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self.gpu = gpu
+        self._device: list[Any] = []
+        self._pinned: list[NDArray[Any]] = []
+        self._streams: list[Stream] = []
+
+    def device(self, shape: tuple[int, ...], dtype: DTypeLike) -> int:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        free = self.gpu.free_bytes()
+        if size > free:
+            raise InputError(
+                f"the GPU has {free / 1e6:.0f} MB free, and {size / 1e6:.0f} MB more are needed; "
+                "close other programs, or build the bundle with a smaller --size or --batch"
+            )
+        self._device.append(self.gpu.allocate(size))
+        return int(self._device[-1])
+
+    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        self._pinned.append(self.gpu.pinned(shape, dtype))
+        return self._pinned[-1]
+
+    def stream(self) -> Stream:
+        self._streams.append(self.gpu.stream())
+        return self._streams[-1]
+
+    def free(self) -> None:
+        for held in (*self._device, *self._streams):
+            held.free()
+        self.gpu.release(*self._pinned)
+        self._device, self._pinned, self._streams = [], [], []
+
+
+class _DetectSide:
+    """What ``detect`` alone uses; one batch at a time, since the call waits for its boxes."""
+
+    def __init__(
+        self, memory: _Memory, plan: LoadedPlan, max_batch: int, shape: tuple[int, int]
+    ) -> None:
+        self.plan = plan
+        others = [name for name in plan.outputs if name not in _FEATURES]
+        self.names = ("images", "sizes", *others)
+        shapes: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
+            "pictures": ((max_batch, *shape, 3), np.uint8),
+            "images": ((max_batch, 3, *shape), np.float32),
+            "sizes": ((max_batch, 2), np.float32),
+            **{name: (plan.shape(name, max_batch), plan.dtype(name)) for name in others},
+        }
+        self.device = {name: memory.device(*spec) for name, spec in shapes.items()}
+        self.host = {name: memory.pinned(*shapes[name]) for name in ("pictures", "sizes", *_DOWN)}
+        self._max_batch = max_batch
+        self.stream = memory.stream()
+
+    def features(self, memory: _Memory) -> dict[str, int]:
+        """Allocate one slot: the pyramid of a batch, by name."""
+        return {
+            name: memory.device(self.plan.shape(name, self._max_batch), self.plan.dtype(name))
+            for name in _FEATURES
+        }
+
+
+class _SegmentSide:
+    """What ``segment`` alone uses."""
+
+    def __init__(self, memory: _Memory, plan: LoadedPlan, max_boxes: int) -> None:
+        self.plan = plan
+        shapes: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
+            name: (plan.shape(name, max_boxes), plan.dtype(name))
+            for name in ("boxes", "labels", "batch_index", "masks")
+        }
+        self.device = {name: memory.device(*spec) for name, spec in shapes.items()}
+        self.host = {name: memory.pinned(*spec) for name, spec in shapes.items()}
+        self.stream = memory.stream()
+
+
+class _Once:
+    """Calls a function at its own first call, from whatever thread."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._functions = [function]
+        self._lock = threading.Lock()
+
+    def __call__(self) -> None:
+        with self._lock:
+            functions, self._functions = self._functions, []
+        for function in functions:
+            function()
+
+
+def _profiler_ranges() -> Callable[[str], AbstractContextManager[Any]]:
+    """NVTX ranges for Nsight where the package nvtx is installed; else nothing."""
+    try:
+        nvtx = import_module("nvtx")
+    except ImportError:
+        return lambda name: nullcontext()
+    return lambda name: nvtx.annotate(f"maskcast {name}")

@@ -1,0 +1,214 @@
+"""A double of TensorRT on the host driver, and a small bundle for it to run.
+
+It has the methods of ``ICudaEngine`` and ``IExecutionContext`` that the engine calls, puts its work
+on the stream like TensorRT, and runs the portable graph in onnxruntime, reading and writing the
+"device" memory at the addresses that it was given.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from enum import Enum
+
+import msgspec
+import numpy as np
+import onnx
+import onnxruntime
+from msgspec.structs import replace
+
+from builder.operators import function_bodies
+from engines.bundle import MANIFEST, FixedInput, GraphFile, Graphs, Manifest, open_bundle, sha256
+from engines.plan import Plan
+from engines.tensorrt_plan import LoadedPlan
+
+HEIGHT, WIDTH, MAX_BATCH = 64, 96, 4
+
+# Scores follow the picture's mean, boxes its content's size, masks the picture inside the box: an
+# upload, a size or an order that is wrong changes the result.
+DETECTOR = """
+<ir_version: 10, opset_import: ["" : 18]>
+detector (float[batch, 3, 64, 96] images, float[batch, 2] sizes)
+  => (float[batch, 3, 4] boxes, float[batch, 3] scores, int64[batch, 3] labels, int64[batch] counts,
+      float[batch, 3, 16, 24] p2, float[batch, 3, 8, 12] p3, float[batch, 3, 4, 6] p4,
+      float[batch, 3, 2, 3] p5)
+<int64[3] pixels = {1, 2, 3}, float[1, 3] weights = {0.0039, 0.0031, 0.0002}, int64[1] one = {1},
+ int64[4] corners = {1, 0, 1, 0}, int64[1, 3] classes = {1, 2, 1}, float least = {0.004},
+ float[1, 3, 4] parts = {0.1, 0.2, 0.8, 0.9, 0.0, 0.0, 0.5, 0.5, 0.3, 0.3, 0.4, 0.4}>
+{
+    p2 = AveragePool <kernel_shape: ints = [4, 4], strides: ints = [4, 4]> (images)
+    p3 = AveragePool <kernel_shape: ints = [2, 2], strides: ints = [2, 2]> (p2)
+    p4 = AveragePool <kernel_shape: ints = [2, 2], strides: ints = [2, 2]> (p3)
+    p5 = AveragePool <kernel_shape: ints = [2, 2], strides: ints = [2, 2]> (p4)
+    mean3 = ReduceMean <keepdims: int = 0> (images, pixels)
+    mean = Unsqueeze (mean3, one)
+    scores = Mul (mean, weights)
+    found = Greater (scores, least)
+    present = Cast <to: int = 7> (found)
+    labels = Mul (present, classes)
+    counts = ReduceSum <keepdims: int = 0> (present, one)
+    extent2 = Gather <axis: int = 1> (sizes, corners)
+    extent = Unsqueeze (extent2, one)
+    boxes = Mul (extent, parts)
+}
+"""
+SEGMENTER = """
+<ir_version: 10, opset_import: ["" : 18, "maskcast" : 1]>
+segmenter (float[batch, 3, 16, 24] p2, float[batch, 3, 8, 12] p3, float[batch, 3, 4, 6] p4,
+           float[batch, 3, 2, 3] p5, float[r, 4] boxes, int64[r] labels, int32[r] batch_index)
+  => (float[r, 28, 28] masks)
+<int64[1] one = {1}, int64[2] last = {1, 2}, float whole = {510.0}>
+{
+    pooled = maskcast.MultiscaleRoiAlign <output_size: int = 28, sampling_ratio: int = 2,
+        aligned: int = 0, plugin_namespace: string = "maskcast", plugin_version: string = "1">
+        (p2, p3, p4, p5, boxes, batch_index)
+    grey = ReduceMean <keepdims: int = 0> (pooled, one)
+    kind = Cast <to: int = 1> (labels)
+    factor = Unsqueeze (kind, last)
+    bright = Mul (grey, factor)
+    masks = Div (bright, whole)
+}
+"""
+
+
+def make_bundle(folder, with_masks=True, **plan_changes):
+    folder.mkdir()
+    graphs, plans = {}, []
+    for name, text in (("detector", DETECTOR), ("segmenter", SEGMENTER))[: 1 + with_masks]:
+        model = onnx.parser.parse_model(text)
+        model.functions.extend(function_bodies(aligned=False) if name == "segmenter" else [])
+        onnx.save(model, folder / f"{name}.onnx")
+        (folder / f"{name}.plan").write_bytes(b"a plan")
+        graphs[name] = GraphFile(f"{name}.onnx", sha256(folder / f"{name}.onnx"))
+        plan = Plan(
+            graph=name,
+            file=f"{name}.plan",
+            sha256=sha256(folder / f"{name}.plan"),
+            package="tensorrt_rtx",
+            version="1.0",
+            capabilities=("8.9",),
+            precision="fp32",
+            height=HEIGHT,
+            width=WIDTH,
+            max_batch=MAX_BATCH,
+            max_boxes=3 * MAX_BATCH if name == "segmenter" else 0,
+            graph_sha256=graphs[name].sha256,
+            plugins={"MultiscaleRoiAlign": "1"},
+        )
+        plans.append(replace(plan, **plan_changes))
+    manifest = Manifest(
+        name="double",
+        backend="tensorrt_rtx",
+        precision="fp32",
+        labels=("background", "bright", "dark"),
+        input=FixedInput(HEIGHT, WIDTH),
+        graphs=Graphs(**graphs),
+        plans=tuple(plans),
+    )
+    (folder / MANIFEST).write_bytes(msgspec.json.encode(manifest))
+    return open_bundle(folder)
+
+
+class Mode(Enum):
+    INPUT = 0
+    OUTPUT = 1
+
+
+class ElementType(Enum):
+    FLOAT = np.float32
+    INT32 = np.int32
+    INT64 = np.int64
+
+
+class HostEngine:
+    """TensorRT's ``ICudaEngine``, over an onnxruntime session."""
+
+    def __init__(self, session):
+        self.session = session
+        inputs = [(value, Mode.INPUT) for value in session.get_inputs()]
+        self.tensors = inputs + [(value, Mode.OUTPUT) for value in session.get_outputs()]
+        self.by_name = {value.name: (value, mode) for value, mode in self.tensors}
+        self.num_io_tensors = len(self.tensors)
+
+    def get_tensor_name(self, i):
+        return self.tensors[i][0].name
+
+    def get_tensor_mode(self, name):
+        return self.by_name[name][1]
+
+    def get_tensor_dtype(self, name):
+        kind = self.by_name[name][0].type
+        return {
+            "tensor(float)": ElementType.FLOAT,
+            "tensor(int32)": ElementType.INT32,
+            "tensor(int64)": ElementType.INT64,
+        }[kind]
+
+    def get_tensor_shape(self, name):
+        return [side if isinstance(side, int) else -1 for side in self.by_name[name][0].shape]
+
+
+class HostContext:
+    """TensorRT's ``IExecutionContext``: its work waits on the stream like any other."""
+
+    HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+    def __init__(self, engine):
+        self.engine, self.session = engine, engine.session
+        self.shapes, self.addresses = {}, {}
+        self.errors, self.runs, self._waiting = [], 0, []
+        self.refuses = False
+        self._driver = ctypes.CDLL("libcuda.so.1")
+
+    def set_input_shape(self, name, shape):
+        most = 3 * MAX_BATCH if name in ("boxes", "labels", "batch_index") else MAX_BATCH
+        fixed = self.engine.get_tensor_shape(name)[1:]
+        self.shapes[name] = tuple(shape)
+        return 1 <= shape[0] <= most and list(shape[1:]) == fixed
+
+    def set_tensor_address(self, name, address):
+        self.addresses[name] = address
+        return name in self.engine.by_name
+
+    def execute_async_v3(self, stream):
+        if self.refuses or set(self.addresses) != set(self.engine.by_name):
+            return False
+        shapes, addresses = dict(self.shapes), dict(self.addresses)
+        function = self.HOST_FUNCTION(lambda _: self._run(shapes, addresses))
+        self._waiting.append(function)
+        status = self._driver.cuLaunchHostFunc(ctypes.c_void_p(stream), function, None)
+        return status == 0
+
+    def _run(self, shapes, addresses):
+        try:
+            inputs = {name: self._at(addresses[name], name, shapes[name]) for name in shapes}
+            names = [value.name for value in self.session.get_outputs()]
+            for name, array in zip(names, self.session.run(names, inputs), strict=True):
+                self._at(addresses[name], name, array.shape)[...] = array
+            self.runs += 1
+        except Exception as error:
+            self.errors.append(error)
+
+    def _at(self, address, name, shape):
+        dtype = np.dtype(self.engine.get_tensor_dtype(name).value)
+        size = int(np.prod(shape)) * dtype.itemsize
+        return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
+
+
+def session(path):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, 1
+    return onnxruntime.InferenceSession(str(path), options)
+
+
+class Doubles:
+    """Opens a bundle's plans as doubles, and remembers them."""
+
+    def __init__(self):
+        self.contexts = []
+
+    def __call__(self, bundle, capability):
+        assert capability == (8, 9)
+        for path in filter(None, (bundle.detector, bundle.segmenter)):
+            engine = HostEngine(session(path))
+            self.contexts.append(HostContext(engine))
+            yield LoadedPlan(engine, self.contexts[-1], path.stem)

@@ -1,0 +1,275 @@
+"""The GPU engine on the host driver: real pycuda, real kernels, a double of TensorRT alone."""
+
+from __future__ import annotations
+
+import queue
+import threading
+
+import numpy as np
+import pytest
+from host_tensorrt import HEIGHT, MAX_BATCH, WIDTH, Doubles, make_bundle, session
+from msgspec.structs import replace
+
+from engines.cuda import Gpu, Stream
+from engines.errors import InputError
+from engines.image import NetworkImage
+from engines.result import keep_detections, to_instances
+from engines.tensorrt import TensorRTEngine
+from engines.tensorrt_plan import DeviceError, open_plans, why_not
+
+pytestmark = pytest.mark.host_gpu
+
+FEATURES = ("p2", "p3", "p4", "p5")
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return make_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture
+def doubles():
+    return Doubles()
+
+
+@pytest.fixture
+def engine(host_driver, bundle, doubles):
+    engine = TensorRTEngine(bundle, open_plans=doubles)
+    yield engine
+    engine.close()
+    assert [error for context in doubles.contexts for error in context.errors] == []
+
+
+def pictures(count, seed=0):
+    rng = np.random.default_rng(seed)
+    images = []
+    for i in range(count):
+        content = (HEIGHT - 2 * i, WIDTH - 3 * i)
+        pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+        pixels[: content[0], : content[1]] = rng.integers(120, 256, (*content, 3))
+        images.append(NetworkImage(pixels, content, (content[0] * 10, content[1] * 10)))
+    return images
+
+
+def reference(bundle, images, min_score):
+    """The same, one image at a time, straight through onnxruntime."""
+    from engines.engine import Detections
+
+    found = []
+    for image in images:
+        planar = image.pixels.transpose(2, 0, 1)[None].astype("f4")
+        sizes = np.array([image.content], "f4")
+        outputs = session(bundle.detector).run(None, {"images": planar, "sizes": sizes})
+        kept = keep_detections(*outputs[:3], min_score)
+        masks = None
+        if bundle.segmenter:
+            given = dict(zip(FEATURES, outputs[4:], strict=True))
+            given |= {"boxes": kept["boxes"], "labels": kept["labels"].astype("i8")}
+            masks = session(bundle.segmenter).run(
+                None, given | {"batch_index": kept["image_index"]}
+            )[0]
+        batch = Detections(images=[image], **kept, features=None, release=lambda: None)
+        found += to_instances(batch, masks)
+    return found
+
+
+def assert_same(found, wanted):
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one.boxes, other.boxes, rtol=1e-6)
+        np.testing.assert_allclose(one.scores, other.scores, rtol=1e-5)
+        np.testing.assert_array_equal(one.labels, other.labels)
+        assert (one.width, one.height) == (other.width, other.height)
+        if other.masks is not None:
+            np.testing.assert_allclose(one.masks.astype(int), other.masks.astype(int), atol=1)
+
+
+@pytest.mark.parametrize("count", [1, 2, MAX_BATCH])
+def test_a_batch_gives_what_its_images_give_alone(engine, bundle, count):
+    images = pictures(count)
+    found = engine.segment(engine.detect(images, 0.1))
+    wanted = reference(bundle, images, 0.1)
+    assert [len(one) for one in wanted] == [2] * count
+    assert_same(found, wanted)
+
+
+def test_batches_of_changing_size_follow_one_another(engine, bundle):
+    for seed, count in enumerate((4, 1, 3, 2, 1)):
+        images = pictures(count, seed)
+        found = engine.segment(engine.detect(images, 0.1))
+        assert_same(found, reference(bundle, images, 0.1))
+
+
+def test_nothing_found_runs_no_segmenter(engine, doubles):
+    found = engine.segment(engine.detect(pictures(2), 0.99))
+    assert [len(one) for one in found] == [0, 0]
+    assert found[0].masks.shape == (0, 28, 28)
+    assert doubles.contexts[1].runs == 0
+
+
+def test_a_model_without_a_mask_branch_passes_through(host_driver, tmp_path, doubles):
+    bundle = make_bundle(tmp_path / "boxes", with_masks=False)
+    engine = TensorRTEngine(bundle, open_plans=doubles)
+    images = pictures(2)
+    found = engine.segment(engine.detect(images, 0.1))
+    assert_same(found, reference(bundle, images, 0.1))
+    assert found[0].masks is None
+    engine.close()
+
+
+def test_pictures_go_up_as_bytes_and_only_boxes_and_crops_come_down(engine, host_driver):
+    before = host_driver.report()
+    engine.segment(engine.detect(pictures(2), 0.1))
+    after = host_driver.report()
+    boxes = 4  # two an image
+    down = 2 * 3 * (16 + 4 + 8) + boxes * 28 * 28 * 4
+    up = 2 * (HEIGHT * WIDTH * 3 + 8) + boxes * (16 + 8 + 4)
+    assert after["bytes down"] - before["bytes down"] == down
+    assert after["bytes up"] - before["bytes up"] == up
+    assert after["launches of preprocess_f32"] == 1
+
+
+def test_working_allocates_nothing(engine, host_driver):
+    def alive():
+        return {
+            n: c
+            for n, c in host_driver.report().items()
+            if "launches" not in n and "bytes" not in n
+        }
+
+    before = alive()
+    for seed in range(3):
+        engine.segment(engine.detect(pictures(2, seed), 0.1))
+    assert alive() == before
+
+
+def test_detection_and_masks_overlap_from_two_threads(engine, bundle):
+    batches = [pictures(1 + i % MAX_BATCH, seed=i) for i in range(12)]
+    waiting, found = queue.SimpleQueue(), []
+
+    def segment():
+        while (detections := waiting.get()) is not None:
+            found.append(engine.segment(detections))
+
+    thread = threading.Thread(target=segment)
+    thread.start()
+    for batch in batches:
+        waiting.put(engine.detect(batch, 0.1))
+    waiting.put(None)
+    thread.join()
+    for batch, instances in zip(batches, found, strict=True):
+        assert_same(instances, reference(bundle, batch, 0.1))
+
+
+def test_detections_keep_their_features_until_they_are_segmented(engine, bundle):
+    batches = [pictures(2, seed) for seed in range(3)]
+    held = [engine.detect(batch, 0.1) for batch in batches]  # the whole ring
+    for batch, detections in reversed(list(zip(batches, held, strict=True))):
+        assert_same(engine.segment(detections), reference(bundle, batch, 0.1))
+
+
+def test_a_full_ring_blocks_until_detections_are_released(engine):
+    held = [engine.detect(pictures(1), 0.1) for _ in range(3)]
+    done = threading.Event()
+
+    def detect():
+        engine.detect(pictures(1), 0.1).release()
+        done.set()
+
+    thread = threading.Thread(target=detect)
+    thread.start()
+    assert not done.wait(0.2)
+    held[0].release()
+    held[0].release()  # a second time is harmless: it frees no second slot
+    assert done.wait(20)
+    thread.join()
+    for detections in held[1:]:
+        detections.release()
+
+
+def test_a_forgotten_synchronisation_would_be_seen(engine, bundle, monkeypatch):
+    images = pictures(1)
+    monkeypatch.setattr(Stream, "wait", lambda self: None)
+    found = engine.detect(images, 0.1)
+    found.release()
+    (wanted,) = reference(bundle, images, 0.1)
+    assert len(found.scores) != len(wanted)
+
+
+def test_a_device_that_fails_in_mid_stream_stops_the_stage_and_frees_its_slot(
+    engine, bundle, host_driver
+):
+    engine.segment(engine.detect(pictures(1), 0.1))
+    waiting = engine.detect(pictures(1), 0.1)
+    host_driver.break_down()
+    for _ in range(5):  # more often than there are slots
+        with pytest.raises(DeviceError, match="the GPU failed to"):
+            engine.detect(pictures(1), 0.1)
+    with pytest.raises(DeviceError, match="the GPU failed to"):
+        engine.segment(waiting)
+    host_driver.break_down(0)
+    images = pictures(2)
+    assert_same(engine.segment(engine.detect(images, 0.1)), reference(bundle, images, 0.1))
+
+
+def test_a_plan_that_tensorrt_does_not_run_is_an_error_of_the_device(engine, doubles):
+    doubles.contexts[0].refuses = True
+    with pytest.raises(DeviceError, match="the detector could not be run"):
+        engine.detect(pictures(1), 0.1)
+    doubles.contexts[0].refuses = False
+    doubles.contexts[1].refuses = True
+    with pytest.raises(DeviceError, match="the segmenter could not be run"):
+        engine.segment(engine.detect(pictures(1), 0.1))
+
+
+@pytest.mark.parametrize("count", [0, MAX_BATCH + 1])
+def test_a_batch_of_a_size_that_the_plan_does_not_take_is_refused(engine, count):
+    with pytest.raises(ValueError, match="1 to 4"):
+        engine.detect(pictures(1) * count, 0.1)
+
+
+def test_an_image_of_another_size_is_refused(engine):
+    image = NetworkImage(np.zeros((32, 32, 3), np.uint8), (32, 32), (32, 32))
+    with pytest.raises(ValueError, match=r"\(64, 96\)"):
+        engine.detect([image], 0.1)
+
+
+def test_too_little_memory_is_said_and_nothing_stays_allocated(
+    host_driver, bundle, doubles, monkeypatch
+):
+    monkeypatch.setattr(Gpu, "free_bytes", lambda self: 100_000)
+    with pytest.raises(InputError, match=r"0 MB free.*smaller --size or --batch"):
+        TensorRTEngine(bundle, open_plans=doubles)
+
+
+def test_closing_twice_is_harmless(host_driver, bundle, doubles):
+    engine = TensorRTEngine(bundle, open_plans=doubles)
+    engine.close()
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"version": "0.1"}, "built with tensorrt_rtx 0.1"),
+        ({"version": None, "capabilities": ("12.0",)}, "for compute capability 12.0.*has 8.9"),
+        ({"version": None, "graph_sha256": "0"}, "the bundle's detector has changed"),
+    ],
+)
+def test_a_plan_that_does_not_fit_says_how_to_build_it_again(
+    host_driver, tmp_path, changes, reason
+):
+    trt = pytest.importorskip("tensorrt_rtx")
+    changes = {key: value or trt.__version__ for key, value in changes.items()}
+    bundle = make_bundle(tmp_path / "misfit", **changes)
+    with pytest.raises(InputError, match=rf"{reason}.*`maskcast build .* --size 64x96 --batch 4"):
+        TensorRTEngine(bundle)
+
+
+def test_a_bundle_without_plans_says_how_to_build_one(tmp_path, bundle):
+    bundle = type(bundle)(bundle.path, replace(bundle.manifest, plans=()))
+    with pytest.raises(InputError, match="maskcast build"):
+        TensorRTEngine(bundle)
+    with pytest.raises(InputError, match="maskcast build"):
+        list(open_plans(bundle, (8, 9)))
+    assert why_not(bundle) == "the bundle has no TensorRT plan"

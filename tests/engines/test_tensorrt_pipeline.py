@@ -1,0 +1,89 @@
+"""The whole pipeline on the GPU engine, on the host driver."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from host_tensorrt import MAX_BATCH, Doubles, make_bundle
+
+from engines.openvino import OpenVinoEngine
+from engines.tensorrt import TensorRTEngine
+from engines.tensorrt_plan import DeviceError
+from pipeline.config import make_config
+from pipeline.pipeline import Pipeline
+
+pytestmark = [pytest.mark.host_gpu, pytest.mark.timeout(120)]
+
+FRAMES = 40
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return make_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture
+def engine(host_driver, bundle):
+    engine = TensorRTEngine(bundle, open_plans=Doubles())
+    yield engine
+    engine.close()
+
+
+def configured(make_clip):
+    """Two clips whose pictures grow brighter: later ones score more."""
+    clips = [make_clip(f"{name}.mp4", frames=FRAMES) for name in "ab"]
+    return make_config({"sources": [{"url": str(clip)} for clip in clips], "publish": None})
+
+
+class Seen(dict):
+    """Instances by source and frame."""
+
+    def __call__(self, frame, instances, published):
+        self[frame.source, frame.index] = instances
+
+
+def test_every_frame_of_two_sources_gets_what_the_cpu_engine_finds(engine, bundle, make_clip):
+    config = configured(make_clip)
+    found, wanted = Seen(), Seen()
+    sizes = []
+    detect = engine.detect
+    engine.detect = lambda images, score: sizes.append(len(images)) or detect(images, score)
+    Pipeline(config, engine, on_frame=found).run()
+    cpu = OpenVinoEngine(bundle)
+    Pipeline(config, cpu, on_frame=wanted).run()
+    cpu.close()
+    assert len(found) == 2 * FRAMES
+    assert found.keys() == wanted.keys()
+    assert len({len(instances) for instances in found.values()}) > 1
+    assert max(sizes) > 1  # frames of both sources went up together
+    assert max(sizes) <= MAX_BATCH
+    for key, instances in found.items():
+        np.testing.assert_allclose(instances.boxes, wanted[key].boxes, atol=1e-3)
+        np.testing.assert_array_equal(instances.labels, wanted[key].labels)
+        difference = instances.masks.astype(int) - wanted[key].masks
+        assert np.abs(difference).max(initial=0) <= 1
+
+
+def test_stopping_in_mid_stream_leaves_nothing_on_the_device(engine, make_clip):
+    started = threading.Event()
+    pipeline = Pipeline(configured(make_clip), engine, on_frame=lambda *_: started.set())
+    pipeline.start()
+    assert started.wait(60)
+    pipeline.stop()
+    pipeline.join()  # the fixtures see to the rest: all slots are back, all memory is freed
+    assert engine._slots.qsize() == 3
+
+
+def test_a_device_that_fails_in_mid_stream_ends_the_run_with_its_error(
+    engine, make_clip, host_driver
+):
+    def fail(frame, instances, published):
+        if frame.index == 10:
+            host_driver.break_down()
+
+    with pytest.raises(DeviceError, match="the GPU failed to"):
+        Pipeline(configured(make_clip), engine, on_frame=fail).run()
+    host_driver.break_down(0)
+    assert engine._slots.qsize() == 3
