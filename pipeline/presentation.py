@@ -1,0 +1,41 @@
+"""PresentationClock: times that go on rising, from a stream whose own may do anything."""
+
+from __future__ import annotations
+
+LARGEST_STEP_S = 10.0
+"""A larger step between two pictures is taken for a jump of the stream's clock."""
+
+
+class PresentationClock:
+    """Gives every picture of a source a presentation time, seconds from 0, strictly rising.
+
+    Where the stream's own times rise, so do these, by the same steps. Where a time is missing,
+    repeats, goes back or jumps, as after a reconnect or a wrap, the step is the time that passed on
+    the receiver's clock, and later steps are the stream's again.
+    """
+
+    def __init__(self) -> None:
+        self._stream_s: float | None = None
+        self._arrival_s: float | None = None
+        self._time_s = 0.0
+
+    def time_s(self, stream_s: float | None, arrival_s: float) -> float:
+        """Return the time of the next picture.
+
+        Args:
+            stream_s: its time in the stream's clock, None where it has none.
+            arrival_s: when it arrived, seconds of a clock that never goes back.
+        """
+        if self._arrival_s is not None:
+            step_s = self._step_s(stream_s)
+            if step_s is None:
+                step_s = max(1e-3, arrival_s - self._arrival_s)
+            self._time_s += step_s
+        self._stream_s, self._arrival_s = stream_s, arrival_s
+        return self._time_s
+
+    def _step_s(self, stream_s: float | None) -> float | None:
+        if stream_s is None or self._stream_s is None:
+            return None
+        step_s = stream_s - self._stream_s
+        return step_s if 1e-6 < step_s <= LARGEST_STEP_S else None

@@ -1,0 +1,104 @@
+"""SourceState: what a source is doing, and which changes of it there can be. Knows no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class SourceState(StrEnum):
+    """What a source is doing."""
+
+    CONNECTING = "connecting"
+    STREAMING = "streaming"
+    STALLED = "stalled"
+    RECONNECTING = "reconnecting"
+    ENDED = "ended"
+
+
+_NEXT: dict[SourceState, frozenset[SourceState]] = {
+    SourceState.CONNECTING: frozenset(
+        {SourceState.STREAMING, SourceState.RECONNECTING, SourceState.ENDED}
+    ),
+    SourceState.STREAMING: frozenset(
+        {SourceState.STALLED, SourceState.RECONNECTING, SourceState.ENDED}
+    ),
+    SourceState.STALLED: frozenset(
+        {SourceState.STREAMING, SourceState.RECONNECTING, SourceState.ENDED}
+    ),
+    SourceState.RECONNECTING: frozenset({SourceState.STREAMING, SourceState.ENDED}),
+    SourceState.ENDED: frozenset(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StateChange:
+    """A source's new state.
+
+    Attributes:
+        state: the new state.
+        reason: why, one line without credentials; "" where it needs none.
+    """
+
+    state: SourceState
+    reason: str = ""
+
+
+OnStateChange = Callable[[StateChange], None]
+
+
+class StateMachine:
+    """Goes from state to state and tells of every change.
+
+    ``connecting`` becomes ``streaming`` with the first picture. Silence makes that ``stalled``, a
+    picture ends it. Whatever breaks makes it ``reconnecting``, until the next picture. A new reason
+    to be ``reconnecting`` is told too: first "connection refused", then "access denied".
+
+    Attributes:
+        state: the state now.
+        reconnects: how often it has been streaming again after it was reconnecting.
+
+    Args:
+        silence_s: streaming without a picture for so long is stalled, seconds.
+        on_change: called with every change, the first state included.
+    """
+
+    def __init__(self, silence_s: float, on_change: OnStateChange) -> None:
+        self._silence_s = silence_s
+        self._on_change = on_change
+        self._reason = ""
+        self._has_streamed = False
+        self.reconnects = 0
+        self.state = SourceState.CONNECTING
+        on_change(StateChange(SourceState.CONNECTING))
+
+    def picture(self) -> None:
+        """Note that a picture has come."""
+        if self.state is SourceState.STREAMING:
+            return
+        if self.state is SourceState.RECONNECTING and self._has_streamed:
+            self.reconnects += 1
+        self._has_streamed = True
+        self._become(SourceState.STREAMING)
+
+    def silent(self, for_s: float) -> None:
+        """Note that no picture has come for so many seconds."""
+        if self.state is SourceState.STREAMING and for_s >= self._silence_s:
+            self._become(SourceState.STALLED, f"no picture for {for_s:.1f} s")
+
+    def lost(self, reason: str) -> None:
+        """Note that a connection broke, or could not be made."""
+        if (self.state, self._reason) != (SourceState.RECONNECTING, reason):
+            self._become(SourceState.RECONNECTING, reason)
+
+    def end(self, reason: str) -> None:
+        """Note that nothing more will come."""
+        if self.state is not SourceState.ENDED:
+            self._become(SourceState.ENDED, reason)
+
+    def _become(self, state: SourceState, reason: str = "") -> None:
+        if state not in _NEXT[self.state] and state is not self.state:
+            raise RuntimeError(f"a source that is {self.state} cannot become {state}")
+        self.state, self._reason = state, reason
+        self._on_change(StateChange(state, reason))

@@ -1,0 +1,77 @@
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.source_state import SourceState, StateChange, StateMachine
+
+LEGAL = {
+    ("connecting", "streaming"),
+    ("connecting", "reconnecting"),
+    ("streaming", "stalled"),
+    ("streaming", "reconnecting"),
+    ("stalled", "streaming"),
+    ("stalled", "reconnecting"),
+    ("reconnecting", "streaming"),
+    ("reconnecting", "reconnecting"),
+}
+EVENTS = st.lists(
+    st.one_of(
+        st.just(("picture",)),
+        st.tuples(st.just("silent"), st.floats(0, 10)),
+        st.tuples(st.just("lost"), st.sampled_from(["refused", "denied"])),
+    ),
+    max_size=40,
+)
+
+
+@given(events=EVENTS)
+def test_every_change_is_legal_and_told_once(events) -> None:
+    told: list[StateChange] = []
+    machine = StateMachine(2.0, told.append)
+    for name, *arguments in events:
+        getattr(machine, name)(*arguments)
+        assert told[-1].state is machine.state
+    machine.end("stopped")
+    machine.end("stopped")
+    assert told[0] == StateChange(SourceState.CONNECTING)
+    assert told[-1] == StateChange(SourceState.ENDED, "stopped")
+    for before, after in pairwise(told[:-1]):
+        assert before != after
+        assert (before.state, after.state) in LEGAL
+    states = [change.state for change in told]
+    first = states.index(SourceState.STREAMING) if SourceState.STREAMING in states else len(states)
+    assert machine.reconnects == sum(
+        (before, after) == (SourceState.RECONNECTING, SourceState.STREAMING)
+        for before, after in pairwise(states[first:])
+    )
+
+
+def test_silence_stalls_after_its_time_and_the_next_picture_ends_it() -> None:
+    told: list[StateChange] = []
+    machine = StateMachine(2.0, told.append)
+    machine.silent(60.0)  # a source that has not begun is not stalled
+    machine.picture()
+    machine.silent(1.9)
+    assert machine.state is SourceState.STREAMING
+    machine.silent(2.1)
+    assert told[-1] == StateChange(SourceState.STALLED, "no picture for 2.1 s")
+    machine.silent(3.0)
+    machine.picture()
+    assert [change.state for change in told] == ["connecting", "streaming", "stalled", "streaming"]
+
+
+def test_a_new_reason_is_told_and_the_same_one_is_not() -> None:
+    told: list[StateChange] = []
+    machine = StateMachine(2.0, told.append)
+    for reason in ("refused", "refused", "denied", "denied"):
+        machine.lost(reason)
+    assert [change.reason for change in told] == ["", "refused", "denied"]
+
+
+def test_nothing_follows_the_end() -> None:
+    machine = StateMachine(2.0, lambda change: None)
+    machine.end("stopped")
+    with pytest.raises(RuntimeError, match="ended cannot become streaming"):
+        machine.picture()

@@ -1,0 +1,54 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.thinning import EveryNth, MaxFps
+
+
+@given(n=st.integers(1, 10), pictures=st.integers(0, 100))
+def test_one_of_n_is_kept_beginning_with_the_first(n: int, pictures: int) -> None:
+    thinning = EveryNth(n)
+    kept = [index for index in range(pictures) if thinning.keeps(0.0)]
+    assert kept == list(range(0, pictures, n))
+
+
+@given(
+    fps=st.floats(0.1, 120),
+    start_s=st.floats(-1e3, 1e3),
+    steps_s=st.lists(st.floats(0.0, 1.0), min_size=1, max_size=100),
+)
+def test_no_stretch_of_time_has_more_pictures_than_allowed(fps, start_s, steps_s) -> None:
+    thinning, time_s = MaxFps(fps), start_s
+    kept_s = [time_s] if thinning.keeps(time_s) else []
+    for step_s in steps_s:
+        time_s += step_s
+        if thinning.keeps(time_s):
+            kept_s.append(time_s)
+    assert kept_s[0] == start_s
+    for index, from_s in enumerate(kept_s):
+        for count, to_s in enumerate(kept_s[index:]):
+            assert count <= (to_s - from_s) * fps + 1.1 + 1e-3
+
+
+@pytest.mark.parametrize(
+    ("camera_fps", "fps", "expected"), [(30, 10, 100), (30, 30, 300), (25, 10, 100), (5, 10, 50)]
+)
+def test_a_steady_camera_is_thinned_to_the_rate_and_no_further(camera_fps, fps, expected) -> None:
+    thinning = MaxFps(fps)
+    kept = sum(thinning.keeps(index / camera_fps) for index in range(10 * camera_fps))
+    assert kept == pytest.approx(expected, abs=1)
+
+
+def test_a_camera_that_jitters_at_its_own_rate_loses_next_to_nothing() -> None:
+    thinning = MaxFps(10)
+    jitter_s = [0.0, 0.004, -0.004, 0.008, -0.008]
+    times_s = [index / 10 + jitter_s[index % 5] for index in range(100)]
+    assert sum(map(thinning.keeps, times_s)) >= 98
+
+
+def test_a_clock_that_goes_back_stops_nothing() -> None:
+    thinning = MaxFps(10)
+    assert thinning.keeps(1000.0)
+    assert thinning.keeps(0.0)
+    assert not thinning.keeps(0.05)
+    assert thinning.keeps(0.1)
