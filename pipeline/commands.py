@@ -1,4 +1,4 @@
-"""The run-time commands: run, watch, profile, demo."""
+"""The run-time commands: run, watch, profile, demo, keys."""
 
 from __future__ import annotations
 
@@ -32,6 +32,10 @@ def mount(app: typer.Typer) -> None:
     app.command()(watch)
     app.command()(profile)
     app.command()(demo)
+    keys = typer.Typer(help="Make keys for an encrypted publisher.")
+    keys.callback()(lambda: None)  # so that there is a command `new`, though it is the only one
+    keys.command("new")(new_keys)
+    app.add_typer(keys, name="keys", no_args_is_help=True)
 
 
 def run(
@@ -49,6 +53,14 @@ def run(
     wait_subscribers: Annotated[
         int | None,
         typer.Option(min=0, metavar="N", help="Hold the sources until each has so many."),
+    ] = None,
+    secret_key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Encrypt; the publisher's .key_secret, see keys new."),
+    ] = None,
+    allowed_clients: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Who may subscribe: a folder of .key files."),
     ] = None,
     limit: Limit = None,
     save: Annotated[
@@ -70,6 +82,8 @@ def run(
         "model.bundle": model,
         "publish.endpoint": publish,
         "publish.wait_subscribers": wait_subscribers,
+        "publish.curve.secret_key": None if secret_key is None else str(secret_key),
+        "publish.curve.allowed_clients": None if allowed_clients is None else str(allowed_clients),
         "outputs.save": None if save is None else str(save),
         "outputs.jsonl": None if jsonl is None else str(jsonl),
     }
@@ -97,6 +111,12 @@ def watch(
     timeout_s: Annotated[
         float, typer.Option(min=0, metavar="S", help="Give up when nothing comes for so long.")
     ] = 30.0,
+    server_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The publisher's .key, if it has keys.")
+    ] = None,
+    client_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Your .key_secret, see keys new.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a frame, a line each.")
     ] = False,
@@ -106,7 +126,14 @@ def watch(
     from pipeline.watch import print_json, show_table
 
     try:
-        with subscribe(endpoint, source, policy="all", timeout_s=timeout_s) as subscription:
+        with subscribe(
+            endpoint,
+            source,
+            policy="all",
+            timeout_s=timeout_s,
+            server_key=server_key,
+            client_key=client_key,
+        ) as subscription:
             if as_json:
                 print_json(subscription, limit)
             else:
@@ -164,3 +191,18 @@ def demo(
     from pipeline.demo import show
 
     show(source, limit)
+
+
+def new_keys(
+    name: Annotated[
+        Path, typer.Argument(help="Path without an ending: keys/server gives keys/server.key.")
+    ],
+) -> None:
+    """Make a key pair: NAME.key for everyone, NAME.key_secret for its owner alone.
+
+    The publisher and each subscriber need a pair of their own.
+    """
+    from pipeline.keys import new_keys as write_new_keys
+
+    public, secret = write_new_keys(name)
+    typer.echo(f"{public}  give it to the other side\n{secret}  keep it here, and secret")

@@ -35,15 +35,19 @@ class SourceConfig(
         policy: ``latest`` (a newer frame replaces one that waits; a file is played at its own
             speed, as a camera would be) or ``block`` (no frame is lost). Live sources have
             ``latest`` by default, files ``block``.
+        every_nth: take only the first picture of every so many.
+        max_fps: take no more than so many pictures per second.
         loop: begin a file again when it ends.
         rtsp_transport: how RTSP carries its packets.
         open_timeout_s: how long the source may take to answer.
-        read_timeout_s: how long a source that has answered may be silent.
+        read_timeout_s: a source that has answered and is silent for so long is opened anew.
     """
 
     url: Annotated[str, Meta(min_length=1)]
     name: SourceName | None = None
     policy: Policy | None = None
+    every_nth: Count = 1
+    max_fps: Annotated[float, Meta(gt=0, le=1000)] | None = None
     loop: bool = False
     rtsp_transport: Literal["tcp", "udp"] = "tcp"
     open_timeout_s: Seconds = 10.0
@@ -72,6 +76,18 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     score_threshold: Annotated[float, Meta(ge=0, le=1)] | None = None
 
 
+class CurveConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Encrypt what is published, and let only those subscribe who are known.
+
+    Attributes:
+        secret_key: the publisher's ``.key_secret`` file, as ``maskcast keys new`` makes it.
+        allowed_clients: a folder of subscribers' ``.key`` files, or a list of such files.
+    """
+
+    secret_key: Annotated[str, Meta(min_length=1)]
+    allowed_clients: Annotated[str, Meta(min_length=1)] | tuple[str, ...]
+
+
 class PublishConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where and how messages go out.
 
@@ -82,6 +98,7 @@ class PublishConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             absent.
         high_water_mark: messages kept for one slow subscriber before it loses some.
         wait_subscribers: start the sources when so many subscribers are there.
+        curve: keys; everyone who can connect may watch where absent.
     """
 
     endpoint: Annotated[str, Meta(min_length=1)] = "tcp://127.0.0.1:5555"
@@ -89,6 +106,7 @@ class PublishConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     jpeg_quality: Annotated[int, Meta(ge=1, le=100)] | None = None
     high_water_mark: Count = 256
     wait_subscribers: Annotated[int, Meta(ge=0)] = 0
+    curve: CurveConfig | None = None
 
 
 class OutputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -125,6 +143,7 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "sources": SourceConfig,
     "model": ModelConfig,
     "publish": PublishConfig,
+    "publish.curve": CurveConfig,
     "outputs": OutputConfig,
 }
 
@@ -210,7 +229,7 @@ def _explain(problem: str) -> str:
     text, _, place = problem.partition(" - at `$")
     key = place.rstrip("`").removeprefix(".")
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", text, re.DOTALL):
-        section = _SECTIONS.get(re.split(r"[.\[]", key)[0], Config)
+        section = _SECTIONS.get(key.partition("[")[0], Config)
         known = section.__struct_fields__
         near = difflib.get_close_matches(unknown[1], known, n=1)
         advice = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 
 from engines.errors import InputError
@@ -11,6 +12,9 @@ HEARTBEAT_MS = 1000
 
 DEAD_AFTER_MS = 3000
 """A peer that does not answer for so long is disconnected."""
+
+STALLED_AFTER_MS = 10_000
+"""A peer that takes in nothing of what is sent to it for so long is disconnected."""
 
 LONGEST_PATH = 107
 """Bytes of a socket file's path that fit in a ``sockaddr_un``."""
@@ -37,3 +41,12 @@ def check_endpoint(endpoint: str, example: str) -> str:
     elif scheme == "ipc" and 0 < len(address.encode()) <= LONGEST_PATH:
         return endpoint
     raise InputError(f"{endpoint[:200]!r} is no endpoint: use {example} or ipc:///path/to/socket")
+
+
+def is_loopback(endpoint: str) -> bool:
+    """Whether only this machine can reach a bound endpoint, given with its numeric address."""
+    scheme, _, address = endpoint.partition("://")
+    if scheme == "ipc":
+        return True
+    host = address.rpartition(":")[0].strip("[]").partition("%")[0]
+    return ipaddress.ip_address(host).is_loopback

@@ -18,6 +18,7 @@ from pipeline.config import PublishConfig
 from pipeline.frame import Frame
 from pipeline.inbox import Inbox
 from pipeline.infer import Seen
+from pipeline.keys import ServerKeys
 from pipeline.publisher import Publisher
 from pipeline.stage import Event, Report, Stage
 from pipeline.stats import RECORD, Meter
@@ -98,11 +99,16 @@ class PublishStage(Stage[Seen, None]):
     def open(self) -> None:
         """Bind the socket, and wait for those who want to see the first frame."""
         if self._config is not None:
+            curve = self._config.curve
+            keys = None
+            if curve is not None:
+                keys = ServerKeys.read(curve.secret_key, curve.allowed_clients)
             self._publisher = Publisher(
                 self._config.endpoint,
                 self._label_names,
                 masks=self._config.masks,
                 high_water_mark=self._config.high_water_mark,
+                keys=keys,
             )
             wanted = self._config.wait_subscribers
             while wanted and not self._start_reading.is_set():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket as posix_socket
 import time
@@ -15,8 +16,16 @@ import zmq
 
 from engines.errors import InputError
 from engines.instances import Instances
-from pipeline.endpoint import DEAD_AFTER_MS, HEARTBEAT_MS, check_endpoint
+from pipeline.authenticator import Authenticator
+from pipeline.endpoint import (
+    DEAD_AFTER_MS,
+    HEARTBEAT_MS,
+    STALLED_AFTER_MS,
+    check_endpoint,
+    is_loopback,
+)
 from pipeline.frame import Frame
+from pipeline.keys import ServerKeys
 from pipeline.wire import (
     EventHeader,
     EventMessage,
@@ -30,6 +39,14 @@ from pipeline.wire import (
 )
 
 LINGER_MS = 200
+
+LONGEST_SUBSCRIPTION = 128
+"""Bytes that a subscriber may send at once: topics are shorter, and longer ones cost memory."""
+
+LONGEST_HANDSHAKE = 512
+"""Likewise while CURVE is agreed upon."""
+
+_logger = logging.getLogger(__name__)
 
 _KEPT = {"labels": "labels", "size": "size", "state": "state", "ended": "state"}
 """Which events a late subscriber is told of, and whose place each takes among those kept."""
@@ -56,6 +73,8 @@ class Publisher:
         label_names: the model's; ``label_names[0]`` is the background.
         masks: the format that masks are sent in.
         high_water_mark: how many messages are held for a subscriber that is behind.
+        keys: encrypt, and let only those subscribe whose keys are allowed. None: neither; if others
+            than this machine can connect then, a warning is logged.
 
     Attributes:
         endpoint: where it can be reached, with the real port.
@@ -71,6 +90,7 @@ class Publisher:
         *,
         masks: MaskFormat = "crop_u8",
         high_water_mark: int = 256,
+        keys: ServerKeys | None = None,
     ) -> None:
         self._id = os.urandom(8).hex()
         self._label_names = list(label_names)
@@ -89,12 +109,22 @@ class Publisher:
         self._socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
         self._socket.set(zmq.HEARTBEAT_TIMEOUT, DEAD_AFTER_MS)
         self._socket.set(zmq.HEARTBEAT_TTL, DEAD_AFTER_MS)
-        self._socket.set(zmq.MAXMSGSIZE, 1024)  # a subscriber sends nothing but topics
+        self._socket.set(zmq.TCP_MAXRT, STALLED_AFTER_MS)
+        longest = LONGEST_SUBSCRIPTION if keys is None else LONGEST_HANDSHAKE
+        self._socket.set(zmq.MAXMSGSIZE, longest)
+        if keys is not None:
+            Authenticator(self._socket, keys)
         try:
             self.endpoint = _bind(self._socket, endpoint)
         except InputError:
             self.close()
             raise
+        if keys is None and not is_loopback(self.endpoint):
+            _logger.warning(
+                "%s: everyone in the network can watch; make keys with `maskcast keys new` and "
+                "name them under publish.curve, or publish on tcp://127.0.0.1:<port>",
+                self.endpoint,
+            )
 
     def __enter__(self) -> Self:
         return self

@@ -8,12 +8,14 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import zmq
 
 from engines.errors import InputError
 from pipeline.endpoint import DEAD_AFTER_MS, HEARTBEAT_MS, check_endpoint
+from pipeline.keys import ClientKeys
 from pipeline.ledger import Gap, Ledger, Tally
 from pipeline.published_frame import PublishedFrame, StreamEvent
 from pipeline.wire import (
@@ -58,6 +60,8 @@ def subscribe(
     until_ended: bool = True,
     high_water_mark: int = 256,
     max_part_bytes: int = 64 << 20,
+    server_key: str | Path | None = None,
+    client_key: str | Path | None = None,
 ) -> Subscription:
     """Receive what publishers see.
 
@@ -80,9 +84,11 @@ def subscribe(
         until_ended: end when every source has ended; if False, wait for it to come back.
         high_water_mark: how many messages are held for you under policy "all".
         max_part_bytes: a publisher that sends a longer part is disconnected.
+        server_key: the publisher's ``.key`` file, where it asks for keys.
+        client_key: your ``.key_secret`` file, as ``maskcast keys new`` made it.
 
     Raises:
-        InputError: an endpoint, a source name or the policy is wrong.
+        InputError: an endpoint, a source name, the policy or a key is wrong.
     """
     endpoints = (endpoints,) if isinstance(endpoints, str) else tuple(endpoints)
     if isinstance(sources, str):
@@ -93,6 +99,11 @@ def subscribe(
         raise InputError("no source to subscribe to: name one, or leave `sources` out for all")
     if not endpoints:
         raise InputError("no endpoint to subscribe to: use tcp://host:5555")
+    keys = None
+    if server_key is not None and client_key is not None:
+        keys = ClientKeys.read(server_key, client_key)
+    elif server_key is not None or client_key is not None:
+        raise InputError("keys go together: give the server's .key and the client's .key_secret")
     return Subscription(
         tuple(check_endpoint(endpoint, "tcp://host:5555") for endpoint in endpoints),
         None if sources is None else tuple(check_source_name(name) for name in sources),
@@ -102,6 +113,7 @@ def subscribe(
         until_ended=until_ended,
         high_water_mark=high_water_mark,
         max_part_bytes=max_part_bytes,
+        keys=keys,
     )
 
 
@@ -125,6 +137,7 @@ class Subscription:
         until_ended: bool,
         high_water_mark: int,
         max_part_bytes: int,
+        keys: ClientKeys | None,
     ) -> None:
         self._endpoints = endpoints
         self._sources = sources
@@ -134,6 +147,7 @@ class Subscription:
         self._until_ended = until_ended
         self._high_water_mark = high_water_mark
         self._max_part_bytes = max_part_bytes
+        self._keys = keys
         self._ledger = Ledger()
         self._changed = threading.Condition()  # guards everything below, and the ledger
         self._waiting: dict[object, _Arrival | StreamEvent] = {}  # in the order to hand out
@@ -159,6 +173,10 @@ class Subscription:
         socket.set(zmq.RECONNECT_IVL_MAX, 1000)
         socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
         socket.set(zmq.HEARTBEAT_TIMEOUT, DEAD_AFTER_MS)
+        if self._keys is not None:
+            socket.set(zmq.CURVE_SERVERKEY, self._keys.server)
+            socket.set(zmq.CURVE_PUBLICKEY, self._keys.own.public)
+            socket.set(zmq.CURVE_SECRETKEY, self._keys.own.secret)
         prefixes = [""] if self._sources is None else [f"{name}/" for name in self._sources]
         for prefix in prefixes:
             socket.subscribe(f"{VERSION}/{prefix}")
@@ -414,5 +432,6 @@ class Subscription:
         who = "any source" if self._sources is None else " or ".join(self._sources)
         where = ", ".join(self._endpoints)
         states = ", ".join(f"{name} is {state}" for name, state in self._ledger.states().items())
-        hint = states or "is maskcast running there, and is the source's name right?"
+        keys = "does it ask for keys?" if self._keys is None else "does it allow this client's key?"
+        hint = states or f"is maskcast running there, is the source's name right, and {keys}"
         return f"nothing from {who} at {where} for {timeout_s:g} s: {hint}"

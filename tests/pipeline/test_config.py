@@ -5,7 +5,15 @@ from rich.console import Console
 from rich.pretty import pprint
 
 from engines.errors import InputError
-from pipeline.config import Config, SourceConfig, load_config, make_config, name_sources, override
+from pipeline.config import (
+    Config,
+    CurveConfig,
+    SourceConfig,
+    load_config,
+    make_config,
+    name_sources,
+    override,
+)
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -148,3 +156,21 @@ def test_a_shipped_example_loads(path: Path) -> None:
 
 def test_examples_are_shipped() -> None:
     assert {path.stem for path in SHIPPED} >= {"camera", "cameras", "file"}
+
+
+def test_keys_are_configured_and_a_wrong_key_of_theirs_is_named() -> None:
+    source = {"sources": [{"url": "a.mp4"}]}
+    curve = {"secret_key": "server.key_secret", "allowed_clients": ["anna.key", "bert.key"]}
+    config = make_config(source | {"publish": {"curve": curve}})
+    assert config.publish is not None
+    assert config.publish.curve == CurveConfig(
+        secret_key="server.key_secret", allowed_clients=("anna.key", "bert.key")
+    )
+    changed = override(config, {"publish.curve.allowed_clients": "clients"})
+    assert changed.publish is not None
+    assert changed.publish.curve is not None
+    assert changed.publish.curve.allowed_clients == "clients"
+    with pytest.raises(InputError, match="secret_key"):
+        make_config(source | {"publish": {"curve": {"allowed_clients": "clients"}}})
+    with pytest.raises(InputError, match="did you mean 'allowed_clients'"):
+        make_config(source | {"publish": {"curve": curve | {"allowed_client": "x"}}})

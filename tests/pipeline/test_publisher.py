@@ -10,6 +10,7 @@ import zmq
 from engines.errors import InputError
 from engines.instances import Instances
 from pipeline.frame import Frame
+from pipeline.keys import ServerKeys, new_keys
 from pipeline.publisher import Publisher
 from pipeline.wire import EventMessage, InstancesMessage, decode
 
@@ -226,6 +227,31 @@ def test_what_is_no_subscription_is_ignored(publisher, connect):
 def test_a_free_port_is_reported(endpoint):
     with Publisher(endpoint, NAMES) as publisher:
         assert int(publisher.endpoint.rpartition(":")[2]) > 0
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "warned"),
+    [
+        ("tcp://*:0", True),
+        ("tcp://0.0.0.0:0", True),
+        ("tcp://[::]:0", True),
+        ("tcp://127.0.0.1:0", False),
+        ("tcp://localhost:0", False),
+        ("tcp://lo:0", False),
+        ("tcp://[::1]:0", False),
+    ],
+)
+def test_an_open_door_to_the_network_is_warned_of_in_one_line(endpoint, warned, caplog, tmp_path):
+    with Publisher(endpoint, NAMES):
+        pass
+    assert ["maskcast keys new" in line for line in caplog.messages] == [True] * warned
+    assert "\n" not in caplog.text.rstrip("\n")
+    caplog.clear()
+    new_keys(tmp_path / "server")
+    keys = ServerKeys.read(tmp_path / "server.key_secret", [f"{tmp_path}/server.key"])
+    with Publisher(endpoint, NAMES, keys=keys):
+        pass
+    assert not caplog.messages
 
 
 def test_a_socket_file_works_and_is_gone_afterwards(tmp_path, connect):

@@ -1,0 +1,168 @@
+"""Keys: CURVE key pairs in files, for who may publish and who may subscribe.
+
+The files are ZeroMQ certificates as CZMQ and pyzmq write and read them: ``name.key`` holds the
+public key and may be given to anyone, ``name.key_secret`` holds both and never leaves its machine.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import zmq
+import zmq.auth
+
+from engines.errors import InputError
+
+PUBLIC, SECRET = ".key", ".key_secret"
+
+_Z85_KEY = re.compile(rb"[0-9A-Za-z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """A CURVE25519 key pair, each key as 40 characters of Z85 (ZeroMQ's RFC 32)."""
+
+    public: bytes
+    secret: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerKeys:
+    """What a publisher needs: its own keys, and the public keys of those who may subscribe."""
+
+    own: KeyPair
+    allowed_clients: frozenset[bytes]
+
+    @classmethod
+    def read(cls, secret_key: str | Path, allowed_clients: str | Path | Sequence[str]) -> Self:
+        """Read them from files.
+
+        Args:
+            secret_key: the publisher's ``.key_secret`` file.
+            allowed_clients: a folder of ``.key`` files, or the files.
+
+        Raises:
+            InputError: a file cannot be read or is another one, others can read the secret, or
+                nobody is allowed.
+        """
+        return cls(read_key_pair(secret_key), read_allowed_clients(allowed_clients))
+
+
+@dataclass(frozen=True, slots=True)
+class ClientKeys:
+    """What a subscriber needs: its own keys, and the publisher's public key."""
+
+    own: KeyPair
+    server: bytes
+
+    @classmethod
+    def read(cls, server_key: str | Path, client_key: str | Path) -> Self:
+        """Read them from files.
+
+        Args:
+            server_key: the publisher's ``.key`` file.
+            client_key: the subscriber's ``.key_secret`` file.
+
+        Raises:
+            InputError: a file cannot be read or is another one, or others can read the secret.
+        """
+        return cls(read_key_pair(client_key), read_public_key(server_key))
+
+
+def new_keys(name: Path) -> tuple[Path, Path]:
+    """Make a key pair and write it to ``name.key`` (0644) and ``name.key_secret`` (0600).
+
+    Returns:
+        The two files, the public one first.
+
+    Raises:
+        InputError: one of them exists already, or cannot be written.
+    """
+    files = Path(f"{name}{PUBLIC}"), Path(f"{name}{SECRET}")
+    if name.is_dir() or not name.name:
+        raise InputError(f"{name} is a folder: name the pair too, as in {name / 'server'}")
+    for file in files:
+        if os.path.lexists(file):
+            raise InputError(f"{file} exists already: choose another name, or remove it")
+    public, secret = (key.decode("ascii") for key in zmq.curve_keypair())
+    text = f'metadata\ncurve\n    public-key = "{public}"\n'
+    try:
+        name.parent.mkdir(parents=True, exist_ok=True)
+        _write_new(files[1], f'{text}    secret-key = "{secret}"\n', 0o600)
+        _write_new(files[0], text, 0o644)
+    except OSError as error:
+        raise InputError(f"cannot write {error.filename}: {error.strerror}") from None
+    return files
+
+
+def read_public_key(path: str | Path) -> bytes:
+    """Read a public key: 40 characters of Z85.
+
+    Raises:
+        InputError: the file cannot be read, is no certificate, or holds a secret key, which does
+            not belong where only the public one is needed.
+    """
+    public, secret = _load(path)
+    if secret is not None:
+        raise InputError(f"{path} holds a secret key: give the public one, a {PUBLIC} file")
+    return public
+
+
+def read_key_pair(path: str | Path) -> KeyPair:
+    """Read a key pair from the file that holds its secret key.
+
+    Raises:
+        InputError: the file cannot be read, holds no secret key, or others can read it.
+    """
+    public, secret = _load(path)
+    if secret is None:
+        raise InputError(f"{path} holds no secret key: give the {SECRET} file")
+    if Path(path).stat().st_mode & 0o077:
+        raise InputError(f"others can read the secret key in {path}: chmod 600 {path}")
+    if zmq.curve_public(secret) != public:
+        raise InputError(f"the keys in {path} are no pair: make new ones with maskcast keys new")
+    return KeyPair(public, secret)
+
+
+def read_allowed_clients(where: str | Path | Sequence[str]) -> frozenset[bytes]:
+    """Read the public keys of those who may subscribe, from a folder of ``.key`` files or a list.
+
+    Raises:
+        InputError: one cannot be read, or there is none.
+    """
+    files: Sequence[str | Path]
+    if not isinstance(where, (str, Path)):
+        files = where
+    elif Path(where).is_dir():
+        files = sorted(Path(where).glob(f"*{PUBLIC}"))
+    else:
+        raise InputError(f"{where} is no folder: put the clients' {PUBLIC} files into one, or list")
+    if not files:
+        raise InputError(f"no client is allowed: put their {PUBLIC} files into {where}")
+    return frozenset(map(read_public_key, files))
+
+
+def _write_new(file: Path, text: str, mode: int) -> None:
+    """Write a file that must not exist, with its permissions from the first byte on."""
+    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(handle, "w", encoding="ascii") as stream:
+        os.fchmod(handle, mode)  # whatever the umask took away
+        stream.write(text)
+
+
+def _load(path: str | Path) -> tuple[bytes, bytes | None]:
+    try:
+        public, secret = zmq.auth.load_certificate(path)
+    except ValueError:
+        public, secret = b"", None
+    except OSError as error:
+        reason = error.strerror or "there is no such file"
+        raise InputError(f"cannot read the key {path}: {reason}") from None
+    if not all(_Z85_KEY.fullmatch(key) for key in (public, secret) if key is not None):
+        raise InputError(f"{path} is no key file: make one with maskcast keys new")
+    return public, secret

@@ -1,0 +1,170 @@
+import contextlib
+import logging
+import socket as posix_socket
+import time
+
+import av
+import numpy as np
+import pytest
+
+from engines.errors import InputError
+from engines.instances import Instances
+from pipeline import authenticator
+from pipeline.authenticator import LOCAL, UNKNOWN
+from pipeline.frame import Frame
+from pipeline.keys import ServerKeys, new_keys
+from pipeline.publisher import Publisher
+from pipeline.subscriber import subscribe
+
+NOTHING = Instances(
+    64,
+    48,
+    np.zeros((0, 4), np.float32),
+    np.zeros(0, np.float32),
+    np.zeros(0, np.int32),
+    np.zeros((0, 28, 28), np.uint8),
+)
+
+
+@pytest.fixture
+def keys(tmp_path):
+    """Makes key pairs by name: the path without its ending."""
+
+    def make(name):
+        new_keys(tmp_path / name)
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture
+def server(keys):
+    return keys("server")
+
+
+@pytest.fixture
+def friend(keys):
+    return keys("friend")
+
+
+@pytest.fixture(params=["tcp", "ipc"])
+def publisher(request, server, friend, tmp_path):
+    endpoint = {"tcp": "tcp://127.0.0.1:0", "ipc": f"ipc://{tmp_path}/socket"}[request.param]
+    allowed = ServerKeys.read(f"{server}.key_secret", [f"{friend}.key"])
+    with Publisher(endpoint, ("background",), keys=allowed) as publisher:
+        yield publisher
+
+
+def publish(publisher, index=0):
+    publisher.publish(Frame("cam1", index, None, time.time_ns(), av.VideoFrame(64, 48)), NOTHING)
+
+
+def refusals(caplog):
+    return [r.getMessage() for r in caplog.records if "refused" in r.getMessage()]
+
+
+def wait_for_refusal(publisher, caplog):
+    deadline = time.monotonic() + 5
+    while not refusals(caplog) and time.monotonic() < deadline:
+        publish(publisher)
+        time.sleep(0.01)
+
+
+def test_who_has_an_allowed_key_sees_everything_and_nobody_is_refused(
+    publisher, server, friend, caplog
+):
+    with subscribe(
+        publisher.endpoint,
+        policy="all",
+        server_key=f"{server}.key",
+        client_key=f"{friend}.key_secret",
+    ) as frames:
+        assert publisher.wait_for_subscribers(1, 5, ["cam1"])
+        for index in range(20):
+            publish(publisher, index)
+        assert [frames.receive().seq for _ in range(20)] == list(range(20))
+    assert not refusals(caplog)
+
+
+@pytest.mark.parametrize("wrong", ["client", "server", "none"])
+def test_who_has_a_wrong_key_or_none_sees_nothing_and_is_told_of_once(
+    publisher, server, friend, keys, caplog, wrong
+):
+    stranger = keys("stranger")
+    given = {
+        "client": {"server_key": f"{server}.key", "client_key": f"{stranger}.key_secret"},
+        "server": {"server_key": f"{stranger}.key", "client_key": f"{friend}.key_secret"},
+        "none": {},
+    }[wrong]
+    with caplog.at_level(logging.WARNING), subscribe(publisher.endpoint, **given) as frames:
+        wait_for_refusal(publisher, caplog)
+        time.sleep(0.7)  # it tries again and again
+        publish(publisher)
+        with pytest.raises(TimeoutError, match="key"):
+            frames.receive(0.2)
+        assert frames.tally.received == frames.tally.malformed == 0
+    assert publisher.subscribers("cam1") == 0
+    said = refusals(caplog)
+    by = "127.0.0.1" if publisher.endpoint.startswith("tcp") else LOCAL
+    assert said
+    assert len(set(said)) == len(said)
+    for line in said:
+        assert by in line or UNKNOWN in line
+        assert ("allowed" in line) == (wrong == "client")
+
+
+def test_strangers_from_many_addresses_do_not_fill_the_log(server, friend, caplog, monkeypatch):
+    monkeypatch.setattr(authenticator, "MOST_ADDRESSES", 3)
+    allowed = ServerKeys.read(f"{server}.key_secret", [f"{friend}.key"])
+    with Publisher("tcp://127.0.0.1:0", ("background",), keys=allowed) as publisher:
+        port = int(publisher.endpoint.rpartition(":")[2])
+        for number in range(1, 9):
+            source = (f"127.0.0.{number}", 0)
+            stranger = posix_socket.create_connection(("127.0.0.1", port), 5, source)
+            with stranger, contextlib.suppress(ConnectionError):
+                time.sleep(0.05)  # time to ask for the address
+                stranger.sendall(b"\xff" * 64)
+                while stranger.recv(4096):
+                    pass
+        deadline = time.monotonic() + 5
+        while len(refusals(caplog)) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.3)
+    *named, last = refusals(caplog)
+    assert len(set(named)) == len(named) == 3
+    assert "more than 3" in last
+
+
+@pytest.mark.parametrize("publisher", ["tcp"], indirect=True)
+def test_garbage_instead_of_a_handshake_hurts_nobody(publisher, server, friend):
+    port = int(publisher.endpoint.rpartition(":")[2])
+    for garbage in (
+        b"",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\xff" * 5000,
+        b"\xff" + bytes(8) + b"\x7f\x03",
+    ):
+        with posix_socket.create_connection(("127.0.0.1", port)) as stranger:
+            stranger.sendall(garbage)
+    friendly = {"server_key": f"{server}.key", "client_key": f"{friend}.key_secret"}
+    with subscribe(publisher.endpoint, **friendly) as frames:
+        assert publisher.wait_for_subscribers(1, 5, ["cam1"])
+        publish(publisher)
+        assert frames.receive().seq == 0
+
+
+def test_closing_frees_the_authenticator_too(server, friend):
+    allowed = ServerKeys.read(f"{server}.key_secret", [f"{friend}.key"])
+    endpoint = "tcp://127.0.0.1:0"
+    for _ in range(3):
+        start = time.monotonic()
+        with Publisher(endpoint, ("background",), keys=allowed) as publisher:
+            endpoint = publisher.endpoint
+        assert time.monotonic() - start < 1
+    with pytest.raises(InputError, match="cannot publish"):
+        Publisher("tcp://198.51.100.7:5555", ("background",), keys=allowed)
+
+
+def test_one_key_without_the_other_is_refused(server):
+    with pytest.raises(InputError, match="together"):
+        subscribe("tcp://127.0.0.1:9", server_key=f"{server}.key")

@@ -1,0 +1,98 @@
+"""Keys from the command line to the picture: real processes, real sockets."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import maskcast
+from engines.errors import InputError
+from pipeline.config import make_config
+from pipeline.pipeline import Pipeline
+
+ROOT = Path(maskcast.__file__).parent
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "maskcast", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+def run(folder: Path, *arguments: str) -> tuple[int, str, str]:
+    with start(folder, *arguments) as process:
+        output, errors = process.communicate(timeout=60)
+    return process.returncode, output, errors
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("server", "clients/anna"):
+        assert run(tmp_path, "keys", "new", name)[0] == 0
+    return tmp_path
+
+
+def published(folder: Path, endpoint: str) -> Any:
+    curve = {
+        "secret_key": str(folder / "server.key_secret"),
+        "allowed_clients": str(folder / "clients"),
+    }
+    publish = {"endpoint": endpoint, "wait_subscribers": 1, "curve": curve}
+    return make_config({"sources": [{"url": "test://64x48@25"}], "publish": publish})
+
+
+def test_a_key_pair_is_made_once_and_what_it_wrote_is_told(tmp_path: Path) -> None:
+    code, output, errors = run(tmp_path, "keys", "new", "server")
+    assert (code, errors) == (0, "")
+    assert "server.key " in output
+    assert "server.key_secret " in output
+    assert (tmp_path / "server.key_secret").stat().st_mode & 0o777 == 0o600
+    secret = (tmp_path / "server.key_secret").read_bytes()
+    code, output, errors = run(tmp_path, "keys", "new", "server")
+    assert (code, output) == (2, "")
+    assert errors == "maskcast: server.key exists already: choose another name, or remove it\n"
+    assert (tmp_path / "server.key_secret").read_bytes() == secret
+
+
+def test_watch_sees_an_encrypted_pipeline_with_its_key(
+    folder: Path, timed_engine: Any, free_port: int
+) -> None:
+    endpoint = f"tcp://127.0.0.1:{free_port}"
+    keys = ("--server-key", "server.key", "--client-key", "clients/anna.key_secret")
+    with start(folder, "watch", endpoint, "--json", *keys) as watching:
+        Pipeline(published(folder, endpoint), timed_engine(), limit=5).run()
+        output, errors = watching.communicate(timeout=60)
+    assert (watching.returncode, errors) == (0, "")
+    assert [json.loads(line)["seq"] for line in output.splitlines()] == list(range(5))
+
+
+def test_a_secret_that_others_can_read_stops_the_pipeline_and_the_watcher(
+    folder: Path, timed_engine: Any, free_port: int
+) -> None:
+    (folder / "server.key_secret").chmod(0o644)
+    (folder / "clients" / "anna.key_secret").chmod(0o644)
+    endpoint = f"tcp://127.0.0.1:{free_port}"
+    with pytest.raises(InputError, match="chmod 600"):
+        Pipeline(published(folder, endpoint), timed_engine()).run()
+    keys = ("--server-key", "server.key", "--client-key", "clients/anna.key_secret")
+    code, output, errors = run(folder, "watch", endpoint, *keys)
+    assert (code, output) == (2, "")
+    assert errors.endswith("chmod 600 clients/anna.key_secret\n")
+    assert len(errors.splitlines()) == 1
+
+
+def test_keys_are_given_to_run_by_flags_both_or_neither(folder: Path) -> None:
+    code, _, errors = run(folder, "run", "test://64x48@25", "--secret-key", "server.key_secret")
+    assert code == 2
+    assert errors == "maskcast: publish.curve: 'allowed_clients' is missing\n"
