@@ -36,7 +36,10 @@ def mount(app: typer.Typer) -> None:
 
 def build(
     checkpoint: Annotated[
-        str, typer.Argument(help="A checkpoint file, or the name of a torchvision one (COCO_V1).")
+        str,
+        typer.Argument(
+            help="A file, or torchvision's maskrcnn_resnet50_fpn_v2/COCO_V1 and its like."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The bundle's folder.")],
     backend: Annotated[Backend, typer.Option(help="What will run it.")] = Backend.openvino,
