@@ -25,6 +25,8 @@ class Backend(StrEnum):
 
     openvino = "openvino"
     onnxruntime = "onnxruntime"
+    tensorrt = "tensorrt"
+    tensorrt_rtx = "tensorrt_rtx"
 
 
 def mount(app: typer.Typer) -> None:
@@ -38,12 +40,15 @@ def build(
     checkpoint: Annotated[
         str,
         typer.Argument(
-            help="A file, or torchvision's maskrcnn_resnet50_fpn_v2/COCO_V1 and its like."
+            help="A file, or torchvision's maskrcnn_resnet50_fpn_v2/COCO_V1 and its like; for "
+            "TensorRT also a bundle, or default."
         ),
     ],
     out: Annotated[Path, typer.Option(help="The bundle's folder.")],
     backend: Annotated[Backend, typer.Option(help="What will run it.")] = Backend.openvino,
-    precision: Annotated[str, typer.Option(help="What it computes in: fp32 or bf16.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="What it computes in: fp32 or bf16; with TensorRT fp32, fp16, int8.")
+    ] = "fp32",
     size: Annotated[
         str,
         typer.Option(
@@ -55,9 +60,36 @@ def build(
     fp16_weights: Annotated[
         bool, typer.Option("--fp16-weights", help="Store the weights in half the space.")
     ] = False,
+    batch: Annotated[
+        int, typer.Option(min=1, max=64, help="TensorRT: the most pictures at once.")
+    ] = 1,
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(help="TensorRT-RTX: cards to build for, as 8.6; by default the one here."),
+    ] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option(help="TensorRT int8: folder of pictures to find ranges with.")
+    ] = None,
 ) -> None:
     """Turn a checkpoint into a bundle: a folder with a model that is ready to run."""
     shape = parse_size(size)
+    if backend in (Backend.tensorrt, Backend.tensorrt_rtx):
+        with _builder_extra():
+            from builder.tensorrt_command import build_for_tensorrt
+        built = build_for_tensorrt(
+            checkpoint,
+            out,
+            package=backend.value,
+            precision=precision,
+            size=shape,
+            name=name,
+            fp16_weights=fp16_weights,
+            max_batch=batch,
+            capabilities=compute_capability or (),
+            calibration=calibrate,
+        )
+        typer.echo(built.path)
+        return
     with _builder_extra():
         from builder.build import build as build_bundle
     from rich.console import Console

@@ -24,7 +24,7 @@ FEATURES = ("p2", "p3", "p4", "p5")
 _COMPUTES = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 # These only carry values on, or move them within the range of their inputs. Transpose and Gather
 # are left out on purpose: behind the last layer of each head they are the first step to float32.
-_CARRIES = {"Add", "Clip", "Flatten", "MaxPool", "Mul", "Pad", "Relu", "Reshape", "Resize"}
+CARRIES = {"Add", "Clip", "Flatten", "MaxPool", "Mul", "Pad", "Relu", "Reshape", "Resize"}
 # Inputs that are shapes, scales, axes: never cast.
 _INTEGER_OR_FLOAT32_INPUTS = {"Resize": (1, 2, 3), "Reshape": (1,), "Pad": (1, 3)}
 _HALF_MAX = float(np.finfo(np.float16).max)
@@ -181,7 +181,7 @@ def _fits_half(
     """Whether a node can compute in float16."""
     if node.op_type == "MultiscaleRoiAlign":
         return node.input[0] in half
-    if node.op_type in _CARRIES:
+    if node.op_type in CARRIES:
         if not all(node.input[i] in half or node.input[i] in floats for i in data):
             return False
         if not any(node.input[i] in half for i in data):

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,9 +27,20 @@ from builder.precision import (
     halve,
     widen_weights,
 )
+from builder.quantization import quantise_bundle
 from builder.tensorrt_process import Built, Event, Failure, Progress, Request
-from engines.bundle import MANIFEST, Bundle, FixedInput, Manifest, open_bundle, sha256
+from engines.bundle import (
+    MANIFEST,
+    Bundle,
+    FixedInput,
+    GraphFile,
+    Graphs,
+    Manifest,
+    open_bundle,
+    sha256,
+)
 from engines.errors import InputError
+from engines.image import NetworkImage
 from engines.plan import Package, Plan
 from engines.plugins.driver import compute_capability
 from engines.plugins.operator import OPERATORS, VERSION
@@ -119,6 +130,7 @@ def rebuild(
     package: Package,
     precision: Precision,
     size: tuple[int, int],
+    calibration: Iterable[NetworkImage] = (),
     **options: Any,
 ) -> Bundle:
     """Make a TensorRT bundle of a bundle's portable graphs; neither checkpoint nor torch is needed.
@@ -129,11 +141,19 @@ def rebuild(
         package: what builds, and will run it.
         precision: what it computes in.
         size: height and width of the network's input, multiples of 32.
+        calibration: pictures to find int8's ranges with; the graphs of the new bundle are then
+            the quantised ones. Not needed where those of ``bundle`` are quantised.
         options: of ``build_plans``.
 
     Raises:
         InputError: see ``build_plans``.
     """
+    if (
+        out.exists()
+        and not (out / MANIFEST).is_file()
+        and not (out.is_dir() and not any(out.iterdir()))
+    ):
+        raise InputError(f"{out}: exists and is not a bundle; give another folder")
     shape = FixedInput(*size, bundle.manifest.input.pad_value)
     manifest = replace(bundle.manifest, backend=package, precision=precision, input=shape, plans=())
     out.mkdir(parents=True, exist_ok=True)
@@ -141,6 +161,10 @@ def rebuild(
         folder = Path(scratch)
         for graph in filter(None, (bundle.detector, bundle.segmenter)):
             shutil.copyfile(graph, folder / graph.name)
+        images = list(calibration)
+        if precision == "int8" and images:
+            quantise_bundle(bundle, folder, images)
+            manifest = replace(manifest, graphs=_hashed(manifest.graphs, folder))
         manifest = build_plans(folder, manifest, **options)
         content = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
         (folder / MANIFEST).write_bytes(content + b"\n")
@@ -171,6 +195,13 @@ def prepare_graph(
     if precision == "fp16":
         halve(model)
     return model
+
+
+def _hashed(graphs: Graphs, folder: Path) -> Graphs:
+    def again(graph: GraphFile) -> GraphFile:
+        return GraphFile(graph.file, sha256(folder / graph.file))
+
+    return Graphs(again(graphs.detector), graphs.segmenter and again(graphs.segmenter))
 
 
 def _package(manifest: Manifest) -> Package:

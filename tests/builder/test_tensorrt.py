@@ -6,6 +6,7 @@ import os
 from importlib.util import find_spec
 
 import msgspec
+import numpy as np
 import onnx
 import pytest
 from msgspec.structs import replace
@@ -25,6 +26,7 @@ from engines.bundle import (
     sha256,
 )
 from engines.errors import InputError
+from engines.image import NetworkImage
 from engines.plugins.driver import compute_capability
 
 needs_rtx = pytest.mark.skipif(
@@ -72,18 +74,21 @@ def build_tiny(bundle, **options):
     return build_plans(bundle.path, bundle.manifest, **options)
 
 
-@pytest.fixture(scope="module", params=["fp32", "fp16"])
+@pytest.fixture(scope="module", params=["fp32", "fp16", "int8"])
 def default_plans(request, tmp_path_factory):
     """The default model, built for three generations of cards: bundle, reports, progress."""
     out = tmp_path_factory.mktemp("plans") / request.param
     built: dict[str, Built] = {}
     progress: list[tuple[str, int, int]] = []
+    noise = np.random.default_rng(0).integers(0, 256, (2, 160, 256, 3), np.uint8)
+    calibration = [NetworkImage(pixels, (160, 256), (160, 256)) for pixels in noise]
     bundle = rebuild(
         open_bundle("default"),
         out,
         package="tensorrt_rtx",
         precision=request.param,
         size=(160, 256),
+        calibration=calibration,
         max_batch=4,
         capabilities=("8.6", "8.9", "12.0"),
         report=lambda *step: progress.append(step),
@@ -97,7 +102,7 @@ def default_plans(request, tmp_path_factory):
 class TestDefaultModel:
     def test_it_builds_with_the_plugins_in_place(self, default_plans):
         bundle, built, _ = default_plans
-        features = "FLOAT" if bundle.manifest.precision == "fp32" else "HALF"
+        features = "HALF" if bundle.manifest.precision == "fp16" else "FLOAT"
         pooling = (features,) * 4 + ("FLOAT", "INT32")
         nms = ("FLOAT", "FLOAT", "INT32")
         assert sorted(built["detector"].plugins.values()) == sorted([nms, nms, pooling])
@@ -106,14 +111,21 @@ class TestDefaultModel:
 
     def test_every_convolution_and_product_computes_in_the_precision_asked_for(self, default_plans):
         bundle, built, _ = default_plans
-        wanted = "FLOAT" if bundle.manifest.precision == "fp32" else "HALF"
+        wanted = "HALF" if bundle.manifest.precision == "fp16" else "FLOAT"
         assert set(built["detector"].computes_in) == {wanted}
         assert set(built["segmenter"].computes_in) == {wanted}
         assert built["detector"].computes_in[wanted] > 70
 
+    def test_int8_reaches_tensorrt_as_quantised_layers(self, default_plans):
+        bundle, built, _ = default_plans
+        quantised = bundle.manifest.precision == "int8"
+        # One for each input of 70 convolutions and products, some of which are shared.
+        assert (built["detector"].layers.get("QUANTIZE", 0) > 50) == quantised
+        assert (built["segmenter"].layers.get("DEQUANTIZE", 0) == 8) == quantised
+
     def test_features_pass_between_the_graphs_in_one_type_and_boxes_in_float32(self, default_plans):
         bundle, built, _ = default_plans
-        features = "FLOAT" if bundle.manifest.precision == "fp32" else "HALF"
+        features = "HALF" if bundle.manifest.precision == "fp16" else "FLOAT"
         detector, segmenter = built["detector"].tensors, built["segmenter"].tensors
         for name in ("p2", "p3", "p4", "p5"):
             assert detector[name] == segmenter[name] == features
@@ -128,14 +140,14 @@ class TestDefaultModel:
         assert detector.version == built["detector"].version
         assert (detector.height, detector.width, detector.max_batch) == (160, 256, 4)
         assert segmenter.max_boxes == 400
-        assert detector.graph_sha256 == sha256(default_bundle() / "detector.onnx")
+        assert detector.graph_sha256 == sha256(bundle.detector)
         assert detector.plugins == {"MultiscaleRoiAlign": "1", "GroupedNms": "1"}
         assert bundle.manifest.input == FixedInput(160, 256, bundle.manifest.input.pad_value)
 
-    def test_half_the_precision_makes_a_smaller_plan(self, default_plans):
+    def test_less_precision_makes_a_smaller_plan(self, default_plans):
         bundle, built, _ = default_plans
         megabytes = built["detector"].plan_bytes / 1e6
-        low, high = (15, 24) if bundle.manifest.precision == "fp16" else (25, 45)
+        low, high = (25, 45) if bundle.manifest.precision == "fp32" else (12, 24)
         assert low < megabytes < high
         assert (bundle.path / "detector.plan").stat().st_size == built["detector"].plan_bytes
 

@@ -1,0 +1,218 @@
+"""Post-training int8: ranges from the user's pictures, written into the graph as Q/DQ nodes.
+
+Weights are symmetric, one scale an output channel; activations symmetric, one scale a tensor: what
+TensorRT and OpenVINO both take. The last layer of each head and the products that make masks stay
+in float: their error would go straight into boxes, scores and outlines.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from builder.precision import CARRIES, FEATURES, fold_batch_norms, widen_weights
+from engines.bundle import Bundle
+from engines.errors import InputError
+from engines.image import NetworkImage
+
+Sample = Mapping[str, NDArray[Any]]
+
+PERCENTILE = 99.99
+"""Of the absolute values of an activation; what lies above is clipped."""
+_QUANTISED = {"Conv", "Gemm"}
+_LEVELS = 127
+
+
+def quantise(model: ModelProto, samples: Iterable[Sample]) -> None:
+    """Write Q/DQ nodes around convolutions and products, in place.
+
+    Args:
+        model: float32, behind ``widen_weights`` and ``fold_batch_norms``.
+        samples: inputs of the graph; their activations give the ranges.
+
+    Raises:
+        InputError: there is no sample.
+    """
+    targets = _targets(model)
+    ranges = _ranges(model, {node.input[0] for node in targets}, samples)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    chosen = {node.output[0] for node in targets}
+    nodes: list[NodeProto] = []
+    made: set[str] = set()
+    for node in model.graph.node:
+        if node.output[0] in chosen:
+            data, weight = node.input[0], node.input[1]
+            if data not in made:
+                nodes += _around_activation(model, data, ranges[data])
+            if weight not in made:
+                nodes.append(_around_weight(model, weights[weight]))
+            made |= {data, weight}
+            node.input[0], node.input[1] = f"{data}/int8/float32", f"{weight}/float32"
+        nodes.append(node)
+    used = {name for node in nodes for name in node.input}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
+    model.graph.node.extend(copies)
+    model.graph.initializer.extend(kept)
+
+
+def quantise_bundle(bundle: Bundle, folder: Path, images: Iterable[NetworkImage]) -> None:
+    """Quantise a bundle's graphs into a folder that holds copies of them.
+
+    Args:
+        bundle: of any backend; its float graphs are read.
+        folder: gets the quantised files under the same names.
+        images: pictures like those that the model will see, 32 or more; any size.
+
+    Raises:
+        InputError: there is no image.
+    """
+    model = _float_model(bundle.detector)
+    samples: list[Sample] = [
+        {
+            "images": image.pixels.transpose(2, 0, 1)[None].astype(np.float32),
+            "sizes": np.array([image.content], np.float32),
+        }
+        for image in images
+    ]
+    if bundle.segmenter is not None:
+        segmenter = _float_model(bundle.segmenter)
+        quantise(segmenter, _segmenter_samples(model, samples))
+        onnx.save(segmenter, folder / bundle.segmenter.name)
+    quantise(model, samples)
+    onnx.save(model, folder / bundle.detector.name)
+
+
+def _float_model(path: Path) -> ModelProto:
+    model = onnx.load(path)
+    widen_weights(model)
+    fold_batch_norms(model)
+    return model
+
+
+def _segmenter_samples(detector: ModelProto, samples: Iterable[Sample]) -> Iterable[Sample]:
+    """Give what the detector finds, unlikely boxes included; of an empty picture, all of it."""
+    session = _session(detector)
+    names = [output.name for output in detector.graph.output]
+    for sample in samples:
+        found = dict(zip(names, session.run(names, dict(sample)), strict=True))
+        count = min(int(found["counts"][0]), 30)
+        height, width = sample["sizes"][0]
+        everything = np.array([[0, 0, width, height]], np.float32)
+        yield {
+            **{name: found[name] for name in FEATURES},
+            "boxes": found["boxes"][0, :count] if count else everything,
+            "labels": found["labels"][0, :count] if count else np.ones(1, np.int64),
+            "batch_index": np.zeros(max(count, 1), np.int32),
+        }
+
+
+def _targets(model: ModelProto) -> list[NodeProto]:
+    """Convolutions and products with constant weights whose output enters another one."""
+    readers: defaultdict[str, list[NodeProto]] = defaultdict(list)
+    for node in model.graph.node:
+        for name in node.input:
+            readers[name].append(node)
+    features = {output.name for output in model.graph.output} & set(FEATURES)
+    computes = {*_QUANTISED, "ConvTranspose", "MultiscaleRoiAlign"}
+
+    def goes_on(name: str, seen: set[str]) -> bool:
+        if name in features:
+            return True
+        seen.add(name)
+        return any(
+            node.op_type in computes
+            or (
+                node.op_type in CARRIES
+                and node.output[0] not in seen
+                and goes_on(node.output[0], seen)
+            )
+            for node in readers[name]
+        )
+
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return [
+        node
+        for node in model.graph.node
+        if node.op_type in _QUANTISED
+        and node.input[1] in constants
+        and node.input[0] not in constants
+        and goes_on(node.output[0], set())
+    ]
+
+
+def _ranges(model: ModelProto, names: set[str], samples: Iterable[Sample]) -> dict[str, float]:
+    """Largest of the samples' percentiles, by name of the value."""
+    watched = ModelProto.FromString(model.SerializeToString())
+    present = {output.name for output in watched.graph.output}
+    for name in sorted(names - present - {value.name for value in watched.graph.input}):
+        watched.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    session = _session(watched)
+    ranges = dict.fromkeys(names, 0.0)
+    outputs = [name for name in names if name in {o.name for o in session.get_outputs()}]
+    count = 0
+    for sample in samples:
+        count += 1
+        found = dict(zip(outputs, session.run(outputs, dict(sample)), strict=True))
+        for name in names:
+            values = np.abs(found[name] if name in found else sample[name])
+            if values.size:
+                ranges[name] = max(ranges[name], float(np.percentile(values, PERCENTILE)))
+    if count == 0:
+        raise InputError("int8 needs pictures to calibrate with, and there is none")
+    return ranges
+
+
+def _session(model: ModelProto) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # Fusions may take away the values that are watched.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def _around_activation(model: ModelProto, name: str, largest: float) -> list[NodeProto]:
+    scale = np.float32(max(largest, 1e-8) / _LEVELS)
+    model.graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.array(scale), f"{name}/scale"),
+            numpy_helper.from_array(np.zeros((), np.int8), f"{name}/zero"),
+        ]
+    )
+    constants = [f"{name}/scale", f"{name}/zero"]
+    low, back = f"{name}/int8", f"{name}/int8/float32"
+    return [
+        helper.make_node("QuantizeLinear", [name, *constants], [low], name=low),
+        helper.make_node("DequantizeLinear", [low, *constants], [back], name=back),
+    ]
+
+
+def _around_weight(model: ModelProto, weight: TensorProto) -> NodeProto:
+    values = numpy_helper.to_array(weight)
+    largest = np.abs(values).reshape(len(values), -1).max(axis=1)
+    scales = (np.maximum(largest, 1e-8) / _LEVELS).astype(np.float32)
+    per_channel = scales.reshape(-1, *([1] * (values.ndim - 1)))
+    low = np.clip(np.rint(values / per_channel), -_LEVELS, _LEVELS).astype(np.int8)
+    name = weight.name
+    model.graph.initializer.extend(
+        [
+            numpy_helper.from_array(low, f"{name}/int8"),
+            numpy_helper.from_array(scales, f"{name}/scale"),
+            numpy_helper.from_array(np.zeros(len(scales), np.int8), f"{name}/zero"),
+        ]
+    )
+    inputs = [f"{name}/int8", f"{name}/scale", f"{name}/zero"]
+    return helper.make_node(
+        "DequantizeLinear", inputs, [f"{name}/float32"], name=f"{name}/float32", axis=0
+    )

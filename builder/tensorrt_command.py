@@ -1,0 +1,129 @@
+"""``maskcast build --backend tensorrt``: from a checkpoint or a bundle, with a bar and a report."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from builder.tensorrt import Precision, rebuild
+from builder.tensorrt_process import Built
+from engines.bundle import DEFAULT, MANIFEST, Bundle, FixedInput, open_bundle
+from engines.errors import InputError
+from engines.image import NetworkImage, fit_image
+from engines.plan import Package
+
+_PRECISIONS: dict[str, Precision] = {"fp32": "fp32", "fp16": "fp16", "int8": "int8"}
+_PACKAGES: dict[str, Package] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt_rtx"}
+_MOST_PICTURES = 200
+"""Pictures read for calibration; ranges hardly move after so many."""
+
+
+def build_for_tensorrt(
+    checkpoint: str,
+    out: Path,
+    *,
+    package: str,
+    precision: str,
+    size: tuple[int, int] | int,
+    name: str | None,
+    fp16_weights: bool,
+    max_batch: int,
+    capabilities: Sequence[str],
+    calibration: Path | None,
+) -> Bundle:
+    """Build a TensorRT bundle and say on standard error how it went.
+
+    Args:
+        checkpoint: a file or name as ``builder.build.build`` takes it, or a bundle, or "default".
+        out: the bundle's folder.
+        package: "tensorrt" or "tensorrt_rtx".
+        precision: "fp32", "fp16" or "int8".
+        size: height and width of the network's input.
+        name: of the model; kept from a bundle, by default.
+        fp16_weights: store the portable graphs' weights in half the space.
+        max_batch: the most pictures at once.
+        capabilities: compute capabilities to build for.
+        calibration: folder of pictures for int8.
+
+    Raises:
+        InputError: see ``builder.tensorrt.build_plans``.
+    """
+    if precision not in _PRECISIONS:
+        raise InputError(f"precision {precision}: {package} computes in fp32, fp16 or int8")
+    if isinstance(size, int):
+        raise InputError(
+            f"--size {size}: TensorRT builds for one size of the input: give HEIGHTxWIDTH"
+        )
+    images = () if calibration is None else read_pictures(calibration, size)
+    console = Console(stderr=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        if checkpoint == DEFAULT or (Path(checkpoint) / MANIFEST).is_file():
+            bundle = open_bundle(checkpoint)
+        else:
+            from builder.build import build
+
+            with console.status("exporting"):
+                bundle = build(
+                    checkpoint,
+                    Path(scratch) / out.name,
+                    backend="onnxruntime",
+                    size=size,
+                    name=name,
+                    fp16_weights=fp16_weights,
+                )
+        columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+        with Progress(*columns, console=console, transient=True) as progress:
+            bar = progress.add_task("preparing", total=None)
+
+            def report(phase: str, done: int, total: int) -> None:
+                progress.update(bar, description=phase, completed=done, total=total)
+
+            def built(graph: str, outcome: Built) -> None:
+                memory_mb = outcome.peak_rss_bytes / 1e6
+                console.print(
+                    f"{graph}: {outcome.plan_bytes / 1e6:.1f} MB in {outcome.build_s:.1f} s, "
+                    f"peak memory {memory_mb:.0f} MB, {package} {outcome.version}"
+                )
+
+            return rebuild(
+                bundle,
+                out,
+                package=_PACKAGES[package],
+                precision=_PRECISIONS[precision],
+                size=size,
+                calibration=images,
+                max_batch=max_batch,
+                capabilities=capabilities,
+                report=report,
+                built=built,
+            )
+
+
+def read_pictures(folder: Path, size: tuple[int, int]) -> list[NetworkImage]:
+    """Read up to 200 pictures of a folder as the network would see them.
+
+    Raises:
+        InputError: there is no such folder, or no picture in it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder of pictures")
+    shape, images = FixedInput(*size), []
+    for path in sorted(folder.iterdir()):
+        try:
+            with Image.open(path) as picture:
+                rgb = np.array(picture.convert("RGB"))
+        except (UnidentifiedImageError, OSError):
+            continue  # captions, folders and the like may lie beside the pictures
+        images.append(fit_image(av.VideoFrame.from_ndarray(rgb, "rgb24"), 0, shape))
+        if len(images) == _MOST_PICTURES:
+            break
+    if not images:
+        raise InputError(f"{folder}: holds no picture")
+    return images

@@ -1,0 +1,104 @@
+"""Quantised graphs compute nearly what they computed, and say int8 where they should."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from builder.quantization import quantise
+from engines.errors import InputError
+
+HEAD = """
+<ir_version: 10, opset_import: ["" : 18]>
+head (float[batch, 3, 32, 32] images) => (float[batch, 8, 16, 16] p2, float[batch, 2] logits)
+<float[8, 3, 3, 3] first, float[8, 8, 3, 3] second, float[16, 512] third, float[2, 16] last>
+{
+    a = Conv <pads: ints = [1, 1, 1, 1]> (images, first)
+    b = Relu (a)
+    c = MaxPool <kernel_shape: ints = [2, 2], strides: ints = [2, 2]> (b)
+    p2 = Conv <pads: ints = [1, 1, 1, 1]> (c, second)
+    d = MaxPool <kernel_shape: ints = [2, 2], strides: ints = [2, 2]> (p2)
+    e = Flatten (d)
+    f = Gemm <transB: int = 1> (e, third)
+    g = Relu (f)
+    logits = Gemm <transB: int = 1> (g, last)
+}
+"""
+
+
+def head():
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model(HEAD)
+    shapes = {"first": (8, 3, 3, 3), "second": (8, 8, 3, 3), "third": (16, 512), "last": (2, 16)}
+    del model.graph.initializer[:]
+    for name, shape in shapes.items():
+        values = rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+        model.graph.initializer.append(numpy_helper.from_array(values.astype("f4"), name))
+    return model
+
+
+def sample(seed):
+    rng = np.random.default_rng(seed)
+    return {"images": rng.uniform(-2, 2, (2, 3, 32, 32)).astype("f4")}
+
+
+def run(model, inputs):
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    return session.run(["p2", "logits"], inputs)
+
+
+def producers(model):
+    return {name: node for node in model.graph.node for name in node.output}
+
+
+def test_results_stay_within_a_few_percent():
+    model = head()
+    before = run(model, sample(99))
+    quantise(model, [sample(i) for i in range(4)])
+    for one, other in zip(run(model, sample(99)), before, strict=True):
+        assert np.abs(one - other).mean() < 0.02 * np.abs(other).max()
+        assert not np.array_equal(one, other)
+
+
+def test_all_but_the_last_layer_read_int8():
+    model = head()
+    quantise(model, [sample(0)])
+    made_by = producers(model)
+    layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
+    kinds = [[made_by[name].op_type if name in made_by else "constant" for name in node.input[:2]]
+             for node in layers]  # fmt: skip
+    assert kinds == [["DequantizeLinear"] * 2] * 3 + [["Relu", "constant"]]
+
+
+def test_weights_are_stored_as_int8_with_a_scale_for_each_output_channel():
+    model = head()
+    quantise(model, [sample(0)])
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    assert stored["second/int8"].data_type == TensorProto.INT8
+    assert list(stored["second/scale"].dims) == [8]
+    assert "second" not in stored
+    weight = numpy_helper.to_array(stored["second/int8"])
+    assert np.abs(weight).reshape(8, -1).max(axis=1).tolist() == [127] * 8
+
+
+def test_a_rare_peak_does_not_widen_the_range():
+    model, calm = head(), head()
+    peak = sample(0)
+    peak["images"] = np.tile(peak["images"], (40, 1, 1, 1))
+    quantise(calm, [peak])
+    peak = {"images": peak["images"].copy()}
+    peak["images"][0, 0, 0, 0] = 1e6
+    quantise(model, [peak])
+    scales = [
+        {t.name: float(numpy_helper.to_array(t).max()) for t in m.graph.initializer}["images/scale"]
+        for m in (model, calm)
+    ]
+    assert scales[0] == pytest.approx(scales[1], rel=0.01)
+
+
+def test_without_pictures_the_error_says_so():
+    with pytest.raises(InputError, match="needs pictures"):
+        quantise(head(), [])
