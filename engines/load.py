@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import av
@@ -14,6 +15,8 @@ from engines.errors import InputError
 from engines.image import fit_image
 from engines.instances import Instances
 
+_logger = logging.getLogger(__name__)
+
 ENGINES = ("auto", "openvino", "onnxruntime", "tensorrt")
 
 
@@ -22,7 +25,8 @@ def load_engine(bundle: Bundle | str | Path = "default", engine: str = "auto") -
 
     Args:
         bundle: a bundle, its folder, or "default" for the one that comes with the package.
-        engine: "auto" takes the backend that the bundle was built for. "openvino" and
+        engine: "auto" takes the backend that the bundle was built for; where that is TensorRT and
+            there is no GPU, OpenVINO takes its place, and the log says so. "openvino" and
             "onnxruntime" run the portable graphs of any bundle on the CPU. "tensorrt" needs a
             bundle that was built for it.
 
@@ -41,9 +45,16 @@ def load_engine(bundle: Bundle | str | Path = "default", engine: str = "auto") -
         )
     chosen = backend if engine == "auto" else engine
     if chosen.startswith("tensorrt"):
-        from engines.tensorrt import TensorRTEngine
+        from engines.tensorrt_plan import why_not
 
-        return TensorRTEngine(bundle)
+        reason = why_not(bundle)
+        if reason is None:
+            from engines.tensorrt import TensorRTEngine
+
+            return TensorRTEngine(bundle)
+        if engine == "tensorrt":
+            raise InputError(f"{bundle.path}: TensorRT cannot run it: {reason}")
+        _logger.warning("%s: OpenVINO runs it on the CPU, since %s", bundle.path, reason)
     if chosen == "onnxruntime":
         from engines.onnxruntime import OnnxRuntimeEngine
 

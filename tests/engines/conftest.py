@@ -122,7 +122,6 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    del nextitem
     if item.get_closest_marker("host_gpu") is None or RESULTS in os.environ:
         return None
     hook = item.ihook
@@ -130,6 +129,8 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     for report in _reports(item):
         hook.pytest_runtest_logreport(report=report)
     hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    # The test before this one left up what it thought that this one would share.
+    item.session._setupstate.teardown_exact(nextitem)
     return True
 
 

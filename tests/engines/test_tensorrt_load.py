@@ -1,0 +1,40 @@
+"""Which engine a TensorRT bundle gets, with and without a GPU."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from host_tensorrt import make_bundle
+
+from engines.errors import InputError
+from engines.load import load_engine
+from engines.openvino import OpenVinoEngine
+from engines.plugins.driver import compute_capability
+
+needs_no_gpu = pytest.mark.skipif(
+    compute_capability() is not None, reason="says what happens on a machine without a GPU"
+)
+
+
+@needs_no_gpu
+def test_auto_runs_a_tensorrt_bundle_on_the_cpu_and_says_why(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        engine = load_engine(make_bundle(tmp_path / "bundle"))
+    assert isinstance(engine, OpenVinoEngine)
+    engine.close()
+    (record,) = caplog.records
+    assert "OpenVINO runs it on the CPU, since" in record.getMessage()
+
+
+@needs_no_gpu
+def test_tensorrt_asked_for_by_name_is_not_replaced(tmp_path):
+    with pytest.raises(InputError, match=r"TensorRT cannot run it: .*(GPU|installed)"):
+        load_engine(make_bundle(tmp_path / "bundle"), "tensorrt")
+
+
+@pytest.mark.host_gpu
+def test_auto_takes_tensorrt_where_there_are_a_plan_and_a_gpu(tmp_path):
+    # The plan is a double's, so that far and no further: TensorRT is asked, and refuses it.
+    with pytest.raises(InputError, match=r"detector\.plan cannot run here"):
+        load_engine(make_bundle(tmp_path / "bundle"))
