@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from engines.errors import InputError
 from pipeline.config import SourceConfig
 from pipeline.frame import Frame
 from pipeline.inbox import Inbox
 from pipeline.source import Source, SourceLostError, is_local, open_source
+from pipeline.source_state import SourceState, StateChange
 from pipeline.stage import Event, Report
 from pipeline.stats import Meter
+from pipeline.thinning import thinnings
 
 START_POLL_S = 0.05
 
@@ -18,7 +21,8 @@ START_POLL_S = 0.05
 class DecodeStage(threading.Thread):
     """Opens a source, reads it to its end into its inbox, and closes it.
 
-    The last item in the inbox is always the source's ``ended`` event.
+    Every change of the source's state goes into the inbox as an event, in line with its frames. The
+    last item is always the source's ``ended`` event.
 
     Args:
         config: the source; ``config.name`` is set.
@@ -27,6 +31,8 @@ class DecodeStage(threading.Thread):
         start: until it is set files are not read, and frames of live sources pass by uncounted.
         limit: the most frames to read.
         report: called with an error that is ours, or of a file that cannot be read.
+        review: called when it has ended, or never yet answered: there may be nothing
+            left to run for.
     """
 
     def __init__(
@@ -37,11 +43,13 @@ class DecodeStage(threading.Thread):
         start: threading.Event,
         limit: int | None,
         report: Report,
+        review: Callable[[], None],
     ) -> None:
         assert config.name is not None
         super().__init__(name=f"decode {config.name}", daemon=True)
         self.unreachable: InputError | None = None
-        """Why a source that is not on this machine could not be opened."""
+        """Why a source that is not on this machine has never answered; it is still tried."""
+        self.is_over = False
         self._config = config
         self._source_name = config.name
         self._inbox = inbox
@@ -49,6 +57,10 @@ class DecodeStage(threading.Thread):
         self._start_reading = start
         self._limit = limit
         self._report = report
+        self._review = review
+        self._state: SourceState | None = None
+        self._has_answered = False
+        self._thinnings = thinnings(config)
         self._stopping = threading.Event()
         self._source: Source | None = None
 
@@ -57,18 +69,22 @@ class DecodeStage(threading.Thread):
         corrupt = 0
         reason, detail = "failed", ""
         try:
-            with open_source(self._config) as source:
+            with open_source(self._config, self._note, self._stopping) as source:
                 self._source = source
+                if self._state is not SourceState.STREAMING:
+                    self._note(StateChange(SourceState.STREAMING))
                 self._meter.opened(self._source_name, self._frame_count(source))
                 self._inbox.policy = source.policy
                 self._inbox.capacity = 1 if source.policy == "latest" else self._inbox.capacity
-                self._inbox.post(Event(self._source_name, "state", {"state": "running"}))
                 try:
                     reason = self._read(source)
                 finally:
                     corrupt = source.corrupt
         except SourceLostError as lost:
-            reason, detail = "lost", str(lost)
+            if self._stopping.is_set():
+                reason = "stopped"
+            else:
+                reason, detail = "lost", str(lost)
         except InputError as error:
             reason, detail = "unreachable", str(error)
             if is_local(self._config.url):
@@ -80,6 +96,7 @@ class DecodeStage(threading.Thread):
         finally:
             self._source = None
             self.end(reason, detail, corrupt)
+            self._review()
 
     def stop(self) -> None:
         """Ask, from any thread, for the end. A read that hangs ends by the source's timeout."""
@@ -87,11 +104,17 @@ class DecodeStage(threading.Thread):
         if (source := self._source) is not None:
             source.stop()
 
+    def give_up(self) -> None:
+        """Try no longer to reach a source that has never answered."""
+        self.stop()
+        self.end("unreachable", str(self.unreachable))
+
     def end(
         self, reason: str, detail: str = "", corrupt: int = 0, *, discard: bool = False
     ) -> None:
         """Say that the source has ended, and take nothing more from it; the first call counts."""
         data = {"reason": reason, "detail": detail} if detail else {"reason": reason}
+        self.is_over = True
         if self._inbox.close(Event(self._source_name, "ended", data), discard=discard):
             self._meter.ended(self._source_name, detail or reason, corrupt)
 
@@ -107,12 +130,39 @@ class DecodeStage(threading.Thread):
             if not self._start_reading.is_set():
                 continue
             self._meter.captured(frame, source.corrupt)
+            if not self._is_wanted(frame):
+                continue
             if not self._inbox.put(frame):
                 return "stopped"
             count += 1
             if count == self._limit:
                 return "limit"
         return "stopped" if self._stopping.is_set() else "end of stream"
+
+    def _is_wanted(self, frame: Frame) -> bool:
+        start_s = frame.timeline.start_ns["decode"] / 1e9
+        time_s = frame.pts_s if frame.pts_s is not None else start_s
+        for thinning in self._thinnings:
+            if not thinning.keeps(time_s):
+                self._meter.dropped(frame, "decode", thinning.reason)
+                return False
+        return True
+
+    def _note(self, change: StateChange) -> None:
+        """Tell of a change of the source's state; ``end`` tells of its end."""
+        if change.state is SourceState.ENDED:
+            return
+        self._state = change.state
+        self._meter.changed(self._source_name, change)
+        data: dict[str, str | int] = {"state": change.state, "reconnects": change.reconnects}
+        if change.reason:
+            data["reason"] = change.reason
+        self._inbox.post(Event(self._source_name, "state", data))
+        if change.state is SourceState.STREAMING:
+            self._has_answered, self.unreachable = True, None
+        elif change.state is SourceState.RECONNECTING and not self._has_answered:
+            self.unreachable = InputError(change.reason)
+            self._review()
 
     def _frame_count(self, source: Source) -> int | None:
         counts = [count for count in (source.frame_count, self._limit) if count is not None]

@@ -26,7 +26,7 @@ STOP_GRACE_S = 1.0
 """A decoder that hangs in a read when the pipeline stops is left behind after so long."""
 
 
-_STOP = "stop"
+_STOP, _REVIEW = "stop", "review"
 
 
 class Pipeline:
@@ -145,7 +145,15 @@ class Pipeline:
         self._behind_inference = (detected, seen)
         self._reading = threading.Event()
         self._decoders = [
-            DecodeStage(source, inbox, meter, self._reading, self._limit, report)
+            DecodeStage(
+                source,
+                inbox,
+                meter,
+                self._reading,
+                self._limit,
+                report,
+                review=lambda: report(_REVIEW),
+            )
             for source, inbox in zip(self._configs, captured, strict=True)
         ]
         self._stages = (
@@ -173,6 +181,9 @@ class Pipeline:
             if order is None:
                 working -= 1
                 continue
+            if order == _REVIEW:
+                self._give_up_unreachable()
+                continue
             if isinstance(order, BaseException):
                 self._error = self._error or order
             self._shut_down("stopped" if order == _STOP else "failed")
@@ -184,6 +195,17 @@ class Pipeline:
         unreachable = [decoder.unreachable for decoder in self._decoders]
         if self._error is None and all(unreachable):
             self._error = unreachable[0]
+
+    def _give_up_unreachable(self) -> None:
+        """Let a run end when all that is left of it are sources that have never answered.
+
+        A typing error in an address is told at once, and a run over files ends with the files; but
+        a camera that comes late joins the others.
+        """
+        left = [decoder for decoder in self._decoders if not decoder.is_over]
+        if all(decoder.unreachable for decoder in left):
+            for decoder in left:
+                decoder.give_up()
 
     def _shut_down(self, reason: str) -> None:
         """Stop reading. What the engine has begun goes out; what waits before it is dropped.

@@ -170,7 +170,7 @@ class PublishStage(Stage[Seen, None]):
         jpeg = None
         if quality is not None and self._publisher.subscribers(source):
             jpeg = encode_jpeg(frame, quality)
-        sent = self._publisher.publish(frame, instances, drops=drops, jpeg=jpeg)
+        sent = self._publisher.publish(frame, instances, drops=drops, jpeg=jpeg, clock=frame.clock)
         self._count_subscribers(self._publisher)
         return Published(sent.seq, sent.publish_ns, lost_before)
 

@@ -14,6 +14,7 @@ from typing import Self
 from engines.errors import InputError
 from pipeline.config import Policy, SourceConfig
 from pipeline.frame import Frame
+from pipeline.source_state import OnStateChange
 from pipeline.url import redact, scheme, source_name
 
 
@@ -22,6 +23,10 @@ class SourceLostError(Exception):
 
     The message says what happened and holds no credentials.
     """
+
+
+class AccessDeniedError(InputError):
+    """The source wants a user and password, or others."""
 
 
 class Source(ABC):
@@ -103,12 +108,25 @@ class Pace:
         self._stopping.wait(max(0.0, self._epoch_s + at_s - now_s))
 
 
-def open_source(config: SourceConfig) -> Source:
+def open_source(
+    config: SourceConfig,
+    on_change: OnStateChange | None = None,
+    stopping: threading.Event | None = None,
+) -> Source:
     """Open what ``config.url`` names and get its first picture.
+
+    What is not on this machine, and a camera, is tried until it answers.
+
+    Args:
+        config: the source.
+        on_change: called with a live source's changes of state, on the calling thread.
+        stopping: set, from any thread, it ends a live source's opening and iteration.
 
     Raises:
         InputError: there is nothing there, it cannot be read, or it holds no pictures.
+        SourceLostError: it was stopped before it answered.
     """
+    from pipeline.live_source import LiveSource
     from pipeline.pattern import PatternSource
     from pipeline.pictures import IMAGE_SUFFIXES, PictureSource
     from pipeline.video import VideoSource
@@ -117,11 +135,13 @@ def open_source(config: SourceConfig) -> Source:
         case "test":
             return PatternSource(config)
         case "http" | "https" | "rtsp" | "rtsps":
-            return VideoSource(config)
+            return LiveSource(config, on_change, stopping)
         case "" | "file":
             path = local_path(config.url)
             if not path.exists():
                 raise InputError(_nothing_at(path))
+            if is_device(config.url):
+                return LiveSource(config, on_change, stopping)
             if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
                 return PictureSource(config)
             return VideoSource(config)

@@ -39,10 +39,12 @@ class StateChange:
     Attributes:
         state: the new state.
         reason: why, one line without credentials; "" where it needs none.
+        reconnects: how often the source has been streaming again after it was reconnecting.
     """
 
     state: SourceState
     reason: str = ""
+    reconnects: int = 0
 
 
 OnStateChange = Callable[[StateChange], None]
@@ -57,7 +59,6 @@ class StateMachine:
 
     Attributes:
         state: the state now.
-        reconnects: how often it has been streaming again after it was reconnecting.
 
     Args:
         silence_s: streaming without a picture for so long is stalled, seconds.
@@ -69,7 +70,7 @@ class StateMachine:
         self._on_change = on_change
         self._reason = ""
         self._has_streamed = False
-        self.reconnects = 0
+        self._reconnects = 0
         self.state = SourceState.CONNECTING
         on_change(StateChange(SourceState.CONNECTING))
 
@@ -78,7 +79,7 @@ class StateMachine:
         if self.state is SourceState.STREAMING:
             return
         if self.state is SourceState.RECONNECTING and self._has_streamed:
-            self.reconnects += 1
+            self._reconnects += 1
         self._has_streamed = True
         self._become(SourceState.STREAMING)
 
@@ -101,4 +102,4 @@ class StateMachine:
         if state not in _NEXT[self.state] and state is not self.state:
             raise RuntimeError(f"a source that is {self.state} cannot become {state}")
         self.state, self._reason = state, reason
-        self._on_change(StateChange(state, reason))
+        self._on_change(StateChange(state, reason, self._reconnects))

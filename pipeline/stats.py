@@ -13,6 +13,7 @@ import numpy as np
 
 from engines.instances import Instances
 from pipeline.frame import STAGES, Frame
+from pipeline.source_state import SourceState, StateChange
 
 WINDOW_FRAMES = 4096
 """Percentiles are over so many of the last frames."""
@@ -60,6 +61,9 @@ class SourceStats:
         latency_ms: from capture to publication, lately; None before the first frame.
         frame_count: how many frames the source has, None where unknown or endless.
         ended: why it ended, None while it runs.
+        state: what it is doing.
+        detail: why it is in this state, one line without credentials; "" where it needs none.
+        reconnects: how often it has come back after it was reconnecting.
         last: what was seen in its last frame.
     """
 
@@ -72,6 +76,9 @@ class SourceStats:
     latency_ms: Percentiles | None
     frame_count: int | None
     ended: str | None
+    state: SourceState
+    detail: str
+    reconnects: int
     last: Instances | None = field(repr=False)
 
 
@@ -125,6 +132,9 @@ class _SourceMeter:
     corrupt: int = 0
     frame_count: int | None = None
     ended: str | None = None
+    state: SourceState = SourceState.CONNECTING
+    detail: str = ""
+    reconnects: int = 0
     last: Instances | None = None
     first_ns: int = 0
     published_ns: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOW_FRAMES))
@@ -180,11 +190,19 @@ class Meter:
         with self._lock:
             self._sources[name].frame_count = frame_count
 
+    def changed(self, name: str, change: StateChange) -> None:
+        """Note what a source is doing now; ``ended`` tells of its end."""
+        with self._lock:
+            source = self._sources[name]
+            source.state, source.detail = change.state, change.reason
+            source.reconnects = change.reconnects
+
     def ended(self, name: str, why: str, corrupt: int) -> None:
         """Note that a source has ended."""
         with self._lock:
-            self._sources[name].ended = why
-            self._sources[name].corrupt = corrupt
+            source = self._sources[name]
+            source.ended, source.corrupt = why, corrupt
+            source.state, source.detail = SourceState.ENDED, why
 
     def drops(self, name: str) -> dict[str, dict[str, int]]:
         """Return a source's dropped frames by stage, then reason."""
@@ -231,6 +249,9 @@ def _source_stats(name: str, meter: _SourceMeter) -> SourceStats:
         latency_ms=_percentiles(meter.latency_ns) if meter.latency_ns else None,
         frame_count=meter.frame_count,
         ended=meter.ended,
+        state=meter.state,
+        detail=meter.detail,
+        reconnects=meter.reconnects,
         last=meter.last,
     )
 

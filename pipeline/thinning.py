@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from pipeline.config import SourceConfig
+
 
 class Thinning(Protocol):
     """Decides for every picture in turn whether it goes on.
@@ -16,6 +18,16 @@ class Thinning(Protocol):
 
     def keeps(self, time_s: float) -> bool:
         """Tell whether the next picture goes on; ``time_s`` is when it was captured, seconds."""
+
+
+def thinnings(config: SourceConfig) -> list[Thinning]:
+    """Return what a source asks for, in the order that its pictures pass them."""
+    asked: list[Thinning] = []
+    if config.every_nth > 1:
+        asked.append(EveryNth(config.every_nth))
+    if config.max_fps is not None:
+        asked.append(MaxFps(config.max_fps))
+    return asked
 
 
 class EveryNth:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 
 import av
@@ -14,12 +15,26 @@ from av.video.stream import VideoStream
 
 from engines.errors import InputError
 from pipeline.config import SourceConfig
-from pipeline.frame import Frame, Timeline
-from pipeline.source import Pace, Source, SourceLostError, is_device, is_local, local_path
+from pipeline.frame import Clock, Frame, Timeline
+from pipeline.source import (
+    AccessDeniedError,
+    Pace,
+    Source,
+    SourceLostError,
+    is_device,
+    is_local,
+    local_path,
+)
 from pipeline.url import redact, scheme
 
 _DAMAGED_READS_LIMIT = 100
 """So many unreadable stretches in a row, without one packet between them, are the end."""
+
+_RTSP_ANALYSIS_US = 500_000
+"""FFmpeg would watch a camera for a second before its first picture; its SDP has told all."""
+
+_SENDER_CLOCK_TOLERANCE_NS = 10_000_000_000
+"""A camera whose clock is further off than this has never been set."""
 
 
 class VideoSource(Source):
@@ -28,13 +43,25 @@ class VideoSource(Source):
     A file that is asked for with the policy ``latest`` is played at its own speed, as a camera
     would deliver it.
 
+    Args:
+        config: the source.
+        stopping: set, from any thread, it ends the opening and the iteration at the next packet.
+        on_packet: called with every packet that comes, before its pictures.
+
     Raises:
         InputError: it cannot be opened, or holds no pictures.
     """
 
-    def __init__(self, config: SourceConfig) -> None:
+    def __init__(
+        self,
+        config: SourceConfig,
+        stopping: threading.Event | None = None,
+        on_packet: Callable[[], None] | None = None,
+    ) -> None:
         super().__init__(config)
         self._config = config
+        self._stopping = stopping or self._stopping
+        self._on_packet = on_packet
         self._container: av.container.InputContainer | None = None
         self._index = 0
         try:
@@ -83,9 +110,8 @@ class VideoSource(Source):
                 timeout=(self._config.open_timeout_s, self._config.read_timeout_s),
             )
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise InputError(
-                _why_not_open(self._config, error, time.monotonic() - began_s)
-            ) from None
+            kind = AccessDeniedError if isinstance(error, _DENIED) else InputError
+            raise kind(_why_not_open(self._config, error, time.monotonic() - began_s)) from None
         self._container = container
         if not container.streams.video:
             held = "only sound" if container.streams.audio else "no pictures"
@@ -140,6 +166,8 @@ class VideoSource(Source):
             try:
                 for packet in self._container.demux(stream):
                     damaged = 0
+                    if self._on_packet is not None:
+                        self._on_packet()
                     if self._stopping.is_set():
                         return
                     yield packet
@@ -156,17 +184,34 @@ class VideoSource(Source):
         timeline = Timeline()
         timeline.start_ns["decode"] = begin_ns
         timeline.end("decode")
+        capture_ns, clock = self._capture(picture)
         frame = Frame(
             source=self.name,
             index=self._index,
             pts_s=picture.time,
-            capture_ns=time.time_ns(),
+            capture_ns=capture_ns,
             picture=picture,
             rotation=round(picture.rotation / 90) * 90 % 360,
             timeline=timeline,
+            clock=clock,
         )
         self._index += 1
         return frame
+
+    def _capture(self, picture: av.VideoFrame) -> tuple[int, Clock]:
+        """Return when a picture was captured, UTC nanoseconds, and by whose clock.
+
+        RTCP sender reports tie a stream's times to the camera's clock (RFC 3550, 6.4.1); the first
+        comes after some seconds.
+        """
+        now_ns = time.time_ns()
+        assert self._container is not None
+        epoch_us = self._container.start_time_realtime if self.live else None
+        if epoch_us is not None and picture.time is not None:
+            sent_ns = epoch_us * 1000 + round(picture.time * 1e9)
+            if abs(sent_ns - now_ns) < _SENDER_CLOCK_TOLERANCE_NS:
+                return sent_ns, "sender"
+        return now_ns, "receipt"
 
     def _count(self, stream: VideoStream) -> int | None:
         if stream.frames:
@@ -193,8 +238,14 @@ def _ffmpeg_address(url: str) -> str:
 
 def _ffmpeg_options(config: SourceConfig) -> dict[str, str]:
     if scheme(config.url).startswith("rtsp"):
-        return {"rtsp_transport": config.rtsp_transport}
+        return {
+            "rtsp_transport": config.rtsp_transport,
+            "analyzeduration": str(_RTSP_ANALYSIS_US),
+        }
     return {}
+
+
+_DENIED = (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError)
 
 
 def _why_not_open(config: SourceConfig, error: Exception, waited_s: float) -> str:
@@ -206,7 +257,7 @@ def _why_not_open(config: SourceConfig, error: Exception, waited_s: float) -> st
         return f"{shown}: no answer within {config.open_timeout_s:g} s; check the address"
     if isinstance(error, ConnectionRefusedError):
         return f"{shown}: connection refused; check the address and that the server is running"
-    if isinstance(error, av.error.HTTPUnauthorizedError | av.error.HTTPForbiddenError):
+    if isinstance(error, _DENIED):
         return f"{shown}: access denied; put the user and password in: scheme://user:password@…"
     if isinstance(error, av.error.HTTPNotFoundError):
         return f"{shown}: the server has nothing at this path; check the address"

@@ -22,6 +22,8 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=240)
     parser.add_argument("--fps", type=int, default=30)
     parser.add_argument("--frames", type=int, default=-1, help="end the stream after so many")
+    parser.add_argument("--codec", choices=["h264", "h265"], default="h264")
+    parser.add_argument("--key-interval", type=int, help="pictures; half a second's by default")
     parser.add_argument("--credentials", help="user:password")
     arguments = parser.parse_args()
 
@@ -34,8 +36,9 @@ def main() -> None:
         f"( videotestsrc is-live=true pattern=ball num-buffers={arguments.frames} "
         f"! video/x-raw,width={arguments.width},height={arguments.height},"
         f"framerate={arguments.fps}/1 "
-        f"! x264enc tune=zerolatency speed-preset=ultrafast key-int-max={arguments.fps // 2} "
-        "! rtph264pay name=pay0 pt=96 config-interval=1 )"
+        f"! x{arguments.codec[1:]}enc tune=zerolatency speed-preset=ultrafast "
+        f"key-int-max={arguments.key_interval or arguments.fps // 2} "
+        f"! rtp{arguments.codec}pay name=pay0 pt=96 config-interval=1 )"
     )
     camera.set_shared(True)
     if arguments.credentials:

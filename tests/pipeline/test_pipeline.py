@@ -6,6 +6,7 @@ import threading
 import time
 import traceback
 from collections import defaultdict
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -266,21 +267,80 @@ def test_a_read_that_hangs_does_not_delay_the_end(timed_engine, stalling_server)
     wait_until(lambda: not any(t.name.startswith("decode") for t in threading.enumerate()))
 
 
-def test_a_camera_that_is_switched_off_ends_and_another_goes_on(timed_engine, rtsp_server) -> None:
-    rtsp_server.start()
-    camera = {"url": rtsp_server.url, "read_timeout_s": 1.0, "name": "camera"}
-    pipeline = Pipeline(configured(camera, "test://64x48@20"), timed_engine(0.005))
+def test_a_camera_that_is_switched_off_and_on_comes_back_while_another_goes_on(
+    timed_engine, rtsp_server, tmp_path: Path
+) -> None:
+    endpoint = f"ipc://{tmp_path}/socket"
+    listener = Listener(endpoint)
+    rtsp_server.start("--credentials", "admin:hunter2")
+    camera = {"url": rtsp_server.url.replace("//", "//admin:hunter2@"), "name": "camera"}
+    publish = {"endpoint": endpoint, "wait_subscribers": 1}
+    pipeline = Pipeline(configured(camera, "test://64x48@20", publish=publish), timed_engine(0.005))
     pipeline.start()
     wait_until(lambda: pipeline.stats().sources[0].processed > 10)
     rtsp_server.stop()
-    wait_until(lambda: pipeline.stats().sources[0].ended is not None)
-    before = pipeline.stats().sources[1].processed
-    wait_until(lambda: pipeline.stats().sources[1].processed > before + 5)
+    wait_until(lambda: pipeline.stats().sources[0].state == "reconnecting")
+    before = pipeline.stats().sources
+    wait_until(lambda: pipeline.stats().sources[1].processed > before[1].processed + 5)
+    assert pipeline.stats().sources[0].ended is None
+    rtsp_server.start("--credentials", "admin:hunter2", "--width", "160", "--height", "120")
+    wait_until(lambda: pipeline.stats().sources[0].processed > before[0].processed + 5)
     pipeline.stop()
     pipeline.join()
+    listener.finish()
     off, on = pipeline.stats().sources
+    assert (off.state, off.reconnects, on.reconnects) == ("ended", 1, 0)
     assert off.captured == off.processed + sum(off.dropped.values())
     assert on.ended == "stopped"
+    told = [event for event in listener.events if event.source == "camera"]
+    states = [event.data["state"] for event in told if event.name == "state"]
+    assert [state for state, _ in groupby(states)][-3:] == [
+        "streaming",
+        "reconnecting",
+        "streaming",
+    ]
+    sizes = [event.data for event in told if event.name == "size"]
+    assert sizes[-1] == {"width": 160, "height": 120}
+    assert listener.ended() == {"camera": "stopped", "test": "stopped"}
+    assert "hunter2" not in repr(listener.events) + repr(pipeline.stats()) + repr(pipeline.config)
+
+
+def test_a_camera_that_comes_late_joins_the_others(timed_engine, rtsp_server) -> None:
+    pipeline = Pipeline(configured(rtsp_server.url, "test://64x48@20"), timed_engine())
+    pipeline.start()
+    wait_until(lambda: pipeline.stats().sources[0].state == "reconnecting")
+    assert "connection refused" in pipeline.stats().sources[0].detail
+    rtsp_server.start()
+    wait_until(lambda: pipeline.stats().sources[0].processed > 5)
+    pipeline.stop()
+    pipeline.join()
+
+
+def test_what_is_thinned_out_is_counted_and_told(make_clip, timed_engine) -> None:
+    log = Log()
+    every_third = {"url": str(make_clip("a.mp4", frames=30)), "every_nth": 3}
+    five_a_second = {"url": str(make_clip("b.mp4", frames=30, fps=10)), "max_fps": 5}
+    pipeline = Pipeline(configured(every_third, five_a_second), timed_engine(), recorders=[log])
+    pipeline.run()
+    assert log.indices == {"a": list(range(0, 30, 3)), "b": list(range(0, 30, 2))}
+    third, fifth = pipeline.stats().sources
+    assert third.dropped == {("decode", "every_nth"): 20}
+    assert fifth.dropped == {("decode", "max_fps"): 15}
+    assert third.captured == third.processed + 20
+    assert 18 <= sum(published.lost_before for published in log.published["a"]) <= 20
+
+
+def test_a_live_source_is_thinned_to_its_rate(timed_engine) -> None:
+    config = configured({"url": "test://64x48@100", "max_fps": 10})
+    pipeline = Pipeline(config, timed_engine())
+    pipeline.start()
+    time.sleep(1.5)
+    pipeline.stop()
+    pipeline.join()
+    (source,) = pipeline.stats().sources
+    assert 10 <= source.processed <= 18
+    assert source.dropped["decode", "max_fps"] > 50
+    assert source.captured == source.processed + sum(source.dropped.values())
 
 
 def test_a_limit_is_for_each_source(make_clip, timed_engine) -> None:

@@ -193,7 +193,7 @@ def _can_read(path: Path) -> bool:
 @pytest.mark.parametrize("scheme", ["rtsp", "http"])
 def test_a_refused_connection_is_named_without_its_credentials(free_port: int, scheme: str) -> None:
     with pytest.raises(InputError, match="connection refused") as caught:
-        open_source(SourceConfig(url=f"{scheme}://admin:secret@127.0.0.1:{free_port}/cam"))
+        open_video(f"{scheme}://admin:secret@127.0.0.1:{free_port}/cam")
     assert "secret" not in str(caught.value)
     assert f"127.0.0.1:{free_port}" in str(caught.value)
 
@@ -204,7 +204,7 @@ def test_a_server_that_never_answers_is_given_up(scheme: str) -> None:
         url = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/cam"
         began_s = time.monotonic()
         with pytest.raises(InputError, match=r"no answer within 0\.5 s"):
-            open_source(SourceConfig(url=url, open_timeout_s=0.5))
+            open_video(url, open_timeout_s=0.5)
         assert time.monotonic() - began_s < 3.0
 
 
@@ -217,7 +217,7 @@ def test_a_file_is_read_over_http(make_clip, http_server: str) -> None:
 
 def test_a_file_that_http_does_not_have_is_named(http_server: str) -> None:
     with pytest.raises(InputError, match="the server has nothing at this path"):
-        open_source(SourceConfig(url=f"{http_server}/gone.mp4"))
+        open_video(f"{http_server}/gone.mp4")
 
 
 def test_a_stream_that_falls_silent_is_lost(stalling_server) -> None:

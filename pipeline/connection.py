@@ -1,0 +1,101 @@
+"""Connection: one opening of a network stream or camera, read on a thread of its own."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from urllib.parse import urlsplit
+
+from engines.errors import InputError
+from pipeline.config import SourceConfig
+from pipeline.frame import Frame
+from pipeline.inbox import Inbox
+from pipeline.url import redact, scheme
+from pipeline.video import VideoSource
+
+KNOCK_TIMEOUT_S = 1.0
+"""A camera's host answers a TCP connect within this, or is not there."""
+
+_PORTS = {"rtsp": 554, "rtsps": 322}
+
+
+class Connection(threading.Thread):
+    """Opens a source once and reads it into an inbox until it ends, breaks or is abandoned.
+
+    A read that hangs inside FFmpeg, or in the name service, cannot be interrupted from Python. So
+    whoever waits for pictures waits at the inbox, and leaves a connection that hangs to itself: it
+    closes what it has opened as soon as the call that hangs returns.
+
+    Attributes:
+        inbox: the pictures, at most one of which waits; closed behind the last one.
+        source: the open source, from before its first picture is in the inbox; None until then.
+        error: why it ended, None for the end of the stream; set before the inbox is closed.
+        began_s, heard_s: when it began and when the last packet came, of ``time.monotonic``;
+            ``heard_s`` is None before the first.
+
+    Args:
+        config: the source.
+        knock: first see whether the host answers at all. One that is switched off would hold up an
+            opening for all its timeout, and TCP asks again ever more rarely.
+    """
+
+    def __init__(self, config: SourceConfig, *, knock: bool = False) -> None:
+        super().__init__(name=f"read {config.name or redact(config.url)}", daemon=True)
+        self.inbox: Inbox[Frame] = Inbox()
+        self.source: VideoSource | None = None
+        self.error: BaseException | None = None
+        self.began_s = time.monotonic()
+        self.heard_s: float | None = None
+        self._config = config
+        self._knock = knock
+        self._abandoned = threading.Event()
+
+    def run(self) -> None:
+        """Read to the end."""
+        try:
+            if self._knock:
+                knock(self._config.url)
+            with VideoSource(self._config, self._abandoned, self._hear) as source:
+                self.source = source
+                for frame in source:
+                    if not self.inbox.put(frame):
+                        return
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.inbox.close()
+
+    def abandon(self) -> None:
+        """Want nothing more from it; it ends by itself, as soon as it can."""
+        self._abandoned.set()
+        self.inbox.close(discard=True)
+
+    def _hear(self) -> None:
+        self.heard_s = time.monotonic()
+
+
+def knock(url: str) -> None:
+    """See whether the host of an RTSP address takes TCP connections. Others are not asked.
+
+    Raises:
+        InputError: it does not.
+    """
+    kind, shown = scheme(url), redact(url)
+    if kind not in _PORTS:
+        return
+    try:
+        address = urlsplit(shown)
+        host, port = address.hostname or "", address.port or _PORTS[kind]
+        socket.create_connection((host, port), KNOCK_TIMEOUT_S).close()
+    except ConnectionRefusedError:
+        raise InputError(
+            f"{shown}: connection refused; check the address and that the server is running"
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = (
+            f"no answer within {KNOCK_TIMEOUT_S:g} s"
+            if isinstance(error, TimeoutError)
+            else (getattr(error, "strerror", None) or "not an address")
+        )
+        raise InputError(f"{shown}: {reason}; check the address") from None

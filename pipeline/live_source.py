@@ -1,0 +1,211 @@
+"""LiveSource: a camera or network stream that is opened again whenever it breaks."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator, Iterator
+from itertools import chain
+
+from engines.errors import InputError
+from pipeline.backoff import Backoff
+from pipeline.config import SourceConfig
+from pipeline.connection import Connection
+from pipeline.frame import Frame
+from pipeline.inbox import InboxClosed
+from pipeline.presentation import PresentationClock
+from pipeline.source import AccessDeniedError, Source, SourceLostError
+from pipeline.source_state import OnStateChange, SourceState, StateMachine
+from pipeline.url import redact
+
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 1.0
+"""Waits between tries. A camera that is back is asked within a second and opens in under one."""
+
+FIRST_DENIED_WAIT_S, LONGEST_DENIED_WAIT_S = 30.0, 300.0
+"""The same after a wrong password: cameras lock the account of who tries too often."""
+
+SETTLED_S = 5.0
+"""A connection that has delivered for so long is sound: the waits begin short again."""
+
+KEYFRAME_PATIENCE_S = 30.0
+"""A stream that sends packets is given so long for its first picture: it may await a key frame."""
+
+OPEN_GRACE_S = 1.0
+"""FFmpeg's own timeout comes first, by so much."""
+
+MOST_HANGING = 4
+"""So many abandoned connections may still hang in a read before no further one is made."""
+
+STALLED_SHARE = 0.4
+"""A source is stalled after this share of the silence that makes it reconnect."""
+
+_POLL_S = 0.2
+_CLOSE_S = 0.5
+
+
+class LiveSource(Source):
+    """A stream over the network or a V4L2 camera: it ends only when it is stopped.
+
+    The first opening, too, is tried until it succeeds. A finite video that comes over the network
+    is no live source; it is read as ``VideoSource`` reads it, and not again.
+
+    Frame indices and presentation times go on over every reconnect.
+
+    Args:
+        config: the source.
+        on_change: called, on the iterating thread, with every change of state.
+        stopping: set, from any thread, it ends the opening and the iteration.
+
+    Raises:
+        SourceLostError: it was stopped before its first picture.
+        InputError: it is a finite video that cannot be read.
+    """
+
+    def __init__(
+        self,
+        config: SourceConfig,
+        on_change: OnStateChange | None = None,
+        stopping: threading.Event | None = None,
+    ) -> None:
+        super().__init__(config)
+        self._config = config
+        self._stopping = stopping or self._stopping
+        self._machine = StateMachine(
+            STALLED_SHARE * config.read_timeout_s, on_change or (lambda change: None)
+        )
+        self._backoff = Backoff(FIRST_WAIT_S, LONGEST_WAIT_S)
+        self._denied_backoff = Backoff(FIRST_DENIED_WAIT_S, LONGEST_DENIED_WAIT_S)
+        self._clock = PresentationClock()
+        self._hanging: list[Connection] = []
+        self._delivering_since_s: float | None = None
+        self._index = 0
+        self._corrupt_before = 0
+        self.live = True
+        self.fps, self.frame_count = None, None
+        self._frames = self._read()
+        try:
+            first = next(self._frames, None)
+        except BaseException:
+            self.close()
+            raise
+        if first is None:
+            self.close()
+            raise SourceLostError(f"{redact(config.url)}: stopped before its first picture")
+        self._first = first
+        self.width, self.height = first.picture.width, first.picture.height
+
+    def __iter__(self) -> Iterator[Frame]:
+        for frame in chain([self._first], self._frames):
+            if self._stopping.is_set():
+                return
+            yield frame
+
+    def close(self) -> None:
+        """Give the connection up; one that hangs closes its container when it can."""
+        self._frames.close()
+        deadline_s = time.monotonic() + _CLOSE_S
+        for connection in self._hanging:
+            connection.join(max(0.0, deadline_s - time.monotonic()))
+        self._machine.end("closed")
+
+    def _read(self) -> Generator[Frame]:
+        """Yield pictures of one connection after the other."""
+        while self._await_room():
+            knock = self._machine.state is SourceState.RECONNECTING
+            connection = Connection(self._config, knock=knock)
+            connection.start()
+            try:
+                yield from self._stream(connection)
+                return
+            except (InputError, SourceLostError) as error:
+                if not self.live:
+                    raise
+                self._machine.lost(str(error))
+                wait_s = self._wait_s(error)
+            finally:
+                self._leave(connection)
+            self._stopping.wait(wait_s)
+
+    def _stream(self, connection: Connection) -> Generator[Frame]:
+        """Yield a connection's pictures until it ends well: stopped, or at a finite video's end."""
+        self._delivering_since_s = None
+        quiet_since_s = time.monotonic()
+        while not self._stopping.is_set():
+            try:
+                frames = connection.inbox.take(timeout_s=_POLL_S)
+            except InboxClosed:
+                if connection.error is not None:
+                    raise connection.error from None
+                if self.live and not self._stopping.is_set():
+                    raise SourceLostError(f"{redact(self._config.url)}: the stream ended") from None
+                return
+            for frame in frames:
+                yield self._place(frame, connection)
+                quiet_since_s = time.monotonic()  # what the pipeline took for itself is no silence
+            if not frames and self.live:
+                self._check(connection, quiet_since_s)
+
+    def _place(self, frame: Frame, connection: Connection) -> Frame:
+        """Take a picture into the order of all that came before it."""
+        source = connection.source
+        assert source is not None
+        if self._index == 0:
+            self.live, self.fps, self.frame_count = source.live, source.fps, source.frame_count
+        if self._delivering_since_s is None:
+            self._delivering_since_s = time.monotonic()
+            self._denied_backoff.reset()
+        self._machine.picture()
+        self.corrupt = self._corrupt_before + source.corrupt
+        if self.live:
+            frame.index = self._index
+            frame.pts_s = self._clock.time_s(frame.pts_s, frame.timeline.end_ns["decode"] / 1e9)
+        self._index += 1
+        return frame
+
+    def _check(self, connection: Connection, quiet_since_s: float) -> None:
+        """See whether there is still hope for a connection from which nothing comes.
+
+        Raises:
+            SourceLostError: there is none.
+        """
+        config, now_s = self._config, time.monotonic()
+        heard_s, age_s = connection.heard_s, now_s - connection.began_s
+        problem = ""
+        if self._delivering_since_s is not None:
+            self._machine.silent(now_s - quiet_since_s)
+            if now_s - quiet_since_s >= config.read_timeout_s:
+                problem = f"no picture for {config.read_timeout_s:g} s"
+        elif heard_s is None:
+            if age_s >= config.open_timeout_s + OPEN_GRACE_S:
+                problem = f"no answer within {config.open_timeout_s:g} s; check the address"
+        elif now_s - heard_s >= config.read_timeout_s:
+            problem = f"nothing came for {config.read_timeout_s:g} s"
+        elif age_s >= max(KEYFRAME_PATIENCE_S, config.open_timeout_s):
+            problem = f"no key frame within {age_s:.0f} s; make the camera send them more often"
+        if problem:
+            raise SourceLostError(f"{redact(config.url)}: {problem}")
+
+    def _wait_s(self, error: Exception) -> float:
+        """Return how long to wait before the next try."""
+        if isinstance(error, AccessDeniedError):
+            return self._denied_backoff.next_s()
+        since_s = self._delivering_since_s
+        if since_s is not None and time.monotonic() - since_s >= SETTLED_S:
+            self._backoff.reset()
+        return self._backoff.next_s()
+
+    def _await_room(self) -> bool:
+        """Wait until few enough old connections hang; tell whether to go on."""
+        while not self._stopping.is_set():
+            self._hanging = [connection for connection in self._hanging if connection.is_alive()]
+            if len(self._hanging) < MOST_HANGING:
+                return True
+            self._machine.lost(f"{redact(self._config.url)}: {len(self._hanging)} reads hang")
+            self._stopping.wait(_POLL_S)
+        return False
+
+    def _leave(self, connection: Connection) -> None:
+        connection.abandon()
+        self._hanging.append(connection)
+        if connection.source is not None:
+            self._corrupt_before += connection.source.corrupt

@@ -1,0 +1,370 @@
+import random
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from pipeline import live_source
+from pipeline.config import SourceConfig
+from pipeline.frame import Frame
+from pipeline.live_source import LiveSource
+from pipeline.source import SourceLostError, open_source
+from pipeline.source_state import StateChange
+
+
+class Watched:
+    """A live source that is read on a thread of its own, and all that it has told."""
+
+    def __init__(self, url: str, **options) -> None:
+        self.frames: list[Frame] = []
+        self.at_s: list[float] = []
+        self.changes: list[StateChange] = []
+        self.corrupt = 0
+        self.error: BaseException | None = None
+        self._config = SourceConfig(url=url, name="cam", **options)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._read, name="watched")
+
+    def _read(self) -> None:
+        try:
+            with LiveSource(self._config, self.changes.append, self._stopping) as source:
+                for frame in source:
+                    self.at_s.append(time.monotonic())
+                    self.frames.append(frame)
+                    self.corrupt = source.corrupt
+        except BaseException as error:
+            self.error = error
+
+    def __enter__(self) -> "Watched":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+    @property
+    def states(self) -> list[str]:
+        return [str(change.state) for change in self.changes]
+
+    def wait_for_state(self, state: str, timeout_s: float = 10.0) -> StateChange:
+        wait_until(lambda: self.states[-1:] == [state], timeout_s)
+        return self.changes[-1]
+
+    def wait_for_frames(self, count: int = 10, timeout_s: float = 10.0) -> list[Frame]:
+        """Wait for so many more frames; return them."""
+        before = len(self.frames)
+        wait_until(lambda: len(self.frames) >= before + count, timeout_s)
+        return self.frames[before:]
+
+    def assert_in_order(self) -> None:
+        assert [frame.index for frame in self.frames] == list(range(len(self.frames)))
+        times_s = [frame.pts_s or 0.0 for frame in self.frames]
+        assert all(before < after for before, after in pairwise(times_s))
+
+
+def wait_until(condition, timeout_s: float = 10.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
+
+
+@contextmanager
+def watch(url: str, **options) -> Iterator[Watched]:
+    with Watched(url, **options) as watched:
+        yield watched
+    assert watched.error is None or isinstance(watched.error, SourceLostError), watched.error
+
+
+def sizes(frames: list[Frame]) -> set[tuple[int, int]]:
+    return {(frame.picture.width, frame.picture.height) for frame in frames}
+
+
+def test_a_camera_that_is_killed_and_started_again_is_back_within_two_seconds(rtsp_server) -> None:
+    rtsp_server.start()
+    with watch(rtsp_server.url) as watched:
+        watched.wait_for_frames()
+        rtsp_server.stop()
+        watched.wait_for_state("reconnecting")
+        time.sleep(3.0)  # by now the waits are at their longest
+        rtsp_server.start()
+        back_s = time.monotonic()
+        watched.wait_for_state("streaming")
+        assert time.monotonic() - back_s < 2.0
+        watched.wait_for_frames()
+        watched.assert_in_order()
+    assert watched.states[:2] == ["connecting", "streaming"]
+    assert watched.changes[-1].state == "ended"
+    assert watched.changes[-1].reconnects == 1
+    assert not [t for t in threading.enumerate() if t.name.startswith("read")]
+
+
+def test_a_camera_stopped_for_ten_seconds_stalls_reconnects_and_goes_on(rtsp_server) -> None:
+    rtsp_server.start()
+    with watch(rtsp_server.url, read_timeout_s=2.0) as watched:
+        watched.wait_for_frames()
+        stopped_s = time.monotonic()
+        rtsp_server.signal(signal.SIGSTOP)
+        watched.wait_for_state("stalled")
+        assert 0.7 < time.monotonic() - stopped_s < 2.0
+        watched.wait_for_state("reconnecting")
+        assert 1.9 < time.monotonic() - stopped_s < 4.0
+        time.sleep(10.0 - (time.monotonic() - stopped_s))
+        rtsp_server.signal(signal.SIGCONT)
+        back_s = time.monotonic()
+        watched.wait_for_state("streaming")
+        assert time.monotonic() - back_s < 2.0
+        watched.wait_for_frames()
+        watched.assert_in_order()
+
+
+def test_a_short_silence_stalls_and_needs_no_reconnect(rtsp_server) -> None:
+    rtsp_server.start()
+    with watch(rtsp_server.url) as watched:
+        watched.wait_for_frames()
+        rtsp_server.signal(signal.SIGSTOP)
+        watched.wait_for_state("stalled")
+        rtsp_server.signal(signal.SIGCONT)
+        watched.wait_for_frames()
+    assert watched.states == ["connecting", "streaming", "stalled", "streaming", "ended"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [("--width", "640", "--height", "360"), ("--fps", "15"), ("--codec", "h265")],
+    ids=["size", "rate", "H.265"],
+)
+def test_a_camera_may_come_back_as_another(rtsp_server, changed: tuple[str, ...]) -> None:
+    rtsp_server.start("--width", "320", "--height", "240", "--fps", "30")
+    with watch(rtsp_server.url) as watched:
+        assert sizes(watched.wait_for_frames()) == {(320, 240)}
+        rtsp_server.stop()
+        rtsp_server.start(*changed)
+        back_s = time.monotonic()
+        wait_until(lambda: watched.changes[-1].reconnects == 1)
+        assert time.monotonic() - back_s < 2.0
+        frames = watched.wait_for_frames(15)
+        assert sizes(frames[-10:]) == {(640, 360) if "--width" in changed else (320, 240)}
+        if "--fps" in changed:
+            times_s = [frame.pts_s or 0.0 for frame in frames[-10:]]
+            assert (times_s[-1] - times_s[0]) / 9 == pytest.approx(1 / 15, rel=0.1)
+        watched.assert_in_order()
+
+
+def test_a_camera_is_read_over_udp_and_its_death_is_noticed(rtsp_server) -> None:
+    rtsp_server.start()
+    with watch(rtsp_server.url, rtsp_transport="udp", read_timeout_s=1.0) as watched:
+        watched.wait_for_frames(30)
+        rtsp_server.stop()
+        watched.wait_for_state("reconnecting", 3.0)
+        rtsp_server.start()
+        watched.wait_for_state("streaming", 2.0)
+        watched.wait_for_frames()
+        watched.assert_in_order()
+
+
+def test_the_capture_time_is_the_cameras_once_it_has_told_it(rtsp_server) -> None:
+    rtsp_server.start()
+    with watch(rtsp_server.url, rtsp_transport="udp") as watched:
+        wait_until(lambda: watched.frames and watched.frames[-1].clock == "sender")
+        frames = watched.wait_for_frames()
+        now_ns = time.time_ns()
+    assert watched.frames[0].clock == "receipt"
+    assert {frame.clock for frame in frames} == {"sender"}
+    assert 0 < now_ns - frames[-1].capture_ns < 1_000_000_000
+    captured_ns = [frame.capture_ns for frame in frames]
+    steps_ns = [after - before for before, after in pairwise(captured_ns)]
+    assert steps_ns == pytest.approx([1e9 / 30] * 9, abs=2e6)  # arrival jitters, this does not
+
+
+def bit_errors(number: int, packet: bytearray) -> list[bytes]:
+    chance = random.Random(number)
+    if number % 8 == 5:
+        for _ in range(4):
+            packet[chance.randrange(12, len(packet))] ^= 1 << chance.randrange(8)
+    return [bytes(packet)]
+
+
+def missing_packets(number: int, packet: bytearray) -> list[bytes]:
+    return [] if number % 7 == 3 else [bytes(packet)]
+
+
+def repeated_packets(number: int, packet: bytearray) -> list[bytes]:
+    return [bytes(packet)] * (1 + number % 3)
+
+
+def truncated_packets(number: int, packet: bytearray) -> list[bytes]:
+    return [bytes(packet[: len(packet) // 2 if number % 8 == 5 else len(packet)])]
+
+
+def shift_times(by_s: int):
+    def shift(number: int, packet: bytearray) -> list[bytes]:
+        if number >= 60:
+            time_90khz = int.from_bytes(packet[4:8]) + by_s * 90_000
+            packet[4:8] = (time_90khz % (1 << 32)).to_bytes(4)
+        return [bytes(packet)]
+
+    return shift
+
+
+def wrap_times(number: int, packet: bytearray) -> list[bytes]:
+    """Let the 32 bits of RTP's time overflow after two seconds, as they do every 13 hours."""
+    packet[4:8] = ((1 << 32) - 180_000 + number * 3_000 & 0xFFFFFFFF).to_bytes(4)
+    return [bytes(packet)]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        bit_errors,
+        missing_packets,
+        repeated_packets,
+        truncated_packets,
+        pytest.param(shift_times(3600), id="times jump"),
+        pytest.param(shift_times(-3600), id="times go back"),
+        wrap_times,
+    ],
+)
+def test_a_bad_line_costs_pictures_but_never_the_stream(rtsp_server, faulty_link, fault) -> None:
+    rtsp_server.start("--width", "160", "--height", "120", "--fps", "60")
+    faulty_link.fault = fault
+    with watch(faulty_link.url, read_timeout_s=2.0) as watched:
+        wait_until(lambda: watched.frames, 5.0)
+        time.sleep(2.0)
+        watched.wait_for_frames(20, 5.0)
+        watched.assert_in_order()
+        assert watched.frames[-1].pts_s < 20.0
+
+
+def test_a_stream_without_key_frames_for_seconds_is_waited_for(rtsp_server, faulty_link) -> None:
+    rtsp_server.start()
+    began_s = time.monotonic()
+
+    def no_key_frame(number: int, packet: bytearray) -> list[bytes]:
+        kind = packet[12] & 31
+        is_key = (packet[13] & 31 if kind == 28 else kind) in (5, 7, 8, 24)
+        return [] if is_key and time.monotonic() - began_s < 4.0 else [bytes(packet)]
+
+    faulty_link.fault = no_key_frame
+    with watch(faulty_link.url, read_timeout_s=1.0) as watched:
+        watched.wait_for_frames(10)
+        assert watched.at_s[0] - began_s > 3.9
+    assert watched.states == ["connecting", "streaming", "ended"]
+
+
+def test_a_wrong_password_is_told_without_it_and_tried_again_slowly(
+    rtsp_server, monkeypatch
+) -> None:
+    monkeypatch.setattr(live_source, "FIRST_DENIED_WAIT_S", 2.0)
+    rtsp_server.start("--credentials", "admin:other")
+    url = rtsp_server.url.replace("//", "//admin:hunter2@")
+    with watch(url) as watched:
+        change = watched.wait_for_state("reconnecting")
+        assert "access denied" in change.reason
+        denied_s = time.monotonic()
+        rtsp_server.stop()
+        rtsp_server.start("--credentials", "admin:hunter2")
+        watched.wait_for_frames()
+        assert watched.at_s[0] - denied_s > 0.9
+    told = repr(watched.changes) + "".join(t.name for t in threading.enumerate())
+    assert "hunter2" not in told
+
+
+def test_a_camera_that_is_there_later_is_read_when_it_comes(rtsp_server) -> None:
+    with watch(rtsp_server.url) as watched:
+        change = watched.wait_for_state("reconnecting")
+        assert "connection refused" in change.reason
+        time.sleep(1.0)
+        rtsp_server.start()
+        watched.wait_for_state("streaming", 2.0)
+    assert watched.changes[-1].reconnects == 0
+
+
+def test_a_server_that_takes_connections_and_never_answers_is_stopped_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"rtsp://127.0.0.1:{silent.getsockname()[1]}/cam"
+        with watch(url, open_timeout_s=0.5) as watched:
+            change = watched.wait_for_state("reconnecting", 5.0)
+            assert "no answer within 0.5 s" in change.reason
+            stopped_s = time.monotonic()
+            watched.stop()
+            assert time.monotonic() - stopped_s < 1.5
+    assert isinstance(watched.error, SourceLostError)
+    wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("read")])
+
+
+def test_many_reconnects_leave_nothing_behind(rtsp_server, faulty_link) -> None:
+    """Each connection is cut after some packets, as by a router that forgets it."""
+    rtsp_server.start("--width", "160", "--height", "120")
+
+    def cut(number: int, packet: bytearray) -> list[bytes]:
+        if number == 20:
+            raise EOFError
+        return [bytes(packet)]
+
+    faulty_link.fault = cut
+    handles, threads = [], []
+    with watch(faulty_link.url) as watched:
+        for reconnects in (2, 9):
+            wait_until(lambda n=reconnects: watched.changes[-1].reconnects >= n, 30.0)
+            handles.append(
+                len(list(Path("/proc/self/fd").iterdir())) - 2 * len(faulty_link._sockets)
+            )
+            threads.append(sum(t.name.startswith("read") for t in threading.enumerate()))
+        watched.assert_in_order()
+    assert max(threads) <= 2
+    assert handles[1] - handles[0] <= 6
+
+
+def serve_motion_jpeg(listener: socket.socket, pictures: list[bytes]) -> None:
+    """Send the pictures to one reader after the other, as IP cameras do, and hang up."""
+    with suppress(OSError):
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(
+                    b"HTTP/1.0 200 OK\r\n"
+                    b"Content-Type: multipart/x-mixed-replace; boundary=cam\r\n\r\n"
+                )
+                for picture in pictures:
+                    head = f"--cam\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}"
+                    connection.sendall(head.encode() + b"\r\n\r\n" + picture + b"\r\n")
+                    time.sleep(0.02)
+
+
+def test_motion_jpeg_over_http_is_read_and_opened_again(make_clip) -> None:
+    clip = make_clip("a.mjpeg", frames=40, codec="mjpeg", pix_fmt="yuvj420p")
+    start_of_image = b"\xff\xd8\xff"
+    pictures = [start_of_image + part for part in clip.read_bytes().split(start_of_image)[1:]]
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=serve_motion_jpeg, args=(listener, pictures))
+    thread.start()
+    try:
+        with watch(f"http://127.0.0.1:{listener.getsockname()[1]}/cam") as watched:
+            wait_until(lambda: watched.frames and watched.changes[-1].reconnects == 2)
+            watched.wait_for_frames(20)
+            watched.assert_in_order()
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+    assert len(watched.frames) > 80
+
+
+def test_a_finite_video_over_http_is_no_live_source(make_clip, http_server: str) -> None:
+    make_clip("a.mp4", frames=12)
+    with open_source(SourceConfig(url=f"{http_server}/a.mp4")) as source:
+        assert (source.live, source.policy, source.frame_count) == (False, "block", 12)
+        assert len(list(source)) == 12
