@@ -9,6 +9,7 @@ import socket as posix_socket
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -26,6 +27,7 @@ from pipeline.endpoint import (
 )
 from pipeline.frame import Frame
 from pipeline.keys import ServerKeys
+from pipeline.subscriptions import Subscriptions
 from pipeline.wire import (
     EventHeader,
     EventMessage,
@@ -39,6 +41,9 @@ from pipeline.wire import (
 )
 
 LINGER_MS = 200
+
+ANSWER_WITHIN_S = 0.0005
+"""So long ``publish`` attends to those who come and go; who is left has to wait for the next."""
 
 LONGEST_SUBSCRIPTION = 128
 """Bytes that a subscriber may send at once: topics are shorter, and longer ones cost memory."""
@@ -98,13 +103,15 @@ class Publisher:
         self._masks: MaskFormat = masks
         self._sent: Counter[str] = Counter()
         self._events: Counter[str] = Counter()
-        self._kept: dict[str, dict[str, EventMessage]] = {}
-        self._subscriptions: Counter[bytes] = Counter()
+        self._kept: dict[str, dict[str, list[bytes]]] = {}
+        self._ended: set[str] = set()
+        self._subscriptions = Subscriptions()
         self.endpoint = ""
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.XPUB)
         self._socket.set(zmq.XPUB_VERBOSER, 1)
         self._socket.set(zmq.SNDHWM, high_water_mark)
+        self._socket.set(zmq.RCVHWM, 100)  # of subscriptions of one peer, lest they come in floods
         self._socket.set(zmq.LINGER, LINGER_MS)
         self._socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
         self._socket.set(zmq.HEARTBEAT_TIMEOUT, DEAD_AFTER_MS)
@@ -208,22 +215,22 @@ class Publisher:
         ``publish`` and ``event`` do so too; call it now and then while there is nothing to send.
         """
         joined: set[bytes] = set()
-        while self._socket.poll(0):
-            message = self._socket.recv()
-            prefix = message[1:]
-            if message[:1] == b"\x01":
-                self._subscriptions[prefix] += 1
-                joined.add(prefix)
-            elif message[:1] == b"\x00":
-                self._subscriptions[prefix] -= 1
-                self._subscriptions += Counter()  # forgets the topics that nobody wants any more
+        deadline = time.perf_counter() + ANSWER_WITHIN_S
+        with suppress(zmq.Again):
+            while time.perf_counter() < deadline:
+                message = self._socket.recv(zmq.DONTWAIT, copy=False)
+                prefix = message.bytes[1:]
+                if message.bytes[:1] == b"\x01":
+                    self._subscriptions.add(prefix)
+                    joined.add(prefix)
+                elif message.bytes[:1] == b"\x00" and not _is_from_peer(message):
+                    self._subscriptions.drop(prefix)
         if joined:
             self._send_kept(tuple(joined))
 
     def subscribers(self, source: str) -> int:
         """Count the subscriptions to a source's instances, as of ``answer_subscriptions``."""
-        wanted = topic(source, "instances")
-        return sum(n for prefix, n in self._subscriptions.items() if wanted.startswith(prefix))
+        return self._subscriptions.to(topic(source, "instances"))
 
     def wait_for_subscribers(self, count: int, timeout_s: float, sources: Sequence[str]) -> bool:
         """Wait until each of the sources has ``count`` subscribers; False if that took too long."""
@@ -263,10 +270,12 @@ class Publisher:
             data=data,
         )
         self._events[source] += 1
-        message = EventMessage(source, header)
-        if name in _KEPT:
-            self._kept[source][_KEPT[name]] = message
-        self._socket.send_multipart(encode(message))
+        parts = encode(EventMessage(source, header))
+        if slot := _KEPT.get(name):
+            self._kept[source][slot] = parts
+        if slot == "state":
+            (self._ended.add if name == "ended" else self._ended.discard)(source)
+        self._socket.send_multipart(parts)
 
     def _send_kept(self, joined: tuple[bytes, ...]) -> None:
         """Send again what new subscribers must know, once however many came.
@@ -275,10 +284,19 @@ class Publisher:
         ended come last, lest a subscriber to all of them should believe, for a moment, that there
         are no others.
         """
-        kept = [message for slots in self._kept.values() for message in slots.values()]
-        for message in sorted(kept, key=lambda message: message.header.event == "ended"):
-            if topic(message.source, "event").startswith(joined):
-                self._socket.send_multipart(encode(message))
+        for source in sorted(self._kept, key=self._ended.__contains__):
+            if topic(source, "event").startswith(joined):
+                for parts in self._kept[source].values():
+                    self._socket.send_multipart(parts)
+
+
+def _is_from_peer(message: zmq.Frame) -> bool:
+    """Whether a peer sent it, and not libzmq for one whose connection is gone."""
+    try:
+        message.get("__fd")
+    except zmq.ZMQError:
+        return False
+    return True
 
 
 def _bind(socket: zmq.Socket[bytes], endpoint: str) -> str:

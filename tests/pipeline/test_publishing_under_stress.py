@@ -1,0 +1,214 @@
+"""A publisher among subscribers that are stopped, rude or numberless: real processes, sockets."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import zmq
+
+import maskcast
+from engines.instances import Instances
+from pipeline import publisher as publisher_module
+from pipeline.frame import Frame
+from pipeline.publisher import Publisher
+from pipeline.subscriber import subscribe
+
+NAMES = ("background", "person")
+PICTURE = av.VideoFrame(64, 48)
+BOX = np.array([[4, 4, 40, 40]], np.float32)
+
+READ_ALL = """
+import json, sys
+from pipeline.subscriber import subscribe
+with subscribe(sys.argv[1], policy="all", timeout_s=30) as frames:
+    told = sum(frame.lost_before for frame in frames)
+    tally = frames.tally
+print(json.dumps([tally.received, tally.lost, told]))
+"""
+
+SUBSCRIBE_THOUSANDS = """
+import sys, time, zmq
+socket = zmq.Context().socket(zmq.XSUB)
+socket.connect(sys.argv[1])
+for number in range(5000):
+    socket.send(b"\\x01v1/%d/" % number)
+print("subscribed", flush=True)
+sys.stdin.read()
+"""
+
+
+def seen(count):
+    ones = np.ones(count, np.float32)
+    crops = np.full((count, 28, 28), 255, np.uint8)
+    return Instances(64, 48, np.repeat(BOX, count, 0), ones, ones.astype(np.int32), crops)
+
+
+def frame(index):
+    return Frame("cam1", index, None, time.time_ns(), PICTURE)
+
+
+def publish(publisher, indices, instances, pause_s=0.0005):
+    """Publish frames; return how long each call took, milliseconds."""
+    took_ms = []
+    for index in indices:
+        one = frame(index)
+        start = time.perf_counter()
+        publisher.publish(one, instances)
+        took_ms.append((time.perf_counter() - start) * 1e3)
+        time.sleep(pause_s)
+    return np.array(took_ms)
+
+
+def memory_mb():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+@contextmanager
+def process(code, endpoint):
+    started = subprocess.Popen(
+        [sys.executable, "-c", code, endpoint],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(maskcast.__file__).parent)},
+    )
+    try:
+        yield started
+    finally:
+        started.kill()
+        started.communicate()
+
+
+def finish(publisher, reader):
+    """Say that it is over until the reader has heard it; return what it counted."""
+    deadline = time.monotonic() + 20
+    while reader.poll() is None and time.monotonic() < deadline:
+        publisher.event("cam1", "ended")
+        time.sleep(0.05)
+    return json.loads(reader.communicate(timeout=5)[0])
+
+
+def wait_until_gone(publisher, timeout_s):
+    deadline = time.monotonic() + timeout_s
+    while publisher.subscribers("cam1") and time.monotonic() < deadline:
+        publisher.answer_subscriptions()
+        time.sleep(0.02)
+    assert publisher.subscribers("cam1") == 0
+
+
+def test_a_stopped_subscriber_costs_neither_time_nor_memory_and_its_losses_are_exact():
+    with (
+        Publisher("tcp://127.0.0.1:0", NAMES, high_water_mark=32) as publisher,
+        process(READ_ALL, publisher.endpoint) as reader,
+    ):
+        assert publisher.wait_for_subscribers(1, 20, ["cam1"])
+        many = seen(100)
+        before_ms = publish(publisher, range(500), many)
+        reader.send_signal(signal.SIGSTOP)
+        publish(publisher, range(500, 1000), many)  # fills the queues
+        before_mb = memory_mb()
+        stopped_ms = publish(publisher, range(1000, 3000), many)
+        # 2000 messages of 81 kB would be 162 MB; 32 of them are 2.6 MB.
+        assert memory_mb() - before_mb < 10
+        # What the scheduler adds on a busy machine, it adds to few calls.
+        for share in (50, 90):
+            assert np.percentile(stopped_ms, share) < np.percentile(before_ms, share) + 1
+        reader.send_signal(signal.SIGCONT)
+        received, lost, told = finish(publisher, reader)
+    assert received + lost == 3000
+    assert lost > 1000
+    assert told <= lost
+
+
+def test_who_takes_in_nothing_is_disconnected_and_counts_exactly_after_he_comes_back(monkeypatch):
+    monkeypatch.setattr(publisher_module, "STALLED_AFTER_MS", 1000)
+    with (
+        Publisher("tcp://127.0.0.1:0", NAMES, high_water_mark=8) as publisher,
+        process(READ_ALL, publisher.endpoint) as reader,
+    ):
+        assert publisher.wait_for_subscribers(1, 20, ["cam1"])
+        many = seen(100)
+        publish(publisher, range(10), many)
+        reader.send_signal(signal.SIGSTOP)
+        publish(publisher, range(10, 510), many)
+        wait_until_gone(publisher, 20)
+        publish(publisher, range(510, 600), many)
+        reader.send_signal(signal.SIGCONT)
+        assert publisher.wait_for_subscribers(1, 10, ["cam1"])
+        publish(publisher, range(600, 610), many, pause_s=0.02)
+        received, lost, told = finish(publisher, reader)
+    assert received + lost == 610
+    assert told == lost >= 90
+
+
+def test_one_who_subscribes_thousands_of_times_and_leaves_delays_nobody():
+    with (
+        Publisher("tcp://127.0.0.1:0", NAMES, high_water_mark=2000) as publisher,
+        subscribe(publisher.endpoint, "cam1", policy="all", high_water_mark=2000) as frames,
+    ):
+        assert publisher.wait_for_subscribers(1, 5, ["cam1"])
+        few = seen(10)
+        took_ms = {"alone": publish(publisher, range(300), few, pause_s=0.002)}
+        with process(SUBSCRIBE_THOUSANDS, publisher.endpoint) as rude:
+            took_ms["comes"] = publish(publisher, range(300, 800), few, pause_s=0.002)
+            assert rude.stdout.readline() == "subscribed\n"
+        took_ms["leaves"] = publish(publisher, range(800, 1100), few, pause_s=0.002)
+        for index in range(1100):
+            got = frames.receive()
+            assert (got.seq, got.lost_before) == (index, 0)
+    for share in (50, 90):
+        alone = np.percentile(took_ms["alone"], share)
+        for when in ("comes", "leaves"):
+            assert np.percentile(took_ms[when], share) < alone + 1
+    assert max(took_ms["leaves"]) < 200  # once, in libzmq: it was 500 where each took all along
+
+
+@pytest.fixture
+def rude():
+    context = zmq.Context()
+    socket = context.socket(zmq.XSUB)
+    yield socket
+    context.destroy(linger=0)
+
+
+def test_nobody_can_unsubscribe_another(rude):
+    with (
+        Publisher("tcp://127.0.0.1:0", NAMES) as publisher,
+        subscribe(publisher.endpoint, "cam1", policy="all") as frames,
+    ):
+        assert publisher.wait_for_subscribers(1, 5, ["cam1"])
+        rude.connect(publisher.endpoint)
+        for _ in range(10):
+            rude.send(b"\x00v1/cam1/")
+        rude.send(b"\x01v1/cam2/")
+        assert publisher.wait_for_subscribers(1, 5, ["cam2"])  # so that the others were heard
+        assert publisher.subscribers("cam1") == 1
+        publish(publisher, [0], seen(1))
+        assert frames.receive().seq == 0
+
+
+def test_a_subscription_longer_than_any_topic_is_not_taken_in(rude):
+    with (
+        Publisher("tcp://127.0.0.1:0", NAMES) as publisher,
+        subscribe(publisher.endpoint, "cam1", policy="all") as frames,
+    ):
+        assert publisher.wait_for_subscribers(1, 5, ["cam1"])
+        rude.connect(publisher.endpoint)
+        rude.send(b"\x01v1/cam2/")
+        assert publisher.wait_for_subscribers(1, 5, ["cam2"])
+        rude.send(b"\x01v1/cam2/" + bytes(10_000))
+        deadline = time.monotonic() + 5
+        while publisher.subscribers("cam2") and time.monotonic() < deadline:
+            publish(publisher, [0], seen(1))
+            time.sleep(0.002)
+        assert publisher.subscribers("cam2") == 0  # he was disconnected
+        assert frames.receive().lost_before == 0
