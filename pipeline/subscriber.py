@@ -33,6 +33,9 @@ __all__ = ["EndOfStreams", "Policy", "PublishedFrame", "StreamEvent", "Subscript
 
 Policy = Literal["latest", "all"]
 
+MOST_PARTS = 5
+"""Parts of a message that are known; those behind belong to a later version."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Arrival:
@@ -82,7 +85,8 @@ def subscribe(
         timeout_s: how long to wait for the next frame (or event) before TimeoutError.
         events: hand out ``StreamEvent`` objects too.
         until_ended: end when every source has ended; if False, wait for it to come back.
-        high_water_mark: how many messages are held for you under policy "all".
+        high_water_mark: how many messages are held for you; under policy "latest" there is one of
+            a source, so it should not be less than there are sources.
         max_part_bytes: a publisher that sends a longer part is disconnected.
         server_key: the publisher's ``.key`` file, where it asks for keys.
         client_key: your ``.key_secret`` file, as ``maskcast keys new`` made it.
@@ -365,7 +369,7 @@ class Subscription:
         """Receive until the context is terminated: the body of the thread that owns the socket."""
         try:
             while True:
-                parts = socket.recv_multipart()
+                parts = socket.recv_multipart()[:MOST_PARTS]
                 received_ns = time.time_ns()
                 with self._changed:
                     self._enter(parts, received_ns)
@@ -410,9 +414,13 @@ class Subscription:
         """Put an item in line: in place of an older one of its kind, or behind all of them."""
         if self._policy == "all":
             key = object()
-            while len(self._waiting) >= self._high_water_mark and not self._closed:
-                self._changed.wait()
-        elif isinstance(item, _Arrival) and isinstance(older := self._waiting.get(key), _Arrival):
+        while (
+            key not in self._waiting
+            and len(self._waiting) >= self._high_water_mark
+            and not self._closed
+        ):
+            self._changed.wait()
+        if isinstance(item, _Arrival) and isinstance(older := self._waiting.get(key), _Arrival):
             self._ledger.tally.skipped += 1
             gap = Gap(item.gap.lost + older.gap.lost, item.gap.restarted or older.gap.restarted)
             item = replace(item, gap=gap, skipped=older.skipped + 1)

@@ -41,6 +41,9 @@ VERSION = "v1"
 MAX_SIDE = 16384
 """Largest width and height of a picture."""
 
+MAX_HEADER_BYTES = 1 << 20
+"""Longest part 1: unpacked, it takes many times as much memory as on the wire."""
+
 Kind = Literal["instances", "event"]
 Whole = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Side = Annotated[int, Meta(ge=1, le=MAX_SIDE)]
@@ -204,6 +207,8 @@ def decode_header(parts: Sequence[bytes]) -> tuple[str, Header]:
         raise WireError("the topic is not v1/<source>/<kind>") from error
     if version != VERSION or kind not in _header_decoders or not _SOURCE_NAME.fullmatch(source):
         raise WireError("the topic is not v1/<source>/<kind>")
+    if len(parts[1]) > MAX_HEADER_BYTES:
+        raise WireError(f"a header of {len(parts[1])} bytes is longer than {MAX_HEADER_BYTES}")
     try:
         header: Header = _header_decoders[kind].decode(parts[1])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

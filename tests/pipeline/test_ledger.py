@@ -1,6 +1,9 @@
+import tracemalloc
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import ledger as ledger_module
 from pipeline.ledger import Gap, Ledger
 from pipeline.wire import EventHeader, InstancesHeader
 
@@ -97,3 +100,40 @@ def test_all_have_ended_when_each_one_wanted_has():
     assert ledger.all_ended(("a", "b"))
     ledger.enter_event("a", event("state", seq=1, state="running"))
     assert not ledger.all_ended(None)
+
+
+def test_a_publisher_that_invents_without_end_takes_no_memory_without_end():
+    ledger = Ledger()
+
+    def invent(start):
+        for number in range(start, start + 5000):
+            publisher, source = f"{number:016x}", f"cam{number}"
+            ledger.enter_instances(source, instances(number, publisher))
+            ledger.enter_instances("cam1", instances(number, publisher))
+            ledger.enter_event("cam1", event(f"event{number}", seq=number))
+            ledger.enter_event(source, event("state", state=f"state{number}", publisher=publisher))
+            names = [f"label{number}.{i}" for i in range(10)]
+            ledger.enter_event(
+                "cam1",
+                event("labels", seq=number, publisher=publisher, id=f"{number}", names=names),
+            )
+
+    invent(0)
+    tracemalloc.start()
+    try:
+        invent(5000)
+        grown, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert grown < 3_000_000  # what is kept was replaced; 5000 more of each would be 9 MB
+    assert len(ledger.states()) <= ledger_module.MOST_SOURCES
+
+
+def test_who_is_heard_often_is_not_forgotten_for_those_that_are_invented():
+    ledger = Ledger()
+    ledger.enter_event("cam1", event("state", state="running"))
+    for number in range(5000):
+        assert ledger.enter_instances("cam1", instances(2 * number)).lost == bool(number)
+        ledger.enter_instances(f"x{number}", instances(0))
+    assert ledger.states() == {"cam1": "running"}
+    assert ledger.tally.lost == 4999

@@ -238,6 +238,22 @@ def test_latest_keeps_the_newest_of_each_source_in_turn(script):
         assert [(f.source, f.seq) for f in got] == [("a", 9), ("b", 9), ("c", 0)]
 
 
+def test_a_publisher_that_invents_sources_fills_no_memory_under_policy_latest(script):
+    with subscribe(script.endpoint, high_water_mark=8) as frames:
+        script.wait()
+        for number in range(200):
+            script.instances(0, source=f"x{number}")
+            script.instances(1, source=f"x{number}")
+        wait_until(lambda: frames.tally.received >= 8)
+        time.sleep(0.2)
+        assert frames.tally.received <= 2 * 8 + 1  # more are left in the queue of the socket
+        newest = {}
+        while len(newest) < 200 or newest["x199"] == 0:
+            frame = frames.receive()
+            newest[frame.source] = frame.seq
+    assert set(newest.values()) == {1}
+
+
 def test_latest_stays_fresh_however_slow_the_reader():
     with (
         Publisher("tcp://127.0.0.1:0", NAMES, high_water_mark=8) as publisher,

@@ -362,3 +362,10 @@ def test_the_id_of_label_names_is_as_the_specification_says():
     # printf 'background\nperson\ncat' | sha256sum | cut -c1-8
     assert labels_id(["background", "person", "cat"]) == "431d001f"
     assert labels_id(["background", "cat", "person"]) != "431d001f"
+
+
+def test_a_header_that_would_take_much_memory_is_refused_before_it_is_read():
+    data = {"list": [None] * (1 << 20)}
+    header = EventHeader(publisher="0" * 16, seq=0, publish_ns=0, event="x", data=data)
+    with pytest.raises(WireError, match="longer than 1048576"):
+        decode(encode(EventMessage("cam1", header)))
