@@ -153,9 +153,7 @@ def _check_precision(backend: Backend, precision: str) -> None:
 def _check_size(size: tuple[int, int] | int) -> None:
     for side in (size,) if isinstance(size, int) else size:
         if not 64 <= side <= _LARGEST_SIDE or side % 32:
-            raise InputError(
-                f"size {side}: give multiples of 32 from 64 to {_LARGEST_SIDE} pixels"
-            )
+            raise InputError(f"size {side}: give multiples of 32 from 64 to {_LARGEST_SIDE} pixels")
 
 
 def _is_empty(folder: Path) -> bool:

@@ -12,7 +12,7 @@ import torch
 from onnx import ModelProto, TensorProto, numpy_helper
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import Dim
 
 from builder.graphs import Detector, Segmenter
@@ -30,7 +30,7 @@ _STRIDES = (4, 8, 16, 32)
 
 
 def export_detector(model: Any) -> ModelProto:
-    """Exports the detector of a torchvision FasterRCNN or MaskRCNN.
+    """Export the detector of a torchvision FasterRCNN or MaskRCNN.
 
     Batch, height and width are dynamic; the sides are multiples of 32, from 64.
 
@@ -48,7 +48,7 @@ def export_detector(model: Any) -> ModelProto:
 
 
 def export_segmenter(model: Any) -> ModelProto:
-    """Exports the segmenter of a torchvision MaskRCNN; batch, size and number of boxes vary."""
+    """Export the segmenter of a torchvision MaskRCNN; batch, size and number of boxes vary."""
     channels = model.backbone.out_channels
     batch, rows, columns = _dimension("batch"), _dimension("h"), _dimension("w")
     boxes = _dimension("r")
@@ -69,7 +69,7 @@ def export_segmenter(model: Any) -> ModelProto:
 
 
 def halve_weights(graph: ModelProto) -> None:
-    """Stores every matrix and kernel as float16, cast back to float32 where it is used.
+    """Store every matrix and kernel as float16, cast back to float32 where it is used.
 
     Halves the file, not the arithmetic. Vectors (biases, batch-norm statistics) stay float32: they
     are small, and a variance may lie outside of float16's range.
@@ -78,7 +78,8 @@ def halve_weights(graph: ModelProto) -> None:
     for tensor in graph.graph.initializer:
         if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2:
             continue
-        half = numpy_helper.to_array(tensor).astype(np.float16)
+        with np.errstate(over="ignore"):
+            half = numpy_helper.to_array(tensor).astype(np.float16)
         if not np.isfinite(half).all():
             continue
         wide = f"{tensor.name}/float32"
@@ -98,7 +99,7 @@ def halve_weights(graph: ModelProto) -> None:
 
 
 def state_dict_of_graph(graph: ModelProto) -> dict[str, Tensor]:
-    """The weights inside a graph, float32, under the keys of the model's ``state_dict``."""
+    """Read the weights inside a graph, float32, under the keys of the model's ``state_dict``."""
     return {
         tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).astype(np.float32))
         for tensor in graph.graph.initializer
@@ -113,7 +114,7 @@ def _dimension(name: str) -> Any:
 
 
 def _export(
-    module: nn.Module,
+    module: Detector | Segmenter,
     example: tuple[Tensor, ...],
     dynamic_shapes: tuple[dict[int, Any], ...],
     inputs: tuple[str, ...],

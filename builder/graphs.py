@@ -33,15 +33,16 @@ class Detector(nn.Module):
 
     def __init__(self, model: Any, candidates: int = 1000) -> None:
         super().__init__()
-        if list(model.roi_heads.box_roi_pool.featmap_names) != ["0", "1", "2", "3"]:
+        levels = len(model.rpn.anchor_generator.sizes)
+        if model.roi_heads.box_roi_pool.featmap_names != ["0", "1", "2", "3"] or levels != 5:
             raise InputError(
                 "the network has other pyramid levels than P2 to P5 (strides 4, 8, 16, 32): "
                 "take one with a ResNet-FPN or EfficientNet-Lite-FPN backbone"
             )
         self.backbone = model.backbone
-        self.rpn = nn.ModuleDict({"head": model.rpn.head})
+        self.rpn: Any = nn.ModuleDict({"head": model.rpn.head})
         heads = model.roi_heads
-        self.roi_heads = nn.ModuleDict(
+        self.roi_heads: Any = nn.ModuleDict(
             {"box_head": heads.box_head, "box_predictor": heads.box_predictor}
         )
         self.pooling = _pooling_arguments(heads.box_roi_pool)
@@ -59,7 +60,7 @@ class Detector(nn.Module):
         self._candidates = candidates
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
-        """Detects.
+        """Detect.
 
         Args:
             images: float32 ``[B, 3, H, W]``, RGB in 0..255; H and W are multiples of 32.
@@ -93,7 +94,7 @@ class Detector(nn.Module):
         top_n, post_nms_top_n = self._rpn_top_n
         logits, regions, levels = [], [], []
         for level, (logit, delta) in enumerate(zip(objectness, deltas, strict=True)):
-            batch, per_cell, height, width = logit.shape
+            _, per_cell, height, width = logit.shape
             logit = logit.permute(0, 2, 3, 1).flatten(1)
             delta = delta.unflatten(1, (per_cell, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)
             anchors = self._anchors(level, (height, width), size)
@@ -128,7 +129,7 @@ class Detector(nn.Module):
     def _classify(
         self, features: list[Tensor], regions: Tensor, exists: Tensor, sizes: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The box branch and RoIHeads.postprocess_detections."""
+        """Run the box branch and RoIHeads.postprocess_detections."""
         batch, count = exists.shape
         images = torch.arange(batch, dtype=torch.int32)[:, None].expand(batch, count)
         pooled = multiscale_roi_align(
@@ -136,12 +137,12 @@ class Detector(nn.Module):
         )
         logits, deltas = self.roi_heads["box_predictor"](self.roi_heads["box_head"](pooled))
         classes = logits.shape[1]  # the background is class 0
-        scores = F.softmax(logits, dim=-1)[:, 1:].unflatten(0, (batch, count))
+        scores = F.softmax(logits, dim=-1)[:, 1:].reshape(batch, count, classes - 1)
         scores = torch.where(exists[..., None], scores, _ABSENT).flatten(1)
         best, index = scores.topk(min(self._candidates, count * (classes - 1)), dim=1)
         region = index // (classes - 1)
         label = index % (classes - 1) + 1
-        deltas = deltas.unflatten(0, (batch, count)).unflatten(2, (classes, 4)).flatten(1, 2)
+        deltas = deltas.reshape(batch, count * classes, 4)
         delta = _rows(deltas, region * classes + label)
         boxes = _clip(_decode(self._box_coder, delta, _rows(regions, region)), sizes)
         keep = grouped_nms(
@@ -172,7 +173,7 @@ class Segmenter(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         heads = model.roi_heads
-        self.roi_heads = nn.ModuleDict(
+        self.roi_heads: Any = nn.ModuleDict(
             {"mask_head": heads.mask_head, "mask_predictor": heads.mask_predictor}
         )
         self.pooling = _pooling_arguments(heads.mask_roi_pool)
@@ -187,10 +188,13 @@ class Segmenter(nn.Module):
         labels: Tensor,
         batch_index: Tensor,
     ) -> Tensor:
-        """Segments: the mask branch and maskrcnn_inference.
+        """Segment: the mask branch and maskrcnn_inference.
 
         Args:
-            p2, p3, p4, p5: the detector's features.
+            p2: the detector's features at stride 4.
+            p3: at stride 8.
+            p4: at stride 16.
+            p5: at stride 32.
             boxes: float32 ``[R, 4]``, xyxy in pixels of the network's input.
             labels: int64 ``[R]``.
             batch_index: int32 ``[R]``, which image each box lies in.
@@ -207,7 +211,7 @@ class Segmenter(nn.Module):
         weight = F.embedding(labels, last.weight.flatten(1))
         bias = F.embedding(labels, last.bias[:, None])
         logits = torch.bmm(weight[:, None], x.flatten(2))[:, 0] + bias
-        return logits.sigmoid().unflatten(1, x.shape[2:])
+        return logits.sigmoid().reshape(-1, *x.shape[2:])
 
 
 def _pooling_arguments(pool: Any) -> tuple[int, int, bool]:
@@ -216,7 +220,7 @@ def _pooling_arguments(pool: Any) -> tuple[int, int, bool]:
 
 
 def _rows(table: Tensor, index: Tensor) -> Tensor:
-    """Takes rows ``index [B, K]`` out of each image's ``table [B, N, D]``: ``[B, K, D]``."""
+    """Take rows ``index [B, K]`` out of each image's ``table [B, N, D]``: ``[B, K, D]``."""
     first = torch.arange(table.shape[0])[:, None] * table.shape[1]
     # An embedding is exported as one plain Gather; indexing would become a GatherND.
     return F.embedding(index + first, table.flatten(0, 1))

@@ -6,6 +6,7 @@ operators only; OpenVINO maps the nodes to its own operators while it reads the 
 below say what each of them must compute.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,7 +48,10 @@ def multiscale_roi_align(
     P5, as torchvision's ``LevelMapper`` computes it.
 
     Args:
-        p2, p3, p4, p5: ``[B, C, H / s, W / s]`` at the strides s = 4, 8, 16, 32.
+        p2: ``[B, C, H / 4, W / 4]``.
+        p3: ``[B, C, H / 8, W / 8]``.
+        p4: ``[B, C, H / 16, W / 16]``.
+        p5: ``[B, C, H / 32, W / 32]``.
         rois: float32 ``[R, 4]``, xyxy in pixels of the network's input.
         batch_index: int32 ``[R]``, which image each region lies in.
         output_size: side S of the pooled grid.
@@ -154,7 +158,7 @@ _FLOAT, _INT32, _INT64 = int(TensorProto.FLOAT), int(TensorProto.INT32), int(Ten
 def _pooling_function(convention: str) -> OnnxFunction:
     # Every region is pooled on all four levels and the right one is taken: four times the work,
     # but shapes stay fixed. It is the fallback; every backend does better.
-    @script(_domain, default_opset=op)
+    @script(_domain, default_opset=op)  # type: ignore[untyped-decorator]
     def MultiscaleRoiAlign(  # type: ignore[no-untyped-def]  # noqa: N802
         p2,
         p3,
@@ -169,7 +173,8 @@ def _pooling_function(convention: str) -> OnnxFunction:
         plugin_version: str,
     ) -> FLOAT:
         sides = rois[:, 2:4] - rois[:, 0:2]
-        octaves = op.Log(op.Sqrt(op.ReduceProd(sides, [1], keepdims=0)) / 224.0) / 0.6931471805599453
+        size = op.Sqrt(op.ReduceProd(sides, [1], keepdims=0))
+        octaves = op.Log(size / 224.0) / 0.6931471805599453
         level = op.Unsqueeze(op.Clip(op.Floor(4.0 + octaves + 1e-6), 2.0, 5.0), [1, 2, 3])
         image = op.Cast(batch_index, to=_INT64)
         on_p2 = op.RoiAlign(
@@ -219,8 +224,8 @@ def _pooling_function(convention: str) -> OnnxFunction:
     return MultiscaleRoiAlign
 
 
-@script(_domain, default_opset=op)
-def GroupedNms(  # type: ignore[no-untyped-def]  # noqa: N802
+@script(_domain, default_opset=op)  # type: ignore[untyped-decorator]
+def GroupedNms(  # type: ignore[no-untyped-def]  # noqa: D103, N802
     boxes,
     scores,
     groups,
@@ -350,7 +355,7 @@ def _write_grouped_nms(
     )
 
 
-TRANSLATIONS = {
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.maskcast.multiscale_roi_align.default: _write_multiscale_roi_align,
     torch.ops.maskcast.grouped_nms.default: _write_grouped_nms,
 }

@@ -141,7 +141,7 @@ class Bundle(msgspec.Struct, frozen=True):
 
 
 def default_bundle() -> Path:
-    """The folder of the bundle that comes with the package."""
+    """Find the folder of the bundle that comes with the package."""
     return _EMBEDDED / DEFAULT
 
 
@@ -192,7 +192,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file in hexadecimal."""
+    """Compute the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -74,7 +74,7 @@ def _interpolation(picture: av.VideoFrame, rows: int, columns: int) -> Interpola
 
 
 def _reformatter() -> VideoReformatter:
-    """The thread's own: it keeps the scaler's tables from one picture of a stream to the next."""
+    """Get the thread's own scaler: its tables are kept from picture to picture."""
     if not hasattr(_thread, "reformatter"):
         _thread.reformatter = VideoReformatter()
     reformatter: VideoReformatter = _thread.reformatter
@@ -82,7 +82,7 @@ def _reformatter() -> VideoReformatter:
 
 
 def _pixels(rgb: av.VideoFrame) -> NDArray[np.uint8]:
-    """The ``[h, w, 3]`` pixels of an rgb24 picture, without the padding of its rows, not copied."""
+    """View an rgb24 picture as ``[h, w, 3]``, without the padding of its rows."""
     plane = rgb.planes[0]
-    rows = np.frombuffer(plane, np.uint8).reshape(rgb.height, plane.line_size)
+    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(rgb.height, plane.line_size)
     return rows[:, : rgb.width * 3].reshape(rgb.height, rgb.width, 3)

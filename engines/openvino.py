@@ -204,9 +204,7 @@ def _take_features(model: ov.Model, shapes: dict[str, ov.PartialShape]) -> ov.Mo
     import openvino as ov
     from openvino.preprocess import PrePostProcessor
 
-    planar = {
-        name: [shape[0], shape[3], shape[1], shape[2]] for name, shape in shapes.items()
-    }
+    planar = {name: [shape[0], shape[3], shape[1], shape[2]] for name, shape in shapes.items()}
     model.reshape(planar | {"boxes": [-1, 4], "labels": [-1], "batch_index": [-1]})
     steps = PrePostProcessor(model)
     for name in _FEATURES:

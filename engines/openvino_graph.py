@@ -148,9 +148,7 @@ def _closure(start: Iterable[Node], neighbours: Any) -> set[str]:
 
 
 def _consumers(node: Node) -> list[Node]:
-    return [
-        port.get_node() for output in node.outputs() for port in output.get_target_inputs()
-    ]
+    return [port.get_node() for output in node.outputs() for port in output.get_target_inputs()]
 
 
 def _producers(node: Node) -> list[Node]:

@@ -201,7 +201,7 @@ def pool_by_table(
 def grouped_nms(
     boxes: Any, scores: Any, groups: Any, iou_threshold: float, score_threshold: float, count: int
 ) -> Node:
-    """The function body of builder/operators.py in OpenVINO's operators."""
+    """Do as the function body of builder/operators.py in OpenVINO's operators."""
     tile = op.add(op.reduce_max(boxes, _ints([0, 1, 2])), _floats(1.0))
     groups = op.convert(groups, "i32")
     columns = op.constant(np.int32(_TILES_PER_ROW))

@@ -1,0 +1,176 @@
+"""The engine against torchvision: the same work on one machine in one run.
+
+Run: ``python -m benchmarks.engine [--json] [--repeat N] [--case NAME ...] [--picture FILE]``.
+
+Equal work means: every picture has 1000 proposals (300 for the default model) and 100 detections
+with masks, whatever it shows; RPN's NMS threshold is 1 and no score is too low. torchvision's time
+is given twice: its modules from the picture in the network's size to 28x28 masks, which is what
+the engine does, and the whole model, which also resizes and pastes 100 masks into full pictures.
+The runs of all contestants alternate; medians are reported. Weights are random, except for the
+default model's: time does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from msgspec.structs import replace
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torchvision.models.detection.image_list import ImageList
+
+from builder.build import build, state_dict_of_bundle
+from builder.checkpoint import save_model
+from builder.network import NetworkConfig, build_network, network_config
+from engines.bundle import Bundle, open_bundle
+from engines.image import NetworkImage
+from engines.openvino import OpenVinoEngine, has_bf16
+
+CASES = {
+    "resnet50-fpn 800x1344": ("resnet50-fpn", (800, 1344)),
+    "resnet50-fpn 320x576": ("resnet50-fpn", (320, 576)),
+    "default 288x512": ("default", (288, 512)),
+}
+
+
+def network_of(name: str, size: tuple[int, int]) -> tuple[NetworkConfig, Any]:
+    """Make a network that finds as much in every picture as it can."""
+    torch.manual_seed(0)
+    if name == "default":
+        config = network_config("lite0-fpn", open_bundle("default").manifest.labels[1:])
+    else:
+        config = network_config(name, tuple(f"class {index}" for index in range(1, 91)))
+    config = replace(
+        config,
+        score_threshold=0.0,
+        rpn_nms_threshold=1.0,
+        min_size=min(size),
+        max_size=max(size),
+    )
+    network = build_network(config).eval()
+    if name == "default":
+        network.load_state_dict(state_dict_of_bundle("default"), strict=False)
+    return config, network
+
+
+def modules_only(network: Any, rgb: NDArray[np.uint8]) -> int:
+    """Run torchvision's modules on a picture in the network's size; count the detections."""
+    with torch.inference_mode():
+        picture = torch.from_numpy(rgb).permute(2, 0, 1) / 255
+        images = network.transform.batch_images([network.transform.normalize(picture)], 32)
+        sized = ImageList(images, [rgb.shape[:2]])
+        features = network.backbone(images)
+        proposals, _ = network.rpn(sized, features)
+        (found,), _ = network.roi_heads(features, proposals, sized.image_sizes)
+    return len(found["masks"])
+
+
+def whole_model(network: Any, rgb: NDArray[np.uint8]) -> int:
+    """Run torchvision's model as its users do; count the detections."""
+    with torch.inference_mode():
+        (found,) = network([torch.from_numpy(rgb).permute(2, 0, 1) / 255])
+    return len(found["masks"])
+
+
+def run_engine(engine: OpenVinoEngine, rgb: NDArray[np.uint8]) -> int:
+    """Detect and segment; count the detections."""
+    size = rgb.shape[0], rgb.shape[1]
+    (found,) = engine.segment(engine.detect([NetworkImage(rgb, size, size)], 0.0))
+    return len(found)
+
+
+def measure(
+    contestants: dict[str, Callable[[], int]], repeat: int
+) -> dict[str, dict[str, float | int]]:
+    """Time contestants in turns, after one run that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    counts = {name: run() for name, run in contestants.items()}
+    for _ in range(repeat):
+        for name, run in contestants.items():
+            start = time.perf_counter()
+            run()
+            times[name].append((time.perf_counter() - start) * 1000)
+    return {
+        name: {
+            "median_ms": statistics.median(values),
+            "best_ms": min(values),
+            "detections": counts[name],
+        }
+        for name, values in times.items()
+    }
+
+
+def run_case(name: str, picture: Path | None, repeat: int) -> dict[str, Any]:
+    """Measure one network at one size."""
+    network_name, size = CASES[name]
+    config, network = network_of(network_name, size)
+    if picture is None:
+        rgb = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    else:
+        rgb = np.array(Image.open(picture).convert("RGB").resize(size[::-1]))
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = Path(scratch) / "model.pth"
+        save_model(checkpoint, config, network.state_dict(), {})
+        bundle = build(checkpoint, Path(scratch) / "bundle", size=size)
+        engines = {"openvino fp32": OpenVinoEngine(bundle)}
+        if has_bf16():
+            bf16 = Bundle(bundle.path, replace(bundle.manifest, precision="bf16"))
+            engines["openvino bf16"] = OpenVinoEngine(bf16)
+    contestants: dict[str, Callable[[], int]] = {
+        "torchvision": lambda: modules_only(network, rgb),
+        "torchvision, pasting": lambda: whole_model(network, rgb),
+    }
+    for label, engine in engines.items():
+        contestants[label] = lambda engine=engine: run_engine(engine, rgb)  # type: ignore[misc]
+    results = measure(contestants, repeat)
+    base = results["torchvision"]["median_ms"]
+    return {
+        label: {**found, "ratio": base / found["median_ms"]} for label, found in results.items()
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--case", action="append", choices=CASES, help="only this one")
+    parser.add_argument("--picture", type=Path, help="what to look at; noise by default")
+    arguments = parser.parse_args()
+    results = {
+        name: run_case(name, arguments.picture, arguments.repeat)
+        for name in arguments.case or CASES
+    }
+    if arguments.json:
+        machine = {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
+        print(json.dumps({"machine": machine, "repeat": arguments.repeat, "cases": results}))
+        return
+    table = Table("", "median ms", "best ms", "detections", "times torchvision")
+    for name, found in results.items():
+        table.add_section()
+        for label, row in found.items():
+            table.add_row(
+                f"{name}, {label}",
+                f"{row['median_ms']:.1f}",
+                f"{row['best_ms']:.1f}",
+                str(row["detections"]),
+                f"{row['ratio']:.2f}",
+            )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+from PIL import Image
+
+from engines.bundle import Bundle, open_bundle
+from engines.image import NetworkImage
+from engines.instances import Instances
+from engines.load import predict
+from engines.openvino import OpenVinoEngine, has_bf16
+
+needs_bf16 = pytest.mark.skipif(not has_bf16(), reason="this CPU does not compute in bf16")
+
+
+def in_bf16(bundle: Bundle) -> Bundle:
+    return Bundle(bundle.path, replace(bundle.manifest, precision="bf16"))
+
+
+@pytest.fixture(scope="module")
+def engine(calibrated_bundle: Bundle) -> OpenVinoEngine:
+    return OpenVinoEngine(calibrated_bundle)
+
+
+@pytest.fixture(scope="module")
+def small_engine(unthresholded_bundle: Bundle) -> Iterator[OpenVinoEngine]:
+    """The default model: quick. It gives 100 detections of any picture."""
+    engine = OpenVinoEngine(unthresholded_bundle)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def default_network() -> Any:
+    from builder.build import state_dict_of_bundle
+    from builder.network import build_network, network_config
+
+    config = network_config("lite0-fpn", open_bundle("default").manifest.labels[1:])
+    network = build_network(config)
+    network.load_state_dict(state_dict_of_bundle("default"), strict=False)
+    network.roi_heads.score_thresh = 0.0
+    return network.eval()
+
+
+def see(engine: OpenVinoEngine, image: NetworkImage, min_score: float = 0.0) -> Instances:
+    (instances,) = engine.segment(engine.detect([image], min_score))
+    return instances
+
+
+def overlap(one: Any, other: Any) -> float:
+    """IoU of two boxes."""
+    low, high = np.maximum(one[:2], other[:2]), np.minimum(one[2:], other[2:])
+    shared = np.prod(np.clip(high - low, 0, None))
+    areas = sum(np.prod(box[2:] - box[:2]) for box in (one, other))
+    return float(shared / (areas - shared))
+
+
+def test_it_sees_what_torchvision_sees(engine: OpenVinoEngine, parity: Any) -> None:
+    for rgb, truth in parity.truths:
+        found = see(engine, parity.fit(rgb))
+        truth.assert_seen(found.boxes, found.scores, found.labels, found.masks / 255)
+
+
+@pytest.mark.parametrize(("height", "width"), [(288, 512), (384, 500), (512, 203), (64, 64)])
+def test_the_default_model_sees_what_torchvision_sees(
+    small_engine: OpenVinoEngine, default_network: Any, parity: Any, height: int, width: int
+) -> None:
+    rgb = parity.draw_picture(height, width, seed=height)
+    truth = parity.see_with_torchvision(default_network, rgb)
+    found = see(small_engine, parity.fit(rgb))
+    truth.assert_seen(found.boxes, found.scores, found.labels, found.masks / 255)
+
+
+@pytest.mark.skipif("MASKCAST_PHOTOS" not in os.environ, reason="MASKCAST_PHOTOS names no folder")
+def test_photographs_are_seen_as_torchvision_sees_them(
+    small_engine: OpenVinoEngine, default_network: Any, parity: Any
+) -> None:
+    photos = sorted(Path(os.environ["MASKCAST_PHOTOS"]).rglob("*.jpg"))[:10]
+    seen = 0
+    for path in photos:
+        rgb = np.asarray(Image.open(path).convert("RGB"))
+        truth = parity.see_with_torchvision(default_network, rgb)
+        found = see(small_engine, parity.fit(rgb))
+        truth.assert_seen(found.boxes, found.scores, found.labels, found.masks / 255)
+        seen += len(found)
+    assert seen
+
+
+@needs_bf16
+def test_bf16_finds_the_same_objects(
+    engine: OpenVinoEngine, calibrated_bundle: Bundle, parity: Any
+) -> None:
+    # Random weights are as sensitive as can be: trained ones stay far closer.
+    rgb, _ = parity.truths[0]
+    exact = see(engine, parity.fit(rgb))
+    coarse = see(OpenVinoEngine(in_bf16(calibrated_bundle)), parity.fit(rgb))
+    alike = sum(
+        any(
+            overlap(box, other) > 0.8 and label == other_label
+            for other, other_label in zip(coarse.boxes, coarse.labels, strict=True)
+        )
+        for box, label in zip(exact.boxes[:50], exact.labels, strict=False)
+    )
+    assert alike >= 40
+
+
+@needs_bf16
+def test_bf16_pools_where_fp32_pools(calibrated_bundle: Bundle) -> None:
+    # Coordinates stay fp32: far right in a wide picture a bfloat16 would be off by 4 pixels.
+    import openvino as ov
+
+    from engines.openvino_graph import Graph
+    from engines.openvino_operators import pool_by_level, read_graph
+
+    assert calibrated_bundle.segmenter is not None
+    masks = []
+    for precision in ("f32", "bf16"):
+        model = read_graph(calibrated_bundle.segmenter, pool_by_level)
+        features = {f"p{n}": [1, 256, 256 >> n, 1280 >> n] for n in range(2, 6)}
+        model.reshape(features | {"boxes": [-1, 4], "labels": [-1], "batch_index": [-1]})
+        request = Graph(ov.Core(), model, precision).request()
+        ramp = {}
+        for name, (_, channels, rows, columns) in features.items():
+            x = np.linspace(0, 20, columns, dtype=np.float32)
+            wave = np.sin(x[None] * np.arange(1, channels + 1)[:, None] / 20)
+            ramp[name] = np.broadcast_to(wave[None, :, None], (1, channels, rows, columns))
+        for name, level in ramp.items():
+            request.set_input(name, ov.Tensor(np.ascontiguousarray(level, np.float32)))
+        boxes = np.array([[1213.3, 40.2, 1250.9, 90.7], [1101.7, 3.3, 1279.1, 60.9]], np.float32)
+        request.set_input("boxes", ov.Tensor(boxes))
+        request.set_input("labels", ov.Tensor(np.array([1, 2], np.int64)))
+        request.set_input("batch_index", ov.Tensor(np.zeros(2, np.int32)))
+        request.infer()
+        masks.append(request.output("masks").data.copy())
+    assert np.abs(masks[0] - masks[1]).mean() < 0.01
+
+
+def test_only_what_scores_enough_is_kept(small_engine: OpenVinoEngine, parity: Any) -> None:
+    image = parity.fit(parity.draw_picture(288, 512, seed=288))
+    everything = see(small_engine, image, 0.0)
+    threshold = float(np.median(everything.scores))
+    some = see(small_engine, image, threshold)
+    assert len(some) == (everything.scores >= threshold).sum()
+    nothing = see(small_engine, image, 1.1)
+    assert nothing.masks is not None
+    assert len(nothing) == 0
+    assert nothing.masks.shape == (0, 28, 28)
+
+
+def test_boxes_come_back_in_source_pixels(small_engine: OpenVinoEngine, parity: Any) -> None:
+    image = parity.fit(parity.draw_picture(288, 512, seed=288))
+    larger = NetworkImage(image.pixels, image.content, (1080, 1920))
+    near, far = see(small_engine, image), see(small_engine, larger)
+    assert len(near)
+    np.testing.assert_allclose(far.boxes, near.boxes * 3.75, rtol=1e-5)
+    assert (far.width, far.height) == (1920, 1080)
+
+
+def test_detect_and_segment_overlap_on_two_threads(
+    small_engine: OpenVinoEngine, parity: Any
+) -> None:
+    images = [parity.fit(parity.draw_picture(288, 512, seed=seed)) for seed in range(6)]
+    alone = [see(small_engine, image) for image in images]
+    with ThreadPoolExecutor(1) as masks:
+        waiting = [
+            masks.submit(small_engine.segment, small_engine.detect([image], 0.0))
+            for image in images
+        ]
+        together = [future.result()[0] for future in waiting]
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-3)
+        np.testing.assert_array_equal(one.masks, other.masks)
+
+
+def test_detect_waits_until_a_detection_is_released(
+    small_engine: OpenVinoEngine, parity: Any
+) -> None:
+    image = parity.fit(parity.draw_picture(288, 512, seed=288))
+    held = [small_engine.detect([image], 0.5) for _ in range(3)]
+    fourth = threading.Thread(target=lambda: small_engine.detect([image], 0.5).release())
+    fourth.start()
+    fourth.join(0.5)
+    assert fourth.is_alive()
+    held[0].release()
+    held[0].release()  # twice is safe
+    fourth.join(60)
+    assert not fourth.is_alive()
+    for detections in held[1:]:
+        detections.release()
+    assert len([small_engine.detect([image], 0.5).release() for _ in range(4)]) == 4
+
+
+def test_many_shapes_do_not_pile_up(small_engine: OpenVinoEngine, parity: Any) -> None:
+    for width in (64, 96, 128, 160, 192):
+        see(small_engine, parity.fit(parity.draw_picture(64, width)))
+    assert len(small_engine._shapes) <= 4
+    first = see(small_engine, parity.fit(parity.draw_picture(64, 64)))
+    assert first.width == 64
+
+
+def test_other_threads_run_while_it_computes(small_engine: OpenVinoEngine, parity: Any) -> None:
+    image = parity.fit(parity.draw_picture(512, 512))
+    see(small_engine, image)
+    ticks, over = [0], threading.Event()
+
+    def tick() -> None:
+        while not over.is_set():
+            ticks[0] += 1
+            over.wait(0.001)
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    before = ticks[0]
+    small_engine.detect([image], 0.5).release()
+    during = ticks[0] - before
+    over.set()
+    ticker.join()
+    assert during >= 3
+
+
+def test_asking_for_bf16_without_the_cpu_for_it_warns_and_computes_in_fp32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("engines.openvino.has_bf16", lambda: False)
+    with pytest.warns(UserWarning, match="fp32 is used"):
+        engine = OpenVinoEngine(in_bf16(open_bundle("default")))
+    assert engine.device == "OpenVINO CPU fp32"
+
+
+def test_a_model_without_masks_passes_through(unthresholded_bundle: Bundle, parity: Any) -> None:
+    bundle = unthresholded_bundle
+    boxes_only = replace(bundle.manifest, graphs=replace(bundle.manifest.graphs, segmenter=None))
+    engine = OpenVinoEngine(Bundle(bundle.path, boxes_only))
+    found = see(engine, parity.fit(parity.draw_picture(288, 512, seed=288)))
+    assert found.masks is None
+    assert len(found)
+
+
+def test_predict_takes_any_picture(small_engine: OpenVinoEngine) -> None:
+    found = predict(small_engine, np.zeros((37, 53, 3), np.uint8))
+    assert (found.width, found.height) == (53, 37)
