@@ -8,11 +8,12 @@ prints go to standard error.
 from __future__ import annotations
 
 import os
-import resource
+import re
 import sys
 import time
 from collections import Counter
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -138,13 +139,12 @@ def _build(request: Request, tell: Any) -> Built:
         raise _BuildError("build", "; ".join(logger.errors[-3:]) or "TensorRT gives no reason")
     built = time.monotonic()
     content = memoryview(plan)
-    with open(request.plan, "wb") as file:  # noqa: PTH123
-        file.write(content)
+    Path(request.plan).write_bytes(content)
     return Built(
         version=str(trt.__version__),
         parse_s=parsed - started,
         build_s=built - parsed,
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_rss_bytes=_peak_rss_bytes(),
         plan_bytes=content.nbytes,
         **_describe(network),
     )
@@ -161,6 +161,13 @@ def _set_capabilities(trt: Any, config: Any, capabilities: tuple[str, ...]) -> N
             numbers = sorted(int(n[2:]) for n in known if n.startswith("SM"))
             choice = ", ".join(f"{n // 10}.{n % 10}" for n in numbers)
             raise _BuildError("capability", f"{capability} is none of {choice}")
+
+
+def _peak_rss_bytes() -> int:
+    # getrusage would count the memory of the process that this one was forked from.
+    status = Path("/proc/self/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return int(found[1]) * 1024 if found else 0
 
 
 def _parser_errors(parser: Any) -> str:

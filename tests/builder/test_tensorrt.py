@@ -160,6 +160,37 @@ class TestDefaultModel:
 
 
 @needs_rtx
+def test_mask_rcnn_with_resnet50_at_full_size_builds_in_half(tmp_path):
+    torch = pytest.importorskip("torch")
+    from torchvision.models.detection import maskrcnn_resnet50_fpn
+
+    from builder.export import export_detector
+
+    torch.manual_seed(0)
+    network = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None).eval()
+    onnx.save(export_detector(network), tmp_path / "detector.onnx")
+    manifest = Manifest(
+        name="resnet50",
+        backend="tensorrt_rtx",
+        precision="fp16",
+        labels=("background", *map(str, range(90))),
+        input=FixedInput(800, 1344),
+        graphs=Graphs(GraphFile("detector.onnx", sha256(tmp_path / "detector.onnx"))),
+    )
+    built: dict[str, Built] = {}
+    build_plans(
+        tmp_path,
+        manifest,
+        max_batch=2,
+        capabilities=("8.6", "8.9", "12.0"),
+        built=built.__setitem__,
+    )
+    assert built["detector"].computes_in == {"HALF": 80}
+    assert len(built["detector"].plugins) == 3
+    assert 80e6 < built["detector"].plan_bytes < 110e6
+
+
+@needs_rtx
 def test_a_model_without_a_mask_branch_has_one_plan(tmp_path):
     manifest = build_tiny(tiny_bundle(tmp_path / "a"), capabilities=["8.6"])
     assert [plan.graph for plan in manifest.plans] == ["detector"]
