@@ -1,0 +1,210 @@
+"""What subscribers cost the publisher: its delay with 1, 10 and 100 of them, and with one stopped.
+
+Run: ``python -m benchmarks.subscribers [--counts 1 10 100] [--frames 600] [--fps 100] [--json]``.
+Frames of 100 instances (81 kB), TCP on this machine, subscribers in processes of up to 25. The
+stopped one is a process of its own, stopped (SIGSTOP) before the first frame and continued after
+the last. Losses made are what was sent and not received; losses reported are what the subscribers'
+tallies say: they must be equal, subscriber by subscriber.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import av
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from engines.instances import Instances
+from pipeline.frame import Frame
+from pipeline.publisher import Publisher
+from pipeline.subscriber import subscribe
+
+SOURCE = "camera"
+IN_ONE_PROCESS = 25
+PATIENCE_S = 120.0
+
+Counts = list[tuple[int, int]]
+"""Of each subscriber: messages received, and lost as it says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What was measured with so many subscribers.
+
+    Attributes:
+        reading: subscribers that read.
+        stopped: subscribers that were stopped.
+        sent: messages sent.
+        p50_ms: how long ``publish`` took: half of the calls were shorter.
+        p99_ms: likewise 99 of 100.
+        max_ms: the longest.
+        memory_growth_mb: of the publisher's process, from the first frame to the last.
+        lost_by_readers: messages that those who read did not receive, all together.
+        lost_by_stopped: likewise the stopped one.
+        reported: losses that all of them reported.
+        exact: whether each reported what it lost, no more and no less.
+    """
+
+    reading: int
+    stopped: int
+    sent: int
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+    memory_growth_mb: float
+    lost_by_readers: int
+    lost_by_stopped: int
+    reported: int
+    exact: bool
+
+
+def read(endpoint: str, count: int, results: Connection) -> None:
+    """Subscribe so many times, and tell what each received and lost: the body of a process."""
+    with ExitStack() as stack:
+        subscriptions = [
+            stack.enter_context(subscribe(endpoint, SOURCE, timeout_s=PATIENCE_S))
+            for _ in range(count)
+        ]
+        for subscription in subscriptions:
+            for _ in subscription:  # the others take in theirs meanwhile, on their own threads
+                pass
+        tallies = [subscription.tally for subscription in subscriptions]
+    results.send([(tally.received, tally.lost) for tally in tallies])
+
+
+@contextmanager
+def reading(endpoint: str, count: int) -> Iterator[tuple[BaseProcess, Connection]]:
+    """Run ``read`` in a process, which does not outlive the block."""
+    context = multiprocessing.get_context("spawn")
+    results, sender = context.Pipe(duplex=False)
+    process = context.Process(target=read, args=(endpoint, count, sender), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        yield process, results
+    finally:
+        process.kill()
+        process.join()
+
+
+def measure(count: int, stopped: int, frames: int, fps: float) -> Row:
+    """Publish to ``count`` subscribers that read and ``stopped`` that do not."""
+    instances = hundred_instances()
+    picture = av.VideoFrame(64, 48)
+    with Publisher("tcp://127.0.0.1:0", ["background", "thing"]) as publisher, ExitStack() as stack:
+        sizes = [min(IN_ONE_PROCESS, count - at) for at in range(0, count, IN_ONE_PROCESS)]
+        readers = [stack.enter_context(reading(publisher.endpoint, size)) for size in sizes]
+        asleep = [stack.enter_context(reading(publisher.endpoint, 1)) for _ in range(stopped)]
+        if not publisher.wait_for_subscribers(count + stopped, PATIENCE_S, [SOURCE]):
+            raise TimeoutError(f"{count + stopped} subscribers did not come")
+        _signal(asleep, signal.SIGSTOP)
+        before_mb, took_ms, next_s = _memory_mb(), np.zeros(frames), time.perf_counter()
+        for index in range(frames):
+            frame = Frame(SOURCE, index, None, time.time_ns(), picture)
+            start = time.perf_counter()
+            publisher.publish(frame, instances)
+            took_ms[index] = (time.perf_counter() - start) * 1e3
+            next_s += 1 / fps
+            time.sleep(max(next_s - time.perf_counter(), 0))
+        growth_mb = _memory_mb() - before_mb
+        _signal(asleep, signal.SIGCONT)
+        of_readers = _finish(publisher, [results for _, results in readers])
+        of_stopped = _finish(publisher, [results for _, results in asleep])
+    everyone = of_readers + of_stopped
+    return Row(
+        reading=count,
+        stopped=stopped,
+        sent=frames,
+        p50_ms=round(float(np.percentile(took_ms, 50)), 3),
+        p99_ms=round(float(np.percentile(took_ms, 99)), 3),
+        max_ms=round(float(took_ms.max()), 3),
+        memory_growth_mb=round(growth_mb, 1),
+        lost_by_readers=sum(frames - received for received, _ in of_readers),
+        lost_by_stopped=sum(frames - received for received, _ in of_stopped),
+        reported=sum(lost for _, lost in everyone),
+        exact=all(lost == frames - received for received, lost in everyone),
+    )
+
+
+def hundred_instances() -> Instances:
+    """Make 100 instances with masks: a message of 81 kB."""
+    boxes = np.tile(np.array([4, 4, 40, 40], np.float32), (100, 1))
+    ones = np.ones(100, np.float32)
+    crops = np.full((100, 28, 28), 255, np.uint8)
+    return Instances(64, 48, boxes, ones, ones.astype(np.int32), crops)
+
+
+def table(rows: list[Row]) -> Table:
+    """Show the rows."""
+    shown = Table("subscribers", title="What subscribers cost the publisher")
+    for column in ("p50 ms", "p99 ms", "max ms", "memory MB", "lost", "by stopped", "reported"):
+        shown.add_column(column, justify="right")
+    for row in rows:
+        numbers = (row.p50_ms, row.p99_ms, row.max_ms, row.memory_growth_mb)
+        lost = (row.lost_by_readers, row.lost_by_stopped, row.reported)
+        who = f"{row.reading}" + (f" and {row.stopped} stopped" if row.stopped else "")
+        shown.add_row(who, *map(str, numbers + lost))
+    return shown
+
+
+def _signal(processes: list[tuple[BaseProcess, Connection]], number: signal.Signals) -> None:
+    for process, _ in processes:
+        assert process.pid is not None
+        os.kill(process.pid, number)
+
+
+def _finish(publisher: Publisher, waiting: list[Connection]) -> Counts:
+    """Say that it is over until everyone has heard it, and gather what they counted."""
+    counts: Counts = []
+    for results in waiting:
+        deadline = time.monotonic() + PATIENCE_S
+        while not results.poll(0.1):
+            if time.monotonic() > deadline:
+                raise TimeoutError("a subscriber did not hear that it is over")
+            publisher.event(SOURCE, "ended")
+        counts += results.recv()
+    return counts
+
+
+def _memory_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def main() -> None:
+    """Run it from the command line; exit code 1 if a loss was not reported."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--counts", type=int, nargs="+", default=[1, 10, 100])
+    parser.add_argument("--frames", type=int, default=600)
+    parser.add_argument("--fps", type=float, default=100.0)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    rows = [
+        measure(count, stopped, options.frames, options.fps)
+        for count in options.counts
+        for stopped in (0, 1)
+    ]
+    if options.json:
+        print(json.dumps([asdict(row) for row in rows]))
+    else:
+        Console().print(table(rows))
+    if not all(row.exact for row in rows):
+        sys.exit("a subscriber's losses are not those that it reported")
+
+
+if __name__ == "__main__":
+    main()
