@@ -18,8 +18,8 @@ from pipeline.source import AccessDeniedError, Source, SourceLostError
 from pipeline.source_state import OnStateChange, SourceState, StateMachine
 from pipeline.url import redact
 
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 1.0
-"""Waits between tries. A camera that is back is asked within a second and opens in under one."""
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 0.8
+"""Waits between tries. A camera that is back is asked within a second and opens within another."""
 
 FIRST_DENIED_WAIT_S, LONGEST_DENIED_WAIT_S = 30.0, 300.0
 """The same after a wrong password: cameras lock the account of who tries too often."""

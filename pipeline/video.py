@@ -30,7 +30,7 @@ from pipeline.url import redact, scheme
 _DAMAGED_READS_LIMIT = 100
 """So many unreadable stretches in a row, without one packet between them, are the end."""
 
-_RTSP_ANALYSIS_US = 500_000
+_RTSP_ANALYSIS_US = 250_000
 """FFmpeg would watch a camera for a second before its first picture; its SDP has told all."""
 
 _SENDER_CLOCK_TOLERANCE_NS = 10_000_000_000

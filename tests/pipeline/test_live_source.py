@@ -97,7 +97,7 @@ def test_a_camera_that_is_killed_and_started_again_is_back_within_two_seconds(rt
         watched.wait_for_frames()
         rtsp_server.stop()
         watched.wait_for_state("reconnecting")
-        time.sleep(3.0)  # by now the waits are at their longest
+        time.sleep(2.0)  # by now the waits are at their longest
         rtsp_server.start()
         back_s = time.monotonic()
         watched.wait_for_state("streaming")
@@ -204,10 +204,6 @@ def repeated_packets(number: int, packet: bytearray) -> list[bytes]:
     return [bytes(packet)] * (1 + number % 3)
 
 
-def truncated_packets(number: int, packet: bytearray) -> list[bytes]:
-    return [bytes(packet[: len(packet) // 2 if number % 8 == 5 else len(packet)])]
-
-
 def shift_times(by_s: int):
     def shift(number: int, packet: bytearray) -> list[bytes]:
         if number >= 60:
@@ -230,7 +226,6 @@ def wrap_times(number: int, packet: bytearray) -> list[bytes]:
         bit_errors,
         missing_packets,
         repeated_packets,
-        truncated_packets,
         pytest.param(shift_times(3600), id="times jump"),
         pytest.param(shift_times(-3600), id="times go back"),
         wrap_times,
@@ -241,7 +236,7 @@ def test_a_bad_line_costs_pictures_but_never_the_stream(rtsp_server, faulty_link
     faulty_link.fault = fault
     with watch(faulty_link.url, read_timeout_s=2.0) as watched:
         wait_until(lambda: watched.frames, 5.0)
-        time.sleep(2.0)
+        time.sleep(1.2)
         watched.wait_for_frames(20, 5.0)
         watched.assert_in_order()
         assert watched.frames[-1].pts_s < 20.0
@@ -254,12 +249,12 @@ def test_a_stream_without_key_frames_for_seconds_is_waited_for(rtsp_server, faul
     def no_key_frame(number: int, packet: bytearray) -> list[bytes]:
         kind = packet[12] & 31
         is_key = (packet[13] & 31 if kind == 28 else kind) in (5, 7, 8, 24)
-        return [] if is_key and time.monotonic() - began_s < 4.0 else [bytes(packet)]
+        return [] if is_key and time.monotonic() - began_s < 2.5 else [bytes(packet)]
 
     faulty_link.fault = no_key_frame
     with watch(faulty_link.url, read_timeout_s=1.0) as watched:
         watched.wait_for_frames(10)
-        assert watched.at_s[0] - began_s > 3.9
+        assert watched.at_s[0] - began_s > 2.4
     assert watched.states == ["connecting", "streaming", "ended"]
 
 
@@ -316,7 +311,7 @@ def test_many_reconnects_leave_nothing_behind(rtsp_server, faulty_link) -> None:
     faulty_link.fault = cut
     handles, threads = [], []
     with watch(faulty_link.url) as watched:
-        for reconnects in (2, 9):
+        for reconnects in (2, 6):
             wait_until(lambda n=reconnects: watched.changes[-1].reconnects >= n, 30.0)
             handles.append(
                 len(list(Path("/proc/self/fd").iterdir())) - 2 * len(faulty_link._sockets)

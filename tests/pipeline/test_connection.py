@@ -1,0 +1,130 @@
+import socket
+import threading
+import time
+
+import pytest
+
+from engines.errors import InputError
+from pipeline import connection as connection_module
+from pipeline import live_source
+from pipeline.config import SourceConfig
+from pipeline.connection import Connection, knock
+from pipeline.inbox import InboxClosed
+from pipeline.live_source import MOST_HANGING, LiveSource
+from pipeline.source_state import StateChange
+
+
+def take_all(connection: Connection) -> list[int]:
+    indices = []
+    try:
+        while True:
+            indices += [frame.index for frame in connection.inbox.take(timeout_s=10)]
+    except InboxClosed:
+        return indices
+
+
+def test_a_connection_reads_to_the_end_and_closes_its_inbox(make_clip) -> None:
+    connection = Connection(SourceConfig(url=str(make_clip(frames=20))))
+    connection.start()
+    assert take_all(connection) == list(range(20))
+    connection.join()
+    assert connection.error is None
+    assert connection.heard_s is not None
+    assert connection.heard_s >= connection.began_s
+
+
+def test_a_connection_that_cannot_be_made_says_why(free_port: int) -> None:
+    url = f"rtsp://admin:secret@127.0.0.1:{free_port}/cam"
+    for knocks in (False, True):
+        connection = Connection(SourceConfig(url=url), knock=knocks)
+        connection.start()
+        assert take_all(connection) == []
+        assert isinstance(connection.error, InputError)
+        assert "connection refused" in str(connection.error)
+        assert "secret" not in str(connection.error) + connection.name
+
+
+def test_an_abandoned_connection_closes_what_it_opened(make_clip) -> None:
+    connection = Connection(SourceConfig(url=str(make_clip(frames=200)), loop=True))
+    connection.start()
+    connection.inbox.take()
+    connection.abandon()
+    connection.join(5)
+    assert not connection.is_alive()
+    assert connection.source is not None
+    assert connection.source._container is None
+    assert connection.error is None
+
+
+def test_a_host_that_listens_is_knocked_at_and_others_are_not() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        knock(f"rtsp://admin:p@ss/word@127.0.0.1:{port}/cam?x=1")
+        listener.settimeout(2)
+        listener.accept()[0].close()
+        listener.settimeout(0.1)
+        knock(f"http://127.0.0.1:{port}/cam")
+        with pytest.raises(TimeoutError):
+            listener.accept()
+
+
+def test_a_host_that_does_not_answer_is_given_up_within_its_second() -> None:
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        port = full.getsockname()[1]
+        waiting = [socket.socket() for _ in range(3)]
+        for client in waiting:
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", port))
+        began_s = time.monotonic()
+        with pytest.raises(InputError, match="no answer within 1 s"):
+            knock(f"rtsp://127.0.0.1:{port}/cam")
+        assert time.monotonic() - began_s < 2.0
+        for client in waiting:
+            client.close()
+
+
+@pytest.mark.parametrize("url", ["rtsp://127.0.0.1:99999/cam", "rtsp:///cam", "rtsp://[::1/cam"])
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(InputError, match="check the address"):
+        knock(url)
+
+
+def test_reads_that_hang_are_left_behind_but_never_too_many(monkeypatch) -> None:
+    released = threading.Event()
+
+    class Hanging:
+        """As FFmpeg does in the name service and in some camera drivers."""
+
+        def __init__(self, *_: object) -> None:
+            released.wait(20)
+            raise InputError("released")
+
+    monkeypatch.setattr(connection_module, "VideoSource", Hanging)
+    monkeypatch.setattr(live_source, "OPEN_GRACE_S", 0.0)
+    changes: list[StateChange] = []
+    stopping = threading.Event()
+    config = SourceConfig(url="/dev/video7", name="cam", open_timeout_s=0.05)
+
+    def read() -> None:
+        with pytest.raises(live_source.SourceLostError, match="stopped"):
+            LiveSource(config, changes.append, stopping)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    wait_until(lambda: changes and f"{MOST_HANGING} reads hang" in changes[-1].reason)
+    time.sleep(0.5)
+    assert sum(thread.name == "read cam" for thread in threading.enumerate()) == MOST_HANGING
+    released.set()
+    wait_until(lambda: "released" in changes[-1].reason)
+    stopping.set()
+    reader.join(5)
+    wait_until(lambda: all(thread.name != "read cam" for thread in threading.enumerate()))
+
+
+def wait_until(condition, timeout_s: float = 10.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
