@@ -2,7 +2,7 @@
 
 Run: ``python -m benchmarks.subscribers [--counts 1 10 100] [--frames 600] [--fps 100] [--json]``.
 Frames of 100 instances (81 kB), TCP on this machine, subscribers in processes of up to 25. The
-stopped one is a process of its own, stopped (SIGSTOP) before the first frame and continued after
+stopped one is a process of its own, stopped (SIGSTOP) after the first frame and continued after
 the last. Losses made are what was sent and not received; losses reported are what the subscribers'
 tallies say: they must be equal, subscriber by subscriber.
 """
@@ -13,6 +13,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import time
@@ -36,6 +37,7 @@ from pipeline.subscriber import subscribe
 SOURCE = "camera"
 IN_ONE_PROCESS = 25
 PATIENCE_S = 120.0
+ARRIVAL_S = 0.5
 
 Counts = list[tuple[int, int]]
 """Of each subscriber: messages received, and lost as it says."""
@@ -52,6 +54,9 @@ class Row:
         p50_ms: how long ``publish`` took: half of the calls were shorter.
         p99_ms: likewise 99 of 100.
         max_ms: the longest.
+        cpu_max_ms: the most processor time that a call took. What ``max_ms`` has above it was spent
+            waiting for a processor, unless
+        waits: how often a call went to sleep, for whatever reason, says otherwise.
         memory_growth_mb: of the publisher's process, from the first frame to the last.
         lost_by_readers: messages that those who read did not receive, all together.
         lost_by_stopped: likewise the stopped one.
@@ -65,6 +70,8 @@ class Row:
     p50_ms: float
     p99_ms: float
     max_ms: float
+    cpu_max_ms: float
+    waits: int
     memory_growth_mb: float
     lost_by_readers: int
     lost_by_stopped: int
@@ -111,14 +118,20 @@ def measure(count: int, stopped: int, frames: int, fps: float) -> Row:
         asleep = [stack.enter_context(reading(publisher.endpoint, 1)) for _ in range(stopped)]
         if not publisher.wait_for_subscribers(count + stopped, PATIENCE_S, [SOURCE]):
             raise TimeoutError(f"{count + stopped} subscribers did not come")
-        _signal(asleep, signal.SIGSTOP)
-        before_mb, took_ms, next_s = _memory_mb(), np.zeros(frames), time.perf_counter()
+        before_mb, next_s = _memory_mb(), time.perf_counter()
+        took_ms, cpu_ms, waits = np.zeros(frames), np.zeros(frames), 0
         for index in range(frames):
+            if index == 1:
+                time.sleep(ARRIVAL_S)  # who has had no message cannot know what he has lost
+                _signal(asleep, signal.SIGSTOP)
             frame = Frame(SOURCE, index, None, time.time_ns(), picture)
-            start = time.perf_counter()
+            waits -= _sleeps()
+            cpu_start, start = time.thread_time(), time.perf_counter()
             publisher.publish(frame, instances)
             took_ms[index] = (time.perf_counter() - start) * 1e3
-            next_s += 1 / fps
+            cpu_ms[index] = (time.thread_time() - cpu_start) * 1e3
+            waits += _sleeps()
+            next_s = max(next_s + 1 / fps, time.perf_counter())
             time.sleep(max(next_s - time.perf_counter(), 0))
         growth_mb = _memory_mb() - before_mb
         _signal(asleep, signal.SIGCONT)
@@ -132,6 +145,8 @@ def measure(count: int, stopped: int, frames: int, fps: float) -> Row:
         p50_ms=round(float(np.percentile(took_ms, 50)), 3),
         p99_ms=round(float(np.percentile(took_ms, 99)), 3),
         max_ms=round(float(took_ms.max()), 3),
+        cpu_max_ms=round(float(cpu_ms.max()), 3),
+        waits=waits,
         memory_growth_mb=round(growth_mb, 1),
         lost_by_readers=sum(frames - received for received, _ in of_readers),
         lost_by_stopped=sum(frames - received for received, _ in of_stopped),
@@ -150,14 +165,16 @@ def hundred_instances() -> Instances:
 
 def table(rows: list[Row]) -> Table:
     """Show the rows."""
-    shown = Table("subscribers", title="What subscribers cost the publisher")
-    for column in ("p50 ms", "p99 ms", "max ms", "memory MB", "lost", "by stopped", "reported"):
+    shown = Table(title="What subscribers cost the publisher, and what they lost")
+    for column in ("reading", "stopped", "p50 ms", "p99 ms", "max ms", "cpu ms", "waits", "MB"):
+        shown.add_column(column, justify="right")
+    for column in ("lost", "by stopped", "reported"):
         shown.add_column(column, justify="right")
     for row in rows:
-        numbers = (row.p50_ms, row.p99_ms, row.max_ms, row.memory_growth_mb)
+        times = (row.p50_ms, row.p99_ms, row.max_ms, row.cpu_max_ms)
         lost = (row.lost_by_readers, row.lost_by_stopped, row.reported)
-        who = f"{row.reading}" + (f" and {row.stopped} stopped" if row.stopped else "")
-        shown.add_row(who, *map(str, numbers + lost))
+        cells = (row.reading, row.stopped, *times, row.waits, row.memory_growth_mb, *lost)
+        shown.add_row(*map(str, cells))
     return shown
 
 
@@ -178,6 +195,11 @@ def _finish(publisher: Publisher, waiting: list[Connection]) -> Counts:
             publisher.event(SOURCE, "ended")
         counts += results.recv()
     return counts
+
+
+def _sleeps() -> int:
+    """Count how often this thread has given up the processor of its own accord."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 
 def _memory_mb() -> float:

@@ -22,4 +22,5 @@ def test_every_loss_is_reported_also_by_a_subscriber_that_was_stopped():
         assert row["exact"]
         assert row["reported"] == row["lost_by_readers"] + row["lost_by_stopped"]
         assert 0 < row["p50_ms"] <= row["p99_ms"] <= row["max_ms"]
+        assert 0 < row["cpu_max_ms"] <= row["max_ms"] + 0.1
     assert beside["lost_by_stopped"] > 0

@@ -2,17 +2,20 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
 import pytest
 import zmq
+from numpy.typing import NDArray
 
 import maskcast
 from engines.instances import Instances
@@ -55,16 +58,30 @@ def frame(index):
     return Frame("cam1", index, None, time.time_ns(), PICTURE)
 
 
+class Cost(NamedTuple):
+    """What calls of ``publish`` cost: processor time of each, and how often one went to sleep.
+
+    Unlike the time on the wall, neither grows because other processes take the processor.
+    """
+
+    cpu_ms: NDArray[np.float64]
+    waits: int
+
+
 def publish(publisher, indices, instances, pause_s=0.0005):
-    """Publish frames; return how long each call took, milliseconds."""
-    took_ms = []
+    cpu_ms, waits = [], 0
     for index in indices:
         one = frame(index)
-        start = time.perf_counter()
+        before, start = voluntary_switches(), time.thread_time()
         publisher.publish(one, instances)
-        took_ms.append((time.perf_counter() - start) * 1e3)
+        cpu_ms.append((time.thread_time() - start) * 1e3)
+        waits += voluntary_switches() - before
         time.sleep(pause_s)
-    return np.array(took_ms)
+    return Cost(np.array(cpu_ms), waits)
+
+
+def voluntary_switches():
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 
 def memory_mb():
@@ -112,16 +129,15 @@ def test_a_stopped_subscriber_costs_neither_time_nor_memory_and_its_losses_are_e
     ):
         assert publisher.wait_for_subscribers(1, 20, ["cam1"])
         many = seen(100)
-        before_ms = publish(publisher, range(500), many)
+        publish(publisher, range(500), many)
         reader.send_signal(signal.SIGSTOP)
         publish(publisher, range(500, 1000), many)  # fills the queues
         before_mb = memory_mb()
-        stopped_ms = publish(publisher, range(1000, 3000), many)
+        cost = publish(publisher, range(1000, 3000), many)
         # 2000 messages of 81 kB would be 162 MB; 32 of them are 2.6 MB.
         assert memory_mb() - before_mb < 10
-        # What the scheduler adds on a busy machine, it adds to few calls.
-        for share in (50, 90):
-            assert np.percentile(stopped_ms, share) < np.percentile(before_ms, share) + 1
+        assert cost.waits <= 5  # of 2000: a lock that libzmq's thread held, never a full queue
+        assert np.percentile(cost.cpu_ms, 99) < 1
         reader.send_signal(signal.SIGCONT)
         received, lost, told = finish(publisher, reader)
     assert received + lost == 3000
@@ -156,20 +172,19 @@ def test_one_who_subscribes_thousands_of_times_and_leaves_delays_nobody():
         subscribe(publisher.endpoint, "cam1", policy="all", high_water_mark=2000) as frames,
     ):
         assert publisher.wait_for_subscribers(1, 5, ["cam1"])
-        few = seen(10)
-        took_ms = {"alone": publish(publisher, range(300), few, pause_s=0.002)}
+        few, cost = seen(10), {}
+        cost["alone"] = publish(publisher, range(300), few, pause_s=0.002)
         with process(SUBSCRIBE_THOUSANDS, publisher.endpoint) as rude:
-            took_ms["comes"] = publish(publisher, range(300, 800), few, pause_s=0.002)
+            cost["comes"] = publish(publisher, range(300, 800), few, pause_s=0.002)
             assert rude.stdout.readline() == "subscribed\n"
-        took_ms["leaves"] = publish(publisher, range(800, 1100), few, pause_s=0.002)
+        cost["leaves"] = publish(publisher, range(800, 1100), few, pause_s=0.002)
         for index in range(1100):
             got = frames.receive()
             assert (got.seq, got.lost_before) == (index, 0)
-    for share in (50, 90):
-        alone = np.percentile(took_ms["alone"], share)
-        for when in ("comes", "leaves"):
-            assert np.percentile(took_ms[when], share) < alone + 1
-    assert max(took_ms["leaves"]) < 200  # once, in libzmq: it was 500 where each took all along
+    usual_ms = np.percentile(cost["alone"].cpu_ms, 99)
+    assert np.percentile(cost["comes"].cpu_ms, 99) < usual_ms + 1
+    assert np.percentile(cost["leaves"].cpu_ms, 99) < usual_ms + 1
+    assert cost["leaves"].cpu_ms.max() < 100  # once: libzmq strikes 5000 prefixes off
 
 
 @pytest.fixture
