@@ -73,7 +73,7 @@ def build(
 ) -> None:
     """Turn a checkpoint into a bundle: a folder with a model that is ready to run."""
     shape = parse_size(size)
-    if backend in (Backend.tensorrt, Backend.tensorrt_rtx):
+    if backend is Backend.tensorrt or backend is Backend.tensorrt_rtx:
         with _builder_extra():
             from builder.tensorrt_command import build_for_tensorrt
         built = build_for_tensorrt(
@@ -98,7 +98,7 @@ def build(
         bundle = build_bundle(
             checkpoint,
             out,
-            backend=backend.value,
+            backend="openvino" if backend is Backend.openvino else "onnxruntime",
             precision=precision,
             size=shape,
             name=name,
