@@ -107,7 +107,7 @@ class DecodeStage(threading.Thread):
     def give_up(self) -> None:
         """Try no longer to reach a source that has never answered."""
         self.stop()
-        self.end("unreachable", str(self.unreachable))
+        self.end("unreachable", str(self.unreachable or ""))
 
     def end(
         self, reason: str, detail: str = "", corrupt: int = 0, *, discard: bool = False

@@ -258,6 +258,16 @@ def test_a_stream_without_key_frames_for_seconds_is_waited_for(rtsp_server, faul
     assert watched.states == ["connecting", "streaming", "ended"]
 
 
+def test_a_camera_that_answers_and_sends_nothing_is_opened_again(rtsp_server, faulty_link) -> None:
+    rtsp_server.start()
+    faulty_link.fault = lambda number, packet: []
+    with watch(faulty_link.url, open_timeout_s=1.0, read_timeout_s=1.0) as watched:
+        change = watched.wait_for_state("reconnecting", 5.0)
+        assert "no answer within 1 s" in change.reason
+        faulty_link.fault = lambda number, packet: [bytes(packet)]
+        watched.wait_for_state("streaming", 4.0)
+
+
 def test_a_wrong_password_is_told_without_it_and_tried_again_slowly(
     rtsp_server, monkeypatch
 ) -> None:

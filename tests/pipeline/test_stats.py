@@ -6,6 +6,7 @@ import pytest
 
 from engines.instances import Instances
 from pipeline.frame import STAGES, Frame, Timeline
+from pipeline.source_state import SourceState, StateChange
 from pipeline.stats import Meter
 
 MS = 1_000_000
@@ -95,3 +96,18 @@ def test_nothing_has_happened_yet() -> None:
     assert stats.latency_ms is None
     assert stats.sources[0].latency_ms is None
     assert not stats.stages
+
+
+def test_what_a_source_is_doing_is_told_until_its_end() -> None:
+    meter = Meter(["a"])
+    assert meter.stats().sources[0].state is SourceState.CONNECTING
+    meter.changed("a", StateChange(SourceState.RECONNECTING, "connection refused", 3))
+    (source,) = meter.stats().sources
+    assert (source.state, source.detail, source.reconnects) == (
+        "reconnecting",
+        "connection refused",
+        3,
+    )
+    meter.ended("a", "stopped", corrupt=0)
+    (source,) = meter.stats().sources
+    assert (source.state, source.detail, source.reconnects) == ("ended", "stopped", 3)

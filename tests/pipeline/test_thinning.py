@@ -2,7 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.thinning import EveryNth, MaxFps
+from engines.errors import InputError
+from pipeline.config import SourceConfig, make_config
+from pipeline.thinning import EveryNth, MaxFps, thinnings
 
 
 @given(n=st.integers(1, 10), pictures=st.integers(0, 100))
@@ -52,3 +54,15 @@ def test_a_clock_that_goes_back_stops_nothing() -> None:
     assert thinning.keeps(0.0)
     assert not thinning.keeps(0.05)
     assert thinning.keeps(0.1)
+
+
+def test_a_source_that_asks_for_nothing_is_not_thinned() -> None:
+    assert thinnings(SourceConfig(url="a.mp4")) == []
+    both = thinnings(SourceConfig(url="a.mp4", every_nth=2, max_fps=5))
+    assert [thinning.reason for thinning in both] == ["every_nth", "max_fps"]
+
+
+@pytest.mark.parametrize(("key", "value"), [("every_nth", 0), ("max_fps", 0), ("max_fps", -1)])
+def test_a_rate_that_keeps_nothing_is_refused(key: str, value: int) -> None:
+    with pytest.raises(InputError, match=key):
+        make_config({"sources": [{"url": "a.mp4", key: value}]})
