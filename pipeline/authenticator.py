@@ -63,6 +63,10 @@ class Authenticator:
         )
         self._thread.start()
 
+    def join(self) -> None:
+        """Wait for the thread to end, after the context was terminated."""
+        self._thread.join()
+
     def _serve(self, zap: zmq.Socket[bytes], monitor: zmq.Socket[bytes]) -> None:
         poller = zmq.Poller()
         poller.register(zap, zmq.POLLIN)

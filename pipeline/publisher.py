@@ -119,8 +119,7 @@ class Publisher:
         self._socket.set(zmq.TCP_MAXRT, STALLED_AFTER_MS)
         longest = LONGEST_SUBSCRIPTION if keys is None else LONGEST_HANDSHAKE
         self._socket.set(zmq.MAXMSGSIZE, longest)
-        if keys is not None:
-            Authenticator(self._socket, keys)
+        self._authenticator = None if keys is None else Authenticator(self._socket, keys)
         try:
             self.endpoint = _bind(self._socket, endpoint)
         except InputError:
@@ -248,6 +247,8 @@ class Publisher:
         """Send what is still queued, for 0.2 s at most, and free the endpoint."""
         self._socket.close()
         self._context.term()
+        if self._authenticator is not None:
+            self._authenticator.join()
         scheme, _, path = self.endpoint.partition("://")
         if scheme == "ipc":
             Path(path).unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 import contextlib
 import logging
 import socket as posix_socket
+import threading
 import time
 
 import av
@@ -155,12 +156,13 @@ def test_garbage_instead_of_a_handshake_hurts_nobody(publisher, server, friend):
 
 def test_closing_frees_the_authenticator_too(server, friend):
     allowed = ServerKeys.read(f"{server}.key_secret", [f"{friend}.key"])
-    endpoint = "tcp://127.0.0.1:0"
+    endpoint, threads = "tcp://127.0.0.1:0", threading.active_count()
     for _ in range(3):
         start = time.monotonic()
         with Publisher(endpoint, ("background",), keys=allowed) as publisher:
             endpoint = publisher.endpoint
         assert time.monotonic() - start < 1
+        assert threading.active_count() == threads
     with pytest.raises(InputError, match="cannot publish"):
         Publisher("tcp://198.51.100.7:5555", ("background",), keys=allowed)
 
