@@ -47,6 +47,33 @@ print("subscribed", flush=True)
 sys.stdin.read()
 """
 
+READ_NOTHING = """
+import sys, zmq
+context, sockets = zmq.Context(), []
+for _ in range(100):
+    sockets.append(context.socket(zmq.SUB))
+    sockets[-1].set(zmq.RCVHWM, 1)
+    sockets[-1].subscribe(b"v1/cam1/")
+    sockets[-1].connect(sys.argv[1])
+sys.stdin.read()
+"""
+
+PUBLISH_FOREVER = """
+import itertools, sys, time
+import av, numpy as np
+from engines.instances import Instances
+from pipeline.frame import Frame
+from pipeline.publisher import Publisher
+nothing = Instances(
+    64, 48, np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32), None
+)
+with Publisher(sys.argv[1], ["background"]) as publisher:
+    for index in itertools.count():
+        picture = av.VideoFrame(64, 48)
+        publisher.publish(Frame("cam1", index, None, time.time_ns(), picture), nothing)
+        time.sleep(0.005)
+"""
+
 
 def seen(count):
     ones = np.ones(count, np.float32)
@@ -185,6 +212,42 @@ def test_one_who_subscribes_thousands_of_times_and_leaves_delays_nobody():
     assert np.percentile(cost["comes"].cpu_ms, 99) < usual_ms + 1
     assert np.percentile(cost["leaves"].cpu_ms, 99) < usual_ms + 1
     assert cost["leaves"].cpu_ms.max() < 100  # once: libzmq strikes 5000 prefixes off
+
+
+def test_a_hundred_who_connect_and_never_read_share_one_queue_of_messages():
+    with (
+        Publisher("tcp://127.0.0.1:0", NAMES, high_water_mark=32) as publisher,
+        process(READ_NOTHING, publisher.endpoint),
+    ):
+        assert publisher.wait_for_subscribers(100, 20, ["cam1"])
+        many, before_mb = seen(100), memory_mb()
+        cost = publish(publisher, range(500), many)
+        assert publisher.subscribers("cam1") == 100
+    assert memory_mb() - before_mb < 30  # 100 queues of 32 messages would be 260 MB
+    assert np.percentile(cost.cpu_ms, 99) < 2
+    assert cost.waits <= 5
+
+
+def test_a_publisher_that_is_killed_and_started_again_is_told_of_and_nothing_counts_as_lost(
+    free_port,
+):
+    endpoint = f"tcp://127.0.0.1:{free_port}"
+    with subscribe(endpoint, "cam1", policy="all", timeout_s=20) as frames:
+        starts = []
+        for _ in range(3):
+            with process(PUBLISH_FOREVER, endpoint) as started:
+                got = [frames.receive() for _ in range(20)]
+                started.kill()
+            while True:  # what is still on its way
+                try:
+                    got.append(frames.receive(0.3))
+                except TimeoutError:
+                    break
+            assert [f.restarted for f in got] == [bool(starts)] + [False] * (len(got) - 1)
+            assert [f.seq for f in got] == list(range(got[0].seq, got[0].seq + len(got)))
+            starts.append(got[0].publisher)
+        assert len(set(starts)) == 3
+        assert frames.tally.lost == 0
 
 
 @pytest.fixture
