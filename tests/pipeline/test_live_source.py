@@ -204,6 +204,10 @@ def repeated_packets(number: int, packet: bytearray) -> list[bytes]:
     return [bytes(packet)] * (1 + number % 3)
 
 
+def truncated_packets(number: int, packet: bytearray) -> list[bytes]:
+    return [bytes(packet[: max(14, len(packet) // 2) if number % 8 == 5 else len(packet)])]
+
+
 def shift_times(by_s: int):
     def shift(number: int, packet: bytearray) -> list[bytes]:
         if number >= 60:
@@ -226,6 +230,7 @@ def wrap_times(number: int, packet: bytearray) -> list[bytes]:
         bit_errors,
         missing_packets,
         repeated_packets,
+        truncated_packets,
         pytest.param(shift_times(3600), id="times jump"),
         pytest.param(shift_times(-3600), id="times go back"),
         wrap_times,
