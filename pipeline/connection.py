@@ -7,6 +7,8 @@ import threading
 import time
 from urllib.parse import urlsplit
 
+import msgspec
+
 from engines.errors import InputError
 from pipeline.config import SourceConfig
 from pipeline.frame import Frame
@@ -16,6 +18,10 @@ from pipeline.video import VideoSource
 
 KNOCK_TIMEOUT_S = 1.0
 """A camera's host answers a TCP connect within this, or is not there."""
+
+READ_GRACE_S = 1.0
+"""FFmpeg gives up a silent camera so much later than whoever waits for its pictures. When it does,
+it first hands out the picture that its parser holds back, as if the camera were there again."""
 
 _PORTS = {"rtsp": 554, "rtsps": 322}
 
@@ -56,7 +62,11 @@ class Connection(threading.Thread):
         try:
             if self._knock:
                 knock(self._config.url)
-            with VideoSource(self._config, self._abandoned, self._hear) as source:
+            config = self._config
+            if scheme(config.url) in _PORTS:
+                timeout_s = config.read_timeout_s + READ_GRACE_S
+                config = msgspec.structs.replace(config, read_timeout_s=timeout_s)
+            with VideoSource(config, self._abandoned, self._hear) as source:
                 self.source = source
                 for frame in source:
                     if not self.inbox.put(frame):
