@@ -305,6 +305,24 @@ def test_a_camera_that_is_switched_off_and_on_comes_back_while_another_goes_on(
     assert "hunter2" not in repr(listener.events) + repr(pipeline.stats()) + repr(pipeline.config)
 
 
+def test_the_header_says_whose_clock_the_capture_is_in(
+    timed_engine, rtsp_server, tmp_path: Path
+) -> None:
+    endpoint = f"ipc://{tmp_path}/socket"
+    listener = Listener(endpoint)
+    rtsp_server.start()
+    camera = {"url": rtsp_server.url, "rtsp_transport": "udp"}
+    publish = {"endpoint": endpoint, "wait_subscribers": 1}
+    pipeline = Pipeline(configured(camera, publish=publish), timed_engine())
+    pipeline.start()
+    wait_until(lambda: listener.frames and listener.frames[-1].clock == "sender")
+    pipeline.stop()
+    pipeline.join()
+    listener.finish()
+    clocks = [clock for clock, _ in groupby(frame.clock for frame in listener.frames)]
+    assert clocks in (["sender"], ["receipt", "sender"])
+
+
 def test_a_camera_that_comes_late_joins_the_others(timed_engine, rtsp_server) -> None:
     pipeline = Pipeline(configured(rtsp_server.url, "test://64x48@20"), timed_engine())
     pipeline.start()
