@@ -16,6 +16,7 @@ from pipeline.live_table import LiveTable
 from pipeline.pipeline import Pipeline
 from pipeline.publish import Recorder
 from pipeline.recorder import JsonlRecorder, VideoRecorder
+from pipeline.source_state import SourceState
 from pipeline.stats import SourceStats, Stats
 from pipeline.watch import count_labels
 
@@ -90,9 +91,12 @@ def _show(table: LiveTable, stats: Stats, label_names: tuple[str, ...], caption:
 
 
 def _row(source: SourceStats, label_names: tuple[str, ...]) -> list[str]:
-    now = f"ended: {source.ended}" if source.ended else ""
-    if source.last is not None and source.ended is None:
-        now = count_labels(source.last.labels.tolist(), label_names)
+    if source.ended is not None:
+        now = f"ended: {source.ended}"
+    elif source.state is not SourceState.STREAMING:
+        now = f"{source.state}: {source.detail}" if source.detail else source.state
+    else:
+        now = count_labels(source.last.labels.tolist() if source.last else [], label_names)
     return [
         source.name,
         str(source.captured),
