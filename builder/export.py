@@ -1,6 +1,7 @@
 """The two graphs as ONNX models: one file for every backend, batch and input size."""
 
 import logging
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -38,13 +39,15 @@ def export_detector(model: Any) -> ModelProto:
         InputError: the model's pyramid is another one than P2 to P6.
     """
     batch, rows, columns = _dimension("batch"), _dimension("h"), _dimension("w")
-    return _export(
+    graph = _export(
         Detector(model),
         (torch.zeros(2, 3, 320, 576), torch.tensor([[320.0, 576.0]] * 2)),
         ({0: batch, 2: 32 * rows, 3: 32 * columns}, {0: batch}),
         DETECTOR_INPUTS,
         DETECTOR_OUTPUTS,
     )
+    _name_sides(graph)
+    return graph
 
 
 def export_segmenter(model: Any) -> ModelProto:
@@ -152,6 +155,17 @@ def _export(
     return graph
 
 
+def _name_sides(graph: ModelProto) -> None:
+    """Call the input's sides h and w in outputs too, where the exporter has numbered symbols."""
+    *_, p5 = graph.graph.output
+    symbols = [side.dim_param for side in p5.type.tensor_type.shape.dim[2:]]
+    for value in [*graph.graph.output, *graph.graph.value_info]:
+        for side in value.type.tensor_type.shape.dim:
+            for symbol, name in zip(symbols, "hw", strict=True):
+                if symbol in side.dim_param:
+                    side.dim_param = re.sub(rf"\b{symbol}\b", name, side.dim_param)
+
+
 def _simplify(model: onnx_ir.Model, keep: set[str]) -> None:
     """Folds shape arithmetic into constants, in place, but leaves the weights ``keep`` alone.
 
@@ -168,7 +182,6 @@ def _simplify(model: onnx_ir.Model, keep: set[str]) -> None:
         common.IdentityEliminationPass(),
         common.RemoveUnusedNodesPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common.DeduplicateInitializersPass(),
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedOpsetsPass(),

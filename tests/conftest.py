@@ -312,7 +312,8 @@ class Truth(NamedTuple):
     ) -> None:
         """Every detection has its like: box within 0.1 px, score 1e-3, mask 0.01 and rounding.
 
-        Detections of almost the same score may have changed places.
+        Detections of almost the same score may have changed places, also with those that just
+        missed the last place.
         """
         assert len(boxes) == len(self.boxes)
         left = list(range(len(boxes)))
@@ -324,6 +325,8 @@ class Truth(NamedTuple):
                 and abs(scores[other] - self.scores[index]) < 1e-3
                 and np.abs(boxes[other] - box).max() < 0.1
             ]
+            if not like and len(boxes) == 100 and self.scores[index] - self.scores.min() < 1e-4:
+                continue
             assert like, f"nothing like detection {index}: {box} {self.scores[index]}"
             left.remove(like[0])
             if masks is not None and self.masks is not None:
@@ -385,10 +388,10 @@ class Parity:
         heads = network.roi_heads
         spread = {
             network.rpn.head.cls_logits: 2.0,
-            network.rpn.head.bbox_pred: 0.5,
+            network.rpn.head.bbox_pred: 0.3,
             heads.box_predictor.cls_score: 1.8,
-            heads.box_predictor.bbox_pred: 1.0,
-            heads.mask_predictor.mask_fcn_logits: 2.0,
+            heads.box_predictor.bbox_pred: 0.5,
+            heads.mask_predictor.mask_fcn_logits: 1.0,
         }
 
         def set_statistics(norm: Module, inputs: tuple[torch.Tensor]) -> None:
