@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from engines.openvino_graph import Graph, Request
 
-_FEATURES = ("p2", "p3", "p4", "p5")
 _IN_FLIGHT = 3
 """Detections that can wait for their masks: one in each of the two stages, and one between."""
 _COMPILED_SHAPES = 4
@@ -130,18 +129,15 @@ class _Shape:
         size: tuple[int, int],
         precision: str,
     ) -> None:
-        from engines.openvino_graph import Graph
+        from engines.openvino_graph import Graph, fix_detector, fix_segmenter
 
-        model = _take_pictures(detector.clone(), size)
         self.requests: queue.Queue[Request] = queue.Queue()
-        compiled = Graph(core, model, precision)
+        compiled = Graph(core, fix_detector(detector, size), precision)
         for _ in range(_IN_FLIGHT):
             self.requests.put(compiled.request())
         self.segment = None
         if segmenter is not None:
-            features = {name: model.output(name).partial_shape for name in _FEATURES}
-            model = _take_features(segmenter.clone(), features)
-            self.segment = _Segment(Graph(core, model, precision))
+            self.segment = _Segment(Graph(core, fix_segmenter(segmenter, size), precision))
 
 
 class _Segment:
@@ -151,9 +147,11 @@ class _Segment:
         self._request = graph.request()
 
     def __call__(self, detector: Request, detections: Detections) -> NDArray[np.float32]:
+        from engines.openvino_graph import FEATURES
+
         if len(detections.boxes) == 0:
             return np.zeros((0, MASK_SIZE, MASK_SIZE), np.float32)
-        for name in _FEATURES:
+        for name in FEATURES:
             self._request.set_input(name, detector.output(name))
         self._request.set_input("boxes", _tensor(detections.boxes))
         self._request.set_input("labels", _tensor(detections.labels.astype(np.int64)))
@@ -177,41 +175,6 @@ class _Release:
             if self._held:
                 self._held = False
                 self.shape.requests.put(self.request)
-
-
-def _take_pictures(model: ov.Model, size: tuple[int, int]) -> ov.Model:
-    """Fix a detector's shape; let it take RGB bytes and give features with channels last.
-
-    Channels last is how oneDNN's convolutions leave them: no copy is made.
-    """
-    import openvino as ov
-    from openvino.preprocess import PrePostProcessor
-
-    model.reshape({"images": [1, 3, *size], "sizes": [1, 2]})
-    steps = PrePostProcessor(model)
-    images = steps.input("images")
-    images.tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
-    images.model().set_layout(ov.Layout("NCHW"))
-    for name in _FEATURES:
-        features = steps.output(name)
-        features.model().set_layout(ov.Layout("NCHW"))
-        features.tensor().set_layout(ov.Layout("NHWC"))
-    return steps.build()
-
-
-def _take_features(model: ov.Model, shapes: dict[str, ov.PartialShape]) -> ov.Model:
-    """Fix the shapes of a segmenter's features, given with channels last."""
-    import openvino as ov
-    from openvino.preprocess import PrePostProcessor
-
-    planar = {name: [shape[0], shape[3], shape[1], shape[2]] for name, shape in shapes.items()}
-    model.reshape(planar | {"boxes": [-1, 4], "labels": [-1], "batch_index": [-1]})
-    steps = PrePostProcessor(model)
-    for name in _FEATURES:
-        features = steps.input(name)
-        features.model().set_layout(ov.Layout("NCHW"))
-        features.tensor().set_layout(ov.Layout("NHWC"))
-    return steps.build()
 
 
 def _tensor(array: NDArray[np.generic]) -> ov.Tensor:

@@ -5,15 +5,68 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import openvino as ov
 import openvino.opset15 as op
 from openvino import Model, Node
 from openvino.passes import ConstantFolding, Manager
+from openvino.preprocess import PrePostProcessor
 
 from engines.openvino_operators import is_pooled
 
 _FP32 = "f32"
 _BF16 = "bf16"
+
+
+FEATURES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
+"""The levels that the detector hands to the segmenter, and their strides."""
+
+
+def fix_detector(model: Model, size: tuple[int, int]) -> Model:
+    """Copy a detector for one image of a size, given as RGB bytes ``[1, H, W, 3]``.
+
+    Features come out as tables of cells, ``[h * w, C]``: with channels last, as oneDNN's
+    convolutions leave them, and as ``pool_by_table`` takes them.
+    """
+    model = model.clone()
+    model.reshape({"images": [1, 3, *size], "sizes": [1, 2]})
+    for name in FEATURES:
+        result = model.output(name).get_node()
+        planar = result.input_value(0)
+        planar.set_names(planar.get_names() - {name})
+        channels = planar.get_partial_shape()[1].get_length()
+        cells = op.reshape(
+            op.transpose(planar, op.constant(np.array([0, 2, 3, 1]))),
+            op.constant(np.array([-1, channels])),
+            False,
+        )
+        cells.output(0).set_names({name})
+        model.remove_result(result)
+        model.add_results([op.result(cells)])
+    steps = PrePostProcessor(model)
+    images = steps.input("images")
+    images.tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
+    images.model().set_layout(ov.Layout("NCHW"))
+    return steps.build()
+
+
+def fix_segmenter(model: Model, size: tuple[int, int]) -> Model:
+    """Copy a segmenter for the features that ``fix_detector`` gives; any number of boxes."""
+    model = model.clone()
+    for name, stride in FEATURES.items():
+        parameter = model.input(name).get_node()
+        channels = parameter.get_partial_shape()[1].get_length()
+        rows, columns = (side // stride for side in size)
+        cells = op.parameter([rows * columns, channels], ov.Type.f32)
+        last = op.reshape(cells, op.constant(np.array([1, rows, columns, channels])), False)
+        planar = op.transpose(last, op.constant(np.array([0, 3, 1, 2])))
+        for port in parameter.output(0).get_target_inputs():
+            port.replace_source_output(planar.output(0))
+        model.remove_parameter(parameter)
+        cells.output(0).set_names({name})
+        model.add_parameters([cells])
+    model.validate_nodes_and_infer_types()
+    return model
 
 
 class Graph:
@@ -93,10 +146,11 @@ def _split(model: Model) -> list[tuple[Model, str]]:
         node for node in nodes if "Convolution" in node.get_type_name() and _key(node) not in heads
     ]
     trunk = _closure(convolutions, _producers)
-    for node in nodes:  # convolutions keep channels last: a transpose of theirs costs nothing
-        follows = [_key(before) in trunk for before in _producers(node)]
-        if node.get_type_name() in ("Transpose", "Result") and follows and follows[0]:
-            trunk.add(_key(node))
+    for node in nodes:  # convolutions keep channels last: to transpose at once costs nothing
+        if node.get_type_name() in ("Transpose", "Reshape", "Result"):
+            before, *_ = _producers(node)
+            if _key(before) in trunk:
+                trunk.add(_key(node))
 
     def part_of(node: Node) -> int:
         return 0 if _key(node) in trunk else 2 if _key(node) in heads else 1

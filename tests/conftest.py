@@ -364,6 +364,7 @@ def parity() -> Parity:
 
 
 class Parity:
+    truth = Truth
     draw_picture = staticmethod(draw_picture)
     see_with_torchvision = staticmethod(see_with_torchvision)
     fit = staticmethod(fit)
