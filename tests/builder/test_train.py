@@ -1,5 +1,6 @@
 import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -27,6 +28,15 @@ RECIPE = Recipe(
     canvas=64,
     canvas_scales=(0.9, 1.2),
 )
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny steps on several threads spend their time waiting for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -238,6 +248,7 @@ def test_a_loss_that_stays_infinite_ends_the_run_with_advice(
         return {"mask": torch.tensor(float("inf"), requires_grad=True)}
 
     monkeypatch.setattr(train_module, "compute_losses", diverged)
+    monkeypatch.setattr(train_module, "_MOST_BAD_LOSSES", 3)
     with pytest.raises(InputError, match="lower the learning rate"):
         silently(run(recipe=msgspec.structs.replace(RECIPE, epochs=50)))
 
