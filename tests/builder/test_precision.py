@@ -200,12 +200,6 @@ def test_in_half_every_operator_that_decides_about_boxes_takes_float32():
             ]
 
 
-def sizeable_scores(found: dict[str, np.ndarray]) -> np.ndarray:
-    """Scores of the detections that are no slivers at the border, which rounding makes or unmakes."""
-    sides = found["boxes"][..., 2:] - found["boxes"][..., :2]
-    return np.sort(found["scores"][(sides >= 4).all(axis=-1)])
-
-
 @needs_default
 def test_the_default_detector_in_half_finds_the_same_as_in_float32():
     before = run(detector(), picture())
@@ -216,6 +210,7 @@ def test_the_default_detector_in_half_finds_the_same_as_in_float32():
         assert after[name].dtype == np.float16
         scale = np.abs(before[name]).max()
         assert np.abs(after[name] - before[name]).max() < 0.02 * scale
-    expected = sizeable_scores(before)
-    assert len(expected) > 0
-    np.testing.assert_allclose(sizeable_scores(after), expected, atol=0.02)
+    # Fainter ones are slivers at the border, which rounding makes or unmakes.
+    likely = before["scores"] > 0.2
+    assert likely.any()
+    np.testing.assert_allclose(after["scores"][likely], before["scores"][likely], atol=0.02)
