@@ -26,11 +26,14 @@ help:
 demo: .venv/installed
 	$(RUN)/maskcast demo $(SOURCE)
 
+# A process for each room: torch, TensorRT and the host's CUDA are no company for live streams.
 test: .venv-test/installed debian
 	$(TEST)/ruff check .
 	$(TEST)/ruff format --check .
 	$(TEST)/mypy
-	$(TEST)/pytest
+	$(TEST)/pytest tests/benchmarks tests/builder
+	$(TEST)/pytest tests/engines
+	$(TEST)/pytest tests/pipeline tests/test_*.py
 
 format: .venv-test/installed
 	$(TEST)/ruff check --fix .
