@@ -157,7 +157,7 @@ def read_state(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint") from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # what an unpickler makes of arbitrary bytes is anything
         raise InputError(f"{path}: {_unreadable(error)}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: not a checkpoint, it holds a {type(content).__name__}")

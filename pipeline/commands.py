@@ -166,7 +166,8 @@ def profile(
             json.touch()  # so that a wrong path is known before the work is done
     except OSError as error:
         raise InputError(f"{json}: cannot be written: {error.strerror}") from None
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("profiling", total=None)
 
         def show(done: int, total: int | None) -> None:
