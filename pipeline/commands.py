@@ -44,6 +44,14 @@ def run(
         Path | None, typer.Option(metavar="FILE", help="YAML; what is given here overrides it.")
     ] = None,
     model: Model = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ENGINE",
+            help="auto (TensorRT where the bundle and the machine have it, else OpenVINO), "
+            "openvino, onnxruntime or tensorrt.",
+        ),
+    ] = None,
     publish: Annotated[
         str | None,
         typer.Option(
@@ -80,6 +88,7 @@ def run(
     changes: dict[str, Any] = {
         "sources": [{"url": url} for url in sources] if sources else None,
         "model.bundle": model,
+        "model.engine": engine,
         "publish.endpoint": publish,
         "publish.wait_subscribers": wait_subscribers,
         "publish.curve.secret_key": None if secret_key is None else str(secret_key),

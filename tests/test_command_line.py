@@ -153,6 +153,8 @@ BAD_INPUT = {
     "device absent": ("run /dev/video99", "/dev/video99: "),
     "no test pattern": ("run test://nonsense", "test://nonsense"),
     "no source at all": ("run", "nothing to run on"),
+    "engine unknown": ("run test://64x64@5 --engine warp", "engine"),
+    "engine without a plan": ("run test://64x64@5 --engine tensorrt", "built for openvino"),
     "bundle missing": ("run test://64x64@5 --model nowhere", "nowhere"),
     "bundle broken": ("run test://64x64@5 --model bundle", "bundle"),
     "configuration missing": ("run --config no.yaml", r"no\.yaml: No such file"),
