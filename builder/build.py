@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import onnx
 from torch import Tensor
 
+from builder.bundle_folder import check_bundle_folder, new_bundle, write_manifest
 from builder.checkpoint import load_network
 from builder.export import export_detector, export_segmenter, halve_weights, state_dict_of_graph
 from engines.bundle import (
-    MANIFEST,
     Backend,
     Bundle,
     FixedInput,
@@ -75,8 +72,7 @@ def build(
     out = Path(out)
     _check_precision(backend, precision)
     _check_size(size)
-    if out.exists() and not (out / MANIFEST).is_file() and not _is_empty(out):
-        raise InputError(f"{out}: exists and is not a bundle; give another folder")
+    check_bundle_folder(out)
     config, network = load_network(checkpoint)
     pad_value = round(sum(config.image_mean) / 3 * 255)
     shape: Input = (
@@ -85,10 +81,7 @@ def build(
     graphs = {"detector": export_detector(network)}
     if config.with_masks:
         graphs["segmenter"] = export_segmenter(network)
-    folder = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    with new_bundle(out) as folder:
         files = {}
         for role, graph in graphs.items():
             if fp16_weights:
@@ -110,15 +103,7 @@ def build(
             from builder.tensorrt import build_plans
 
             manifest = build_plans(folder, manifest, **plan_options)
-        content = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
-        (folder / MANIFEST).write_bytes(content + b"\n")
-        folder.chmod(0o755)
-        _put_in_place(folder, out)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror})") from None
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        write_manifest(folder, manifest)
     return open_bundle(out)
 
 
@@ -156,10 +141,6 @@ def _check_size(size: tuple[int, int] | int) -> None:
             raise InputError(f"size {side}: give multiples of 32 from 64 to {_LARGEST_SIDE} pixels")
 
 
-def _is_empty(folder: Path) -> bool:
-    return folder.is_dir() and not any(folder.iterdir())
-
-
 def _versions() -> dict[str, str]:
     versions = {}
     for package in _TOOLS:
@@ -168,19 +149,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:  # maskcast itself, run from a checkout
             versions[package] = "unknown"
     return versions
-
-
-def _put_in_place(folder: Path, out: Path) -> None:
-    if not out.exists():
-        folder.rename(out)
-        return
-    # A folder cannot be swapped for another in one step; the old one is whole until the last.
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    out.rename(old / out.name)
-    try:
-        folder.rename(out)
-    except OSError:
-        (old / out.name).rename(out)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)

@@ -19,6 +19,7 @@ import onnx
 from msgspec.structs import replace
 from onnx import ModelProto
 
+from builder.bundle_folder import check_bundle_folder, new_bundle, write_manifest
 from builder.precision import (
     FEATURES,
     fix_size,
@@ -30,7 +31,6 @@ from builder.precision import (
 from builder.quantization import quantise_bundle
 from builder.tensorrt_process import Built, Event, Failure, Progress, Request
 from engines.bundle import (
-    MANIFEST,
     Bundle,
     FixedInput,
     GraphFile,
@@ -148,17 +148,10 @@ def rebuild(
     Raises:
         InputError: see ``build_plans``.
     """
-    if (
-        out.exists()
-        and not (out / MANIFEST).is_file()
-        and not (out.is_dir() and not any(out.iterdir()))
-    ):
-        raise InputError(f"{out}: exists and is not a bundle; give another folder")
+    check_bundle_folder(out)
     shape = FixedInput(*size, bundle.manifest.input.pad_value)
     manifest = replace(bundle.manifest, backend=package, precision=precision, input=shape, plans=())
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        folder = Path(scratch)
+    with new_bundle(out) as folder:
         for graph in filter(None, (bundle.detector, bundle.segmenter)):
             shutil.copyfile(graph, folder / graph.name)
         images = list(calibration)
@@ -166,10 +159,7 @@ def rebuild(
             quantise_bundle(bundle, folder, images)
             manifest = replace(manifest, graphs=_hashed(manifest.graphs, folder))
         manifest = build_plans(folder, manifest, **options)
-        content = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
-        (folder / MANIFEST).write_bytes(content + b"\n")
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST):
-            path.replace(out / path.name)  # the manifest last: until then the old one holds
+        write_manifest(folder, manifest)
     return open_bundle(out)
 
 
