@@ -93,6 +93,36 @@ def flip(example: Example) -> Example:
     return Example(example.image[:, ::-1], boxes, example.labels, masks)
 
 
+def paste(example: Example, other: Example, chosen: npt.NDArray[np.bool_]) -> Example:
+    """Lay the chosen instances of another example of the same size over this one.
+
+    Copy-paste (Ghiasi et al. 2021, section 3) without blending. What they cover is cut from this
+    example's masks, and instances of which too little is left are dropped.
+
+    Args:
+        example: of size ``[H, W]``, with masks.
+        other: of the same size, with masks.
+        chosen: bool ``[M]``, which of the other's instances.
+    """
+    assert example.masks is not None
+    assert other.masks is not None
+    pasted = other.masks[chosen]
+    cover = pasted.any(axis=0)
+    image = np.where(cover[..., None], other.image, example.image)
+    left = example.masks * ~cover
+    before = example.masks.sum(axis=(1, 2), dtype=np.int64)
+    after = left.sum(axis=(1, 2), dtype=np.int64)
+    # A person of whom a tenth looks out from behind another is no longer a useful example.
+    keep = (after >= _MIN_AREA) & (after > 0.1 * before)
+    left = left[keep]
+    return Example(
+        image,
+        np.concatenate([boxes_of_masks(left), other.boxes[chosen]]),
+        np.concatenate([example.labels[keep], other.labels[chosen]]),
+        np.concatenate([left, pasted]),
+    )
+
+
 def jitter_colour(image: Pixels, rng: np.random.Generator, strength: float = 0.3) -> Pixels:
     """Vary brightness, contrast and saturation by factors within 1 ± ``strength``."""
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)

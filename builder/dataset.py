@@ -92,6 +92,10 @@ class InstanceDataset:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def count(self, index: int) -> int:
+        """Tell how many instances a picture has."""
+        return len(self._entries[index][1])
+
     def read(self, index: int) -> Example:
         """Decode the picture and rasterise its instances.
 
@@ -172,6 +176,9 @@ class AugmentedDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
 
     def __init__(self, datasets: list[InstanceDataset], recipe: Recipe, seed: int) -> None:
         self._items = [(dataset, i) for dataset in datasets for i in range(len(dataset))]
+        self._pasted = [
+            (dataset, i) for dataset, i in self._items if dataset.with_masks and dataset.count(i)
+        ]
         self._recipe = recipe
         self._seed = seed
 
@@ -183,7 +190,12 @@ class AugmentedDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         epoch, index = key
         dataset, item = self._items[index]
         rng = np.random.default_rng((self._seed, epoch, index))
-        return to_tensors(augment_example(dataset.read(item), self._recipe, rng))
+        example = augment_example(dataset.read(item), self._recipe, rng)
+        if rng.random() < self._recipe.paste and dataset.with_masks:
+            dataset, item = self._pasted[rng.integers(len(self._pasted))]
+            other = augment_example(dataset.read(item), self._recipe, rng)
+            example = augment.paste(example, other, rng.random(len(other.boxes)) < 0.7)
+        return to_tensors(example)
 
 
 def augment_example(example: Example, recipe: Recipe, rng: np.random.Generator) -> Example:

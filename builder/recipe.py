@@ -30,6 +30,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         shorter_sides: range of the shorter side of whole pictures, pixels.
         longest: limit of the longer side of whole pictures, pixels.
         colour_jitter: brightness, contrast and saturation vary within 1 ± this.
+        paste: part of the examples with masks that get instances of another one pasted in; needs
+            ``canvas``.
     """
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -49,6 +51,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     shorter_sides: tuple[int, int] = (640, 800)
     longest: int = 1333
     colour_jitter: float = 0.0
+    paste: float = 0.0
 
 
 RECIPES: dict[str, Recipe] = {
@@ -66,6 +69,7 @@ RECIPES: dict[str, Recipe] = {
         bfloat16=True,
         canvas=384,
         colour_jitter=0.3,
+        paste=0.7,
     ),
 }
 
