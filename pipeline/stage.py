@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -75,6 +76,13 @@ class Stage(threading.Thread, ABC, Generic[In, Out]):
         self._inbox = inbox
         self._outbox = outbox
         self._report = report
+        self._work_since_ns: int | None = None
+
+    @property
+    def at_work_s(self) -> float | None:
+        """How long it has been at what it is doing now; None while it waits. Ask any time."""
+        since_ns = self._work_since_ns  # may change at any moment
+        return None if since_ns is None else (time.monotonic_ns() - since_ns) / 1e9
 
     def run(self) -> None:
         """Work until the inbox ends."""
@@ -127,7 +135,9 @@ class Stage(threading.Thread, ABC, Generic[In, Out]):
                 self.event(taken[0])
             else:
                 items = [item for item in taken if not isinstance(item, Event)]
+                self._work_since_ns = time.monotonic_ns()
                 results = self.work(items)
+                self._work_since_ns = None
                 if self._outbox is not None:
                     for result in results:
                         self._outbox.put(result)

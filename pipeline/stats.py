@@ -7,16 +7,13 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
-
-import numpy as np
+from itertools import pairwise, takewhile
+from typing import Protocol
 
 from engines.instances import Instances
+from pipeline.durations import Distribution, Durations, Percentiles, percentiles_ms
 from pipeline.frame import STAGES, Frame
 from pipeline.source_state import SourceState, StateChange
-
-WINDOW_FRAMES = 4096
-"""Percentiles are over so many of the last frames."""
 
 RATE_WINDOW_S = 5.0
 """Frames per second are over so many of the last seconds."""
@@ -24,13 +21,7 @@ RATE_WINDOW_S = 5.0
 RECORD = "record"
 """Where the time goes that recorders take, after the message is out."""
 
-
-class Percentiles(NamedTuple):
-    """Milliseconds that 50, 95 and 99 of 100 frames do not exceed."""
-
-    p50: float
-    p95: float
-    p99: float
+_MOST_RATED = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +29,24 @@ class StageStats:
     """What a stage did.
 
     Attributes:
-        frame_ms: its work on one frame, waiting excluded; a batch's work counts for each of its
-            frames.
-        busy: share of the wall time that it worked, 0..1; several decoders add up.
+        work: its work on the frames that were published, waiting excluded; a batch's work counts
+            for each of its frames.
+        wait: how long they waited before it, from the end of the work before. None before the
+            first stage, and where none has passed.
+        busy_s: time that it worked, on frames that were dropped later too; a batch's counts once,
+            several decoders' add up.
+        busy: ``busy_s`` as a share of the wall time, 0..1, times the number of decoders.
     """
 
-    frame_ms: Percentiles
+    work: Distribution
+    wait: Distribution | None
+    busy_s: float
     busy: float
+
+    @property
+    def frame_ms(self) -> Percentiles:
+        """Work on one frame."""
+        return self.work.percentiles_ms or Percentiles(0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class SourceStats:
         dropped: frames lost on the way, by stage (in whose inbox they were) and reason.
         corrupt: damaged packets or images that were skipped.
         fps: frames published per second, lately; over its whole life once it has ended.
-        latency_ms: from capture to publication, lately; None before the first frame.
+        latency: from capture to publication.
         frame_count: how many frames the source has, None where unknown or endless.
         ended: why it ended, None while it runs.
         state: what it is doing.
@@ -73,13 +75,18 @@ class SourceStats:
     dropped: Mapping[tuple[str, str], int]
     corrupt: int
     fps: float
-    latency_ms: Percentiles | None
+    latency: Distribution
     frame_count: int | None
     ended: str | None
     state: SourceState
     detail: str
     reconnects: int
     last: Instances | None = field(repr=False)
+
+    @property
+    def latency_ms(self) -> Percentiles | None:
+        """From capture to publication, lately; None before the first frame."""
+        return self.latency.percentiles_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +95,24 @@ class Stats:
 
     Attributes:
         wall_s: from the first frame's capture to the last one's publication.
-        sources: one for each source, in the configuration's order.
+        sources: one for each source, in the order in which they came; not of removed ones.
         stages: by name, in the order that a frame passes them; only those that worked.
-        latency_ms: from capture to publication, over all sources.
         subscribers: how many listen.
+        queue_depth: frames that wait before each stage now, by the stage's name.
+        at_work_s: how long each stage has been at what it is doing now; idle ones are absent.
     """
 
     wall_s: float
     sources: tuple[SourceStats, ...]
     stages: Mapping[str, StageStats]
-    latency_ms: Percentiles | None
     subscribers: int
+    queue_depth: Mapping[str, int]
+    at_work_s: Mapping[str, float]
+
+    @property
+    def latency_ms(self) -> Percentiles | None:
+        """From capture to publication, over all sources, lately; None before the first frame."""
+        return percentiles_ms(source.latency for source in self.sources)
 
     @property
     def captured(self) -> int:
@@ -124,6 +138,16 @@ class Stats:
         return self.processed / self.wall_s if self.wall_s else 0.0
 
 
+class Witness(Protocol):
+    """Is shown every frame as it leaves the pipeline, under the meter's lock."""
+
+    def published(self, frame: Frame, seq: int) -> None:
+        """See a frame that was published as its source's ``seq``-th, from 0."""
+
+    def dropped(self, frame: Frame, stage: str, reason: str) -> None:
+        """See a frame that was lost, in a stage's inbox."""
+
+
 @dataclass(slots=True)
 class _SourceMeter:
     captured: int = 0
@@ -137,96 +161,136 @@ class _SourceMeter:
     reconnects: int = 0
     last: Instances | None = None
     first_ns: int = 0
-    published_ns: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOW_FRAMES))
-    latency_ns: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOW_FRAMES))
+    published_ns: deque[int] = field(default_factory=lambda: deque(maxlen=_MOST_RATED))
+    latency: Durations = field(default_factory=Durations)
 
 
 class Meter:
-    """Reads frames' timelines as they leave the pipeline and adds them up. Thread-safe."""
+    """Reads frames' timelines as they leave the pipeline and adds them up. Thread-safe.
 
-    def __init__(self, sources: Sequence[str]) -> None:
+    Sources may be added and removed while frames of theirs are on their way: those of a source that
+    is not known count for the stages alone.
+
+    Args:
+        sources: names of the first sources.
+        witness: is shown every frame too.
+    """
+
+    def __init__(self, sources: Sequence[str], witness: Witness | None = None) -> None:
         self._lock = threading.Lock()
         self._sources = {name: _SourceMeter() for name in sources}
-        self._work_ns = {stage: deque[int](maxlen=WINDOW_FRAMES) for stage in (*STAGES, RECORD)}
+        self._witness = witness
+        self._work = {stage: Durations() for stage in (*STAGES, RECORD)}
+        self._wait = {stage: Durations() for stage in STAGES[1:]}
         self._busy_ns: Counter[str] = Counter()
         self._last_start_ns: dict[str, int] = {}
         self._first_ns: int | None = None
         self._last_ns = 0
         self.subscribers = 0
 
+    def add(self, name: str) -> None:
+        """Begin to count for a source; one of that name that was there before is forgotten."""
+        with self._lock:
+            self._sources[name] = _SourceMeter()
+
+    def remove(self, name: str) -> None:
+        """Forget a source: its figures vanish."""
+        with self._lock:
+            self._sources.pop(name, None)
+
     def captured(self, frame: Frame, corrupt: int) -> None:
         """Count a frame that was read; ``corrupt`` is the source's total of damaged packets."""
         with self._lock:
-            source = self._sources[frame.source]
-            source.captured += 1
-            source.corrupt = corrupt
             if self._first_ns is None:
                 self._first_ns = frame.timeline.start_ns["decode"]
+            if (source := self._sources.get(frame.source)) is not None:
+                source.captured += 1
+                source.corrupt = corrupt
 
     def dropped(self, frame: Frame, stage: str, reason: str) -> None:
         """Count a frame that was lost in a stage's inbox."""
         with self._lock:
-            self._sources[frame.source].dropped[stage, reason] += 1
+            if (source := self._sources.get(frame.source)) is not None:
+                source.dropped[stage, reason] += 1
             self._add_up(frame)
+            if self._witness is not None:
+                self._witness.dropped(frame, stage, reason)
 
     def processed(self, frame: Frame, instances: Instances) -> None:
         """Count a frame that was published."""
-        timeline = frame.timeline
-        published_ns = timeline.end_ns["publish"]
+        start_ns, end_ns = frame.timeline.start_ns, frame.timeline.end_ns
+        published_ns = end_ns["publish"]
         with self._lock:
-            source = self._sources[frame.source]
-            source.processed += 1
-            source.last = instances
-            source.first_ns = source.first_ns or published_ns
-            source.published_ns.append(published_ns)
-            source.latency_ns.append(published_ns - timeline.start_ns["decode"])
             self._last_ns = published_ns
-            for stage, end_ns in timeline.end_ns.items():
-                self._work_ns[stage].append(end_ns - timeline.start_ns[stage])
+            for stage, ended_ns in end_ns.items():
+                self._work[stage].add(ended_ns - start_ns[stage])
+            for before, stage in pairwise(STAGES):
+                self._wait[stage].add(start_ns[stage] - end_ns[before])
             self._add_up(frame)
+            seq = 0
+            if (source := self._sources.get(frame.source)) is not None:
+                seq = source.processed
+                source.processed += 1
+                source.last = instances
+                source.first_ns = source.first_ns or published_ns
+                source.published_ns.append(published_ns)
+                source.latency.add(published_ns - start_ns["decode"])
+            if self._witness is not None:
+                self._witness.published(frame, seq)
 
     def opened(self, name: str, frame_count: int | None) -> None:
         """Note how many frames a source will have."""
         with self._lock:
-            self._sources[name].frame_count = frame_count
+            if (source := self._sources.get(name)) is not None:
+                source.frame_count = frame_count
 
     def changed(self, name: str, change: StateChange) -> None:
         """Note what a source is doing now; ``ended`` tells of its end."""
         with self._lock:
-            source = self._sources[name]
-            source.state, source.detail = change.state, change.reason
-            source.reconnects = change.reconnects
+            if (source := self._sources.get(name)) is not None:
+                source.state, source.detail = change.state, change.reason
+                source.reconnects = change.reconnects
 
     def ended(self, name: str, why: str, corrupt: int) -> None:
         """Note that a source has ended."""
         with self._lock:
-            source = self._sources[name]
-            source.ended, source.corrupt = why, corrupt
-            source.state, source.detail = SourceState.ENDED, why
+            if (source := self._sources.get(name)) is not None:
+                source.ended, source.corrupt = why, corrupt
+                source.state, source.detail = SourceState.ENDED, why
 
     def drops(self, name: str) -> dict[str, dict[str, int]]:
-        """Return a source's dropped frames by stage, then reason."""
+        """Return a source's dropped frames by stage, then reason; none of one that is unknown."""
         by_stage: dict[str, dict[str, int]] = {}
         with self._lock:
-            for (stage, reason), count in self._sources[name].dropped.items():
-                by_stage.setdefault(stage, {})[reason] = count
+            if (source := self._sources.get(name)) is not None:
+                for (stage, reason), count in source.dropped.items():
+                    by_stage.setdefault(stage, {})[reason] = count
         return by_stage
 
-    def stats(self) -> Stats:
-        """Return the figures of this moment."""
+    def stats(
+        self,
+        queue_depth: Mapping[str, int] | None = None,
+        at_work_s: Mapping[str, float] | None = None,
+    ) -> Stats:
+        """Return the figures of this moment; the arguments are those that the meter cannot know."""
         with self._lock:
             wall_ns = max(0, self._last_ns - (self._first_ns or 0))
-            latencies = [ns for meter in self._sources.values() for ns in meter.latency_ns]
             return Stats(
                 wall_s=wall_ns / 1e9,
                 sources=tuple(_source_stats(name, meter) for name, meter in self._sources.items()),
                 stages={
-                    stage: StageStats(_percentiles(work_ns), self._busy_ns[stage] / max(1, wall_ns))
-                    for stage, work_ns in self._work_ns.items()
-                    if work_ns
+                    stage: StageStats(
+                        work.distribution(),
+                        self._wait[stage].distribution() if stage in self._wait else None,
+                        self._busy_ns[stage] / 1e9,
+                        self._busy_ns[stage] / max(1, wall_ns),
+                    )
+                    for stage, work in self._work.items()
+                    if self._busy_ns[stage]
                 },
-                latency_ms=_percentiles(latencies) if latencies else None,
                 subscribers=self.subscribers,
+                queue_depth=queue_depth or {},
+                at_work_s=at_work_s or {},
             )
 
     def _add_up(self, frame: Frame) -> None:
@@ -246,7 +310,7 @@ def _source_stats(name: str, meter: _SourceMeter) -> SourceStats:
         dropped=dict(meter.dropped),
         corrupt=meter.corrupt,
         fps=_rate(meter),
-        latency_ms=_percentiles(meter.latency_ns) if meter.latency_ns else None,
+        latency=meter.latency.distribution(),
         frame_count=meter.frame_count,
         ended=meter.ended,
         state=meter.state,
@@ -264,9 +328,5 @@ def _rate(meter: _SourceMeter) -> float:
         return (meter.processed - 1) / (times_ns[-1] - meter.first_ns) * 1e9
     now_ns = time.monotonic_ns()
     begin_ns = max(now_ns - int(RATE_WINDOW_S * 1e9), times_ns[0])
-    return sum(ns > begin_ns for ns in times_ns) / max(1, now_ns - begin_ns) * 1e9
-
-
-def _percentiles(durations_ns: Sequence[int] | deque[int]) -> Percentiles:
-    p50, p95, p99 = np.percentile(np.asarray(durations_ns, np.float64) / 1e6, [50, 95, 99])
-    return Percentiles(float(p50), float(p95), float(p99))
+    lately = sum(1 for _ in takewhile(lambda ns: ns > begin_ns, reversed(times_ns)))
+    return lately / max(1, now_ns - begin_ns) * 1e9

@@ -1,4 +1,5 @@
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -85,3 +86,27 @@ def test_an_error_is_reported_once_and_the_next_inbox_is_closed(inbox: Inbox) ->
     assert end is None
     assert outbox.is_drained
     assert stage.calls[-1] == "close on doubling"
+
+
+def test_how_long_a_stage_has_been_at_work_is_told_while_it_is() -> None:
+    class Hanging(Doubling):
+        let_go = threading.Event()
+
+        def work(self, items: list[int]) -> list[int]:
+            self.let_go.wait(5)
+            return items
+
+    inbox, outbox = Inbox[int](10), Inbox[int](10)
+    stage = Hanging(inbox, outbox)
+    stage.start()
+    assert stage.at_work_s is None
+    inbox.put(1)
+    time.sleep(0.2)
+    at_work_s = stage.at_work_s
+    assert at_work_s is not None
+    assert 0.1 < at_work_s < 2
+    stage.let_go.set()
+    assert outbox.take(timeout_s=5) == [1]
+    inbox.close()
+    stage.join(5)
+    assert stage.at_work_s is None

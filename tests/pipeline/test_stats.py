@@ -111,3 +111,53 @@ def test_what_a_source_is_doing_is_told_until_its_end() -> None:
     meter.ended("a", "stopped", corrupt=0)
     (source,) = meter.stats().sources
     assert (source.state, source.detail, source.reconnects) == ("ended", "stopped", 3)
+
+
+def test_waiting_before_a_stage_is_told_apart_from_its_work() -> None:
+    meter = Meter(["a"])
+    for index in range(10):
+        frame = make_frame("a", index, at_ms=100 * index, work_ms=10)
+        meter.captured(frame, 0)
+        meter.processed(frame, nothing_seen())
+    stages = meter.stats().stages
+    assert stages["decode"].wait is None
+    for stage in STAGES[1:]:
+        wait = stages[stage].wait
+        assert wait is not None
+        assert wait.percentiles_ms == pytest.approx((1, 1, 1))
+    # Work and waits together are the whole latency.
+    parts = [
+        stage.work.mean_ms + (stage.wait.mean_ms if stage.wait else 0) for stage in stages.values()
+    ]
+    assert sum(parts) == pytest.approx(54)
+
+
+def test_a_stage_is_busy_with_dropped_frames_too() -> None:
+    meter = Meter(["a"])
+    for index in range(4):
+        frame = make_frame("a", index, at_ms=100 * index)
+        meter.captured(frame, 0)
+        if index % 2:
+            meter.dropped(frame, "preprocess", "replaced")
+        else:
+            meter.processed(frame, nothing_seen())
+    assert meter.stats().stages["decode"].busy_s == pytest.approx(0.040)
+    assert meter.stats().stages["decode"].work.count == 2
+
+
+def test_sources_come_and_go_while_frames_of_theirs_are_on_their_way() -> None:
+    meter = Meter(["a"])
+    meter.add("b")
+    frames = {name: make_frame(name, 0, at_ms=0) for name in "ab"}
+    for frame in frames.values():
+        meter.captured(frame, 0)
+    meter.remove("b")
+    meter.processed(frames["b"], nothing_seen())
+    meter.dropped(frames["b"], "preprocess", "stopped")
+    meter.ended("b", "removed", 0)
+    meter.changed("b", StateChange(SourceState.STREAMING))
+    assert meter.drops("b") == {}
+    assert [source.name for source in meter.stats().sources] == ["a"]
+    assert meter.stats().stages["infer"].work.count == 1
+    meter.add("b")
+    assert (meter.stats().sources[1].name, meter.stats().sources[1].captured) == ("b", 0)

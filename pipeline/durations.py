@@ -1,0 +1,95 @@
+"""Durations: how long something took, the last times exactly and all times in a histogram."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+WINDOW = 4096
+"""Percentiles are over so many of the last durations."""
+
+BOUNDS_S = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025,
+    0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+"""Upper bounds of the histogram's buckets: from a message's encoding to a source that hangs, the
+closest where a frame's inference and a live picture's age are."""
+
+_BOUNDS_NS = tuple(round(bound_s * 1e9) for bound_s in BOUNDS_S)
+
+
+class Percentiles(NamedTuple):
+    """Milliseconds that 50, 95 and 99 of 100 frames do not exceed."""
+
+    p50: float
+    p95: float
+    p99: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Distribution:
+    """Durations at one moment. It costs little to take; percentiles are reckoned when asked for.
+
+    Attributes:
+        counts: durations in each bucket: up to each of ``BOUNDS_S``, and one for those above.
+        sum_s: their sum.
+        recent_ns: ``[n]`` int64, the last ``WINDOW`` of them at most, in no order.
+    """
+
+    counts: tuple[int, ...] = (0,) * (len(BOUNDS_S) + 1)
+    sum_s: float = 0.0
+    recent_ns: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64), repr=False)
+
+    @property
+    def count(self) -> int:
+        """How many there have been."""
+        return sum(self.counts)
+
+    @property
+    def percentiles_ms(self) -> Percentiles | None:
+        """Of the last ``WINDOW``; None where there are none."""
+        return percentiles_ms([self])
+
+    @property
+    def mean_ms(self) -> float:
+        """Of all; 0 where there are none."""
+        return 1e3 * self.sum_s / max(1, self.count)
+
+
+class Durations:
+    """Takes durations in. Its memory does not grow. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._recent_ns = np.zeros(WINDOW, np.int64)
+        self._counts = [0] * (len(BOUNDS_S) + 1)
+        self._count = 0
+        self._sum_ns = 0
+
+    def add(self, duration_ns: int) -> None:
+        """Take one in, nanoseconds."""
+        self._recent_ns[self._count % WINDOW] = duration_ns
+        self._counts[bisect_left(_BOUNDS_NS, duration_ns)] += 1
+        self._count += 1
+        self._sum_ns += duration_ns
+
+    def distribution(self) -> Distribution:
+        """Return what there is at this moment."""
+        recent_ns = self._recent_ns[: min(self._count, WINDOW)].copy()
+        return Distribution(tuple(self._counts), self._sum_ns / 1e9, recent_ns)
+
+
+def percentiles_ms(distributions: Iterable[Distribution]) -> Percentiles | None:
+    """Return the percentiles of several distributions' recent durations taken together.
+
+    They are interpolated linearly (Hyndman and Fan's type 7). None where there are no durations.
+    """
+    recent_ns = np.concatenate([np.empty(0, np.int64), *(each.recent_ns for each in distributions)])
+    if not len(recent_ns):
+        return None
+    p50, p95, p99 = np.percentile(recent_ns / 1e6, [50, 95, 99])
+    return Percentiles(float(p50), float(p95), float(p99))
