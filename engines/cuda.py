@@ -20,14 +20,33 @@ from engines.errors import InputError
 _NON_BLOCKING = 1
 
 
-class Stream:
-    """A stream, and the event that is waited for at its end.
+class Event:
+    """A point on a stream that others wait for.
 
     pycuda's own objects go when nobody refers to them, and a traceback may refer to them for long;
-    this one is passed around in their place.
+    this one and ``Stream`` are passed around in their place.
     """
 
-    def __init__(self, raw: Any, done: Any) -> None:
+    def __init__(self, raw: Any) -> None:
+        self.raw = raw
+
+    def record(self, stream: Stream) -> None:
+        """Mark what is on a stream now."""
+        self.raw.record(stream.raw)
+
+    def wait(self) -> None:
+        """Wait until what was marked is done; not at all before the first mark."""
+        self.raw.synchronize()
+
+    def free(self) -> None:
+        """Give the event back to CUDA."""
+        self.raw = None
+
+
+class Stream:
+    """A stream, and the event that is waited for at its end."""
+
+    def __init__(self, raw: Any, done: Event) -> None:
         self.raw, self._done = raw, done
 
     @property
@@ -37,12 +56,17 @@ class Stream:
 
     def wait(self) -> None:
         """Wait until everything that is on the stream now is done."""
-        self._done.record(self.raw)
-        self._done.synchronize()
+        self._done.record(self)
+        self._done.wait()
+
+    def follow(self, event: Event) -> None:
+        """Let what is put on the stream from now on begin after an event; nobody waits here."""
+        self.raw.wait_for_event(event.raw)
 
     def free(self) -> None:
         """Give the stream back to CUDA."""
-        self.raw = self._done = None
+        self._done.free()
+        self.raw = None
 
 
 class Gpu:
@@ -96,10 +120,12 @@ class Gpu:
 
     def stream(self) -> Stream:
         """Make a stream that never waits for the default stream."""
+        return Stream(self._cuda.Stream(_NON_BLOCKING), self.event())
+
+    def event(self) -> Event:
+        """Make an event; whoever waits for it sleeps, and burns no core."""
         flags = self._cuda.event_flags
-        # Whoever waits sleeps, and burns no core.
-        done = self._cuda.Event(flags.BLOCKING_SYNC | flags.DISABLE_TIMING)
-        return Stream(self._cuda.Stream(_NON_BLOCKING), done)
+        return Event(self._cuda.Event(flags.BLOCKING_SYNC | flags.DISABLE_TIMING))
 
     def allocate(self, size: int) -> Any:
         """Allocate device memory, bytes. Free it with its ``free()``."""
@@ -129,3 +155,53 @@ class Gpu:
             while isinstance(owner, np.ndarray):
                 owner = owner.base
             owner.free()
+
+
+class Memory:
+    """All that an engine holds of a GPU, to be freed together.
+
+    Raises:
+        InputError: from ``device``, where the GPU has less memory left.
+    """
+
+    def __init__(self, gpu: Gpu) -> None:
+        self.gpu = gpu
+        self._device: list[Any] = []
+        self._pinned: list[NDArray[Any]] = []
+        self._streams: list[Stream | Event] = []
+
+    def device(self, shape: Sequence[int], dtype: DTypeLike) -> int:
+        """Allocate an array on the device; return its address."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        free = self.gpu.free_bytes()
+        if size > free:
+            raise InputError(
+                f"the GPU has {free / 1e6:.0f} MB free, and {size / 1e6:.0f} MB more are needed; "
+                "close other programs, or build the bundle with a smaller --size or --batch"
+            )
+        self._device.append(self.gpu.allocate(size))
+        return int(self._device[-1])
+
+    def pinned(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
+        """Make a page-locked array on the host."""
+        self._pinned.append(self.gpu.pinned(shape, dtype))
+        return self._pinned[-1]
+
+    def stream(self) -> Stream:
+        """Make a stream."""
+        stream = self.gpu.stream()
+        self._streams.append(stream)
+        return stream
+
+    def event(self) -> Event:
+        """Make an event."""
+        event = self.gpu.event()
+        self._streams.append(event)
+        return event
+
+    def free(self) -> None:
+        """Free everything; nothing of it may be in use."""
+        for held in (*self._device, *self._streams):
+            held.free()
+        self.gpu.release(*self._pinned)
+        self._device, self._pinned, self._streams = [], [], []

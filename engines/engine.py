@@ -43,8 +43,9 @@ class Detections:
 class Engine(ABC):
     """Runs a bundle on one device.
 
-    ``detect`` and ``segment`` may be called from two different threads at the same time, each from
-    one thread only: the mask stage works on frame t while inference works on frame t + 1.
+    ``prefetch``, ``detect`` and ``segment`` may be called from three different threads at the same
+    time, each from one thread only: the mask stage works on frame t while inference works on
+    frame t + 1 and preprocessing on frame t + 2.
     """
 
     manifest: Manifest
@@ -52,6 +53,14 @@ class Engine(ABC):
     """What runs it, for people: "OpenVINO CPU bf16"."""
     max_batch: int
     """The most images that one ``detect`` takes."""
+
+    def prefetch(self, image: NetworkImage) -> None:
+        """Begin to bring an image to the device, so that ``detect`` finds it there.
+
+        Never needed: ``detect`` takes any image. Does not wait for the device. An image that is
+        never detected costs nothing. Where the device is the CPU this does nothing.
+        """
+        del image
 
     @abstractmethod
     def detect(self, images: Sequence[NetworkImage], min_score: float) -> Detections:

@@ -1,8 +1,9 @@
 """TensorRTEngine: runs a bundle's plans on an NVIDIA GPU.
 
 Pictures go up as 8-bit RGB; features never leave the GPU; boxes and the kept boxes' mask crops come
-down. ``detect`` and ``segment`` have a stream each, so the mask stage of one batch overlaps upload
-and detection of the next; the features between them lie in a ring of slots.
+down. ``prefetch``, ``detect`` and ``segment`` have a stream each and are called from a thread each:
+the pictures of one batch go up while the batch before it is detected and the one before that gets
+its masks. Pictures and features lie in rings of places between them.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from engines.bundle import Bundle
-from engines.cuda import Gpu, Stream
+from engines.cuda import Gpu, Memory
 from engines.engine import Detections, Engine
 from engines.errors import InputError
 from engines.image import NetworkImage
 from engines.instances import Instances
+from engines.picture_ring import PictureRing, Place
 from engines.plugins import launch
 from engines.plugins.driver import CudaError, kernels
 from engines.result import keep_detections, to_instances
@@ -63,20 +65,23 @@ class TensorRTEngine(Engine):
         self._range = _profiler_ranges()
         self._gpu = Gpu(gpu_index)
         self.device = f"TensorRT {self._gpu.name} {plan.precision}"
-        self._memory = _Memory(self._gpu)
+        self._memory = Memory(self._gpu)
         self._closed = False
+        self._plans: list[LoadedPlan] = []
         try:
             with self._gpu.current():
-                loaded = list(open_plans(bundle, self._gpu.capability))
+                self._plans += open_plans(bundle, self._gpu.capability)
                 self._kernels = kernels()
                 self._detect_side = _DetectSide(
-                    self._memory, loaded[0], plan.max_batch, self._shape
+                    self._memory, self._plans[0], plan.max_batch, self._shape
                 )
                 self._segment_side = (
-                    _SegmentSide(self._memory, loaded[1], bundle.manifest.plans[1].max_boxes)
-                    if len(loaded) > 1
+                    _SegmentSide(self._memory, self._plans[1], bundle.manifest.plans[1].max_boxes)
+                    if len(self._plans) > 1
                     else None
                 )
+                # A batch in detection, the next one on its way, and one picture being copied.
+                self._pictures = PictureRing(self._memory, 2 * plan.max_batch + 1, self._shape)
                 self._slots: queue.SimpleQueue[dict[str, int]] = queue.SimpleQueue()
                 for _ in range(_IN_FLIGHT):
                     self._slots.put(self._detect_side.features(self._memory))
@@ -84,18 +89,23 @@ class TensorRTEngine(Engine):
             self.close()
             raise
 
+    def prefetch(self, image: NetworkImage) -> None:
+        """Begin to upload an image; see ``Engine.prefetch``."""
+        self._check_shape(image)
+        with self._working("upload"):
+            self._pictures.prefetch(image)
+
     def detect(self, images: Sequence[NetworkImage], min_score: float) -> Detections:
         """Find boxes in a batch; see ``Engine.detect``."""
         if not 1 <= len(images) <= self.max_batch:
             raise ValueError(f"{len(images)} images, and the plan takes 1 to {self.max_batch}")
         for image in images:
-            if image.pixels.shape[:2] != self._shape:
-                raise ValueError(f"the plan takes images of {self._shape}")
+            self._check_shape(image)
         slot = self._slots.get()
         release = _Once(lambda: self._slots.put(slot))
         try:
-            with self._working("detect"):
-                found = self._run_detector(images, slot)
+            with self._working("detect"), self._pictures.taken(images) as places:
+                found = self._run_detector(images, places, slot)
         except BaseException:
             release()
             raise
@@ -120,25 +130,28 @@ class TensorRTEngine(Engine):
         self._closed = True
         with self._gpu.current():
             self._gpu.wait()
+            # TensorRT's own memory goes with its objects, which a traceback may hold for longer.
+            for loaded in self._plans:
+                loaded.close()
             self._memory.free()
-            self._detect_side = self._segment_side = None  # type: ignore[assignment]
         self._gpu.close()
 
+    def _check_shape(self, image: NetworkImage) -> None:
+        if image.pixels.shape[:2] != self._shape:
+            raise ValueError(f"the plan takes images of {self._shape}")
+
     def _run_detector(
-        self, images: Sequence[NetworkImage], slot: dict[str, int]
+        self, images: Sequence[NetworkImage], places: Sequence[Place], slot: dict[str, int]
     ) -> dict[str, NDArray[Any]]:
-        """Upload, convert, detect, download; the arrays hold until the next call."""
+        """Convert, detect, download; the arrays hold until the next call."""
         side, count, (height, width) = self._detect_side, len(images), self._shape
         stream = side.stream
-        bytes_each = height * width * 3
         for i, image in enumerate(images):
-            # While one picture is on its way up, the next is copied to page-locked memory.
-            side.host["pictures"][i] = image.pixels
             side.host["sizes"][i] = image.content
-            target = side.device["pictures"] + i * bytes_each
-            self._gpu.upload(target, side.host["pictures"][i], stream)
         self._gpu.upload(side.device["sizes"], side.host["sizes"][:count], stream)
-        self._kernels.launch(self._conversions(side, count), stream.handle)
+        for place in places:
+            stream.follow(place.uploaded)
+        self._kernels.launch(self._conversions(side, places), stream.handle)
         side.plan.run(
             {"images": (count, 3, height, width), "sizes": (count, 2)},
             {name: side.device[name] for name in side.names} | slot,
@@ -147,21 +160,18 @@ class TensorRTEngine(Engine):
         found = {name: side.host[name][:count] for name in _DOWN}
         for name, array in found.items():
             self._gpu.download(array, side.device[name], stream)
-        side.stream.wait()
+        stream.wait()
         return found
 
-    def _conversions(self, side: _DetectSide, count: int) -> list[launch.Launch]:
+    def _conversions(self, side: _DetectSide, places: Sequence[Place]) -> list[launch.Launch]:
         height, width = self._shape
         launches = []
-        for first in range(0, count, launch.MAX_PICTURES):
-            chosen = range(first, min(first + launch.MAX_PICTURES, count))
+        for first in range(0, len(places), launch.MAX_PICTURES):
             # The picture has the network's size already: libswscale resizes while it converts
             # YUV to RGB. What is left is bytes to planar floats.
             pictures = [
-                launch.Picture(
-                    side.device["pictures"] + i * height * width * 3, height, width, height, width
-                )
-                for i in chosen
+                launch.Picture(place.device, height, width, height, width)
+                for place in places[first : first + launch.MAX_PICTURES]
             ]
             target = side.device["images"] + first * 3 * height * width * 4
             launches.append(
@@ -206,62 +216,26 @@ class TensorRTEngine(Engine):
             raise DeviceError(f"the GPU failed to {what}: {error}") from error
 
 
-class _Memory:
-    """All that an engine holds of the GPU, to be freed together."""
-
-    def __init__(self, gpu: Gpu) -> None:
-        self.gpu = gpu
-        self._device: list[Any] = []
-        self._pinned: list[NDArray[Any]] = []
-        self._streams: list[Stream] = []
-
-    def device(self, shape: tuple[int, ...], dtype: DTypeLike) -> int:
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        free = self.gpu.free_bytes()
-        if size > free:
-            raise InputError(
-                f"the GPU has {free / 1e6:.0f} MB free, and {size / 1e6:.0f} MB more are needed; "
-                "close other programs, or build the bundle with a smaller --size or --batch"
-            )
-        self._device.append(self.gpu.allocate(size))
-        return int(self._device[-1])
-
-    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        self._pinned.append(self.gpu.pinned(shape, dtype))
-        return self._pinned[-1]
-
-    def stream(self) -> Stream:
-        self._streams.append(self.gpu.stream())
-        return self._streams[-1]
-
-    def free(self) -> None:
-        for held in (*self._device, *self._streams):
-            held.free()
-        self.gpu.release(*self._pinned)
-        self._device, self._pinned, self._streams = [], [], []
-
-
 class _DetectSide:
     """What ``detect`` alone uses; one batch at a time, since the call waits for its boxes."""
 
     def __init__(
-        self, memory: _Memory, plan: LoadedPlan, max_batch: int, shape: tuple[int, int]
+        self, memory: Memory, plan: LoadedPlan, max_batch: int, shape: tuple[int, int]
     ) -> None:
         self.plan = plan
         others = [name for name in plan.outputs if name not in _FEATURES]
         self.names = ("images", "sizes", *others)
         shapes: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
-            "pictures": ((max_batch, *shape, 3), np.uint8),
             "images": ((max_batch, 3, *shape), np.float32),
             "sizes": ((max_batch, 2), np.float32),
             **{name: (plan.shape(name, max_batch), plan.dtype(name)) for name in others},
         }
         self.device = {name: memory.device(*spec) for name, spec in shapes.items()}
-        self.host = {name: memory.pinned(*shapes[name]) for name in ("pictures", "sizes", *_DOWN)}
+        self.host = {name: memory.pinned(*shapes[name]) for name in ("sizes", *_DOWN)}
         self._max_batch = max_batch
         self.stream = memory.stream()
 
-    def features(self, memory: _Memory) -> dict[str, int]:
+    def features(self, memory: Memory) -> dict[str, int]:
         """Allocate one slot: the pyramid of a batch, by name."""
         return {
             name: memory.device(self.plan.shape(name, self._max_batch), self.plan.dtype(name))
@@ -272,7 +246,7 @@ class _DetectSide:
 class _SegmentSide:
     """What ``segment`` alone uses."""
 
-    def __init__(self, memory: _Memory, plan: LoadedPlan, max_boxes: int) -> None:
+    def __init__(self, memory: Memory, plan: LoadedPlan, max_boxes: int) -> None:
         self.plan = plan
         shapes: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
             name: (plan.shape(name, max_boxes), plan.dtype(name))

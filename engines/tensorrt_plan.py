@@ -47,6 +47,11 @@ class LoadedPlan:
         """Give a tensor's element type."""
         return np.dtype(_TYPES[self._engine.get_tensor_dtype(name).name])
 
+    def close(self) -> None:
+        """Let TensorRT free what it holds on the GPU; the CUDA context must be current."""
+        self._context = None
+        self._engine = None
+
     def run(
         self, shapes: Mapping[str, tuple[int, ...]], addresses: Mapping[str, int], stream: int
     ) -> None:

@@ -6,18 +6,23 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from engines.engine import Engine
 from engines.load import load_engine
 from pipeline.config import Config, name_sources
 from pipeline.decode import DecodeStage
 from pipeline.frame import Frame
+from pipeline.health import Health, check_health
 from pipeline.inbox import Inbox, RoundRobin
 from pipeline.infer import Detected, InferStage, MaskStage, Seen
 from pipeline.preprocess import Prepared, PreprocessStage
 from pipeline.publish import OnFrame, PublishStage, Recorder
-from pipeline.stage import Event
-from pipeline.stats import Meter, Stats
+from pipeline.stage import Event, Stage
+from pipeline.stats import Meter, Stats, Witness
+
+if TYPE_CHECKING:
+    from pipeline.metrics_server import MetricsServer
 
 BLOCK_CAPACITY = 2
 """Frames that wait for each source that may not lose any: one in hand, one to come."""
@@ -42,6 +47,7 @@ class Pipeline:
         recorders: get every frame after its message is out; closed at the end.
         on_frame: called with every frame, on the publish stage's thread.
         limit: the most frames to read from each source.
+        witness: is shown every frame as it leaves, the dropped ones too.
     """
 
     def __init__(
@@ -52,6 +58,7 @@ class Pipeline:
         recorders: Sequence[Recorder] = (),
         on_frame: OnFrame | None = None,
         limit: int | None = None,
+        witness: Witness | None = None,
     ) -> None:
         self.config = config
         self._given_engine = engine
@@ -60,7 +67,10 @@ class Pipeline:
         self._limit = limit
         self._configs = name_sources(config.sources)
         self._names = [source.name or "" for source in self._configs]
-        self._meter = Meter(self._names)
+        self._meter = Meter(self._names, witness)
+        self._stages: tuple[Stage[Any, Any], ...] = ()
+        self._queues: dict[str, Inbox[Any] | RoundRobin[Any]] = {}
+        self._metrics: MetricsServer | None = None
         # SimpleQueue.put may be called in a signal handler, whatever the thread was doing.
         self._orders: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
         self._supervisor: threading.Thread | None = None
@@ -85,13 +95,19 @@ class Pipeline:
         """Load the model and start all threads.
 
         Raises:
-            InputError: the model cannot be loaded.
+            InputError: the model cannot be loaded, or the address for metrics is in use.
         """
         if self._supervisor is not None:
             raise RuntimeError("a pipeline runs once; make another")
         try:
             model = self.config.model
             engine = self._given_engine or load_engine(model.bundle, model.engine)
+            try:
+                self._metrics = self._serve_metrics(engine)
+            except BaseException:
+                if self._given_engine is None:
+                    engine.close()
+                raise
         except BaseException:
             for recorder in self._recorders:
                 recorder.close()
@@ -127,7 +143,25 @@ class Pipeline:
 
     def stats(self) -> Stats:
         """Return the figures of this moment."""
-        return self._meter.stats()
+        return self._meter.stats(
+            {stage: queue.waiting for stage, queue in self._queues.items()},
+            {stage.name: s for stage in self._stages if (s := stage.at_work_s) is not None},
+        )
+
+    def health(self) -> Health:
+        """Judge this moment: does every required source stream, and does the engine answer?"""
+        optional = {source.name for source in self._configs if not source.required}
+        return check_health(self.stats(), optional)
+
+    def _serve_metrics(self, engine: Engine) -> MetricsServer | None:
+        if self.config.metrics is None:
+            return None
+        # Here, because an HTTP server takes long to import and most pipelines have none.
+        from pipeline.metrics import make_registry
+        from pipeline.metrics_server import MetricsServer
+
+        registry = make_registry(self.stats, engine)
+        return MetricsServer(self.config.metrics.address, registry, self.health)
 
     def _build(self, engine: Engine) -> None:
         """Make the inboxes and the stages between them."""
@@ -141,6 +175,13 @@ class Pipeline:
         prepared: Inbox[Prepared | Event] = Inbox(engine.max_batch, on_drop=self._drop_prepared)
         detected: Inbox[Detected | Event] = Inbox(on_drop=self._drop_detected)
         seen: Inbox[Seen | Event] = Inbox(on_drop=self._drop_seen)
+        sources = RoundRobin(captured, changed)
+        self._queues = {
+            "preprocess": sources,
+            "infer": prepared,
+            "masks": detected,
+            "publish": seen,
+        }
         self._prepared = prepared
         self._behind_inference = (detected, seen)
         self._reading = threading.Event()
@@ -157,7 +198,7 @@ class Pipeline:
             for source, inbox in zip(self._configs, captured, strict=True)
         ]
         self._stages = (
-            PreprocessStage(RoundRobin(captured, changed), prepared, manifest, meter, report),
+            PreprocessStage(sources, prepared, manifest, engine.prefetch, meter, report),
             InferStage(prepared, detected, engine, min_score, report),
             MaskStage(detected, seen, engine, report),
             PublishStage(
@@ -190,6 +231,8 @@ class Pipeline:
         deadline_s = time.monotonic() + STOP_GRACE_S
         for decoder in self._decoders:
             decoder.join(max(0.0, deadline_s - time.monotonic()))
+        if self._metrics is not None:
+            self._metrics.close()
         if self._given_engine is None:
             engine.close()
         unreachable = [decoder.unreachable for decoder in self._decoders]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import av.error
@@ -23,7 +24,7 @@ class Prepared:
 
 
 class PreprocessStage(Stage[Frame, Prepared]):
-    """Resizes, pads and converts one picture after the other to RGB.
+    """Resizes, pads and converts one picture after the other to RGB, and begins its upload.
 
     A picture that cannot be converted, as the damaged ones of a bad line, is dropped and counted.
     """
@@ -33,11 +34,13 @@ class PreprocessStage(Stage[Frame, Prepared]):
         inbox: Outlet[Frame | Event],
         outbox: Inbox[Prepared | Event],
         manifest: Manifest,
+        prefetch: Callable[[NetworkImage], None],
         meter: Meter,
         report: Report,
     ) -> None:
         super().__init__("preprocess", inbox, outbox, report)
         self._manifest = manifest
+        self._prefetch = prefetch
         self._meter = meter
 
     def work(self, items: list[Frame]) -> list[Prepared]:
@@ -49,5 +52,6 @@ class PreprocessStage(Stage[Frame, Prepared]):
         except av.error.FFmpegError:
             self._meter.dropped(frame, "preprocess", "unreadable")
             return []
+        self._prefetch(image)
         frame.timeline.end("preprocess")
         return [Prepared(frame, image)]

@@ -157,6 +157,7 @@ class HostContext:
         self.shapes, self.addresses = {}, {}
         self.errors, self.runs, self._waiting = [], 0, []
         self.refuses = False
+        self.before_run = None
         self._driver = ctypes.CDLL("libcuda.so.1")
 
     def set_input_shape(self, name, shape):
@@ -180,6 +181,8 @@ class HostContext:
 
     def _run(self, shapes, addresses):
         try:
+            if self.before_run:
+                self.before_run()
             inputs = {name: self._at(addresses[name], name, shapes[name]) for name in shapes}
             names = [value.name for value in self.session.get_outputs()]
             for name, array in zip(names, self.session.run(names, inputs), strict=True):

@@ -187,6 +187,76 @@ def test_a_full_ring_blocks_until_detections_are_released(engine):
         detections.release()
 
 
+def test_pictures_that_went_up_ahead_give_the_same(engine, bundle, host_driver):
+    batches = [pictures(1 + i % MAX_BATCH, seed=i) for i in range(6)]
+    for image in batches[0]:
+        engine.prefetch(image)
+    for batch, following in zip(batches, [*batches[1:], []], strict=True):
+        for image in following:
+            engine.prefetch(image)
+        before = host_driver.report()["bytes up"]
+        detections = engine.detect(batch, 0.1)
+        assert host_driver.report()["bytes up"] - before == 8 * len(batch)  # their sizes alone
+        assert_same(engine.segment(detections), reference(bundle, batch, 0.1))
+
+
+def test_the_next_batch_goes_up_while_one_is_detected(engine, bundle, doubles, host_driver):
+    now, following = pictures(2, seed=1), pictures(2, seed=2)
+    computing, go_on = threading.Event(), threading.Event()
+
+    def dawdle():
+        computing.set()
+        assert go_on.wait(20)
+
+    doubles.contexts[0].before_run = dawdle
+    found = []
+    thread = threading.Thread(target=lambda: found.append(engine.detect(now, 0.1)))
+    thread.start()
+    assert computing.wait(20)
+    before = host_driver.report()["bytes up"]
+    for image in following:
+        engine.prefetch(image)  # waits for nothing that the GPU does
+    assert host_driver.report()["bytes up"] - before == 2 * HEIGHT * WIDTH * 3
+    assert not found
+    doubles.contexts[0].before_run = None
+    go_on.set()
+    thread.join()
+    assert_same(engine.segment(found[0]), reference(bundle, now, 0.1))
+    assert_same(engine.segment(engine.detect(following, 0.1)), reference(bundle, following, 0.1))
+
+
+def test_pictures_that_are_never_detected_make_room_for_later_ones(engine, bundle, host_driver):
+    for seed in range(3):
+        for image in pictures(MAX_BATCH, seed=seed):
+            engine.prefetch(image)
+    late = pictures(MAX_BATCH, seed=9)
+    for image in (*late, late[0]):  # once more is harmless
+        engine.prefetch(image)
+    before = host_driver.report()["bytes up"]
+    detections = engine.detect(late, 0.1)
+    assert host_driver.report()["bytes up"] - before == 8 * MAX_BATCH
+    assert_same(engine.segment(detections), reference(bundle, late, 0.1))
+
+
+def test_one_picture_may_be_several_of_a_batch(engine, bundle):
+    images = pictures(1) * MAX_BATCH
+    engine.prefetch(images[0])
+    assert_same(engine.segment(engine.detect(images, 0.1)), reference(bundle, images, 0.1))
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_an_upload_that_detection_does_not_follow_would_be_seen(engine, bundle, monkeypatch, ahead):
+    images = pictures(1)
+    (wanted,) = reference(bundle, images, 0.1)
+    with monkeypatch.context() as patched:
+        patched.setattr(Stream, "follow", lambda self, event: None)
+        if ahead:
+            engine.prefetch(images[0])
+        (found,) = engine.segment(engine.detect(images, 0.1))
+    assert not np.allclose(found.scores, wanted.scores, rtol=1e-3)
+    assert_same(engine.segment(engine.detect(images, 0.1)), [wanted])
+
+
 def test_a_forgotten_synchronisation_would_be_seen(engine, bundle, monkeypatch):
     images = pictures(1)
     monkeypatch.setattr(Stream, "wait", lambda self: None)
@@ -205,6 +275,9 @@ def test_a_device_that_fails_in_mid_stream_stops_the_stage_and_frees_its_slot(
     for _ in range(5):  # more often than there are slots
         with pytest.raises(DeviceError, match="the GPU failed to"):
             engine.detect(pictures(1), 0.1)
+    for _ in range(3 * MAX_BATCH):  # more often than there are places for pictures
+        with pytest.raises(DeviceError, match="the GPU failed to upload"):
+            engine.prefetch(pictures(1)[0])
     with pytest.raises(DeviceError, match="the GPU failed to"):
         engine.segment(waiting)
     host_driver.break_down(0)

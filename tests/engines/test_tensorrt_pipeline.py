@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from host_tensorrt import MAX_BATCH, Doubles, make_bundle
+from host_tensorrt import HEIGHT, MAX_BATCH, WIDTH, Doubles, make_bundle
 
 from engines.openvino import OpenVinoEngine
 from engines.tensorrt import TensorRTEngine
@@ -64,6 +64,25 @@ def test_every_frame_of_two_sources_gets_what_the_cpu_engine_finds(engine, bundl
         np.testing.assert_array_equal(instances.labels, wanted[key].labels)
         difference = instances.masks.astype(int) - wanted[key].masks
         assert np.abs(difference).max(initial=0) <= 1
+
+
+def test_every_picture_goes_up_once_ahead_of_its_batch(engine, host_driver, make_clip):
+    found, detected, late = Seen(), [], []
+    detect, ring = engine.detect, engine._pictures
+
+    def watch(images, score):
+        late.extend(image for image in images if id(image) not in ring._ahead)
+        detected.extend(images)
+        return detect(images, score)
+
+    engine.detect = watch
+    before = host_driver.report()["bytes up"]
+    Pipeline(configured(make_clip), engine, on_frame=found).run()
+    assert len(detected) == 2 * FRAMES
+    assert late == []
+    boxes = sum(len(instances) for instances in found.values())
+    up = len(detected) * (HEIGHT * WIDTH * 3 + 8) + boxes * (16 + 8 + 4)
+    assert host_driver.report()["bytes up"] - before == up
 
 
 def test_stopping_in_mid_stream_leaves_nothing_on_the_device(engine, make_clip):
