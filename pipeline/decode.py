@@ -9,11 +9,13 @@ from engines.errors import InputError
 from pipeline.config import SourceConfig
 from pipeline.frame import Frame
 from pipeline.inbox import Inbox
-from pipeline.source import Source, SourceLostError, is_local, open_source
+from pipeline.source import Source, SourceLostError
+from pipeline.source_kinds import open_source
 from pipeline.source_state import SourceState, StateChange
 from pipeline.stage import Event, Report
 from pipeline.stats import Meter
 from pipeline.thinning import thinnings
+from pipeline.url import is_local
 
 START_POLL_S = 0.05
 

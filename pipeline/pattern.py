@@ -30,12 +30,7 @@ class PatternSource(Source):
 
     def __init__(self, config: SourceConfig) -> None:
         super().__init__(config)
-        form = re.fullmatch(
-            r"test://([1-9]\d{0,3})x([1-9]\d{0,3})@(\d{1,3}(?:\.\d+)?)", config.url, re.I
-        )
-        if form is None or float(form[3]) == 0:
-            raise InputError(f"{config.url}: write test://WIDTHxHEIGHT@FPS, as test://1280x720@30")
-        self.width, self.height, self.fps = int(form[1]), int(form[2]), float(form[3])
+        self.width, self.height, self.fps = pattern_format(config.url)
         self.live = config.policy != "block"
         self.frame_count = None
 
@@ -58,6 +53,18 @@ class PatternSource(Source):
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def pattern_format(url: str) -> tuple[int, int, float]:
+    """Read width and height, pixels, and pictures per second from ``test://WIDTHxHEIGHT@FPS``.
+
+    Raises:
+        InputError: the address is not of this form.
+    """
+    form = re.fullmatch(r"test://([1-9]\d{0,3})x([1-9]\d{0,3})@(\d{1,3}(?:\.\d+)?)", url, re.I)
+    if form is None or float(form[3]) == 0:
+        raise InputError(f"{url}: write test://WIDTHxHEIGHT@FPS, as test://1280x720@30")
+    return int(form[1]), int(form[2]), float(form[3])
 
 
 def draw_pattern(width: int, height: int, index: int) -> NDArray[np.uint8]:

@@ -14,7 +14,8 @@ from PIL import Image, ImageOps
 from engines.errors import InputError
 from pipeline.config import SourceConfig
 from pipeline.frame import Frame, Timeline
-from pipeline.source import Source, local_path
+from pipeline.source import Source
+from pipeline.url import local_path
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 

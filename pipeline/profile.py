@@ -19,7 +19,7 @@ from engines.image import NetworkImage, fit_image
 from engines.load import load_engine
 from pipeline.config import Config, ModelConfig, PublishConfig, SourceConfig
 from pipeline.pipeline import Pipeline
-from pipeline.source import open_source
+from pipeline.source_kinds import open_source
 from pipeline.stats import Stats
 from pipeline.subscriber import subscribe
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from engines.errors import InputError
 from pipeline.config import Policy, SourceConfig
 from pipeline.frame import Frame
-from pipeline.source_state import OnStateChange
-from pipeline.url import redact, scheme, source_name
+from pipeline.url import source_name
 
 
 class SourceLostError(Exception):
@@ -106,68 +103,3 @@ class Pace:
         if self._epoch_s is None:
             self._epoch_s = now_s - at_s
         self._stopping.wait(max(0.0, self._epoch_s + at_s - now_s))
-
-
-def open_source(
-    config: SourceConfig,
-    on_change: OnStateChange | None = None,
-    stopping: threading.Event | None = None,
-) -> Source:
-    """Open what ``config.url`` names and get its first picture.
-
-    What is not on this machine, and a camera, is tried until it answers.
-
-    Args:
-        config: the source.
-        on_change: called with a live source's changes of state, on the calling thread.
-        stopping: set, from any thread, it ends a live source's opening and iteration.
-
-    Raises:
-        InputError: there is nothing there, it cannot be read, or it holds no pictures.
-        SourceLostError: it was stopped before it answered.
-    """
-    from pipeline.live_source import LiveSource
-    from pipeline.pattern import PatternSource
-    from pipeline.pictures import IMAGE_SUFFIXES, PictureSource
-    from pipeline.video import VideoSource
-
-    match scheme(config.url):
-        case "test":
-            return PatternSource(config)
-        case "http" | "https" | "rtsp" | "rtsps":
-            return LiveSource(config, on_change, stopping)
-        case "" | "file":
-            path = local_path(config.url)
-            if not path.exists():
-                raise InputError(_nothing_at(path))
-            if is_device(config.url):
-                return LiveSource(config, on_change, stopping)
-            if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
-                return PictureSource(config)
-            return VideoSource(config)
-        case unknown:
-            raise InputError(
-                f"{redact(config.url)}: the scheme {unknown!r} is not known; give a file, a folder "
-                "of images, http(s)://, rtsp(s)://, /dev/videoN or test://WIDTHxHEIGHT@FPS"
-            )
-
-
-def is_local(url: str) -> bool:
-    """Tell whether an address is of this machine: a file or a folder, but no device."""
-    return scheme(url) in ("", "file") and not is_device(url)
-
-
-def is_device(url: str) -> bool:
-    """Tell whether an address is a V4L2 camera."""
-    return re.fullmatch(r"(file://)?/dev/video\d+", url) is not None
-
-
-def local_path(url: str) -> Path:
-    """Return the path of a file on this machine."""
-    return Path(url.removeprefix("file://"))
-
-
-def _nothing_at(path: Path) -> str:
-    if is_device(str(path)):
-        return f"{path}: there is no such camera; plug it in, or see `ls /dev/video*`"
-    return f"{path}: there is no such file or folder; check the path"

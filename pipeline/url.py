@@ -1,9 +1,9 @@
-"""Source addresses: what may be shown of them, and the names that are made from them."""
+"""Source addresses: what they point to, what may be shown of them, and names made from them."""
 
 from __future__ import annotations
 
 import re
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 _HIDDEN = "***"
 
@@ -43,6 +43,21 @@ def scheme(url: str) -> str:
     """Return the scheme in lower case, or "" for a path of this machine."""
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", url)
     return match[1].lower() if match else ""
+
+
+def is_local(url: str) -> bool:
+    """Tell whether an address is of this machine: a file or a folder, but no device."""
+    return scheme(url) in ("", "file") and not is_device(url)
+
+
+def is_device(url: str) -> bool:
+    """Tell whether an address is a V4L2 camera."""
+    return re.fullmatch(r"(file://)?/dev/video\d+", url) is not None
+
+
+def local_path(url: str) -> Path:
+    """Return the path of a file on this machine."""
+    return Path(url.removeprefix("file://"))
 
 
 def source_name(url: str) -> str:

@@ -16,16 +16,8 @@ from av.video.stream import VideoStream
 from engines.errors import InputError
 from pipeline.config import SourceConfig
 from pipeline.frame import Clock, Frame, Timeline
-from pipeline.source import (
-    AccessDeniedError,
-    Pace,
-    Source,
-    SourceLostError,
-    is_device,
-    is_local,
-    local_path,
-)
-from pipeline.url import redact, scheme
+from pipeline.source import AccessDeniedError, Pace, Source, SourceLostError
+from pipeline.url import is_device, is_local, local_path, redact, scheme
 
 _DAMAGED_READS_LIMIT = 100
 """So many unreadable stretches in a row, without one packet between them, are the end."""

@@ -14,7 +14,8 @@ from pipeline import live_source
 from pipeline.config import SourceConfig
 from pipeline.frame import Frame
 from pipeline.live_source import LiveSource
-from pipeline.source import SourceLostError, open_source
+from pipeline.source import SourceLostError
+from pipeline.source_kinds import open_source
 from pipeline.source_state import StateChange
 
 

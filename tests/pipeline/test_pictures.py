@@ -6,7 +6,7 @@ from PIL import Image
 from engines.errors import InputError
 from pipeline.config import SourceConfig
 from pipeline.pictures import PictureSource
-from pipeline.source import open_source
+from pipeline.source_kinds import open_source
 
 
 def save(path: Path, colour: tuple[int, int, int] = (9, 9, 9), size=(40, 30), **options) -> Path:

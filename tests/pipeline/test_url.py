@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.url import redact, scheme, source_name
+from pipeline.url import is_device, is_local, redact, scheme, source_name
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,10 @@ def test_any_name_is_legal_in_a_topic(url: str) -> None:
 def test_the_scheme_of_a_path_is_empty() -> None:
     assert scheme("clips/a.mp4") == ""
     assert scheme("RTSP://cam/x") == "rtsp"
+
+
+def test_a_device_is_neither_a_file_nor_far_away() -> None:
+    assert is_device("/dev/video0")
+    assert not is_local("/dev/video0")
+    assert is_local("clip.mp4")
+    assert not is_local("rtsp://cam/x")

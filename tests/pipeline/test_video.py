@@ -9,7 +9,8 @@ import pytest
 
 from engines.errors import InputError
 from pipeline.config import SourceConfig
-from pipeline.source import SourceLostError, open_source
+from pipeline.source import SourceLostError
+from pipeline.source_kinds import open_source
 from pipeline.video import VideoSource
 
 
