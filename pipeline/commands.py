@@ -77,6 +77,12 @@ def run(
     jsonl: Annotated[
         Path | None, typer.Option(metavar="OUT.JSONL", help="Write one JSON object a frame.")
     ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Serve /metrics for Prometheus and /healthz, over HTTP."
+        ),
+    ] = None,
 ) -> None:
     """Run a model on video and publish what it sees.
 
@@ -95,6 +101,7 @@ def run(
         "publish.curve.allowed_clients": None if allowed_clients is None else str(allowed_clients),
         "outputs.save": None if save is None else str(save),
         "outputs.jsonl": None if jsonl is None else str(jsonl),
+        "metrics.address": metrics,
     }
     if config is not None:
         settings = override(load_config(config), changes)

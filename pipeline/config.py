@@ -41,6 +41,7 @@ class SourceConfig(
         rtsp_transport: how RTSP carries its packets.
         open_timeout_s: how long the source may take to answer.
         read_timeout_s: a source that has answered and is silent for so long is opened anew.
+        required: whether ``/healthz`` calls the pipeline ill while this source does not stream.
     """
 
     url: Annotated[str, Meta(min_length=1)]
@@ -52,6 +53,7 @@ class SourceConfig(
     rtsp_transport: Literal["tcp", "udp"] = "tcp"
     open_timeout_s: Seconds = 10.0
     read_timeout_s: Seconds = 5.0
+    required: bool = True
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         shown = {field: getattr(self, field) for field in self.__struct_fields__}
@@ -121,16 +123,28 @@ class OutputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     jsonl: str | None = None
 
 
+class MetricsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An HTTP server for figures, ``/metrics``, and for a health check, ``/healthz``.
+
+    Attributes:
+        address: host and port, "127.0.0.1:9100"; "*:9100" is every interface.
+    """
+
+    address: Annotated[str, Meta(min_length=1)] = "127.0.0.1:9100"
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything that a pipeline is a function of.
 
-    ``publish=None`` runs without a socket: for recorders and callbacks alone.
+    ``publish=None`` runs without a socket: for recorders and callbacks alone. Without ``metrics``
+    nothing is served over HTTP.
     """
 
     sources: Annotated[tuple[SourceConfig, ...], Meta(min_length=1)]
     model: ModelConfig = ModelConfig()
     publish: PublishConfig | None = PublishConfig()
     outputs: OutputConfig = OutputConfig()
+    metrics: MetricsConfig | None = None
 
     def __post_init__(self) -> None:
         names = [source.name for source in self.sources if source.name is not None]
@@ -145,6 +159,7 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "publish": PublishConfig,
     "publish.curve": CurveConfig,
     "outputs": OutputConfig,
+    "metrics": MetricsConfig,
 }
 
 

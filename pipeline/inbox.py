@@ -51,6 +51,11 @@ class Inbox(Generic[T]):
         return len(self._items)
 
     @property
+    def waiting(self) -> int:
+        """How many items wait, events not counted."""
+        return self._droppable
+
+    @property
     def is_drained(self) -> bool:
         """Whether it is closed and empty."""
         return self._closed and not self._items
@@ -169,13 +174,46 @@ class Inbox(Generic[T]):
 class RoundRobin(Generic[T]):
     """Takes from many inboxes in turn, so that a busy source does not starve the others.
 
-    The inboxes must share ``changed``.
+    Inboxes may come at any time; one that is closed and empty is let go. The inboxes must share
+    ``changed``.
+
+    Args:
+        inboxes: the first ones.
+        changed: the condition of them all.
+        open_end: wait for further inboxes when all are closed and empty, until ``close``.
     """
 
-    def __init__(self, inboxes: Sequence[Inbox[T]], changed: threading.Condition) -> None:
-        self._inboxes = inboxes
+    def __init__(
+        self,
+        inboxes: Sequence[Inbox[T]],
+        changed: threading.Condition,
+        *,
+        open_end: bool = False,
+    ) -> None:
+        self._inboxes = list(inboxes)
         self._changed = changed
+        self._open_end = open_end
+        self._is_over = False
         self._next = 0
+
+    def add(self, inbox: Inbox[T]) -> bool:
+        """Take from one more inbox. False where the end has come already."""
+        with self._changed:
+            if not self._is_over:
+                self._inboxes.append(inbox)
+                self._changed.notify_all()
+            return not self._is_over
+
+    def close(self) -> None:
+        """Let the end come when all inboxes are closed and empty."""
+        with self._changed:
+            self._open_end = False
+            self._changed.notify_all()
+
+    @property
+    def waiting(self) -> int:
+        """How many items wait in all of them, events not counted."""
+        return sum(inbox.waiting for inbox in self._inboxes)
 
     def take(
         self,
@@ -188,19 +226,28 @@ class RoundRobin(Generic[T]):
         Arguments as of ``Inbox.take``.
 
         Raises:
-            InboxClosed: all are closed and empty.
+            InboxClosed: all are closed and empty, and no further ones are waited for.
         """
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         with self._changed:
             while True:
+                self._let_go_of_drained()
                 for step in range(len(self._inboxes)):
                     place = (self._next + step) % len(self._inboxes)
                     if len(self._inboxes[place]):
                         self._next = place + 1
                         return self._inboxes[place].take(limit, alike)
-                if all(inbox.is_drained for inbox in self._inboxes):
+                if not self._inboxes and not self._open_end:
+                    self._is_over = True
                     raise InboxClosed
                 left_s = None if deadline_s is None else deadline_s - time.monotonic()
                 if left_s is not None and left_s <= 0:
                     return []
                 self._changed.wait(left_s)
+
+    def _let_go_of_drained(self) -> None:
+        """Forget inboxes from which nothing will come; whose turn it is does not change."""
+        if any(inbox.is_drained for inbox in self._inboxes):
+            behind = [inbox for inbox in self._inboxes[self._next :] if not inbox.is_drained]
+            before = [inbox for inbox in self._inboxes[: self._next] if not inbox.is_drained]
+            self._inboxes, self._next = [*before, *behind], len(before)

@@ -144,13 +144,13 @@ class Pipeline:
     def stats(self) -> Stats:
         """Return the figures of this moment."""
         return self._meter.stats(
-            {stage: queue.waiting for stage, queue in self._queues.items()},
+            {stage: outlet.waiting for stage, outlet in self._queues.items()},
             {stage.name: s for stage in self._stages if (s := stage.at_work_s) is not None},
         )
 
     def health(self) -> Health:
-        """Judge this moment: does every required source stream, and does the engine answer?"""
-        optional = {source.name for source in self._configs if not source.required}
+        """Judge this moment: whether every required source streams and the engine answers."""
+        optional = {source.name or "" for source in self._configs if not source.required}
         return check_health(self.stats(), optional)
 
     def _serve_metrics(self, engine: Engine) -> MetricsServer | None:
@@ -198,7 +198,7 @@ class Pipeline:
             for source, inbox in zip(self._configs, captured, strict=True)
         ]
         self._stages = (
-            PreprocessStage(sources, prepared, manifest, engine.prefetch, meter, report),
+            PreprocessStage(sources, prepared, manifest, meter, report),
             InferStage(prepared, detected, engine, min_score, report),
             MaskStage(detected, seen, engine, report),
             PublishStage(

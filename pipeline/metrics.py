@@ -1,0 +1,167 @@
+"""Metrics: a pipeline's figures in the words of Prometheus."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from engines.engine import Engine
+from pipeline.durations import BOUNDS_S, Distribution
+from pipeline.frame import STAGES
+from pipeline.memory import read_memory
+from pipeline.source_state import SourceState
+from pipeline.stats import SourceStats, Stats
+
+_ORDINARY_DROP = ("preprocess", "replaced")
+"""Told of from the beginning, as 0: a rate needs a first value."""
+
+_BUCKETS = (*(str(bound_s) for bound_s in BOUNDS_S), "+Inf")
+
+
+def make_registry(read: Callable[[], Stats], engine: Engine) -> CollectorRegistry:
+    """Return a registry of its own for one pipeline, which is read anew at every scrape.
+
+    Series of a source that was removed vanish, as Prometheus expects of what is gone.
+
+    Args:
+        read: gives the figures of the moment.
+        engine: what runs the model.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(PipelineCollector(read, engine))
+    ProcessCollector(registry=registry)
+    return registry
+
+
+class PipelineCollector(Collector):
+    """Turns a pipeline's figures into metric families. Labels hold names, and never addresses."""
+
+    def __init__(self, read: Callable[[], Stats], engine: Engine) -> None:
+        manifest = engine.manifest
+        self._read = read
+        self._engine = {
+            "model": manifest.name,
+            "backend": manifest.backend,
+            "precision": manifest.precision,
+            "device": engine.device,
+        }
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every family once."""
+        stats = self._read()
+        yield from _source_families(stats.sources)
+        yield from _stage_families(stats)
+        yield GaugeMetricFamily(
+            "maskcast_subscribers",
+            "Subscribers, of the source that has the most.",
+            value=stats.subscribers,
+        )
+        yield GaugeMetricFamily(
+            "maskcast_resident_memory_peak_bytes",
+            "The most memory that the process ever held.",
+            value=read_memory().peak_bytes,
+        )
+        yield InfoMetricFamily("maskcast_engine", "What runs the model.", self._engine)
+        build = {"version": _version(), "python": platform.python_version()}
+        yield InfoMetricFamily("maskcast_build", "What runs.", build)
+
+
+def _source_families(sources: Iterable[SourceStats]) -> Iterator[Metric]:
+    captured = CounterMetricFamily("maskcast_frames_captured", "Frames read.", labels=["source"])
+    processed = CounterMetricFamily(
+        "maskcast_frames_processed", "Frames published.", labels=["source"]
+    )
+    dropped = CounterMetricFamily(
+        "maskcast_frames_dropped",
+        "Frames lost before a stage, by reason.",
+        labels=["source", "stage", "reason"],
+    )
+    corrupt = CounterMetricFamily(
+        "maskcast_source_corrupt_packets",
+        "Damaged packets or images that were skipped.",
+        labels=["source"],
+    )
+    reconnects = CounterMetricFamily(
+        "maskcast_source_reconnects", "How often a source has come back.", labels=["source"]
+    )
+    state = GaugeMetricFamily(
+        "maskcast_source_state", "1 for what a source is doing.", labels=["source", "state"]
+    )
+    latency = HistogramMetricFamily(
+        "maskcast_latency_seconds", "From capture to publication.", labels=["source"]
+    )
+    for source in sources:
+        name = [source.name]
+        captured.add_metric(name, source.captured)
+        processed.add_metric(name, source.processed)
+        for reason, count in {_ORDINARY_DROP: 0, **source.dropped}.items():
+            dropped.add_metric([source.name, *reason], count)
+        corrupt.add_metric(name, source.corrupt)
+        reconnects.add_metric(name, source.reconnects)
+        for possible in SourceState:
+            state.add_metric([source.name, possible], source.state is possible)
+        _add_histogram(latency, name, source.latency)
+    yield from (captured, processed, dropped, corrupt, reconnects, state, latency)
+
+
+def _stage_families(stats: Stats) -> Iterator[Metric]:
+    work = HistogramMetricFamily(
+        "maskcast_stage_work_seconds",
+        "Work of a stage on a frame that was published.",
+        labels=["stage"],
+    )
+    wait = HistogramMetricFamily(
+        "maskcast_stage_wait_seconds",
+        "How long a frame that was published waited before a stage.",
+        labels=["stage"],
+    )
+    busy = CounterMetricFamily(
+        "maskcast_stage_busy_seconds",
+        "Time that a stage worked; its rate is the share of the time that it is busy.",
+        labels=["stage"],
+    )
+    depth = GaugeMetricFamily(
+        "maskcast_queue_depth", "Frames that wait before a stage.", labels=["stage"]
+    )
+    at_work = GaugeMetricFamily(
+        "maskcast_stage_at_work_seconds",
+        "How long a stage has been at what it is doing now; 0 while it waits.",
+        labels=["stage"],
+    )
+    for name in dict.fromkeys((*STAGES, *stats.stages)):
+        stage = stats.stages.get(name)
+        _add_histogram(work, [name], stage.work if stage else Distribution())
+        busy.add_metric([name], stage.busy_s if stage else 0.0)
+        if name in STAGES[1:]:
+            waited = stage.wait if stage else None
+            _add_histogram(wait, [name], waited or Distribution())
+            depth.add_metric([name], stats.queue_depth.get(name, 0))
+            at_work.add_metric([name], stats.at_work_s.get(name, 0.0))
+    yield from (work, wait, busy, depth, at_work)
+
+
+def _add_histogram(
+    family: HistogramMetricFamily, labels: list[str], durations: Distribution
+) -> None:
+    """Prometheus counts in a bucket all that is in the lower ones too."""
+    buckets = list(zip(_BUCKETS, accumulate(durations.counts), strict=True))
+    family.add_metric(labels, buckets, durations.sum_s)
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("maskcast")
+    except importlib.metadata.PackageNotFoundError:
+        return "checkout"
