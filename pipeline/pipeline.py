@@ -198,7 +198,7 @@ class Pipeline:
             for source, inbox in zip(self._configs, captured, strict=True)
         ]
         self._stages = (
-            PreprocessStage(sources, prepared, manifest, meter, report),
+            PreprocessStage(sources, prepared, manifest, engine.prefetch, meter, report),
             InferStage(prepared, detected, engine, min_score, report),
             MaskStage(detected, seen, engine, report),
             PublishStage(
