@@ -32,8 +32,8 @@ from rich.console import Console
 from rich.table import Table
 from torchvision.models.detection.image_list import ImageList
 
-from builder.build import build, state_dict_of_bundle
-from builder.checkpoint import save_model
+from builder.build import build
+from builder.checkpoint import load_bundle_weights, save_model
 from builder.network import NetworkConfig, build_network, network_config
 from engines.bundle import Bundle, open_bundle
 from engines.image import NetworkImage
@@ -63,7 +63,7 @@ def network_of(name: str, size: tuple[int, int]) -> tuple[NetworkConfig, Any]:
     )
     network = build_network(config).eval()
     if name == "default":
-        network.load_state_dict(state_dict_of_bundle("default"), strict=False)
+        load_bundle_weights(network, open_bundle("default"))
     return config, network
 
 

@@ -33,8 +33,8 @@ from rich.table import Table
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
-from builder.build import build, state_dict_of_bundle
-from builder.checkpoint import load_network
+from builder.build import build
+from builder.checkpoint import load_bundle_weights, load_network
 from builder.network import build_network, network_config
 from builder.tensorrt import Precision, rebuild
 from builder.tensorrt_process import Built
@@ -64,7 +64,7 @@ def open_model(name: str, scratch: Path, size: tuple[int, int]) -> tuple[Bundle,
     if name == "default":
         bundle = open_bundle("default")
         network = build_network(network_config("lite0-fpn", bundle.manifest.labels[1:]))
-        network.load_state_dict(state_dict_of_bundle("default"), strict=False)
+        load_bundle_weights(network, bundle)
     else:
         _, network = load_network(name)
         bundle = build(name, scratch / "portable", size=size)

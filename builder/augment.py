@@ -107,7 +107,7 @@ def paste(example: Example, other: Example, chosen: npt.NDArray[np.bool_]) -> Ex
     assert example.masks is not None
     assert other.masks is not None
     pasted = other.masks[chosen]
-    cover = pasted.any(axis=0)
+    cover = np.logical_or.reduce(pasted.astype(bool), axis=0)
     image = np.where(cover[..., None], other.image, example.image)
     left = example.masks * ~cover
     before = example.masks.sum(axis=(1, 2), dtype=np.int64)

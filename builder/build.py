@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import onnx
-from torch import Tensor
+from msgspec.structs import replace
+from onnx import ModelProto
 
 from builder.bundle_folder import check_bundle_folder, new_bundle, write_manifest
-from builder.checkpoint import load_network
-from builder.export import export_detector, export_segmenter, halve_weights, state_dict_of_graph
+from builder.calibration import read_pictures
+from builder.folding import halve_weights
+from builder.quantization import quantise_graphs, restore_float
 from engines.bundle import (
-    Backend,
+    DEFAULT,
+    MANIFEST,
     Bundle,
     FixedInput,
     GraphFile,
     Graphs,
-    Input,
     LongestSideInput,
     Manifest,
     open_bundle,
@@ -26,108 +28,137 @@ from engines.bundle import (
 )
 from engines.errors import InputError
 
+Backend = Literal["openvino", "onnxruntime"]
+"""What runs the portable graphs; for TensorRT see ``builder.tensorrt``."""
 PRECISIONS: dict[Backend, tuple[str, ...]] = {
-    "openvino": ("fp32", "bf16"),
-    "onnxruntime": ("fp32",),
-    "tensorrt": ("fp32", "fp16", "int8"),
-    "tensorrt_rtx": ("fp32", "fp16", "int8"),
+    "openvino": ("fp32", "bf16", "int8"),
+    "onnxruntime": ("fp32", "int8"),
 }
 """The number formats that each backend computes in."""
+Size = tuple[int, int] | int
 
+PAPER_SIZE = (800, 1344)
+"""What Mask R-CNN's figures are given for: the shorter side 800, the longer up to 1333."""
 _LARGEST_SIDE = 4096
 _TOOLS = ("maskcast", "torch", "torchvision", "onnx")
 
 
 def build(
-    checkpoint: str | Path,
+    source: str | Path,
     out: str | Path,
     *,
     backend: Backend = "openvino",
     precision: str = "fp32",
-    size: tuple[int, int] | int = (800, 1344),
+    size: Size | None = None,
     name: str | None = None,
     fp16_weights: bool = False,
     score_threshold: float = 0.5,
-    **plan_options: Any,
+    calibration: Path | None = None,
 ) -> Bundle:
-    """Turn a checkpoint into a bundle.
+    """Turn a checkpoint into a bundle, or a bundle into one of another precision or size.
 
     The bundle's folder appears when it is complete, in place of an older bundle of that name.
 
     Args:
-        checkpoint: a file or a name, as ``builder.checkpoint.load_checkpoint`` takes it.
+        source: a file or a name, as ``builder.checkpoint.load_checkpoint`` takes it; a bundle's
+            folder; or "default". torch is not needed for a bundle.
         out: the bundle's folder.
         backend: what it is for.
         precision: what it computes in, see ``PRECISIONS``.
         size: height and width of the network's input, or the longest side of pictures whose aspect
-            ratio it shall follow; multiples of 32.
+            ratio it shall follow; multiples of 32. By default a bundle's own, else ``PAPER_SIZE``.
         name: of the model; the folder's by default.
         fp16_weights: store weights in half the space; they are computed with as ``precision`` says.
-        score_threshold: that a user gets who names none.
-        plan_options: of ``builder.tensorrt.build_plans``, for the TensorRT backends.
+        score_threshold: that a user gets who names none; of a bundle its own.
+        calibration: folder of pictures like those that the model will see, for int8: a few dozen.
 
     Raises:
-        InputError: checkpoint, size, precision or folder will not do.
+        InputError: source, size, precision, pictures or folder will not do.
     """
     out = Path(out)
-    _check_precision(backend, precision)
-    _check_size(size)
+    _check_precision(backend, precision, calibration)
+    if size is not None:
+        _check_size(size)
     check_bundle_folder(out)
-    config, network = load_network(checkpoint)
-    pad_value = round(sum(config.image_mean) / 3 * 255)
-    shape: Input = (
-        LongestSideInput(size, pad_value) if isinstance(size, int) else FixedInput(*size, pad_value)
-    )
-    graphs = {"detector": export_detector(network)}
-    if config.with_masks:
-        graphs["segmenter"] = export_segmenter(network)
+    manifest, graphs = _read_bundle(source) if is_bundle(source) else _export(source)
+    shape = manifest.input
+    if size is not None:
+        pad = shape.pad_value
+        shape = LongestSideInput(size, pad) if isinstance(size, int) else FixedInput(*size, pad)
+    if calibration is not None:
+        quantise_graphs(graphs, read_pictures(calibration, shape))
+    for graph in graphs.values():
+        if precision != "int8":
+            restore_float(graph)
+        if fp16_weights and precision != "int8":
+            halve_weights(graph)
     with new_bundle(out) as folder:
         files = {}
         for role, graph in graphs.items():
-            if fp16_weights:
-                halve_weights(graph)
             path = folder / f"{role}.onnx"
             onnx.save(graph, path)
             files[role] = GraphFile(path.name, sha256(path))
-        manifest = Manifest(
+        manifest = replace(
+            manifest,
             name=name or out.name,
             backend=backend,
             precision=precision,
-            labels=("background", *config.labels),
             input=shape,
-            score_threshold=score_threshold,
             graphs=Graphs(**files),
-            built_with=_versions(),
+            plans=(),
         )
-        if backend.startswith("tensorrt"):
-            from builder.tensorrt import build_plans
-
-            manifest = build_plans(folder, manifest, **plan_options)
+        if not is_bundle(source):
+            manifest = replace(manifest, score_threshold=score_threshold)
         write_manifest(folder, manifest)
     return open_bundle(out)
 
 
-def state_dict_of_bundle(path: str | Path) -> dict[str, Tensor]:
-    """Read a bundle's weights back, under the keys of the ``state_dict`` of the model it was.
+def is_bundle(source: str | Path) -> bool:
+    """Tell whether a model is given as a bundle, or as "default", not as a checkpoint."""
+    return str(source) == DEFAULT or (Path(source) / MANIFEST).is_file()
 
-    Returns:
-        float32 tensors. Counters of training (``num_batches_tracked``) are not in a bundle.
 
-    Raises:
-        InputError: it is no bundle, or a damaged one.
-    """
-    bundle = open_bundle(path)
-    state = state_dict_of_graph(onnx.load(bundle.detector))
+def _read_bundle(source: str | Path) -> tuple[Manifest, dict[str, ModelProto]]:
+    bundle = open_bundle(source)
+    graphs = {"detector": onnx.load(bundle.detector)}
     if bundle.segmenter is not None:
-        state |= state_dict_of_graph(onnx.load(bundle.segmenter))
-    return state
+        graphs["segmenter"] = onnx.load(bundle.segmenter)
+    return bundle.manifest, graphs
 
 
-def _check_precision(backend: Backend, precision: str) -> None:
+def _export(checkpoint: str | Path) -> tuple[Manifest, dict[str, ModelProto]]:
+    from builder.checkpoint import load_network
+    from builder.export import export_detector, export_segmenter
+
+    config, network = load_network(checkpoint)
+    graphs = {"detector": export_detector(network)}
+    if config.with_masks:
+        graphs["segmenter"] = export_segmenter(network)
+    manifest = Manifest(
+        name="",
+        backend="openvino",
+        precision="fp32",
+        labels=("background", *config.labels),
+        input=FixedInput(*PAPER_SIZE, round(sum(config.image_mean) / 3 * 255)),
+        score_threshold=0.5,
+        graphs=Graphs(detector=GraphFile("", "")),
+        built_with=_versions(),
+    )
+    return manifest, graphs
+
+
+def _check_precision(backend: Backend, precision: str, calibration: Path | None) -> None:
     if precision not in PRECISIONS[backend]:
         raise InputError(
             f"precision {precision}: {backend} computes in {' or '.join(PRECISIONS[backend])}"
         )
+    if precision == "int8" and calibration is None:
+        raise InputError(
+            "precision int8 finds its ranges with pictures: give a folder of a few dozen with "
+            "--calibration"
+        )
+    if precision != "int8" and calibration is not None:
+        raise InputError(f"precision {precision} needs no --calibration: leave it out")
     if precision == "bf16":
         from engines.openvino import has_bf16
 
@@ -135,7 +166,7 @@ def _check_precision(backend: Backend, precision: str) -> None:
             raise InputError("precision bf16: this CPU does not compute in it; choose fp32")
 
 
-def _check_size(size: tuple[int, int] | int) -> None:
+def _check_size(size: Size) -> None:
     for side in (size,) if isinstance(size, int) else size:
         if not 64 <= side <= _LARGEST_SIDE or side % 32:
             raise InputError(f"size {side}: give multiples of 32 from 64 to {_LARGEST_SIDE} pixels")

@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+import onnx
 import torch
+from onnx import ModelProto, numpy_helper
 from torch import Tensor
 from torchvision.models import get_model_weights
 
 from builder import detectron2
 from builder.network import NetworkConfig, build_network, network_config
+from builder.quantization import restore_float
+from engines.bundle import Bundle
 from engines.errors import InputError
 
 FORMAT = 1
@@ -180,3 +185,48 @@ def load_matching(network: Any, state: dict[str, Tensor]) -> list[str]:
     fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     network.load_state_dict(fitting, strict=False)
     return [key for key in own if key not in fitting]
+
+
+def load_bundle_weights(network: Any, bundle: Bundle) -> None:
+    """Give a network the weights of a bundle that was built of one like it.
+
+    Those of an int8 bundle are as it rounded them; where it holds convolutions with their
+    normalisation folded in, the network's own normalisations are set to do nothing.
+
+    Args:
+        network: from ``builder.network.build_network``.
+        bundle: of any backend and precision.
+
+    Raises:
+        InputError: the bundle is of another network.
+    """
+    state: dict[str, Tensor] = {}
+    for path in filter(None, (bundle.detector, bundle.segmenter)):
+        graph = onnx.load(path)
+        restore_float(graph)
+        state |= _weights(graph)
+    for name, module in network.named_modules():
+        if hasattr(module, "running_var") and f"{name}.running_var" not in state:
+            one = torch.ones_like(module.running_var)
+            state |= {f"{name}.weight": one, f"{name}.running_var": one - module.eps}
+            state[f"{name}.running_mean"] = torch.zeros_like(one)
+    # Counters of training are not in a bundle.
+    wanted = {key for key in network.state_dict() if not key.endswith("num_batches_tracked")}
+    if wanted != state.keys():
+        different = min(wanted ^ state.keys())
+        raise InputError(f"{bundle.path}: of another network, {different!r} tells them apart")
+    try:
+        network.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # torch's word for tensors of another shape
+        raise InputError(
+            f"{bundle.path}: of another network ({str(error).splitlines()[-1].strip()})"
+        ) from None
+
+
+def _weights(graph: ModelProto) -> dict[str, Tensor]:
+    """Read the weights inside a graph, float32, under the keys of the model's ``state_dict``."""
+    return {
+        tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).astype(np.float32))
+        for tensor in graph.graph.initializer
+        if tensor.name.startswith(("backbone.", "rpn.", "roi_heads."))
+    }

@@ -40,22 +40,25 @@ def build(
     checkpoint: Annotated[
         str,
         typer.Argument(
-            help="A file, or torchvision's maskrcnn_resnet50_fpn_v2/COCO_V1 and its like; for "
-            "TensorRT also a bundle, or default."
+            help="A file; torchvision's maskrcnn_resnet50_fpn_v2/COCO_V1 and its like; or a "
+            "bundle, or default, to make another one of it."
         ),
     ],
     out: Annotated[Path, typer.Option(help="The bundle's folder.")],
     backend: Annotated[Backend, typer.Option(help="What will run it.")] = Backend.openvino,
     precision: Annotated[
-        str, typer.Option(help="What it computes in: fp32 or bf16; with TensorRT fp32, fp16, int8.")
-    ] = "fp32",
-    size: Annotated[
         str,
         typer.Option(
-            help="The network's input, HEIGHTxWIDTH; or LONGEST, one side, to follow the shape of "
-            "the pictures. Multiples of 32."
+            help="What it computes in: fp32, bf16 or int8; with TensorRT fp32, fp16, int8."
         ),
-    ] = "800x1344",
+    ] = "fp32",
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="The network's input, HEIGHTxWIDTH; or LONGEST, one side, to follow the shape of "
+            "the pictures. Multiples of 32. By default the bundle's own, or 800x1344."
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The model's; by default the folder's.")] = None,
     fp16_weights: Annotated[
         bool, typer.Option("--fp16-weights", help="Store the weights in half the space.")
@@ -68,11 +71,11 @@ def build(
         typer.Option(help="TensorRT-RTX: cards to build for, as 8.6; by default the one here."),
     ] = None,
     calibration: Annotated[
-        Path | None, typer.Option(help="TensorRT int8: folder of pictures to find ranges with.")
+        Path | None, typer.Option(help="int8: folder of pictures like yours, to find ranges with.")
     ] = None,
 ) -> None:
     """Turn a checkpoint into a bundle: a folder with a model that is ready to run."""
-    shape = parse_size(size)
+    shape = None if size is None else parse_size(size)
     if backend is Backend.tensorrt or backend is Backend.tensorrt_rtx:
         with _builder_extra():
             from builder.tensorrt_command import build_for_tensorrt
@@ -81,7 +84,7 @@ def build(
             out,
             package=backend.value,
             precision=precision,
-            size=shape,
+            size=(800, 1344) if shape is None else shape,
             name=name,
             fp16_weights=fp16_weights,
             max_batch=batch,
@@ -103,6 +106,7 @@ def build(
             size=shape,
             name=name,
             fp16_weights=fp16_weights,
+            calibration=calibration,
         )
     typer.echo(bundle.path)
 

@@ -6,11 +6,10 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir
 import torch
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 from torch import Tensor
@@ -69,45 +68,6 @@ def export_segmenter(model: Any) -> ModelProto:
         SEGMENTER_INPUTS,
         SEGMENTER_OUTPUTS,
     )
-
-
-def halve_weights(graph: ModelProto) -> None:
-    """Store every matrix and kernel as float16, cast back to float32 where it is used.
-
-    Halves the file, not the arithmetic. Vectors (biases, batch-norm statistics) stay float32: they
-    are small, and a variance may lie outside of float16's range.
-    """
-    casts, halved = [], set()
-    for tensor in graph.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2:
-            continue
-        with np.errstate(over="ignore"):
-            half = numpy_helper.to_array(tensor).astype(np.float16)
-        if not np.isfinite(half).all():
-            continue
-        wide = f"{tensor.name}/float32"
-        for node in graph.graph.node:
-            for index, name in enumerate(node.input):
-                if name == tensor.name:
-                    node.input[index] = wide
-        casts.append(onnx.helper.make_node("Cast", [tensor.name], [wide], to=TensorProto.FLOAT))
-        tensor.CopyFrom(numpy_helper.from_array(half, tensor.name))
-        halved.add(tensor.name)
-    known = [value for value in graph.graph.value_info if value.name not in halved]
-    del graph.graph.value_info[:]
-    graph.graph.value_info.extend(known)
-    nodes = [*casts, *graph.graph.node]
-    del graph.graph.node[:]
-    graph.graph.node.extend(nodes)
-
-
-def state_dict_of_graph(graph: ModelProto) -> dict[str, Tensor]:
-    """Read the weights inside a graph, float32, under the keys of the model's ``state_dict``."""
-    return {
-        tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).astype(np.float32))
-        for tensor in graph.graph.initializer
-        if tensor.name.startswith(("backbone.", "rpn.", "roi_heads."))
-    }
 
 
 def _dimension(name: str) -> Any:

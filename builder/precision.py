@@ -7,16 +7,17 @@ TensorRT 11 takes strongly typed networks only: it computes in the types that th
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
+
+from builder.folding import drop_unused_initializers, replace_nodes
 
 FEATURES = ("p2", "p3", "p4", "p5")
 """The values between the two graphs; they take the type that the convolutions compute in."""
@@ -28,61 +29,6 @@ CARRIES = {"Add", "Clip", "Flatten", "MaxPool", "Mul", "Pad", "Relu", "Reshape",
 # Inputs that are shapes, scales, axes: never cast.
 _INTEGER_OR_FLOAT32_INPUTS = {"Resize": (1, 2, 3), "Reshape": (1,), "Pad": (1, 3)}
 _HALF_MAX = float(np.finfo(np.float16).max)
-
-
-def widen_weights(model: ModelProto) -> None:
-    """Turn initializers that are stored as float16 and cast to float32 into float32 ones."""
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    nodes = []
-    for node in model.graph.node:
-        source = stored.get(node.input[0]) if node.op_type == "Cast" else None
-        if (
-            source is None
-            or source.data_type != TensorProto.FLOAT16
-            or _to(node) != TensorProto.FLOAT
-        ):
-            nodes.append(node)
-            continue
-        values = numpy_helper.to_array(source).astype(np.float32)
-        model.graph.initializer.append(numpy_helper.from_array(values, node.output[0]))
-    _replace_nodes(model, nodes)
-    _drop_unused_initializers(model)
-
-
-def fold_batch_norms(model: ModelProto) -> None:
-    """Fold each batch normalisation into the convolution before it.
-
-    Its variances would not survive float16, and int8 weights need their final range.
-    """
-    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    uses = Counter(name for node in model.graph.node for name in node.input)
-    uses.update(output.name for output in model.graph.output)
-    makers = {name: node for node in model.graph.node for name in node.output}
-    nodes = list(model.graph.node)
-    for norm in model.graph.node:
-        if norm.op_type != "BatchNormalization":
-            continue
-        conv = makers.get(norm.input[0])
-        if conv is None or conv.op_type != "Conv" or uses[norm.input[0]] > 1:
-            continue
-        if conv.input[1] not in constants or not all(name in constants for name in norm.input[1:5]):
-            continue
-        scale, bias, mean, variance = (constants[name] for name in norm.input[1:5])
-        factor = scale / np.sqrt(variance + _float_attribute(norm, "epsilon", 1e-5))
-        before = constants[conv.input[2]] if len(conv.input) > 2 else np.zeros_like(mean)
-        weight = constants[conv.input[1]] * factor[:, None, None, None]
-        folded = {
-            f"{conv.output[0]}/weight": weight,
-            f"{conv.output[0]}/bias": (before - mean) * factor + bias,
-        }
-        for name, values in folded.items():
-            model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
-        del conv.input[1:]
-        conv.input.extend(folded)
-        conv.output[0] = norm.output[0]
-        nodes.remove(norm)
-    _replace_nodes(model, nodes)
-    _drop_unused_initializers(model)
 
 
 def fix_size(model: ModelProto, height: int, width: int) -> None:
@@ -130,7 +76,7 @@ def fold_shapes(model: ModelProto) -> None:
 def halve(model: ModelProto) -> None:
     """Make convolutions, matrix products and the features compute in float16.
 
-    Call it behind ``widen_weights`` and ``fold_batch_norms``. A weight outside of float16's range
+    Call it behind ``builder.folding.fold_layers``. A weight outside of float16's range
     keeps its node in float32.
     """
     graph = model.graph
@@ -167,12 +113,12 @@ def halve(model: ModelProto) -> None:
         if becomes_half:
             half.update(node.output)
         nodes.append(node)
-    _replace_nodes(model, nodes)
+    replace_nodes(model, nodes)
     del graph.value_info[:]
     for value in [*graph.input, *graph.output]:
         if value.name in FEATURES and value.name in half:
             value.type.tensor_type.elem_type = TensorProto.FLOAT16
-    _drop_unused_initializers(model)
+    drop_unused_initializers(model)
 
 
 def _fits_half(
@@ -212,26 +158,3 @@ def _integer_values(model: ModelProto) -> set[str]:
     names = {value.name for value in known if value.type.tensor_type.elem_type not in floats}
     names.update(t.name for t in model.graph.initializer if t.data_type not in floats)
     return names
-
-
-def _to(node: NodeProto) -> int:
-    return next(int(attribute.i) for attribute in node.attribute if attribute.name == "to")
-
-
-def _float_attribute(node: NodeProto, name: str, default: float) -> float:
-    found: list[AttributeProto] = [a for a in node.attribute if a.name == name]
-    return float(found[0].f) if found else default
-
-
-def _replace_nodes(model: ModelProto, nodes: Sequence[NodeProto]) -> None:
-    kept = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
-
-
-def _drop_unused_initializers(model: ModelProto) -> None:
-    used = {name for node in model.graph.node for name in node.input}
-    used.update(output.name for output in model.graph.output)
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)

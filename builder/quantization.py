@@ -1,8 +1,9 @@
 """Post-training int8: ranges from the user's pictures, written into the graph as Q/DQ nodes.
 
 Weights are symmetric, one scale an output channel; activations symmetric, one scale a tensor: what
-TensorRT and OpenVINO both take. The last layer of each head and the products that make masks stay
-in float: their error would go straight into boxes, scores and outlines.
+TensorRT and OpenVINO both take, so that one graph serves them all. The last layer of each head and
+the products that make masks stay in float: their error would go straight into boxes, scores and
+outlines.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from builder.precision import CARRIES, FEATURES, fold_batch_norms, widen_weights
+from builder.folding import drop_unused_initializers, fold_layers, replace_nodes
+from builder.precision import CARRIES, FEATURES
 from engines.bundle import Bundle
 from engines.errors import InputError
 from engines.image import NetworkImage
@@ -29,13 +31,15 @@ PERCENTILE = 99.99
 """Of the absolute values of an activation; what lies above is clipped."""
 _QUANTISED = {"Conv", "Gemm"}
 _LEVELS = 127
+_SHARES = {"Add", "MaxPool", "Resize"}
+"""What reads a quantised value through its Q/DQ as well: else a runtime must keep it twice."""
 
 
 def quantise(model: ModelProto, samples: Iterable[Sample]) -> None:
     """Write Q/DQ nodes around convolutions and products, in place.
 
     Args:
-        model: float32, behind ``widen_weights`` and ``fold_batch_norms``.
+        model: float32, behind ``builder.folding.fold_layers``.
         samples: inputs of the graph; their activations give the ranges.
 
     Raises:
@@ -57,26 +61,60 @@ def quantise(model: ModelProto, samples: Iterable[Sample]) -> None:
             made |= {data, weight}
             node.input[0], node.input[1] = f"{data}/int8/float32", f"{weight}/float32"
         nodes.append(node)
-    used = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
-    copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
-    model.graph.node.extend(copies)
-    model.graph.initializer.extend(kept)
+    for node in nodes:
+        if node.op_type in _SHARES:
+            for place, name in enumerate(node.input):
+                if name in ranges:
+                    node.input[place] = f"{name}/int8/float32"
+    replace_nodes(model, nodes)
+    drop_unused_initializers(model)
+    del model.graph.value_info[:]
 
 
-def quantise_bundle(bundle: Bundle, folder: Path, images: Iterable[NetworkImage]) -> None:
-    """Quantise a bundle's graphs into a folder that holds copies of them.
+def is_quantised(model: ModelProto) -> bool:
+    """Tell whether a graph holds Q/DQ nodes."""
+    return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+
+
+def dequantise(model: ModelProto) -> None:
+    """Undo ``quantise``, in place, but for the rounding of the weights."""
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    source: dict[str, str] = {}
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear":
+            source[node.output[0]] = node.input[0]
+        elif node.op_type != "DequantizeLinear":
+            nodes.append(node)
+        elif node.input[0] in source:
+            source[node.output[0]] = source[node.input[0]]
+        else:
+            values, scales = stored[node.input[0]], stored[node.input[1]]
+            scales = scales.reshape(-1, *([1] * (values.ndim - 1)))
+            name = node.input[0].removesuffix("/int8")
+            model.graph.initializer.append(numpy_helper.from_array(values * scales, name))
+            source[node.output[0]] = name
+    for node in nodes:
+        for place, name in enumerate(node.input):
+            node.input[place] = source.get(name, name)
+    replace_nodes(model, nodes)
+    drop_unused_initializers(model)
+
+
+def quantise_graphs(graphs: Mapping[str, ModelProto], images: Iterable[NetworkImage]) -> None:
+    """Quantise a model's graphs, in place.
 
     Args:
-        bundle: of any backend; its float graphs are read.
-        folder: gets the quantised files under the same names.
+        graphs: ``detector`` and, where there are masks, ``segmenter``; float32, as exported, or
+            quantised already: their ranges are then found anew.
         images: pictures like those that the model will see, 32 or more; any size.
 
     Raises:
         InputError: there is no image.
     """
-    model = _float_model(bundle.detector)
+    for model in graphs.values():
+        restore_float(model)
+        fold_layers(model)
     samples: list[Sample] = [
         {
             "images": image.pixels.transpose(2, 0, 1)[None].astype(np.float32),
@@ -84,19 +122,31 @@ def quantise_bundle(bundle: Bundle, folder: Path, images: Iterable[NetworkImage]
         }
         for image in images
     ]
+    detector = graphs["detector"]
+    if "segmenter" in graphs:
+        quantise(graphs["segmenter"], _segmenter_samples(detector, samples))
+    quantise(detector, samples)
+
+
+def restore_float(model: ModelProto) -> None:
+    """Turn a graph that may be quantised into a float32 one."""
+    if is_quantised(model):
+        dequantise(model)
+
+
+def quantise_bundle(bundle: Bundle, folder: Path, images: Iterable[NetworkImage]) -> None:
+    """Quantise a bundle's graphs into a folder, under the names of the files.
+
+    Raises:
+        InputError: there is no image.
+    """
+    paths = {"detector": bundle.detector}
     if bundle.segmenter is not None:
-        segmenter = _float_model(bundle.segmenter)
-        quantise(segmenter, _segmenter_samples(model, samples))
-        onnx.save(segmenter, folder / bundle.segmenter.name)
-    quantise(model, samples)
-    onnx.save(model, folder / bundle.detector.name)
-
-
-def _float_model(path: Path) -> ModelProto:
-    model = onnx.load(path)
-    widen_weights(model)
-    fold_batch_norms(model)
-    return model
+        paths["segmenter"] = bundle.segmenter
+    graphs = {role: onnx.load(path) for role, path in paths.items()}
+    quantise_graphs(graphs, images)
+    for role, path in paths.items():
+        onnx.save(graphs[role], folder / path.name)
 
 
 def _segmenter_samples(detector: ModelProto, samples: Iterable[Sample]) -> Iterable[Sample]:

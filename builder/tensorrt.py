@@ -20,15 +20,9 @@ from msgspec.structs import replace
 from onnx import ModelProto
 
 from builder.bundle_folder import check_bundle_folder, new_bundle, write_manifest
-from builder.precision import (
-    FEATURES,
-    fix_size,
-    fold_batch_norms,
-    fold_shapes,
-    halve,
-    widen_weights,
-)
-from builder.quantization import quantise_bundle
+from builder.folding import fold_layers
+from builder.precision import FEATURES, fix_size, fold_shapes, halve
+from builder.quantization import is_quantised, quantise_bundle, restore_float
 from builder.tensorrt_process import Built, Event, Failure, Progress, Request
 from engines.bundle import (
     Bundle,
@@ -171,15 +165,14 @@ def prepare_graph(
     Raises:
         InputError: int8 is asked of a graph without Q/DQ nodes.
     """
-    quantised = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
-    if precision == "int8" and not quantised:
+    if precision == "int8" and not is_quantised(model):
         raise InputError(
             f"{source}: --precision int8 needs a graph with quantisation (Q/DQ nodes); "
             "quantise the bundle first, or take --precision fp16"
         )
-    widen_weights(model)
-    if not quantised:
-        fold_batch_norms(model)
+    if precision != "int8":
+        restore_float(model)
+        fold_layers(model)
     fix_size(model, *size)
     fold_shapes(model)
     if precision == "fp16":

@@ -6,23 +6,19 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import av
-import numpy as np
-from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from builder.build import build, is_bundle
+from builder.calibration import read_pictures
 from builder.tensorrt import Precision, rebuild
 from builder.tensorrt_process import Built
-from engines.bundle import DEFAULT, MANIFEST, Bundle, FixedInput, open_bundle
+from engines.bundle import Bundle, FixedInput, open_bundle
 from engines.errors import InputError
-from engines.image import NetworkImage, fit_image
 from engines.plan import Package
 
 _PRECISIONS: dict[str, Precision] = {"fp32": "fp32", "fp16": "fp16", "int8": "int8"}
 _PACKAGES: dict[str, Package] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt_rtx"}
-_MOST_PICTURES = 200
-"""Pictures read for calibration; ranges hardly move after so many."""
 
 
 def build_for_tensorrt(
@@ -61,14 +57,12 @@ def build_for_tensorrt(
         raise InputError(
             f"--size {size}: TensorRT builds for one size of the input: give HEIGHTxWIDTH"
         )
-    images = () if calibration is None else read_pictures(calibration, size)
+    images = () if calibration is None else read_pictures(calibration, FixedInput(*size))
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory() as scratch:
-        if checkpoint == DEFAULT or (Path(checkpoint) / MANIFEST).is_file():
+        if is_bundle(checkpoint):
             bundle = open_bundle(checkpoint)
         else:
-            from builder.build import build
-
             with console.status("exporting"):
                 bundle = build(
                     checkpoint,
@@ -104,26 +98,3 @@ def build_for_tensorrt(
                 report=report,
                 built=built,
             )
-
-
-def read_pictures(folder: Path, size: tuple[int, int]) -> list[NetworkImage]:
-    """Read up to 200 pictures of a folder as the network would see them.
-
-    Raises:
-        InputError: there is no such folder, or no picture in it.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder of pictures")
-    shape, images = FixedInput(*size), []
-    for path in sorted(folder.iterdir()):
-        try:
-            with Image.open(path) as picture:
-                rgb = np.array(picture.convert("RGB"))
-        except (UnidentifiedImageError, OSError):
-            continue  # captions, folders and the like may lie beside the pictures
-        images.append(fit_image(av.VideoFrame.from_ndarray(rgb, "rgb24"), 0, shape))
-        if len(images) == _MOST_PICTURES:
-            break
-    if not images:
-        raise InputError(f"{folder}: holds no picture")
-    return images

@@ -10,8 +10,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from builder.folding import fold_layers
 from builder.operators import function_bodies
-from builder.precision import fix_size, fold_batch_norms, fold_shapes, halve, widen_weights
+from builder.precision import fix_size, fold_shapes, halve
+from builder.quantization import restore_float
 from engines.bundle import default_bundle
 
 BLOCK = """
@@ -74,38 +76,9 @@ def element_types(model):
     return types | {tensor.name: tensor.data_type for tensor in inferred.initializer}
 
 
-def test_weights_stored_in_half_become_float32_initializers():
-    model = block()
-    before = run(model, INPUTS)
-    widen_weights(model)
-    assert "Cast" not in operators(model)
-    assert {tensor.data_type for tensor in model.graph.initializer} == {TensorProto.FLOAT}
-    for name, values in run(model, INPUTS).items():
-        np.testing.assert_array_equal(values, before[name])
-
-
-def test_batch_norms_fold_into_their_convolutions():
-    model = block(smallest_variance=1e-9)  # which float16 could not hold
-    before = run(model, INPUTS)
-    widen_weights(model)
-    fold_batch_norms(model)
-    assert "BatchNormalization" not in operators(model)
-    for name, values in run(model, INPUTS).items():
-        np.testing.assert_allclose(values, before[name], rtol=1e-4, atol=1e-3)
-
-
-def test_a_batch_norm_of_a_value_that_others_use_stays():
-    model = block()
-    widen_weights(model)
-    model.graph.node.append(onnx.helper.make_node("Relu", ["conv"], ["other"]))
-    fold_batch_norms(model)
-    assert "BatchNormalization" in operators(model)
-
-
 def test_convolutions_and_features_become_half_and_softmax_stays():
     model = block()
-    widen_weights(model)
-    fold_batch_norms(model)
+    fold_layers(model)
     before = run(model, INPUTS)
     halve(model)
     after = run(model, INPUTS)
@@ -124,8 +97,7 @@ def test_convolutions_and_features_become_half_and_softmax_stays():
 
 def test_a_weight_that_half_cannot_hold_keeps_its_convolution_in_float32():
     model = block()
-    widen_weights(model)
-    fold_batch_norms(model)
+    fold_layers(model)
     (conv,) = (node for node in model.graph.node if node.op_type == "Conv")
     for tensor in model.graph.initializer:
         if tensor.name == conv.input[1]:
@@ -143,10 +115,15 @@ needs_default = pytest.mark.skipif(
 HEIGHT, WIDTH = 160, 256
 
 
-def detector() -> onnx.ModelProto:
+def float_detector() -> onnx.ModelProto:
     model = onnx.load(Path(default_bundle()) / "detector.onnx")
-    widen_weights(model)
-    fold_batch_norms(model)
+    restore_float(model)
+    return model
+
+
+def detector() -> onnx.ModelProto:
+    model = float_detector()
+    fold_layers(model)
     fix_size(model, HEIGHT, WIDTH)
     fold_shapes(model)
     return model
@@ -162,10 +139,10 @@ def picture(batch=2):
 
 @needs_default
 def test_preparing_the_default_detector_changes_nothing_but_rounding():
-    before = run(onnx.load(default_bundle() / "detector.onnx"), picture())
+    before = run(float_detector(), picture())
     model = detector()
     after = run(model, picture())
-    kept = {"BatchNormalization", "NonZero", "Loop", "If"} & set(operators(model))
+    kept = {"BatchNormalization", "Pad", "NonZero", "Loop", "If"} & set(operators(model))
     assert kept == set()
     np.testing.assert_array_equal(after["counts"], before["counts"])
     for name in ("p2", "p3", "p4", "p5"):

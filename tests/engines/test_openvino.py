@@ -40,12 +40,12 @@ def small_engine(unthresholded_bundle: Bundle) -> Iterator[OpenVinoEngine]:
 
 @pytest.fixture(scope="module")
 def default_network() -> Any:
-    from builder.build import state_dict_of_bundle
+    from builder.checkpoint import load_bundle_weights
     from builder.network import build_network, network_config
 
     config = network_config("lite0-fpn", open_bundle("default").manifest.labels[1:])
     network = build_network(config)
-    network.load_state_dict(state_dict_of_bundle("default"), strict=False)
+    load_bundle_weights(network, open_bundle("default"))
     network.roi_heads.score_thresh = 0.0
     return network.eval()
 

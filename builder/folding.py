@@ -1,0 +1,281 @@
+"""Constants folded into the layers that read them: pure passes over an ONNX model, in place.
+
+A bundle's graphs keep the network's own weights, under the names of its ``state_dict``. A precision
+is chosen for what a layer finally computes with: weights with their normalisation, and paddings
+where the convolution does them itself. The names stay, see ``builder.build.load_bundle_weights``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir
+from numpy.typing import NDArray
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx_ir.passes import common
+from onnxscript.optimizer import fold_constants
+
+
+def fold_layers(model: ModelProto) -> None:
+    """Do all of this module: afterwards convolutions stand alone, with float32 weights."""
+    widen_weights(model)
+    fold_batch_norms(model)
+    fold_frozen_norms(model)
+    fold_pads(model)
+
+
+def widen_weights(model: ModelProto) -> None:
+    """Turn initializers that are stored as float16 and cast to float32 into float32 ones."""
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes, renamed = [], {}
+    for node in model.graph.node:
+        source = stored.get(node.input[0]) if node.op_type == "Cast" else None
+        if (
+            source is None
+            or source.data_type != TensorProto.FLOAT16
+            or _attribute(node, "to") != TensorProto.FLOAT
+        ):
+            nodes.append(node)
+            continue
+        renamed[node.output[0]] = source.name
+    for name in set(renamed.values()):
+        values = numpy_helper.to_array(stored[name]).astype(np.float32)
+        stored[name].CopyFrom(numpy_helper.from_array(values, name))
+    for node in nodes:
+        for place, name in enumerate(node.input):
+            node.input[place] = renamed.get(name, name)
+    replace_nodes(model, nodes)
+
+
+def halve_weights(graph: ModelProto) -> None:
+    """Store every matrix and kernel as float16, cast back to float32 where it is used.
+
+    Halves the file, not the arithmetic. Vectors (biases, batch-norm statistics) stay float32: they
+    are small, and a variance may lie outside of float16's range.
+    """
+    casts, halved = [], set()
+    for tensor in graph.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2:
+            continue
+        with np.errstate(over="ignore"):
+            half = numpy_helper.to_array(tensor).astype(np.float16)
+        if not np.isfinite(half).all():
+            continue
+        wide = f"{tensor.name}/float32"
+        for node in graph.graph.node:
+            for index, name in enumerate(node.input):
+                if name == tensor.name:
+                    node.input[index] = wide
+        casts.append(helper.make_node("Cast", [tensor.name], [wide], to=TensorProto.FLOAT))
+        tensor.CopyFrom(numpy_helper.from_array(half, tensor.name))
+        halved.add(tensor.name)
+    known = [value for value in graph.graph.value_info if value.name not in halved]
+    del graph.graph.value_info[:]
+    graph.graph.value_info.extend(known)
+    nodes = [*casts, *graph.graph.node]
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)
+
+
+def fold_batch_norms(model: ModelProto) -> None:
+    """Fold each batch normalisation into the convolution before it.
+
+    Its variances would not survive float16, and int8 weights need their final range. The weights
+    keep the convolution's name, the biases that of the normalisation's.
+    """
+    constants = _constants(model)
+    uses, makers = _uses(model), _makers(model)
+    nodes = list(model.graph.node)
+    for norm in model.graph.node:
+        if norm.op_type != "BatchNormalization":
+            continue
+        conv = makers.get(norm.input[0])
+        if conv is None or not _can_absorb(conv, constants, uses):
+            continue
+        if not all(name in constants and uses[name] == 1 for name in norm.input[1:5]):
+            continue
+        scale, bias, mean, variance = (constants[name] for name in norm.input[1:5])
+        factor = scale / np.sqrt(variance + _attribute(norm, "epsilon", 1e-5))
+        _absorb(model, conv, constants, factor, bias - mean * factor, norm.input[2])
+        conv.output[0] = norm.output[0]
+        nodes.remove(norm)
+    replace_nodes(model, nodes)
+    drop_unused_initializers(model)
+
+
+def fold_frozen_norms(model: ModelProto) -> None:
+    """Fold what torch's frozen batch norms become, a product and a sum for each channel."""
+    names = _names_of_biases(model)
+    graph = onnx_ir.from_proto(model)
+    fold_constants(graph, onnx_shape_inference=False, output_size_limit=1 << 16)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
+    common.RemoveUnusedNodesPass()(graph)
+    model.CopyFrom(onnx_ir.to_proto(graph))
+    del model.graph.value_info[:]  # types that whoever changes the graph next would contradict
+    constants = _constants(model)
+    uses, makers = _uses(model), _makers(model)
+    nodes = list(model.graph.node)
+    for added in model.graph.node:
+        scaled = makers.get(added.input[0]) if added.op_type == "Add" else None
+        if scaled is None or scaled.op_type != "Mul" or uses[scaled.output[0]] > 1:
+            continue
+        conv = makers.get(scaled.input[0])
+        if conv is None or not _can_absorb(conv, constants, uses):
+            continue
+        factor, bias = (constants.get(node.input[1]) for node in (scaled, added))
+        channels = (1, len(constants[conv.input[1]]), 1, 1)
+        if factor is None or bias is None or not factor.shape == bias.shape == channels:
+            continue
+        name = names.get(added.output[0], f"{conv.output[0]}/bias")
+        _absorb(model, conv, constants, factor.ravel(), bias.ravel(), name)
+        conv.output[0] = added.output[0]
+        nodes.remove(scaled)
+        nodes.remove(added)
+    replace_nodes(model, nodes)
+    drop_unused_initializers(model)
+
+
+def fold_pads(model: ModelProto) -> None:
+    """Let convolutions pad with zeros themselves.
+
+    TensorFlow's "same" padding of strided convolutions lies more on one side than on the other,
+    which torch's convolutions cannot do: their exports pad in a node of its own.
+    """
+    constants, uses = _constants(model), _uses(model)
+    readers: dict[str, list[NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    nodes = list(model.graph.node)
+    for pad in model.graph.node:
+        if pad.op_type != "Pad" or _attribute(pad, "mode", b"constant") != b"constant":
+            continue
+        amounts = constants.get(pad.input[1])
+        value = constants.get(pad.input[2]) if len(pad.input) > 2 and pad.input[2] else None
+        if amounts is None or len(pad.input) > 3 or (value is not None and value.any()):
+            continue
+        before, after = amounts[:4], amounts[4:]
+        if before[:2].any() or after[:2].any() or amounts.min() < 0:
+            continue
+        convolutions = readers.get(pad.output[0], [])
+        if uses[pad.output[0]] != len(convolutions) or any(
+            node.op_type != "Conv" or _attribute(node, "auto_pad", b"NOTSET") != b"NOTSET"
+            for node in convolutions
+        ):
+            continue
+        around = (*before[2:], *after[2:])
+        for conv in convolutions:
+            own = _attribute(conv, "pads", [0, 0, 0, 0])
+            sides = [int(one + other) for one, other in zip(own, around, strict=True)]
+            kept = [attribute for attribute in conv.attribute if attribute.name != "pads"]
+            del conv.attribute[:]
+            conv.attribute.extend(
+                [*kept, AttributeProto(name="pads", type=AttributeProto.INTS, ints=sides)]
+            )
+            conv.input[0] = pad.input[0]
+        nodes.remove(pad)
+    replace_nodes(model, nodes)
+    drop_unused_initializers(model)
+
+
+def replace_nodes(model: ModelProto, nodes: Sequence[NodeProto]) -> None:
+    """Give a model these nodes, some of which may be its own."""
+    kept = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+
+
+def drop_unused_initializers(model: ModelProto) -> None:
+    """Drop the constants that no node reads."""
+    used = {name for node in model.graph.node for name in node.input}
+    used.update(output.name for output in model.graph.output)
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+
+
+def _absorb(
+    model: ModelProto,
+    conv: NodeProto,
+    constants: dict[str, NDArray[Any]],
+    factor: NDArray[Any],
+    bias: NDArray[Any],
+    bias_name: str,
+) -> None:
+    """Scale a convolution's channels and move them."""
+    name = conv.input[1]
+    before = constants[conv.input[2]] if len(conv.input) > 2 else np.zeros_like(bias)
+    folded = {
+        name: constants[name] * factor[:, None, None, None],
+        bias_name: before * factor + bias,
+    }
+    kept = [tensor for tensor in model.graph.initializer if tensor.name not in folded]
+    kept += [numpy_helper.from_array(v.astype(np.float32), k) for k, v in folded.items()]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    del conv.input[1:]
+    conv.input.extend(folded)
+
+
+def _can_absorb(conv: NodeProto, constants: dict[str, Any], uses: Counter[str]) -> bool:
+    return (
+        conv.op_type == "Conv"
+        and uses[conv.output[0]] == 1
+        and conv.input[1] in constants
+        and uses[conv.input[1]] == 1
+        and all(name in constants for name in conv.input[2:])
+    )
+
+
+def _names_of_biases(model: ModelProto) -> dict[str, str]:
+    """Of each sum, the parameter called bias that its second operand is computed from."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    makers = _makers(model)
+
+    def parameters(name: str) -> set[str]:
+        if name in stored or name not in makers:
+            return {name}
+        return set().union(*(parameters(source) for source in makers[name].input))
+
+    found = {}
+    for node in model.graph.node:
+        if node.op_type == "Add" and node.input[1] in makers:
+            maker = makers[node.input[1]]
+            if maker.op_type != "Sub":  # bias - mean * factor
+                continue
+            biases = [name for name in parameters(maker.input[0]) if name.endswith(".bias")]
+            if len(biases) == 1:
+                found[node.output[0]] = biases[0]
+    return found
+
+
+def _constants(model: ModelProto) -> dict[str, NDArray[Any]]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def _makers(model: ModelProto) -> dict[str, NodeProto]:
+    return {name: node for node in model.graph.node for name in node.output}
+
+
+def _uses(model: ModelProto) -> Counter[str]:
+    uses = Counter(name for node in model.graph.node for name in node.input)
+    uses.update(output.name for output in model.graph.output)
+    return uses
+
+
+def _attribute(node: NodeProto, name: str, default: Any = None) -> Any:
+    for attribute in node.attribute:
+        if attribute.name == name:
+            return _VALUE[attribute.type](attribute)
+    return default
+
+
+_VALUE: dict[int, Any] = {
+    AttributeProto.INT: lambda attribute: attribute.i,
+    AttributeProto.FLOAT: lambda attribute: attribute.f,
+    AttributeProto.STRING: lambda attribute: attribute.s,
+    AttributeProto.INTS: lambda attribute: list(attribute.ints),
+}
