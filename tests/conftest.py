@@ -11,17 +11,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engines.bundle import Bundle, GraphFile, Graphs, LongestSideInput, Manifest
+from engines.bundle import GraphFile, Graphs, LongestSideInput, Manifest
 from engines.engine import Detections, Engine
 from engines.image import NetworkImage
 from engines.instances import Instances
+
+pytest_plugins = ("parity",)
 
 SYSTEM_PYTHON = "/usr/bin/python3"
 _HAS_RTSP = (
@@ -275,194 +277,3 @@ class _Once:
 @pytest.fixture
 def timed_engine() -> type[TimedEngine]:
     return TimedEngine
-
-
-def draw_picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Something like a photograph: shapes of many sizes on a smooth background, and noise."""
-    from PIL import Image, ImageDraw, ImageFilter
-
-    rng = np.random.default_rng(seed)
-    blots = rng.integers(0, 256, (height // 32 + 2, width // 32 + 2, 3), dtype=np.uint8)
-    picture = Image.fromarray(blots).resize((width, height), Image.Resampling.BICUBIC)
-    pen = ImageDraw.Draw(picture)
-    for _ in range(14):
-        x, y = rng.uniform(0, width), rng.uniform(0, height)
-        rx, ry = np.exp(rng.uniform(np.log(8), np.log(height / 3), 2))
-        colour = tuple(int(value) for value in rng.integers(0, 256, 3))
-        shape = pen.ellipse if rng.random() < 0.5 else pen.rectangle
-        shape((x - rx, y - ry, x + rx, y + ry), fill=colour, outline=(0, 0, 0))
-    blurred = np.asarray(picture.filter(ImageFilter.GaussianBlur(1)), np.float64)
-    return (blurred + rng.normal(0, 6, blurred.shape)).clip(0, 255).astype(np.uint8)
-
-
-class Truth(NamedTuple):
-    """What torchvision's own modules see in a picture, in the network's input pixels."""
-
-    boxes: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    masks: NDArray[np.float32] | None
-
-    def assert_seen(
-        self,
-        boxes: NDArray[np.float32],
-        scores: NDArray[np.float32],
-        labels: NDArray[np.integer[Any]],
-        masks: NDArray[Any] | None,
-    ) -> None:
-        """Every detection has its like: box within 0.1 px, score 1e-3, mask 0.01 and rounding.
-
-        Detections of almost the same score may have changed places, also with those that just
-        missed the last place.
-        """
-        assert len(boxes) == len(self.boxes)
-        left = list(range(len(boxes)))
-        for index, box in enumerate(self.boxes):
-            like = [
-                other
-                for other in left
-                if labels[other] == self.labels[index]
-                and abs(scores[other] - self.scores[index]) < 1e-3
-                and np.abs(boxes[other] - box).max() < 0.1
-            ]
-            if not like and len(boxes) == 100 and self.scores[index] - self.scores.min() < 1e-4:
-                continue
-            assert like, f"nothing like detection {index}: {box} {self.scores[index]}"
-            left.remove(like[0])
-            if masks is not None and self.masks is not None:
-                assert np.abs(masks[like[0]] - self.masks[index]).max() < 0.01 + 0.5 / 255
-
-
-def see_with_torchvision(network: Any, rgb: NDArray[np.uint8]) -> Truth:
-    """Run torchvision's modules on a picture that is not resized, and not paste its masks."""
-    import torch
-    from torchvision.models.detection.image_list import ImageList
-
-    with torch.no_grad():
-        picture = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1) / 255
-        batch = network.transform.batch_images([network.transform.normalize(picture)], 32)
-        images = ImageList(batch, [rgb.shape[:2]])
-        features = network.backbone(batch)
-        proposals, _ = network.rpn(images, features)
-        (found,), _ = network.roi_heads(features, proposals, images.image_sizes)
-    masks = found["masks"][:, 0].numpy() if "masks" in found else None
-    return Truth(found["boxes"].numpy(), found["scores"].numpy(), found["labels"].numpy(), masks)
-
-
-def fit(rgb: NDArray[np.uint8], pad_value: int = 99) -> NetworkImage:
-    """A picture as it is, padded to multiples of 32."""
-    height, width = rgb.shape[:2]
-    rows, columns = -height % 32, -width % 32
-    pixels = np.pad(rgb, ((0, rows), (0, columns), (0, 0)), constant_values=pad_value)
-    return NetworkImage(pixels, (height, width), (height, width))
-
-
-@pytest.fixture(scope="session")
-def parity() -> Parity:
-    """What parity tests share: pictures, torchvision's answers, and networks worth comparing."""
-    return Parity()
-
-
-class Parity:
-    truth = Truth
-    draw_picture = staticmethod(draw_picture)
-    see_with_torchvision = staticmethod(see_with_torchvision)
-    fit = staticmethod(fit)
-
-    @functools.cached_property
-    def network(self) -> Any:
-        """A Mask R-CNN (ResNet-50-FPN, 20 classes) of random weights whose outputs spread.
-
-        As they are, random weights give equal scores and boxes that do not move, and any two
-        implementations agree on nothing. So each norm takes the statistics of its input, and the
-        last layers are scaled to give what trained ones give.
-        """
-        import torch
-        from torch.nn import Module
-        from torchvision.ops.misc import FrozenBatchNorm2d
-
-        from builder.network import build_network, network_config
-
-        torch.manual_seed(0)
-        network = build_network(network_config("resnet50-fpn", tuple("abcdefghijklmnopqrst")))
-        network.transform.min_size, network.transform.max_size = (320,), 576
-        heads = network.roi_heads
-        spread = {
-            network.rpn.head.cls_logits: 2.0,
-            network.rpn.head.bbox_pred: 0.3,
-            heads.box_predictor.cls_score: 1.8,
-            heads.box_predictor.bbox_pred: 0.5,
-            heads.mask_predictor.mask_fcn_logits: 1.0,
-        }
-
-        def set_statistics(norm: Module, inputs: tuple[torch.Tensor]) -> None:
-            norm.get_buffer("running_mean").copy_(inputs[0].mean((0, 2, 3)))
-            norm.get_buffer("running_var").copy_(inputs[0].var((0, 2, 3)))
-
-        def scale(layer: Module, _: Any, output: torch.Tensor) -> torch.Tensor | None:
-            deviation = spread.pop(layer, None)  # the RPN's head runs once a level: on P2 only
-            if deviation is None:
-                return None
-            others = [axis for axis in range(output.ndim) if axis != 1]
-            channels = [1, -1, *[1] * (output.ndim - 2)]
-            factor, mean = deviation / output.std(others), output.mean(others)
-            weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
-            weight.mul_(factor.reshape(-1, *[1] * (weight.ndim - 1)))
-            bias.copy_((bias - mean) * factor)
-            return (output - mean.reshape(channels)) * factor.reshape(channels)
-
-        hooks = [
-            module.register_forward_pre_hook(set_statistics)
-            for module in network.modules()
-            if isinstance(module, FrozenBatchNorm2d)
-        ]
-        hooks += [layer.register_forward_hook(scale) for layer in spread]
-        with torch.no_grad():
-            network.eval()
-            network([torch.from_numpy(draw_picture(320, 576)).permute(2, 0, 1) / 255])
-        for hook in hooks:
-            hook.remove()
-        return network
-
-    @functools.cached_property
-    def truths(self) -> list[tuple[NDArray[np.uint8], Truth]]:
-        """Two pictures, one of which must be padded, and what torchvision sees in them."""
-        pictures = [draw_picture(320, 576), draw_picture(250, 440, seed=1)]
-        return [(rgb, see_with_torchvision(self.network, rgb)) for rgb in pictures]
-
-
-@pytest.fixture(scope="session")
-def calibrated_bundle(parity: Parity, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The bundle of ``parity.network``, built from a checkpoint as a user builds his."""
-    from builder.build import build
-    from builder.checkpoint import save_model
-    from builder.network import network_config
-
-    folder = tmp_path_factory.mktemp("calibrated")
-    config = network_config("resnet50-fpn", tuple("abcdefghijklmnopqrst"))
-    save_model(folder / "model.pth", config, parity.network.state_dict(), {})
-    return build(folder / "model.pth", folder / "bundle", size=(320, 576))
-
-
-@pytest.fixture(scope="session")
-def unthresholded_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The default model with the score threshold inside it at 0: it sees something everywhere."""
-    import onnx
-    from msgspec.structs import replace
-
-    from engines.bundle import open_bundle, sha256
-
-    default = open_bundle("default")
-    graph = onnx.load(default.detector)
-    *_, last_nms = (node for node in graph.graph.node if node.op_type == "GroupedNms")
-    (threshold,) = (item for item in last_nms.attribute if item.name == "score_threshold")
-    threshold.f = 0.0
-    folder = tmp_path_factory.mktemp("unthresholded")
-    onnx.save(graph, folder / "detector.onnx")
-    assert default.segmenter is not None
-    (folder / "segmenter.onnx").write_bytes(default.segmenter.read_bytes())
-    graphs = replace(
-        default.manifest.graphs,
-        detector=GraphFile("detector.onnx", sha256(folder / "detector.onnx")),
-    )
-    return Bundle(folder, replace(default.manifest, graphs=graphs))

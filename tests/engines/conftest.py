@@ -24,7 +24,6 @@ import pytest
 from engines.plugins.launch import Launch
 
 CUDA_ON_HOST = Path(__file__).parents[1] / "cuda_on_host"
-sys.path.insert(0, str(CUDA_ON_HOST))  # tests import host_tensorrt from there
 RESULTS = "MASKCAST_HOST_GPU_RESULTS"
 """Set in the child: the file to which it writes its tests' reports, one JSON object a line."""
 
