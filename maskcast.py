@@ -81,6 +81,8 @@ def main() -> None:
     import signal
     import sys
 
+    from engines.errors import InputError
+
     interrupted = False
     exit_code = 130 if sys.argv[1:2] in (["build"], ["train"], ["eval"]) else 0
 
@@ -96,7 +98,6 @@ def main() -> None:
 
     import builder.commands
     import pipeline.commands
-    from engines.errors import InputError
 
     app = typer.Typer(
         help="Mask R-CNN on live video, out over ZeroMQ.",
@@ -120,14 +121,34 @@ def main() -> None:
         app(prog_name="maskcast")
     except InputError as error:
         sys.stderr.write(f"maskcast: {error}\n")
-        sys.exit(2)
+        exit_code = 2
+    except SystemExit as end_of_command:
+        exit_code = end_of_command.code if isinstance(end_of_command.code, int) else 0
     except Exception:
         if not interrupted:
             raise
-        sys.exit(exit_code)  # a library that calls back into Python made its own error of it
+        # A library that calls back into Python made its own error of the interrupt.
     finally:  # what is left to do takes no time: no interrupt shall make a traceback of it
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _leave(exit_code)
+
+
+def _leave(exit_code: int) -> None:
+    """End the program, at once if a thread hangs in FFmpeg or in the compiler of a model.
+
+    Python would take itself apart under such a thread, which crashes when its call returns.
+    """
+    import os
+    import sys
+    import threading
+
+    hanging = ("read", "decode", "load")
+    if any(t.daemon and t.name.partition(" ")[0] in hanging for t in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+    sys.exit(exit_code)
 
 
 if __name__ == "__main__":

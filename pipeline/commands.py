@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from engines.errors import InputError
+from pipeline import control_commands
 
 Sources = Annotated[
     list[str] | None,
@@ -36,6 +37,7 @@ def mount(app: typer.Typer) -> None:
     keys.callback()(lambda: None)  # so that there is a command `new`, though it is the only one
     keys.command("new")(new_keys)
     app.add_typer(keys, name="keys", no_args_is_help=True)
+    control_commands.mount(app)
 
 
 def run(
@@ -83,14 +85,31 @@ def run(
             metavar="HOST:PORT", help="Serve /metrics for Prometheus and /healthz, over HTTP."
         ),
     ] = None,
+    control: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ENDPOINT",
+            help="Let `maskcast ctl` add and remove sources: ipc:///path/to/socket or "
+            "tcp://127.0.0.1:5556. The run then lasts until it is stopped.",
+        ),
+    ] = None,
+    log_level: Annotated[
+        str,
+        typer.Option(metavar="LEVEL", help="Least that is logged: debug, info, warning, error."),
+    ] = "warning",
+    log_format: Annotated[
+        str, typer.Option(metavar="FORM", help="One line an event: text (key=value) or json.")
+    ] = "text",
 ) -> None:
     """Run a model on video and publish what it sees.
 
     Ctrl-C and SIGTERM end it cleanly: what is on its way is published, files are finished.
     """
     from pipeline.config import load_config, make_config, override
+    from pipeline.log import configure
     from pipeline.run import run_to_end
 
+    configure(log_level, log_format)
     changes: dict[str, Any] = {
         "sources": [{"url": url} for url in sources] if sources else None,
         "model.bundle": model,
@@ -102,15 +121,17 @@ def run(
         "outputs.save": None if save is None else str(save),
         "outputs.jsonl": None if jsonl is None else str(jsonl),
         "metrics.address": metrics,
+        "control": control,
     }
     if config is not None:
         settings = override(load_config(config), changes)
-    elif sources:
-        settings = override(make_config({"sources": changes.pop("sources")}), changes)
+    elif sources or control:
+        first = {key: changes.pop(key) for key in ("sources", "control") if changes[key]}
+        settings = override(make_config(first), changes)
     else:
         raise InputError(
             "nothing to run on: give a source (a file, a URL, /dev/video0, test://1280x720@30) "
-            "or --config FILE"
+            "or --config FILE, or --control ENDPOINT to add some later"
         )
     run_to_end(settings, limit=limit)
 

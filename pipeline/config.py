@@ -137,16 +137,21 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Everything that a pipeline is a function of.
 
     ``publish=None`` runs without a socket: for recorders and callbacks alone. Without ``metrics``
-    nothing is served over HTTP.
+    nothing is served over HTTP. ``control`` is a ZeroMQ endpoint by which sources are added and
+    removed while the pipeline runs, secured by the keys of ``publish``; with it there may be no
+    sources, and a run ends only when it is stopped.
     """
 
-    sources: Annotated[tuple[SourceConfig, ...], Meta(min_length=1)]
+    sources: tuple[SourceConfig, ...] = ()
     model: ModelConfig = ModelConfig()
     publish: PublishConfig | None = PublishConfig()
     outputs: OutputConfig = OutputConfig()
     metrics: MetricsConfig | None = None
+    control: Annotated[str, Meta(min_length=1)] | None = None
 
     def __post_init__(self) -> None:
+        if not self.sources and self.control is None:
+            raise ValueError("no sources; name some, or a control endpoint by which they may come")
         names = [source.name for source in self.sources if source.name is not None]
         for name in names:
             if names.count(name) > 1:
@@ -219,6 +224,18 @@ def make_config(raw: Mapping[str, Any]) -> Config:
         raise InputError(_explain(str(error))) from None
 
 
+def make_source(raw: Mapping[str, Any]) -> SourceConfig:
+    """Make one source's configuration from a plain mapping, checked as a file is.
+
+    Raises:
+        InputError: a key is unknown or a value is wrong; the message names the key.
+    """
+    try:
+        return msgspec.convert(raw, SourceConfig)
+    except msgspec.ValidationError as error:
+        raise InputError(_explain(str(error), "sources")) from None
+
+
 def name_sources(sources: Sequence[SourceConfig]) -> tuple[SourceConfig, ...]:
     """Give every source without a name one made from its address; no two are alike.
 
@@ -239,13 +256,12 @@ def name_sources(sources: Sequence[SourceConfig]) -> tuple[SourceConfig, ...]:
     return tuple(named)
 
 
-def _explain(problem: str) -> str:
+def _explain(problem: str, section: str = "") -> str:
     """Turn msgspec's message ("… - at `$.sources[0].url`") into one that names the key first."""
     text, _, place = problem.partition(" - at `$")
     key = place.rstrip("`").removeprefix(".")
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", text, re.DOTALL):
-        section = _SECTIONS.get(key.partition("[")[0], Config)
-        known = section.__struct_fields__
+        known = _SECTIONS.get(section or key.partition("[")[0], Config).__struct_fields__
         near = difflib.get_close_matches(unknown[1], known, n=1)
         advice = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         where = f" in {key}" if key else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ from engines.errors import InputError
 from pipeline.config import SourceConfig
 from pipeline.frame import Frame
 from pipeline.inbox import Inbox
+from pipeline.log import fields
 from pipeline.source import Source, SourceLostError
 from pipeline.source_kinds import open_source
 from pipeline.source_state import SourceState, StateChange
@@ -19,6 +21,8 @@ from pipeline.url import is_local
 
 START_POLL_S = 0.05
 
+_logger = logging.getLogger(__name__)
+
 
 class DecodeStage(threading.Thread):
     """Opens a source, reads it to its end into its inbox, and closes it.
@@ -27,14 +31,22 @@ class DecodeStage(threading.Thread):
     last item is always the source's ``ended`` event.
 
     Args:
-        config: the source; ``config.name`` is set.
+        config: the source; its name is set.
         inbox: where frames go; it takes on the source's policy.
         meter: counts them.
         start: until it is set files are not read, and frames of live sources pass by uncounted.
         limit: the most frames to read.
-        report: called with an error that is ours, or of a file that cannot be read.
+        report: called with an error that is ours, or of a required file that cannot be read.
         review: called when it has ended, or never yet answered: there may be nothing
             left to run for.
+        required: that a file cannot be read is reported; else the source ends.
+
+    Attributes:
+        config: the source.
+        unreachable: why a source that is not on this machine has never answered; it is still tried.
+        policy: what happens to a frame that comes while another waits; None until that is known.
+        is_over: it has said that it has ended.
+        has_returned: its thread counts nothing any more, and holds nothing open.
     """
 
     def __init__(
@@ -46,13 +58,17 @@ class DecodeStage(threading.Thread):
         limit: int | None,
         report: Report,
         review: Callable[[], None],
+        *,
+        required: bool = True,
     ) -> None:
         assert config.name is not None
         super().__init__(name=f"decode {config.name}", daemon=True)
+        self.config = config
         self.unreachable: InputError | None = None
-        """Why a source that is not on this machine has never answered; it is still tried."""
+        self.policy = config.policy
         self.is_over = False
-        self._config = config
+        self.has_returned = False
+        self._required = required
         self._source_name = config.name
         self._inbox = inbox
         self._meter = meter
@@ -71,12 +87,12 @@ class DecodeStage(threading.Thread):
         corrupt = 0
         reason, detail = "failed", ""
         try:
-            with open_source(self._config, self._note, self._stopping) as source:
+            with open_source(self.config, self._note, self._stopping) as source:
                 self._source = source
                 if self._state is not SourceState.STREAMING:
                     self._note(StateChange(SourceState.STREAMING))
                 self._meter.opened(self._source_name, self._frame_count(source))
-                self._inbox.policy = source.policy
+                self.policy = self._inbox.policy = source.policy
                 self._inbox.capacity = 1 if source.policy == "latest" else self._inbox.capacity
                 try:
                     reason = self._read(source)
@@ -89,15 +105,16 @@ class DecodeStage(threading.Thread):
                 reason, detail = "lost", str(lost)
         except InputError as error:
             reason, detail = "unreachable", str(error)
-            if is_local(self._config.url):
-                self._report(error)
-            else:
+            if not is_local(self.config.url):
                 self.unreachable = error
+            elif self._required:
+                self._report(error)
         except BaseException as error:
             self._report(error)
         finally:
             self._source = None
             self.end(reason, detail, corrupt)
+            self.has_returned = True
             self._review()
 
     def stop(self) -> None:
@@ -113,25 +130,41 @@ class DecodeStage(threading.Thread):
 
     def end(
         self, reason: str, detail: str = "", corrupt: int = 0, *, discard: bool = False
-    ) -> None:
-        """Say that the source has ended, and take nothing more from it; the first call counts."""
+    ) -> bool:
+        """Say that the source has ended, and take nothing more from it; the first call counts.
+
+        Returns:
+            Whether this was the first.
+        """
         data = {"reason": reason, "detail": detail} if detail else {"reason": reason}
         self.is_over = True
-        if self._inbox.close(Event(self._source_name, "ended", data), discard=discard):
-            self._meter.ended(self._source_name, detail or reason, corrupt)
+        if not self._inbox.close(Event(self._source_name, "ended", data), discard=discard):
+            return False
+        self._meter.ended(self._source_name, detail or reason, corrupt)
+        # Of a required one that was not reached others tell: it may be an error by itself.
+        bad = reason in ("lost", "failed") or (reason == "unreachable" and not self._required)
+        shown = fields(
+            source=self._source_name, state=SourceState.ENDED, reason=reason, detail=detail or None
+        )
+        _logger.log(logging.WARNING if bad else logging.INFO, "source_state", extra=shown)
+        return True
 
     def _read(self, source: Source) -> str:
         if not source.live:
             while not self._start_reading.wait(START_POLL_S):
                 if self._stopping.is_set():
                     return "stopped"
-        count = 0
+        count = corrupt = 0
         for frame in source:
             if self._stopping.is_set():
                 return "stopped"
             if not self._start_reading.is_set():
                 continue
             self._meter.captured(frame, source.corrupt)
+            if source.corrupt > corrupt:
+                corrupt = source.corrupt
+                shown = fields(source=self._source_name, corrupt=corrupt)
+                _logger.warning("source_damaged", extra=shown)
             if not self._is_wanted(frame):
                 continue
             if not self._inbox.put(frame):
@@ -156,6 +189,7 @@ class DecodeStage(threading.Thread):
             return
         self._state = change.state
         self._meter.changed(self._source_name, change)
+        self._log(change)
         data: dict[str, str | int] = {"state": change.state, "reconnects": change.reconnects}
         if change.reason:
             data["reason"] = change.reason
@@ -165,6 +199,21 @@ class DecodeStage(threading.Thread):
         elif change.state is SourceState.RECONNECTING and not self._has_answered:
             self.unreachable = InputError(change.reason)
             self._review()
+
+    def _log(self, change: StateChange) -> None:
+        """Log a change of state.
+
+        Whether a source that never answered is worth a warning, others decide: it may be an error.
+        """
+        trouble = change.state in (SourceState.STALLED, SourceState.RECONNECTING)
+        shown = fields(
+            source=self._source_name,
+            state=change.state,
+            reason=change.reason or None,
+            reconnects=change.reconnects,
+        )
+        level = logging.WARNING if trouble and self._has_answered else logging.INFO
+        _logger.log(level, "source_state", extra=shown)
 
     def _frame_count(self, source: Source) -> int | None:
         counts = [count for count in (source.frame_count, self._limit) if count is not None]

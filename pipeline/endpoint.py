@@ -1,9 +1,15 @@
-"""Endpoints: where publishers and subscribers meet."""
+"""Endpoints: where those who speak over ZeroMQ meet."""
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import re
+import socket as posix_socket
+from pathlib import Path
+from typing import Any
+
+import zmq
 
 from engines.errors import InputError
 
@@ -50,3 +56,50 @@ def is_loopback(endpoint: str) -> bool:
         return True
     host = address.rpartition(":")[0].strip("[]").partition("%")[0]
     return ipaddress.ip_address(host).is_loopback
+
+
+def bind(socket: zmq.Socket[Any], endpoint: str, purpose: str) -> str:
+    """Bind to an endpoint and return the real one, with its numeric address and port.
+
+    Args:
+        socket: not bound yet.
+        endpoint: "tcp://*:5555", "tcp://127.0.0.1:0" (a free port), "ipc:///path/to/socket".
+        purpose: what the socket is for, a verb, for messages.
+
+    Raises:
+        InputError: the endpoint is none, or it is in use.
+    """
+    in_use = InputError(
+        f"{endpoint} is in use: stop the program that has it, or choose another endpoint"
+    )
+    check_endpoint(endpoint, "tcp://*:5555")
+    scheme, _, address = endpoint.partition("://")
+    # libzmq takes a socket file away from a program that still listens on it.
+    if scheme == "ipc" and _listens(address):
+        raise in_use
+    socket.set(zmq.IPV6, int("[" in address))
+    try:
+        socket.bind(endpoint)
+    except zmq.ZMQError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise in_use from error
+        raise InputError(
+            f"cannot {purpose} on {endpoint} ({error.strerror}): use tcp://*:5555, "
+            "tcp://<address of this machine>:<port> or ipc:///path/to/socket"
+        ) from error
+    return socket.get_string(zmq.LAST_ENDPOINT)
+
+
+def remove_socket_file(endpoint: str) -> None:
+    """Remove what a bound ``ipc://`` endpoint leaves behind; of others nothing is left."""
+    scheme, _, path = endpoint.partition("://")
+    if scheme == "ipc":
+        Path(path).unlink(missing_ok=True)
+
+
+def _listens(path: str) -> bool:
+    """Whether somebody accepts connections on the socket file ``path``."""
+    if not Path(path).is_socket():
+        return False
+    with posix_socket.socket(posix_socket.AF_UNIX, posix_socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(path) == 0

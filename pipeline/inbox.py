@@ -118,6 +118,11 @@ class Inbox(Generic[T]):
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._droppable < self.capacity)
 
+    def add_last(self, item: T) -> None:
+        """Add an event behind everything else, even if the inbox is closed."""
+        with self._changed:
+            self._add(item, droppable=False)
+
     def close(self, last: T | None = None, *, discard: bool = False) -> bool:
         """Take nothing more in. What waits can still be taken. False when it was closed already.
 
@@ -197,9 +202,9 @@ class RoundRobin(Generic[T]):
         self._next = 0
 
     def add(self, inbox: Inbox[T]) -> bool:
-        """Take from one more inbox. False where the end has come already."""
+        """Take from one more inbox, or from one again. False where the end has come already."""
         with self._changed:
-            if not self._is_over:
+            if not self._is_over and inbox not in self._inboxes:
                 self._inboxes.append(inbox)
                 self._changed.notify_all()
             return not self._is_over

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from engines.engine import Engine
+from engines.errors import InputError
 from engines.load import load_engine
-from pipeline.config import Config, name_sources
-from pipeline.decode import DecodeStage
-from pipeline.frame import Frame
+from pipeline.config import Config, SourceConfig, name_sources
+from pipeline.control import ControlServer
 from pipeline.health import Health, check_health
 from pipeline.inbox import Inbox, RoundRobin
 from pipeline.infer import Detected, InferStage, MaskStage, Seen
 from pipeline.preprocess import Prepared, PreprocessStage
 from pipeline.publish import OnFrame, PublishStage, Recorder
+from pipeline.sources import Sources
 from pipeline.stage import Event, Stage
 from pipeline.stats import Meter, Stats, Witness
 
 if TYPE_CHECKING:
     from pipeline.metrics_server import MetricsServer
-
-BLOCK_CAPACITY = 2
-"""Frames that wait for each source that may not lose any: one in hand, one to come."""
 
 STOP_GRACE_S = 1.0
 """A decoder that hangs in a read when the pipeline stops is left behind after so long."""
@@ -66,11 +63,12 @@ class Pipeline:
         self._on_frame = on_frame
         self._limit = limit
         self._configs = name_sources(config.sources)
-        self._names = [source.name or "" for source in self._configs]
-        self._meter = Meter(self._names, witness)
+        self._meter = Meter([source.name or "" for source in self._configs], witness)
+        self._sources: Sources | None = None
         self._stages: tuple[Stage[Any, Any], ...] = ()
         self._queues: dict[str, Inbox[Any] | RoundRobin[Any]] = {}
         self._metrics: MetricsServer | None = None
+        self._control: ControlServer | None = None
         # SimpleQueue.put may be called in a signal handler, whatever the thread was doing.
         self._orders: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
         self._supervisor: threading.Thread | None = None
@@ -112,17 +110,47 @@ class Pipeline:
             for recorder in self._recorders:
                 recorder.close()
             raise
-        self._build(engine)
+        sources = self._build(engine)
+        if self.config.control is not None:
+            curve = self.config.publish.curve if self.config.publish is not None else None
+            self._control = ControlServer(self.config.control, curve, self, self._orders.put)
         self._supervisor = threading.Thread(
-            target=self._supervise, args=(engine,), name="pipeline", daemon=True
+            target=self._supervise, args=(engine, sources), name="pipeline", daemon=True
         )
-        threads: tuple[threading.Thread, ...] = (*self._stages, *self._decoders, self._supervisor)
-        for thread in threads:
+        for thread in (*self._stages, self._supervisor):
             thread.start()
+        sources.start()
+        if self._control is not None:
+            self._control.start()
 
     def stop(self) -> None:
         """Ask for the end: what is in the engine still goes out. Safe in a signal handler."""
         self._orders.put(_STOP)
+
+    def add(self, source: SourceConfig) -> None:
+        """Read one more source while the pipeline runs; from any thread.
+
+        That it cannot be read, or has ended, ends it alone.
+
+        Raises:
+            InputError: it has no name or one that is taken, its address is certainly wrong, or the
+                pipeline does not run.
+        """
+        self._running().add(source)
+
+    def remove(self, name: str) -> None:
+        """Take a source away while the pipeline runs; from any thread. Others notice nothing.
+
+        Its name is free again when it has gone from ``sources``.
+
+        Raises:
+            InputError: there is no such source, or the pipeline does not run.
+        """
+        self._running().remove(name)
+
+    def sources(self) -> list[SourceConfig]:
+        """Return what the sources of this moment are made from, named; policies once known."""
+        return list(self._configs) if self._sources is None else self._sources.configs()
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait for the end, so long at most; tell whether it has come."""
@@ -150,7 +178,7 @@ class Pipeline:
 
     def health(self) -> Health:
         """Judge this moment: whether every required source streams and the engine answers."""
-        optional = {source.name or "" for source in self._configs if not source.required}
+        optional = {source.name or "" for source in self.sources() if not source.required}
         return check_health(self.stats(), optional)
 
     def _serve_metrics(self, engine: Engine) -> MetricsServer | None:
@@ -163,58 +191,57 @@ class Pipeline:
         registry = make_registry(self.stats, engine)
         return MetricsServer(self.config.metrics.address, registry, self.health)
 
-    def _build(self, engine: Engine) -> None:
+    def _running(self) -> Sources:
+        if self._sources is None:
+            raise InputError("the pipeline has not started")
+        return self._sources
+
+    def _build(self, engine: Engine) -> Sources:
         """Make the inboxes and the stages between them."""
         manifest, meter, report = engine.manifest, self._meter, self._orders.put
         threshold = self.config.model.score_threshold
         min_score = manifest.score_threshold if threshold is None else threshold
-        changed = threading.Condition()
-        captured: list[Inbox[Frame | Event]] = [
-            Inbox(BLOCK_CAPACITY, on_drop=self._drop_frame, changed=changed) for _ in self._configs
-        ]
+        self._reading = threading.Event()
+        self._sources = sources = Sources(
+            self._configs,
+            meter,
+            self._reading,
+            self._limit,
+            report,
+            review=lambda: report(_REVIEW),
+            stays=self.config.control is not None,
+        )
         prepared: Inbox[Prepared | Event] = Inbox(engine.max_batch, on_drop=self._drop_prepared)
         detected: Inbox[Detected | Event] = Inbox(on_drop=self._drop_detected)
         seen: Inbox[Seen | Event] = Inbox(on_drop=self._drop_seen)
-        sources = RoundRobin(captured, changed)
         self._queues = {
-            "preprocess": sources,
+            "preprocess": sources.outlet,
             "infer": prepared,
             "masks": detected,
             "publish": seen,
         }
         self._prepared = prepared
         self._behind_inference = (detected, seen)
-        self._reading = threading.Event()
-        self._decoders = [
-            DecodeStage(
-                source,
-                inbox,
-                meter,
-                self._reading,
-                self._limit,
-                report,
-                review=lambda: report(_REVIEW),
-            )
-            for source, inbox in zip(self._configs, captured, strict=True)
-        ]
         self._stages = (
-            PreprocessStage(sources, prepared, manifest, engine.prefetch, meter, report),
+            PreprocessStage(sources.outlet, prepared, manifest, engine.prefetch, meter, report),
             InferStage(prepared, detected, engine, min_score, report),
             MaskStage(detected, seen, engine, report),
             PublishStage(
                 seen,
                 self.config.publish,
                 manifest.labels,
-                self._names,
+                sources.names,
                 self._recorders,
                 self._on_frame,
                 meter,
                 self._reading,
                 report,
+                sources.removal_told,
             ),
         )
+        return sources
 
-    def _supervise(self, engine: Engine) -> None:
+    def _supervise(self, engine: Engine, sources: Sources) -> None:
         """Obey orders until all stages are over, then clear up."""
         working = len(self._stages)
         while working:
@@ -223,50 +250,31 @@ class Pipeline:
                 working -= 1
                 continue
             if order == _REVIEW:
-                self._give_up_unreachable()
+                sources.review()
                 continue
             if isinstance(order, BaseException):
                 self._error = self._error or order
-            self._shut_down("stopped" if order == _STOP else "failed")
-        deadline_s = time.monotonic() + STOP_GRACE_S
-        for decoder in self._decoders:
-            decoder.join(max(0.0, deadline_s - time.monotonic()))
+            self._shut_down(sources, "stopped" if order == _STOP else "failed")
+        if self._control is not None:
+            self._control.close()
+        sources.join(STOP_GRACE_S)
         if self._metrics is not None:
             self._metrics.close()
         if self._given_engine is None:
             engine.close()
-        unreachable = [decoder.unreachable for decoder in self._decoders]
-        if self._error is None and all(unreachable):
-            self._error = unreachable[0]
+        self._error = self._error or sources.why_nothing_came()
 
-    def _give_up_unreachable(self) -> None:
-        """Let a run end when all that is left of it are sources that have never answered.
-
-        A typing error in an address is told at once, and a run over files ends with the files; but
-        a camera that comes late joins the others.
-        """
-        left = [decoder for decoder in self._decoders if not decoder.is_over]
-        if all(decoder.unreachable for decoder in left):
-            for decoder in left:
-                decoder.give_up()
-
-    def _shut_down(self, reason: str) -> None:
+    def _shut_down(self, sources: Sources, reason: str) -> None:
         """Stop reading. What the engine has begun goes out; what waits before it is dropped.
 
         After a failure what waits anywhere is dropped: the stage that would take it may be gone.
         """
-        for decoder in self._decoders:
-            decoder.stop()
-            decoder.end(reason, discard=True)
+        sources.stop(reason)
         self._reading.set()
         self._prepared.discard()
         if reason == "failed":
             for inbox in (self._prepared, *self._behind_inference):
                 inbox.close(discard=True)
-
-    def _drop_frame(self, item: Frame | Event, reason: str) -> None:
-        assert isinstance(item, Frame)
-        self._meter.dropped(item, "preprocess", reason)
 
     def _drop_prepared(self, item: Prepared | Event, reason: str) -> None:
         assert isinstance(item, Prepared)

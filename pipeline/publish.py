@@ -20,6 +20,7 @@ from pipeline.inbox import Inbox
 from pipeline.infer import Seen
 from pipeline.keys import ServerKeys
 from pipeline.publisher import Publisher
+from pipeline.source_state import REMOVED
 from pipeline.stage import Event, Report, Stage
 from pipeline.stats import RECORD, Meter
 
@@ -61,12 +62,13 @@ class PublishStage(Stage[Seen, None]):
         inbox: frames and events.
         config: the socket's; None for none.
         label_names: the model's.
-        sources: names of all sources.
+        sources: tells the names of all sources.
         recorders: get every frame; closed at the end.
         on_frame: called with every frame.
         meter: told of every frame.
         start: set when enough subscribers are there.
         report: as of ``Stage``.
+        on_removed: called with the name of a source that was removed, behind its last frame.
     """
 
     idle_timeout_s = SUBSCRIBER_POLL_S
@@ -76,12 +78,13 @@ class PublishStage(Stage[Seen, None]):
         inbox: Inbox[Seen | Event],
         config: PublishConfig | None,
         label_names: Sequence[str],
-        sources: Sequence[str],
+        sources: Callable[[], Sequence[str]],
         recorders: Sequence[Recorder],
         on_frame: OnFrame | None,
         meter: Meter,
         start: threading.Event,
         report: Report,
+        on_removed: Callable[[str], None],
     ) -> None:
         super().__init__("publish", inbox, None, report)
         self._config = config
@@ -91,6 +94,7 @@ class PublishStage(Stage[Seen, None]):
         self._on_frame = on_frame
         self._meter = meter
         self._start_reading = start
+        self._on_removed = on_removed
         self._publisher: Publisher | None = None
         self._seq: Counter[str] = Counter()
         self._lost: Counter[str] = Counter()
@@ -112,7 +116,7 @@ class PublishStage(Stage[Seen, None]):
             )
             wanted = self._config.wait_subscribers
             while wanted and not self._start_reading.is_set():
-                if self._publisher.wait_for_subscribers(wanted, SUBSCRIBER_POLL_S, self._sources):
+                if self._publisher.wait_for_subscribers(wanted, SUBSCRIBER_POLL_S, self._sources()):
                     break
         self._start_reading.set()
 
@@ -134,9 +138,16 @@ class PublishStage(Stage[Seen, None]):
         return []
 
     def event(self, event: Event) -> None:
-        """Publish an event."""
+        """Publish an event; behind the last of a source, keep nothing more of it."""
         if self._publisher is not None:
             self._publisher.event(event.source, event.name, **event.data)
+        if event.name == "ended":
+            self._lost.pop(event.source, None)
+            self._size.pop(event.source, None)
+        if event.data.get("reason") == REMOVED:
+            if self._publisher is not None:
+                self._publisher.forget(event.source)
+            self._on_removed(event.source)
 
     def idle(self) -> None:
         """Answer those who subscribe while nothing is published."""
@@ -175,7 +186,7 @@ class PublishStage(Stage[Seen, None]):
         return Published(sent.seq, sent.publish_ns, lost_before)
 
     def _count_subscribers(self, publisher: Publisher) -> None:
-        self._meter.subscribers = max(map(publisher.subscribers, self._sources), default=0)
+        self._meter.subscribers = max(map(publisher.subscribers, self._sources()), default=0)
 
 
 def encode_jpeg(frame: Frame, quality: int) -> bytes:

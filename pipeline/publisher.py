@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import socket as posix_socket
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import zmq
@@ -22,8 +19,9 @@ from pipeline.endpoint import (
     DEAD_AFTER_MS,
     HEARTBEAT_MS,
     STALLED_AFTER_MS,
-    check_endpoint,
+    bind,
     is_loopback,
+    remove_socket_file,
 )
 from pipeline.frame import Frame
 from pipeline.keys import ServerKeys
@@ -121,7 +119,7 @@ class Publisher:
         self._socket.set(zmq.MAXMSGSIZE, longest)
         self._authenticator = None if keys is None else Authenticator(self._socket, keys)
         try:
-            self.endpoint = _bind(self._socket, endpoint)
+            self.endpoint = bind(self._socket, endpoint, "publish")
         except InputError:
             self.close()
             raise
@@ -208,6 +206,14 @@ class Publisher:
         self.answer_subscriptions()
         self._send_event(source, name, data)
 
+    def forget(self, source: str) -> None:
+        """Tell nobody any more of a source that was removed; its numbers go on if it comes again.
+
+        Numbers that began anew would be taken for messages that came twice.
+        """
+        self._kept.pop(source, None)
+        self._ended.discard(source)
+
     def answer_subscriptions(self) -> None:
         """Tell those who subscribed since the last call what they missed.
 
@@ -249,9 +255,7 @@ class Publisher:
         self._context.term()
         if self._authenticator is not None:
             self._authenticator.join()
-        scheme, _, path = self.endpoint.partition("://")
-        if scheme == "ipc":
-            Path(path).unlink(missing_ok=True)
+        remove_socket_file(self.endpoint)
 
     def _introduce(self, source: str) -> None:
         """Tell the label names the first time that a source is heard of."""
@@ -298,38 +302,3 @@ def _is_from_peer(message: zmq.Frame) -> bool:
     except zmq.ZMQError:
         return False
     return True
-
-
-def _bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
-    """Bind to an endpoint and return the real one.
-
-    Raises:
-        InputError: the endpoint is none, or it is in use.
-    """
-    in_use = InputError(
-        f"{endpoint} is in use: stop the program that publishes there, or choose another endpoint"
-    )
-    check_endpoint(endpoint, "tcp://*:5555")
-    scheme, _, address = endpoint.partition("://")
-    # libzmq takes a socket file away from a publisher that still listens on it.
-    if scheme == "ipc" and _listens(address):
-        raise in_use
-    socket.set(zmq.IPV6, int("[" in address))
-    try:
-        socket.bind(endpoint)
-    except zmq.ZMQError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise in_use from error
-        raise InputError(
-            f"cannot publish on {endpoint} ({error.strerror}): use tcp://*:5555, "
-            "tcp://<address of this machine>:<port> or ipc:///path/to/socket"
-        ) from error
-    return socket.get_string(zmq.LAST_ENDPOINT)
-
-
-def _listens(path: str) -> bool:
-    """Whether somebody accepts connections on the socket file ``path``."""
-    if not Path(path).is_socket():
-        return False
-    with posix_socket.socket(posix_socket.AF_UNIX, posix_socket.SOCK_STREAM) as probe:
-        return probe.connect_ex(path) == 0

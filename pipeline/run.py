@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
+from engines.engine import Engine
 from engines.load import load_engine
-from pipeline.config import Config
+from pipeline.config import Config, ModelConfig
 from pipeline.live_table import LiveTable
 from pipeline.pipeline import Pipeline
 from pipeline.publish import Recorder
@@ -21,6 +24,8 @@ from pipeline.stats import SourceStats, Stats
 from pipeline.watch import count_labels
 
 COLUMNS = ("source", "captured", "processed", "dropped", "fps", "latency ms", "now")
+
+_POLL_S, _SHOW_EVERY_S = 0.05, 0.2
 
 
 def run_to_end(
@@ -40,30 +45,58 @@ def run_to_end(
         InputError: something in the configuration cannot be had.
     """
     with Console(stderr=True).status("loading the model"):
-        engine = load_engine(config.model.bundle, engine=config.model.engine)
+        engine = _load(config.model)
     try:
-        label_names = engine.manifest.labels
-        recorders: list[Recorder] = []
-        if config.outputs.jsonl is not None:
-            recorders.append(JsonlRecorder(Path(config.outputs.jsonl), label_names))
-        if config.outputs.save is not None:
-            recorders.append(VideoRecorder(Path(config.outputs.save), label_names))
-        pipeline = Pipeline(config, engine, recorders=recorders, limit=limit)
-        with (
-            LiveTable(f"{engine.manifest.name} on {engine.device}", COLUMNS) as table,
-            _stopping_on_signals() as stop,
-        ):
-            pipeline.start()
-            while not pipeline.wait(0.2):
-                _show(table, pipeline.stats(), label_names, note())
-                if stop.is_set():
-                    pipeline.stop()
-            pipeline.join()
-            stats = pipeline.stats()
-            _show(table, stats, label_names, note())
-        return stats
+        with _stopping_on_signals() as stop:
+            return _run(config, engine, limit, note, stop)
     finally:
         engine.close()
+
+
+def _run(
+    config: Config,
+    engine: Engine,
+    limit: int | None,
+    note: Callable[[], str],
+    stop: threading.Event,
+) -> Stats:
+    label_names = engine.manifest.labels
+    recorders: list[Recorder] = []
+    if config.outputs.jsonl is not None:
+        recorders.append(JsonlRecorder(Path(config.outputs.jsonl), label_names))
+    if config.outputs.save is not None:
+        recorders.append(VideoRecorder(Path(config.outputs.save), label_names))
+    pipeline = Pipeline(config, engine, recorders=recorders, limit=limit)
+    with LiveTable(f"{engine.manifest.name} on {engine.device}", COLUMNS) as table:
+        pipeline.start()
+        shown_s = 0.0
+        while not pipeline.wait(_POLL_S):
+            if stop.is_set():
+                pipeline.stop()
+            elif time.monotonic() - shown_s >= _SHOW_EVERY_S:
+                _show(table, pipeline.stats(), label_names, note())
+                shown_s = time.monotonic()
+        pipeline.join()
+        stats = pipeline.stats()
+        _show(table, stats, label_names, note())
+    return stats
+
+
+def _load(model: ModelConfig) -> Engine:
+    """Load the engine on another thread, since a compiler in C++ hears no signal for seconds.
+
+    A thread that is still at it when the program is to end is left behind (``maskcast.main``).
+    """
+    loaded: Future[Engine] = Future()
+
+    def load() -> None:
+        try:
+            loaded.set_result(load_engine(model.bundle, engine=model.engine))
+        except BaseException as error:
+            loaded.set_exception(error)
+
+    threading.Thread(target=load, name="load model", daemon=True).start()
+    return loaded.result()
 
 
 @contextmanager
@@ -86,7 +119,7 @@ def _show(table: LiveTable, stats: Stats, label_names: tuple[str, ...], caption:
         [_row(source, label_names) for source in stats.sources],
         caption=caption,
         done=gone,
-        total=None if None in counts else sum(count or 0 for count in counts),
+        total=None if None in counts or not counts else sum(count or 0 for count in counts),
     )
 
 

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
+REMOVED = "removed"
+"""Why a source ends that was taken away while the pipeline runs: it is forgotten thereafter."""
+
 
 class SourceState(StrEnum):
     """What a source is doing."""

@@ -1,0 +1,243 @@
+"""Control: a socket by which sources are added and removed while the pipeline runs."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import msgspec
+import zmq
+from msgspec import Meta
+
+from engines.errors import InputError
+from pipeline.authenticator import Authenticator
+from pipeline.config import CurveConfig, Policy, SourceConfig, make_source
+from pipeline.endpoint import (
+    DEAD_AFTER_MS,
+    HEARTBEAT_MS,
+    STALLED_AFTER_MS,
+    bind,
+    is_loopback,
+    remove_socket_file,
+)
+from pipeline.keys import ServerKeys
+from pipeline.log import fields
+from pipeline.source_state import SourceState
+from pipeline.stage import Report
+from pipeline.stats import SourceStats, Stats
+from pipeline.url import redact
+
+LONGEST_REQUEST = 16 << 10
+"""Bytes of a request."""
+
+LONGEST_PART = 1 << 20
+"""Who sends more bytes at once gets no answer but is disconnected."""
+
+LINGER_MS = 200
+
+_logger = logging.getLogger(__name__)
+
+
+class ListSources(msgspec.Struct, tag="list", tag_field="request", forbid_unknown_fields=True):
+    """Ask for all sources and how they fare."""
+
+
+class AddSource(msgspec.Struct, tag="add", tag_field="request", forbid_unknown_fields=True):
+    """Ask for one more source; ``source`` has the keys of the configuration's sources."""
+
+    source: dict[str, Any]
+
+
+class RemoveSource(msgspec.Struct, tag="remove", tag_field="request", forbid_unknown_fields=True):
+    """Ask to take a source away."""
+
+    name: Annotated[str, Meta(max_length=64)]
+
+
+Request = ListSources | AddSource | RemoveSource
+
+
+class SourceReport(msgspec.Struct, frozen=True):
+    """How a source fares: docs/wire.md tells each key."""
+
+    name: str
+    url: str
+    state: SourceState
+    detail: str
+    policy: Policy | None
+    width: int | None
+    height: int | None
+    fps: float
+    captured: int
+    processed: int
+    dropped: int
+    reconnects: int
+
+
+class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What comes back: ``error`` is one line without credentials, "" where all went well."""
+
+    ok: bool
+    error: str = ""
+    sources: list[SourceReport] | None = None
+
+
+class Controllable(Protocol):
+    """A pipeline whose sources come and go."""
+
+    def add(self, source: SourceConfig) -> None:
+        """Read one more source."""
+
+    def remove(self, name: str) -> None:
+        """Take a source away."""
+
+    def sources(self) -> list[SourceConfig]:
+        """Return what the sources are made from."""
+
+    def stats(self) -> Stats:
+        """Return how they fare."""
+
+
+class ControlServer:
+    """Answers one request after the other, on a thread of its own, which owns the socket.
+
+    Whatever bytes come are answered, if only with an error. No request waits for a source: it is
+    opened and closed elsewhere.
+
+    Args:
+        endpoint: "ipc:///run/maskcast.control" or "tcp://127.0.0.1:5556".
+        curve: the publisher's keys, which hold here too. Without them only this machine is served.
+        pipeline: what is controlled.
+        report: called with an error that ends the pipeline: the endpoint cannot be bound, or one of
+            ours.
+    """
+
+    def __init__(
+        self, endpoint: str, curve: CurveConfig | None, pipeline: Controllable, report: Report
+    ) -> None:
+        self._endpoint = endpoint
+        self._curve = curve
+        self._pipeline = pipeline
+        self._report = report
+        self._context = zmq.Context()
+        self._authenticator: Authenticator | None = None
+        self._thread = threading.Thread(target=self._run, name="control", daemon=True)
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Serve no longer, and free the endpoint."""
+        self._context.term()
+        if self._thread.ident is not None:
+            self._thread.join()
+        if self._authenticator is not None:
+            self._authenticator.join()
+
+    def _run(self) -> None:
+        try:
+            with self._context.socket(zmq.REP) as socket:
+                bound = self._open(socket)
+                try:
+                    while True:
+                        socket.send(self.answer(_receive(socket)))
+                finally:
+                    remove_socket_file(bound)
+        except zmq.ContextTerminated:
+            pass
+        except BaseException as error:
+            self._report(error)
+
+    def _open(self, socket: zmq.Socket[bytes]) -> str:
+        socket.set(zmq.LINGER, LINGER_MS)
+        socket.set(zmq.MAXMSGSIZE, LONGEST_PART)
+        socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        socket.set(zmq.HEARTBEAT_TIMEOUT, DEAD_AFTER_MS)
+        socket.set(zmq.TCP_MAXRT, STALLED_AFTER_MS)
+        if self._curve is not None:
+            keys = ServerKeys.read(self._curve.secret_key, self._curve.allowed_clients)
+            self._authenticator = Authenticator(socket, keys)
+        bound = bind(socket, self._endpoint, "be controlled")
+        if bound.startswith("ipc://"):
+            Path(bound.removeprefix("ipc://")).chmod(0o600)
+        elif self._curve is None and not is_loopback(bound):
+            raise InputError(
+                f"{self._endpoint}: everyone in the network could control this; use "
+                "ipc:///path/to/socket or tcp://127.0.0.1:<port>, or keys, see maskcast keys new"
+            )
+        _logger.info("control_open", extra=fields(endpoint=bound))
+        return bound
+
+    def answer(self, request: bytes) -> bytes:
+        """Do what a request asks for and return the answer, both as msgpack maps."""
+        try:
+            answer = self._obey(decode_request(request))
+        except InputError as error:
+            answer = Answer(ok=False, error=_one_line(str(error)))
+            _logger.info("control_refused", extra=fields(reason=answer.error))
+        return msgspec.msgpack.encode(answer)
+
+    def _obey(self, request: Request) -> Answer:
+        match request:
+            case AddSource(source=raw):
+                self._pipeline.add(make_source(raw))
+            case RemoveSource(name=name):
+                self._pipeline.remove(name)
+            case ListSources():
+                stats = {source.name: source for source in self._pipeline.stats().sources}
+                reports = [
+                    report_source(config, stats[config.name])
+                    for config in self._pipeline.sources()
+                    if config.name in stats
+                ]
+                return Answer(ok=True, sources=reports)
+        return Answer(ok=True)
+
+
+def decode_request(data: bytes) -> Request:
+    """Read a request.
+
+    Raises:
+        InputError: it is too long, no msgpack map, or no request that is known.
+    """
+    if len(data) > LONGEST_REQUEST:
+        raise InputError(f"a request has {LONGEST_REQUEST} bytes at most, not {len(data)}")
+    try:
+        request: Request = msgspec.msgpack.decode(data, type=Request)
+        return request
+    except msgspec.ValidationError as error:
+        raise InputError(f"not a request: {redact(str(error))}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
+        raise InputError("not a request: a msgpack map with the key 'request' is wanted") from None
+
+
+def report_source(config: SourceConfig, stats: SourceStats) -> SourceReport:
+    """Put together what is told of a source."""
+    return SourceReport(
+        name=stats.name,
+        url=redact(config.url),
+        state=stats.state,
+        detail=_one_line(stats.detail),
+        policy=config.policy,
+        width=stats.last.width if stats.last else None,
+        height=stats.last.height if stats.last else None,
+        fps=round(stats.fps, 2),
+        captured=stats.captured,
+        processed=stats.processed,
+        dropped=sum(stats.dropped.values()),
+        reconnects=stats.reconnects,
+    )
+
+
+def _receive(socket: zmq.Socket[bytes]) -> bytes:
+    """Return a request's first part; what stands behind it belongs to a later version."""
+    return socket.recv_multipart()[0]
+
+
+def _one_line(text: str) -> str:
+    """Return a text without breaks, cut where a path or name in it is absurdly long."""
+    line = " ".join(text.split())
+    return line if len(line) <= 500 else f"{line[:499]}…"

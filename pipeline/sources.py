@@ -1,0 +1,238 @@
+"""Sources: those of a running pipeline, which come and go."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from engines.errors import InputError
+from pipeline.config import SourceConfig
+from pipeline.decode import DecodeStage
+from pipeline.frame import Frame
+from pipeline.inbox import Inbox, RoundRobin
+from pipeline.log import fields
+from pipeline.source_kinds import check_address
+from pipeline.source_state import REMOVED
+from pipeline.stage import Event, Report
+from pipeline.stats import Meter
+
+BLOCK_CAPACITY = 2
+"""Frames that wait for each source that may not lose any: one in hand, one to come."""
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Member:
+    """One source.
+
+    Attributes:
+        removed: nobody wants it any more.
+        told: its removal has been published, behind the last frame of it that was on its way.
+        warned: the last reason for its silence that the log was told.
+    """
+
+    decoder: DecodeStage
+    inbox: Inbox[Frame | Event]
+    removed: bool = False
+    told: bool = False
+    warned: InputError | None = None
+
+
+class Sources:
+    """A decoder and an inbox for each source, and one outlet behind them all. Thread-safe.
+
+    A source that is removed keeps its name until its last frame and its ``ended`` are out and its
+    thread has returned: whoever takes the name next begins with nothing of it.
+
+    Args:
+        configs: the first sources; their names are set.
+        meter: counts their frames; it knows the first sources already.
+        reading: until it is set nothing is read.
+        limit: the most frames to read from each.
+        report: called with an error that ends the pipeline.
+        review: called when ``review`` should be.
+        stays: there may be no source left, and the outlet still waits for others.
+
+    Attributes:
+        outlet: where frames and events of all sources come out, in turn.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[SourceConfig],
+        meter: Meter,
+        reading: threading.Event,
+        limit: int | None,
+        report: Report,
+        review: Callable[[], None],
+        *,
+        stays: bool,
+    ) -> None:
+        self._meter = meter
+        self._reading = reading
+        self._limit = limit
+        self._report = report
+        self._review = review
+        self._stays = stays
+        self._lock = threading.Lock()
+        self._is_over = False
+        self._changed = threading.Condition()
+        self.outlet: RoundRobin[Frame | Event] = RoundRobin([], self._changed, open_end=stays)
+        self._members: dict[str, _Member] = {}
+        for config in configs:
+            self._enter(config, required=True)
+
+    def start(self) -> None:
+        """Begin to read the first sources."""
+        for member in self._members.values():
+            member.decoder.start()
+
+    def add(self, config: SourceConfig) -> None:
+        """Read one more source. That it cannot be read ends it alone.
+
+        Raises:
+            InputError: it has no name or one that is taken, its address is certainly wrong, or the
+                pipeline is at its end.
+        """
+        name = config.name
+        if name is None:
+            raise InputError("a source that is added needs a name")
+        check_address(config.url)
+        with self._lock:
+            if self._is_over:
+                raise InputError("the pipeline is at its end and takes no more sources")
+            if (member := self._members.get(name)) is not None:
+                raise InputError(
+                    f"the source {name!r} is still being removed; try again in a moment"
+                    if member.removed
+                    else f"there is a source {name!r} already; remove it first, or choose another "
+                    "name"
+                )
+            self._meter.add(name)
+            if not (decoder := self._enter(config, required=False)):
+                self._meter.remove(name)
+                raise InputError("the pipeline is at its end and takes no more sources")
+            decoder.start()
+        _logger.info("source_added", extra=fields(source=name, url=config.url))
+
+    def remove(self, name: str) -> None:
+        """Read a source no more. What waits of it is dropped; ``ended`` is published at last.
+
+        Raises:
+            InputError: there is no such source.
+        """
+        with self._lock:
+            member = self._members.get(name)
+            if member is None or member.removed:
+                known = ", ".join(n for n, other in self._members.items() if not other.removed)
+                raise InputError(f"there is no source {name!r}; there are: {known or 'none'}")
+            member.removed = True
+        member.decoder.stop()
+        if not member.decoder.end(REMOVED, discard=True):
+            # It had ended by itself, and its inbox was closed then: that it is removed comes last.
+            member.inbox.add_last(Event(name, "ended", {"reason": REMOVED}))
+            self.outlet.add(member.inbox)
+        _logger.info("source_removed", extra=fields(source=name))
+
+    def names(self) -> list[str]:
+        """Return the names of all, in the order in which they came."""
+        with self._lock:
+            return list(self._members)
+
+    def configs(self) -> list[SourceConfig]:
+        """Return what each is made from, with its name and, once it is open, its policy."""
+        with self._lock:
+            return [
+                replace(member.decoder.config, policy=member.decoder.policy)
+                for member in self._members.values()
+            ]
+
+    def removal_told(self, name: str) -> None:
+        """Note that nothing of a source that was removed is on its way any more."""
+        with self._lock:
+            if (member := self._members.get(name)) is not None:
+                member.told = True
+        self._review()
+
+    def review(self) -> None:
+        """Forget removed sources that are gone, and give up hope where nothing else is left.
+
+        A run ends when all that is left of it are sources that have never answered: a typing error
+        in an address is told at once, and a run over files ends with the files; but a camera that
+        comes late joins the others.
+        """
+        with self._lock:
+            gone = [
+                name
+                for name, member in self._members.items()
+                if member.told and member.decoder.has_returned
+            ]
+            for name in gone:
+                del self._members[name]
+                self._meter.remove(name)
+            members = list(self._members.values())
+        left = [member.decoder for member in members if not member.decoder.is_over]
+        if not self._stays and all(decoder.unreachable for decoder in left):
+            for decoder in left:
+                decoder.give_up()
+        else:
+            for member in members:
+                reason = member.decoder.unreachable
+                if reason is not None and str(reason) != str(member.warned):
+                    member.warned = reason
+                    shown = fields(source=member.decoder.config.name, reason=reason)
+                    _logger.warning("source_unreachable", extra=shown)
+
+    def stop(self, reason: str) -> None:
+        """Read nothing more, and take no more sources."""
+        with self._lock:
+            self._is_over = True
+            members = list(self._members.values())
+        for member in members:
+            member.decoder.stop()
+            member.decoder.end(reason, discard=True)
+        self.outlet.close()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the decoders; one that hangs in a read is left behind."""
+        deadline_s = time.monotonic() + timeout_s
+        with self._lock:
+            self._is_over = True
+            members = list(self._members.values())
+        for member in members:
+            member.decoder.join(max(0.0, deadline_s - time.monotonic()))
+
+    def why_nothing_came(self) -> InputError | None:
+        """Return why there was nothing to run on, if no source has ever answered."""
+        with self._lock:
+            reasons = [member.decoder.unreachable for member in self._members.values()]
+        return reasons[0] if not self._stays and reasons and all(reasons) else None
+
+    def _enter(self, config: SourceConfig, *, required: bool) -> DecodeStage | None:
+        inbox: Inbox[Frame | Event] = Inbox(
+            BLOCK_CAPACITY, on_drop=self._drop, changed=self._changed
+        )
+        decoder = DecodeStage(
+            config,
+            inbox,
+            self._meter,
+            self._reading,
+            self._limit,
+            self._report,
+            self._review,
+            required=required,
+        )
+        if not self.outlet.add(inbox):
+            return None
+        self._members[decoder.config.name or ""] = _Member(decoder, inbox)
+        return decoder
+
+    def _drop(self, item: Frame | Event, reason: str) -> None:
+        assert isinstance(item, Frame)
+        self._meter.dropped(item, "preprocess", reason)
