@@ -274,6 +274,6 @@ class _Once:
             function()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def timed_engine() -> type[TimedEngine]:
     return TimedEngine

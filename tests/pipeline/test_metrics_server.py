@@ -1,0 +1,203 @@
+import http.client
+import json
+import signal
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.parser import text_string_to_metric_families
+
+from engines.errors import InputError
+from pipeline import health
+from pipeline.config import make_config
+from pipeline.health import Health
+from pipeline.metrics_server import MetricsServer, split_address
+from pipeline.pipeline import Pipeline
+
+
+def get(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def wait_for(url: str, status: int, within_s: float) -> dict[str, Any]:
+    """Ask until the answer is this one; return its body."""
+    deadline_s = time.monotonic() + within_s
+    while True:
+        code, body = get(url)
+        if code == status:
+            found: dict[str, Any] = json.loads(body)
+            return found
+        assert time.monotonic() < deadline_s, body
+        time.sleep(0.05)
+
+
+@contextmanager
+def running(engine, port: int, *sources: dict[str, Any]) -> Iterator[str]:
+    """A pipeline that serves metrics; yields their address."""
+    config = make_config(
+        {
+            "sources": sources,
+            "publish": None,
+            "metrics": {"address": f"127.0.0.1:{port}"},
+        }
+    )
+    pipeline = Pipeline(config, engine)
+    pipeline.start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        pipeline.stop()
+        pipeline.join()
+
+
+@pytest.fixture
+def healthy() -> Iterator[MetricsServer]:
+    registry = CollectorRegistry()
+    Gauge("answer", "Of everything.", registry=registry).set(42)
+    server = MetricsServer("127.0.0.1:0", registry, lambda: Health(True, [], {"a": "streaming"}))
+    yield server
+    server.close()
+
+
+def test_a_running_pipeline_is_scraped_over_http(timed_engine, free_port) -> None:
+    with running(timed_engine(0.005), free_port, {"url": "test://64x48@50"}) as url:
+        wait_for(f"{url}/healthz", 200, 10)
+        time.sleep(0.5)
+        code, text = get(f"{url}/metrics")
+        assert code == 200
+        samples = {
+            sample.name: sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.labels.get("source", "test") == "test"
+        }
+        assert samples["maskcast_frames_processed_total"] > 5
+        later = get(f"{url}/metrics")[1]
+        assert later != text
+    with pytest.raises(urllib.error.URLError):  # it ended with the pipeline
+        get(f"{url}/metrics")
+
+
+def test_a_camera_that_goes_away_makes_it_ill_until_it_is_back(
+    timed_engine, free_port, rtsp_server
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        metrics_port = probe.getsockname()[1]
+    sources = [
+        {"url": rtsp_server.url, "name": "door", "read_timeout_s": 1.5},
+        {"url": "test://64x48@10", "name": "yard"},
+    ]
+    rtsp_server.start()
+    with running(timed_engine(0.005), metrics_port, *sources) as url:
+        wait_for(f"{url}/healthz", 200, 15)
+        rtsp_server.signal(signal.SIGSTOP)
+        found = wait_for(f"{url}/healthz", 503, 5)
+        (problem,) = found["problems"]
+        assert problem.startswith("door is ")
+        assert found["sources"]["yard"] == "streaming"
+        assert (
+            'maskcast_source_state{source="door",state="streaming"} 0' in get(f"{url}/metrics")[1]
+        )
+        rtsp_server.stop()
+        time.sleep(0.3)
+        rtsp_server.start()
+        assert wait_for(f"{url}/healthz", 200, 10)["healthy"]
+
+
+def test_an_engine_that_hangs_makes_it_ill(timed_engine, free_port, monkeypatch) -> None:
+    monkeypatch.setattr(health, "STUCK_AFTER_S", 0.5)
+    engine = timed_engine(0.001)
+    with running(engine, free_port, {"url": "test://64x48@50"}) as url:
+        wait_for(f"{url}/healthz", 200, 10)
+        engine.detect_s = 1.5
+        found = wait_for(f"{url}/healthz", 503, 5)
+        assert found["problems"][0].startswith("infer has been at one piece of work for ")
+        engine.detect_s = 0.0
+        wait_for(f"{url}/healthz", 200, 5)
+
+
+def test_only_two_pages_are_there(healthy: MetricsServer) -> None:
+    assert "answer 42.0" in get(f"{healthy.url}/metrics")[1]
+    assert get(f"{healthy.url}/healthz") == (
+        200,
+        '{"healthy":true,"problems":[],"sources":{"a":"streaming"}}\n',
+    )
+    assert get(f"{healthy.url}/secrets")[0] == 404
+    assert "answer 42.0" in get(f"{healthy.url}/metrics?name[]=answer")[1]
+
+
+def test_a_client_that_says_nothing_does_not_hold_up_the_others(healthy: MetricsServer) -> None:
+    port = int(healthy.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port)):
+        assert get(f"{healthy.url}/healthz")[0] == 200
+
+
+def test_nothing_can_be_written(healthy: MetricsServer) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", int(healthy.url.rpartition(":")[2]))
+    connection.request("POST", "/metrics", body="x")
+    assert connection.getresponse().status == 501
+    connection.close()
+
+
+def test_a_port_that_is_in_use_is_one_line(healthy: MetricsServer) -> None:
+    address = healthy.url.removeprefix("http://")
+    with pytest.raises(InputError, match=rf"^{address} is in use: "):
+        MetricsServer(address, CollectorRegistry(), lambda: Health(True, [], {}))
+
+
+def test_a_pipeline_that_cannot_serve_metrics_closes_what_it_was_given(
+    timed_engine, healthy: MetricsServer
+) -> None:
+    closed = []
+
+    class Log:
+        def write(self, *_: object) -> None: ...
+
+        def close(self) -> None:
+            closed.append(True)
+
+    config = make_config(
+        {
+            "sources": [{"url": "test://64x48@50"}],
+            "metrics": {"address": healthy.url.removeprefix("http://")},
+        }
+    )
+    with pytest.raises(InputError, match="is in use"):
+        Pipeline(config, timed_engine(), recorders=[Log()]).start()
+    assert closed == [True]
+
+
+def test_who_binds_beyond_this_machine_is_warned(caplog) -> None:
+    server = MetricsServer("*:0", CollectorRegistry(), lambda: Health(True, [], {}))
+    server.close()
+    assert "everyone in the network can read" in caplog.text
+    caplog.clear()
+    MetricsServer("localhost:0", CollectorRegistry(), lambda: Health(True, [], {})).close()
+    assert caplog.text == ""
+
+
+def test_addresses_of_both_kinds_are_understood() -> None:
+    assert split_address("127.0.0.1:9100") == ("127.0.0.1", 9100)
+    assert split_address("[::1]:9100") == ("::1", 9100)
+    assert split_address("localhost:0") == ("localhost", 0)
+    assert split_address("*:9100") == split_address(":9100") == ("", 9100)
+
+
+@pytest.mark.parametrize(
+    "address", ["", "9100", "127.0.0.1", "host:", "host:99999", "host:-1", "::1:9100", "a/b:1"]
+)
+def test_what_is_no_address_is_named(address: str) -> None:
+    with pytest.raises(InputError, match="is no address for metrics: use host:port"):
+        split_address(address)
