@@ -135,7 +135,7 @@ def main() -> None:
 
 
 def _leave(exit_code: int) -> None:
-    """End the program, at once if a thread hangs in FFmpeg or in the compiler of a model.
+    """End the program, at once if a thread hangs in FFmpeg or in an engine.
 
     Python would take itself apart under such a thread, which crashes when its call returns.
     """
@@ -143,7 +143,7 @@ def _leave(exit_code: int) -> None:
     import sys
     import threading
 
-    hanging = ("read", "decode", "load")
+    hanging = ("read", "decode", "load", "infer", "masks")
     if any(t.daemon and t.name.partition(" ")[0] in hanging for t in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -45,6 +45,7 @@ class DecodeStage(threading.Thread):
         config: the source.
         unreachable: why a source that is not on this machine has never answered; it is still tried.
         policy: what happens to a frame that comes while another waits; None until that is known.
+        last_word: its ``ended``, once it has said so.
         is_over: it has said that it has ended.
         has_returned: its thread counts nothing any more, and holds nothing open.
     """
@@ -66,6 +67,7 @@ class DecodeStage(threading.Thread):
         self.config = config
         self.unreachable: InputError | None = None
         self.policy = config.policy
+        self.last_word: Event | None = None
         self.is_over = False
         self.has_returned = False
         self._required = required
@@ -137,9 +139,11 @@ class DecodeStage(threading.Thread):
             Whether this was the first.
         """
         data = {"reason": reason, "detail": detail} if detail else {"reason": reason}
+        last_word = Event(self._source_name, "ended", data)
         self.is_over = True
-        if not self._inbox.close(Event(self._source_name, "ended", data), discard=discard):
+        if not self._inbox.close(last_word, discard=discard):
             return False
+        self.last_word = last_word
         self._meter.ended(self._source_name, detail or reason, corrupt)
         # Of a required one that was not reached others tell: it may be an error by itself.
         bad = reason in ("lost", "failed") or (reason == "unreachable" and not self._required)

@@ -52,11 +52,11 @@ def configure(level: str = "warning", form: str = "text") -> None:
         raise InputError(f"log level {level!r}: use {', '.join(get_args(LogLevel))}")
     if form not in get_args(LogFormat):
         raise InputError(f"log format {form!r}: use {' or '.join(get_args(LogFormat))}")
-    handler = _StderrHandler()
+    handler = StderrHandler()
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     handler.addFilter(RepeatFilter())
     root = logging.getLogger()
-    for old in [old for old in root.handlers if isinstance(old, _StderrHandler)]:
+    for old in [old for old in root.handlers if isinstance(old, StderrHandler)]:
         root.removeHandler(old)
     root.addHandler(handler)
     for room in ROOMS:
@@ -136,7 +136,7 @@ class RepeatFilter(logging.Filter):
         return True
 
 
-class _StderrHandler(logging.StreamHandler[TextIO]):
+class StderrHandler(logging.StreamHandler[TextIO]):
     """Writes to what stderr is now: the live table puts another one in its place."""
 
     def __init__(self) -> None:
@@ -144,6 +144,7 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
 
     @property
     def stream(self) -> TextIO:
+        """What stderr is now."""
         return sys.stderr
 
     @stream.setter

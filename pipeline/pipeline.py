@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +29,10 @@ if TYPE_CHECKING:
 STOP_GRACE_S = 1.0
 """A decoder that hangs in a read when the pipeline stops is left behind after so long."""
 
+DRAIN_S = 1.0
+"""What the engine has begun when the pipeline stops may take so long to be published."""
 
-_STOP, _REVIEW = "stop", "review"
+_STOP, _REVIEW, _HURRY = "stop", "review", "hurry"
 
 
 class Pipeline:
@@ -152,6 +156,14 @@ class Pipeline:
         """Return what the sources of this moment are made from, named; policies once known."""
         return list(self._configs) if self._sources is None else self._sources.configs()
 
+    @property
+    def is_published(self) -> bool:
+        """Whether everything is out that will be, and sockets and files are closed.
+
+        After ``stop`` the engine may still be at work for long on what nobody waits for any more.
+        """
+        return self._supervisor is not None and not self._stages[-1].is_alive()
+
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait for the end, so long at most; tell whether it has come."""
         if self._supervisor is None:
@@ -230,13 +242,12 @@ class Pipeline:
                 seen,
                 self.config.publish,
                 manifest.labels,
-                sources.names,
+                sources,
                 self._recorders,
                 self._on_frame,
                 meter,
                 self._reading,
                 report,
-                sources.removal_told,
             ),
         )
         return sources
@@ -244,8 +255,13 @@ class Pipeline:
     def _supervise(self, engine: Engine, sources: Sources) -> None:
         """Obey orders until all stages are over, then clear up."""
         working = len(self._stages)
+        drained_by_s = math.inf
         while working:
-            order = self._orders.get()
+            order = self._next_order(drained_by_s)
+            if order == _HURRY:
+                drained_by_s = math.inf
+                self._pass_by_engine()
+                continue
             if order is None:
                 working -= 1
                 continue
@@ -255,8 +271,7 @@ class Pipeline:
             if isinstance(order, BaseException):
                 self._error = self._error or order
             self._shut_down(sources, "stopped" if order == _STOP else "failed")
-        if self._control is not None:
-            self._control.close()
+            drained_by_s = min(drained_by_s, time.monotonic() + DRAIN_S)
         sources.join(STOP_GRACE_S)
         if self._metrics is not None:
             self._metrics.close()
@@ -264,11 +279,31 @@ class Pipeline:
             engine.close()
         self._error = self._error or sources.why_nothing_came()
 
+    def _next_order(self, by_s: float) -> str | BaseException | None:
+        left_s = max(0.0, by_s - time.monotonic())
+        try:
+            return self._orders.get(timeout=None if left_s == math.inf else left_s)
+        except queue.Empty:
+            return _HURRY
+
+    def _pass_by_engine(self) -> None:
+        """Let the publish stage end, though the engine is still at work on what it began.
+
+        The first picture of a size can take an engine seconds, and on a CPU a large model any. The
+        publish stage itself says that the sources have ended, where their word is stuck behind.
+        """
+        detected, seen = self._behind_inference
+        for inbox in (self._prepared, detected):
+            inbox.close(discard=True)
+        seen.close()
+
     def _shut_down(self, sources: Sources, reason: str) -> None:
         """Stop reading. What the engine has begun goes out; what waits before it is dropped.
 
         After a failure what waits anywhere is dropped: the stage that would take it may be gone.
         """
+        if self._control is not None:
+            self._control.close()
         sources.stop(reason)
         self._reading.set()
         self._prepared.discard()

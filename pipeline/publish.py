@@ -55,6 +55,19 @@ class Recorder(Protocol):
 OnFrame = Callable[[Frame, Instances, Published], None]
 
 
+class PublishedSources(Protocol):
+    """The sources whose frames are published."""
+
+    def names(self) -> Sequence[str]:
+        """Return the names of all."""
+
+    def last_words(self) -> Sequence[Event]:
+        """Return the ``ended`` of each that has ended."""
+
+    def removal_told(self, name: str) -> None:
+        """Note that nothing of a source that was removed is on its way any more."""
+
+
 class PublishStage(Stage[Seen, None]):
     """Owns the socket and the recorders; every frame and event ends here.
 
@@ -62,13 +75,12 @@ class PublishStage(Stage[Seen, None]):
         inbox: frames and events.
         config: the socket's; None for none.
         label_names: the model's.
-        sources: tells the names of all sources.
+        sources: tells of all sources, and is told when the last of one is out.
         recorders: get every frame; closed at the end.
         on_frame: called with every frame.
         meter: told of every frame.
         start: set when enough subscribers are there.
         report: as of ``Stage``.
-        on_removed: called with the name of a source that was removed, behind its last frame.
     """
 
     idle_timeout_s = SUBSCRIBER_POLL_S
@@ -78,13 +90,12 @@ class PublishStage(Stage[Seen, None]):
         inbox: Inbox[Seen | Event],
         config: PublishConfig | None,
         label_names: Sequence[str],
-        sources: Callable[[], Sequence[str]],
+        sources: PublishedSources,
         recorders: Sequence[Recorder],
         on_frame: OnFrame | None,
         meter: Meter,
         start: threading.Event,
         report: Report,
-        on_removed: Callable[[str], None],
     ) -> None:
         super().__init__("publish", inbox, None, report)
         self._config = config
@@ -94,10 +105,10 @@ class PublishStage(Stage[Seen, None]):
         self._on_frame = on_frame
         self._meter = meter
         self._start_reading = start
-        self._on_removed = on_removed
         self._publisher: Publisher | None = None
         self._seq: Counter[str] = Counter()
         self._lost: Counter[str] = Counter()
+        self._ended: set[str] = set()
         self._size: dict[str, tuple[int, int]] = {}
 
     def open(self) -> None:
@@ -116,7 +127,9 @@ class PublishStage(Stage[Seen, None]):
             )
             wanted = self._config.wait_subscribers
             while wanted and not self._start_reading.is_set():
-                if self._publisher.wait_for_subscribers(wanted, SUBSCRIBER_POLL_S, self._sources()):
+                if self._publisher.wait_for_subscribers(
+                    wanted, SUBSCRIBER_POLL_S, self._sources.names()
+                ):
                     break
         self._start_reading.set()
 
@@ -142,12 +155,14 @@ class PublishStage(Stage[Seen, None]):
         if self._publisher is not None:
             self._publisher.event(event.source, event.name, **event.data)
         if event.name == "ended":
+            self._ended.add(event.source)
             self._lost.pop(event.source, None)
             self._size.pop(event.source, None)
         if event.data.get("reason") == REMOVED:
+            self._ended.discard(event.source)
             if self._publisher is not None:
                 self._publisher.forget(event.source)
-            self._on_removed(event.source)
+            self._sources.removal_told(event.source)
 
     def idle(self) -> None:
         """Answer those who subscribe while nothing is published."""
@@ -156,12 +171,22 @@ class PublishStage(Stage[Seen, None]):
             self._count_subscribers(self._publisher)
 
     def close(self) -> None:
-        """Finish the files and free the endpoint, each whatever becomes of the others."""
+        """Finish the files and free the endpoint, each whatever becomes of the others.
+
+        That a source has ended is said here where it could not come in line with its frames: the
+        engine failed, or is at work for too long.
+        """
         with ExitStack() as closing:
             if self._publisher is not None:
                 closing.callback(self._publisher.close)
+                closing.callback(self._say_last_words, self._publisher)
             for recorder in self._recorders:
                 closing.callback(recorder.close)
+
+    def _say_last_words(self, publisher: Publisher) -> None:
+        for word in self._sources.last_words():
+            if word.source not in self._ended:
+                publisher.event(word.source, word.name, **word.data)
 
     def _publish(self, frame: Frame, instances: Instances) -> Published:
         source = frame.source
@@ -186,7 +211,7 @@ class PublishStage(Stage[Seen, None]):
         return Published(sent.seq, sent.publish_ns, lost_before)
 
     def _count_subscribers(self, publisher: Publisher) -> None:
-        self._meter.subscribers = max(map(publisher.subscribers, self._sources()), default=0)
+        self._meter.subscribers = max(map(publisher.subscribers, self._sources.names()), default=0)
 
 
 def encode_jpeg(frame: Frame, quality: int) -> bytes:

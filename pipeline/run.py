@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +29,9 @@ COLUMNS = ("source", "captured", "processed", "dropped", "fps", "latency ms", "n
 
 _POLL_S, _SHOW_EVERY_S = 0.05, 0.2
 
+_LEAVE_AFTER_S = 1.3
+"""An engine that is at work for longer after a signal is left to itself (``maskcast.main``)."""
+
 
 def run_to_end(
     config: Config, *, limit: int | None = None, note: Callable[[], str] = lambda: ""
@@ -46,11 +51,8 @@ def run_to_end(
     """
     with Console(stderr=True).status("loading the model"):
         engine = _load(config.model)
-    try:
-        with _stopping_on_signals() as stop:
-            return _run(config, engine, limit, note, stop)
-    finally:
-        engine.close()
+    with _stopping_on_signals() as stop:
+        return _run(config, engine, limit, note, stop)
 
 
 def _run(
@@ -60,26 +62,37 @@ def _run(
     note: Callable[[], str],
     stop: threading.Event,
 ) -> Stats:
+    """Run until the end, and close the engine, unless it cannot be waited for."""
     label_names = engine.manifest.labels
-    recorders: list[Recorder] = []
-    if config.outputs.jsonl is not None:
-        recorders.append(JsonlRecorder(Path(config.outputs.jsonl), label_names))
-    if config.outputs.save is not None:
-        recorders.append(VideoRecorder(Path(config.outputs.save), label_names))
-    pipeline = Pipeline(config, engine, recorders=recorders, limit=limit)
-    with LiveTable(f"{engine.manifest.name} on {engine.device}", COLUMNS) as table:
-        pipeline.start()
-        shown_s = 0.0
-        while not pipeline.wait(_POLL_S):
-            if stop.is_set():
-                pipeline.stop()
-            elif time.monotonic() - shown_s >= _SHOW_EVERY_S:
-                _show(table, pipeline.stats(), label_names, note())
-                shown_s = time.monotonic()
-        pipeline.join()
-        stats = pipeline.stats()
-        _show(table, stats, label_names, note())
-    return stats
+    busy = False
+    try:
+        recorders: list[Recorder] = []
+        if config.outputs.jsonl is not None:
+            recorders.append(JsonlRecorder(Path(config.outputs.jsonl), label_names))
+        if config.outputs.save is not None:
+            recorders.append(VideoRecorder(Path(config.outputs.save), label_names))
+        pipeline = Pipeline(config, engine, recorders=recorders, limit=limit)
+        with LiveTable(f"{engine.manifest.name} on {engine.device}", COLUMNS) as table:
+            pipeline.start()
+            shown_s, stopped_s = 0.0, math.inf
+            while not pipeline.wait(_POLL_S):
+                now_s = time.monotonic()
+                if stop.is_set() and stopped_s == math.inf:
+                    stopped_s = now_s
+                    pipeline.stop()
+                elif now_s - stopped_s > _LEAVE_AFTER_S and pipeline.is_published:
+                    busy = True
+                    sys.exit(0)
+                elif now_s - shown_s >= _SHOW_EVERY_S:
+                    _show(table, pipeline.stats(), label_names, note())
+                    shown_s = now_s
+            pipeline.join()
+            stats = pipeline.stats()
+            _show(table, stats, label_names, note())
+        return stats
+    finally:
+        if not busy:
+            engine.close()
 
 
 def _load(model: ModelConfig) -> Engine:

@@ -140,6 +140,12 @@ class Sources:
             self.outlet.add(member.inbox)
         _logger.info("source_removed", extra=fields(source=name))
 
+    def last_words(self) -> list[Event]:
+        """Return the ``ended`` of each that has ended."""
+        with self._lock:
+            words = [member.decoder.last_word for member in self._members.values()]
+        return [word for word in words if word is not None]
+
     def names(self) -> list[str]:
         """Return the names of all, in the order in which they came."""
         with self._lock:

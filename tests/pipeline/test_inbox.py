@@ -182,3 +182,65 @@ def test_closing_may_discard_all_but_events() -> None:
     inbox.close("ended", discard=True)
     assert [inbox.take(), inbox.take()] == [["event"], ["ended"]]
     assert dropped == [("frame", "stopped")]
+
+
+def test_a_round_may_stay_open_for_inboxes_that_come_later() -> None:
+    changed = threading.Condition()
+    turn: RoundRobin[int] = RoundRobin([], changed, open_end=True)
+    assert turn.take(timeout_s=0.01) == []
+    for number in range(3):
+        inbox = Inbox[int](changed=changed)
+        inbox.close(number)
+        threading.Timer(0.02, turn.add, (inbox,)).start()
+        assert turn.take(timeout_s=5) == [number]
+    assert turn.take(timeout_s=0.01) == []
+    threading.Timer(0.02, turn.close).start()
+    with pytest.raises(InboxClosed):
+        turn.take(timeout_s=5)
+    assert not turn.add(Inbox[int](changed=changed))
+
+
+def test_a_word_may_be_added_when_an_inbox_has_ended() -> None:
+    changed = threading.Condition()
+    inbox = Inbox[str](changed=changed)
+    turn = RoundRobin([inbox], changed, open_end=True)
+    inbox.put("frame")
+    inbox.close("ended")
+    for waits in (True, False):
+        if not waits:
+            assert [turn.take(timeout_s=0) for _ in range(4)][-1] == []
+        inbox.add_last("removed")
+        turn.add(inbox)
+    assert turn.take() == ["removed"]
+    assert turn.take(timeout_s=0) == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    steps=st.lists(st.sampled_from(["come", "go", "serve"]), min_size=5, max_size=60),
+    first=st.integers(1, 4),
+)
+def test_who_stays_is_served_in_turn_while_others_come_and_go(steps, first: int) -> None:
+    changed = threading.Condition()
+    inboxes = {number: Inbox[int](changed=changed) for number in range(first)}
+    turn = RoundRobin(list(inboxes.values()), changed, open_end=True)
+    since_served = dict.fromkeys(inboxes, 0)
+    for number, step in enumerate(steps, start=first):
+        if step == "come":
+            inboxes[number], since_served[number] = Inbox[int](changed=changed), 0
+            turn.add(inboxes[number])
+        elif step == "go" and len(inboxes) > 1:
+            gone = number % len(inboxes)
+            name = list(inboxes)[gone]
+            inboxes.pop(name).close(discard=True)
+            since_served.pop(name)
+        else:
+            for name, inbox in inboxes.items():
+                if not len(inbox):
+                    inbox.put(name)
+            (served,) = turn.take()
+            for name in since_served:
+                since_served[name] += 1
+            since_served[served] = 0
+        most = max(since_served.values(), default=0)
+        assert most <= first + steps.count("come")  # never passed over for a whole round

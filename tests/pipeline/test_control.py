@@ -1,0 +1,420 @@
+import logging
+import os
+import socket as posix_socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import zmq
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engines.errors import InputError
+from pipeline.config import SourceConfig, make_config
+from pipeline.control import (
+    LONGEST_PART,
+    LONGEST_REQUEST,
+    AddSource,
+    Answer,
+    ControlServer,
+    ListSources,
+    RemoveSource,
+    decode_request,
+)
+from pipeline.control_client import ControlClient
+from pipeline.keys import new_keys
+from pipeline.pipeline import Pipeline
+from pipeline.stats import Meter
+from pipeline.subscriber import StreamEvent, subscribe
+
+
+@contextmanager
+def controlled(engine, control: str, *sources: dict[str, Any], **sections) -> Iterator[Pipeline]:
+    """A pipeline that runs until the end of the test, and has to end well."""
+    sections.setdefault("publish", None)
+    raw = {"sources": list(sources), "control": control, **sections}
+    pipeline = Pipeline(make_config(raw), engine)
+    pipeline.start()
+    try:
+        yield pipeline
+    finally:
+        pipeline.stop()
+        assert pipeline.wait(10)
+    pipeline.join()
+
+
+@pytest.fixture
+def endpoint(tmp_path: Path) -> str:
+    return f"ipc://{tmp_path}/control"
+
+
+@pytest.fixture
+def client(endpoint: str) -> ControlClient:
+    return ControlClient(endpoint)
+
+
+def add(client: ControlClient, name: str, url: str | Path, **options: Any) -> None:
+    client.ask(AddSource({"name": name, "url": str(url), **options}))
+
+
+def states(client: ControlClient) -> dict[str, str]:
+    return {source.name: str(source.state) for source in client.list()}
+
+
+def wait_until(condition, timeout_s: float = 10.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+
+
+def test_sources_come_and_go_and_others_do_not_notice(
+    endpoint, client, timed_engine, make_clip
+) -> None:
+    steady = {"name": "steady", "url": "test://64x48@50", "policy": "block", "max_fps": 50}
+    with controlled(timed_engine(0.002), endpoint, steady) as pipeline:
+        add(client, "clip", make_clip(frames=30), loop=True)
+        add(client, "pattern", "test://96x64@30", every_nth=2)
+        wait_until(lambda: all(source.processed > 5 for source in pipeline.stats().sources))
+        by_name = {source.name: source for source in client.list()}
+        assert list(by_name) == ["steady", "clip", "pattern"]
+        assert (by_name["clip"].width, by_name["clip"].height) == (64, 48)
+        assert [source.policy for source in by_name.values()] == ["block", "block", "latest"]
+        assert by_name["pattern"].dropped > 0
+        assert by_name["clip"].fps > 0
+        before = pipeline.stats().sources[0]
+        assert client.remove("clip")
+        assert client.remove("pattern")
+        assert states(client) == {"steady": "streaming"}
+        wait_until(lambda: pipeline.stats().sources[0].processed > before.processed + 10)
+        steady_now = pipeline.stats().sources[0]
+    assert steady_now.captured >= before.captured + 10  # its figures went on from where they were
+    (end,) = pipeline.stats().sources
+    drops = {where: count for where, count in end.dropped.items() if where[1] != "stopped"}
+    assert all(stage == "decode" for stage, _ in drops)
+
+
+def test_subscribers_hear_what_comes_and_goes_and_numbers_go_on(
+    endpoint, client, timed_engine, tmp_path
+) -> None:
+    publish = {"endpoint": f"ipc://{tmp_path}/messages", "wait_subscribers": 1}
+    items: list[Any] = []
+
+    def listen() -> None:
+        with (
+            subscribe(
+                publish["endpoint"], policy="all", events=True, until_ended=False, timeout_s=3
+            ) as stream,
+            suppress(TimeoutError),
+        ):
+            items.extend(iter(stream.receive, None))
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    steady = {"name": "steady", "url": "test://64x48@40"}
+    with controlled(timed_engine(), endpoint, steady, publish=publish) as pipeline:
+        wait_until(lambda: pipeline.stats().sources[0].processed > 3)
+        for _ in range(2):
+            add(client, "guest", "test://32x32@40")
+            wait_until(lambda: pipeline.stats().sources[1].processed > 5)
+            assert client.remove("guest")
+        with subscribe(publish["endpoint"], policy="all", events=True) as late:
+            told = [late.receive() for _ in range(10)]
+        assert {item.source for item in told} == {"steady"}  # nobody hears of what is gone
+        time.sleep(0.2)
+    listener.join()
+    guest = [item for item in items if item.source == "guest"]
+    frames = [item for item in guest if not isinstance(item, StreamEvent)]
+    assert [frame.seq for frame in frames] == list(range(len(frames)))
+    assert all(frame.lost_before == 0 for frame in frames)
+    assert [frame.index for frame in frames].count(0) == 2  # pictures are counted anew
+    events = [item for item in guest if isinstance(item, StreamEvent)]
+    told = [
+        event.data.get("state", event.name)
+        for event in events
+        if event.name in ("state", "ended", "size")
+    ]
+    assert told == ["streaming", "size", "ended"] * 2
+    assert {event.data["reason"] for event in events if event.name == "ended"} == {"removed"}
+    others = [item.seq for item in items if item.source == "steady" and hasattr(item, "instances")]
+    assert others == list(range(len(others)))
+
+
+def test_sources_that_came_and_went_leave_nothing_behind(
+    endpoint, client, timed_engine, make_clip, free_port
+) -> None:
+    clip = make_clip(frames=30)
+    urls = ("test://64x48@100", str(clip), f"rtsp://127.0.0.1:{free_port}/cam")
+
+    def threads() -> list[str]:
+        return sorted(thread.name for thread in threading.enumerate())
+
+    def handles() -> int:
+        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+    with controlled(timed_engine(), endpoint, {"url": "test://64x48@50", "name": "stays"}) as p:
+        add(client, "first", clip)
+        assert client.remove("first")
+        before = threads(), handles()
+        for number in range(50):
+            add(client, "guest", urls[number % 3], loop=number % 3 == 1)
+            if number % 5 == 0:
+                time.sleep(0.05)
+            assert client.remove("guest")
+        wait_until(lambda: (threads(), handles()) == before)
+        assert states(client) == {"stays": "streaming"}
+        assert [source.name for source in p.stats().sources] == ["stays"]
+
+
+def test_what_is_added_wrongly_is_told_in_one_line_and_harms_nobody(
+    endpoint, client, timed_engine, make_clip, tmp_path
+) -> None:
+    (tmp_path / "text.mp4").write_text("no video")
+    with controlled(timed_engine(), endpoint, {"url": "test://64x48@50", "name": "on"}) as pipeline:
+        for source, message in [
+            ({"name": "on", "url": "test://8x8@1"}, "there is a source 'on' already"),
+            ({"url": "test://8x8@1"}, "needs a name"),
+            ({"name": "a"}, "'url' is missing"),
+            ({"name": "a/b", "url": "test://8x8@1"}, "name: use 1 to 64 letters"),
+            ({"name": "a", "url": "test://8x8@1", "polcy": "block"}, "did you mean 'policy'"),
+            ({"name": "a", "url": "test://8x8@1", "policy": "all"}, "policy: invalid"),
+            ({"name": "a", "url": "gopher://u:hunter2@host/x"}, "scheme 'gopher'"),
+            ({"name": "a", "url": "test://nonsense"}, "WIDTHxHEIGHT@FPS"),
+            ({"name": "a", "url": "gone\nfor ever.mp4"}, "no such file"),
+        ]:
+            with pytest.raises(InputError, match=message) as caught:
+                client.ask(AddSource(source))
+            assert "\n" not in str(caught.value)
+            assert "hunter2" not in str(caught.value)
+        with pytest.raises(InputError, match="no source 'off'; there are: on"):
+            client.remove("off")
+        add(client, "text", tmp_path / "text.mp4")
+        wait_until(lambda: states(client)["text"] == "ended")
+        (text,) = (source for source in client.list() if source.name == "text")
+        assert "not a video" in text.detail
+        with pytest.raises(InputError, match="there is a source 'text' already"):
+            add(client, "text", make_clip())
+        assert client.remove("text")
+        add(client, "text", make_clip())
+        wait_until(lambda: states(client)["text"] == "ended")
+        assert pipeline.stats().sources[1].processed == 10
+        assert not pipeline.wait(0.1)
+
+
+def test_a_pipeline_with_a_control_socket_waits_for_its_first_source(
+    endpoint, client, timed_engine, make_clip
+) -> None:
+    engine = timed_engine()
+    with controlled(engine, endpoint) as pipeline:
+        assert client.list() == []
+        add(client, "clip", make_clip())
+        wait_until(lambda: states(client)["clip"] == "ended")
+        assert client.remove("clip")
+        assert not pipeline.wait(0.3)
+        assert client.list() == []
+    assert sum(engine.batches) == 10
+    with pytest.raises(InputError, match="at its end"):
+        pipeline.add(SourceConfig(url="test://8x8@1", name="late"))
+    with pytest.raises(InputError, match="nobody answers"):
+        ControlClient(endpoint, 0.1).list()
+
+
+def test_without_one_a_pipeline_may_be_changed_too_and_ends_with_its_last_source(
+    timed_engine, make_clip
+) -> None:
+    config = make_config({"sources": [{"url": "test://64x48@50", "name": "a"}], "publish": None})
+    pipeline = Pipeline(config, timed_engine())
+    with pytest.raises(InputError, match="has not started"):
+        pipeline.add(SourceConfig(url="test://8x8@1", name="early"))
+    pipeline.start()
+    pipeline.add(SourceConfig(url=str(make_clip()), name="b"))
+    pipeline.remove("a")
+    assert pipeline.wait(10)
+    pipeline.join()
+    with pytest.raises(InputError, match="at its end"):
+        pipeline.add(SourceConfig(url="test://8x8@1", name="late"))
+
+
+def test_a_camera_is_added_with_its_password_which_nobody_is_told(
+    endpoint, client, timed_engine, rtsp_server, caplog
+) -> None:
+    rtsp_server.start("--credentials", "admin:hunter2")
+    url = rtsp_server.url.replace("//", "//admin:hunter2@")
+    with (
+        caplog.at_level(logging.DEBUG),
+        controlled(timed_engine(), endpoint, {"url": "test://64x48@20", "name": "on"}) as pipeline,
+    ):
+        add(client, "cam", url)
+        wait_until(lambda: pipeline.stats().sources[1].processed > 5)
+        shown = repr(client.list())
+        rtsp_server.stop()
+        wait_until(lambda: states(client)["cam"] == "reconnecting")
+        shown += repr(client.list())
+        assert client.remove("cam")
+    assert "rtsp://***@127.0.0.1" in shown
+    assert "hunter2" not in shown + caplog.text
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ControlServer]:
+    class Nothing:
+        """A pipeline without sources that takes none."""
+
+        def add(self, source: SourceConfig) -> None:
+            raise InputError("no")
+
+        def remove(self, name: str) -> None:
+            raise InputError("no")
+
+        def sources(self) -> list[SourceConfig]:
+            return []
+
+        def stats(self):
+            return Meter([]).stats()
+
+    server = ControlServer("ipc://nowhere", None, Nothing(), lambda error: None)
+    yield server
+    server.close()
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats()
+    | st.text(max_size=9)
+    | st.binary(max_size=9),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=7), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+REQUESTS = st.fixed_dictionaries(
+    {"request": st.sampled_from(["list", "add", "remove", "dance"]) | VALUES},
+    optional={"source": VALUES, "name": VALUES, "extra": VALUES},
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.binary(max_size=200) | (VALUES | REQUESTS).map(msgspec.msgpack.encode))
+def test_any_bytes_are_answered(server, data: bytes) -> None:
+    answer = msgspec.msgpack.decode(server.answer(data), type=Answer)
+    assert answer.ok == (answer.sources == [])
+    assert answer.ok or answer.error
+    assert "\n" not in answer.error
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\x81" * 10_000, b"\x91" * 10_000 + b"\x00", b"\xdf\xff\xff\xff\xff", b"\xc1", b"x" * 20_000],
+    ids=["maps in maps", "lists in lists", "a map said to be huge", "no msgpack", "too long"],
+)
+def test_bytes_that_are_made_to_hurt_are_answered(server, data: bytes) -> None:
+    answer = msgspec.msgpack.decode(server.answer(data), type=Answer)
+    assert not answer.ok
+    with pytest.raises(InputError):
+        decode_request(data)
+
+
+def test_rubbish_at_the_socket_disturbs_neither_pipeline_nor_others(
+    free_port, timed_engine
+) -> None:
+    endpoint = f"tcp://127.0.0.1:{free_port}"
+    client = ControlClient(endpoint)
+    with controlled(timed_engine(), endpoint, {"url": "test://64x48@50", "name": "on"}) as pipeline:
+        wait_until(lambda: states(client) == {"on": "streaming"})
+        with zmq.Context() as context:
+            for kind in (zmq.DEALER, zmq.REQ):
+                for parts in (
+                    [b"\xff" * 9],
+                    [b"", b"", b"a"],
+                    [b""] * 50,
+                    [bytes(LONGEST_PART + 1)],
+                ):
+                    with context.socket(kind) as stranger:
+                        stranger.set(zmq.LINGER, 200)
+                        stranger.connect(endpoint)
+                        stranger.send_multipart(parts)
+            with context.socket(zmq.REQ) as stranger:
+                stranger.connect(endpoint)
+                stranger.send(bytes(LONGEST_REQUEST + 1))
+                answer = msgspec.msgpack.decode(stranger.recv(), type=Answer)
+                assert f"{LONGEST_REQUEST} bytes at most" in answer.error
+        for garbage in (
+            b"",
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"\xff" * 5000,
+            b"\xff" + bytes(8) + b"\x7f",
+        ):
+            with posix_socket.create_connection(("127.0.0.1", free_port)) as stranger:
+                stranger.sendall(garbage)
+        before = pipeline.stats().processed
+        assert states(client) == {"on": "streaming"}
+        wait_until(lambda: pipeline.stats().processed > before + 5)
+
+
+def test_only_this_machine_is_served_without_keys(timed_engine, endpoint) -> None:
+    for control, message in [
+        ("tcp://*:0", "everyone in the network could control this"),
+        ("tcp://0.0.0.0:0", "everyone in the network could control this"),
+        ("127.0.0.1:5556", "is no endpoint"),
+        ("ipc:///nowhere/at/all", "cannot be controlled on"),
+    ]:
+        config = make_config(
+            {"sources": [{"url": "test://8x8@1"}], "publish": None, "control": control}
+        )
+        with pytest.raises(InputError, match=message):
+            Pipeline(config, timed_engine()).run()
+    with controlled(timed_engine(), endpoint):
+        path = Path(endpoint.removeprefix("ipc://"))
+        wait_until(path.exists)
+        wait_until(lambda: path.stat().st_mode & 0o777 == 0o600)
+        again = make_config({"publish": None, "control": endpoint})
+        with pytest.raises(InputError, match="in use"):
+            Pipeline(again, timed_engine()).run()
+    assert not path.exists()
+
+
+def test_the_publishers_keys_hold_for_control(timed_engine, tmp_path, free_port) -> None:
+    for name in ("server", "friend", "stranger"):
+        new_keys(tmp_path / name)
+    curve = {
+        "secret_key": str(tmp_path / "server.key_secret"),
+        "allowed_clients": [str(tmp_path / "friend.key")],
+    }
+    publish = {"endpoint": "tcp://127.0.0.1:0", "curve": curve}
+    endpoint = f"tcp://127.0.0.1:{free_port}"
+    server_key = tmp_path / "server.key"
+    with controlled(timed_engine(), f"tcp://*:{free_port}", publish=publish):
+        friend = ControlClient(
+            endpoint, server_key=server_key, client_key=tmp_path / "friend.key_secret"
+        )
+        add(friend, "a", "test://64x48@10")
+        assert "a" in states(friend)
+        stranger = ControlClient(
+            endpoint, 0.5, server_key=server_key, client_key=tmp_path / "stranger.key_secret"
+        )
+        for refused in (stranger, ControlClient(endpoint, 0.5)):
+            with pytest.raises(InputError, match="nobody answers"):
+                refused.list()
+    with pytest.raises(InputError, match="together"):
+        ControlClient(endpoint, server_key=server_key)
+
+
+def test_requests_look_on_the_wire_as_documented() -> None:
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(ListSources())) == {"request": "list"}
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(RemoveSource("door"))) == {
+        "request": "remove",
+        "name": "door",
+    }
+    source = {"name": "door", "url": "rtsp://camera/1", "policy": "latest"}
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(AddSource(source))) == {
+        "request": "add",
+        "source": source,
+    }
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(Answer(ok=True))) == {"ok": True}

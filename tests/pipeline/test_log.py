@@ -1,0 +1,134 @@
+import io
+import json
+import logging
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from engines.errors import InputError
+from pipeline import log
+from pipeline.log import REPEAT_EVERY_S, RepeatFilter, configure, fields
+
+logger = logging.getLogger("pipeline.test")
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    """The logging of before comes back."""
+    root, rooms = logging.getLogger(), [logging.getLogger(room) for room in log.ROOMS]
+    levels = [room.level for room in rooms]
+    yield
+    for handler in [handler for handler in root.handlers if isinstance(handler, log.StderrHandler)]:
+        root.removeHandler(handler)
+    for room, level in zip(rooms, levels, strict=True):
+        room.setLevel(level)
+
+
+def test_an_event_is_one_line_of_keys_and_values(capsys) -> None:
+    configure()
+    logger.warning(
+        "source_state", extra=fields(source="door", state="stalled", reason="no picture", gone=None)
+    )
+    (line,) = capsys.readouterr().err.splitlines()
+    time, rest = line.split(" ", 1)
+    assert time.startswith("time=2")
+    assert time.endswith("Z")
+    assert rest == (
+        "level=warning event=source_state source=door state=stalled "
+        'reason="no picture" logger=pipeline.test'
+    )
+
+
+def test_an_event_may_be_a_json_object(capsys) -> None:
+    configure("info", "json")
+    logger.info("source_added", extra=fields(source="door", count=3, share=0.5, on=True))
+    event = json.loads(capsys.readouterr().err)
+    assert event.pop("time").endswith("Z")
+    assert event == {
+        "level": "info",
+        "event": "source_added",
+        "source": "door",
+        "count": 3,
+        "share": 0.5,
+        "on": True,
+        "logger": "pipeline.test",
+    }
+
+
+def test_it_is_quiet_by_default(capsys) -> None:
+    configure()
+    logger.info("source_added")
+    logging.getLogger("somebody.else").info("chatter")
+    assert capsys.readouterr().err == ""
+    configure("debug")
+    logger.debug("detail")
+    logging.getLogger("somebody.else").info("chatter")
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_no_credentials_and_no_line_breaks_get_into_a_line(capsys, form: str) -> None:
+    configure("info", form)
+    url = "rtsp://admin:hunter2@camera/stream?token=hunter2"
+    logger.warning("cannot read %s\nat all", url)
+    logger.info("source_added", extra=fields(source="door", url=url, error=ValueError(url)))
+    try:
+        raise ValueError(url)
+    except ValueError:
+        logger.exception("failed")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert "hunter2" not in "".join(lines)
+    assert "ValueError" in lines[2]
+    assert "Traceback" in lines[2]
+
+
+def test_a_fault_that_repeats_is_told_at_once_and_then_once_a_minute() -> None:
+    now_s = [1000.0]
+    only = RepeatFilter(lambda: now_s[0])
+
+    def told(source: str | None = "door", state: str = "stalled", level: int = 30) -> object:
+        extra = fields(source=source, state=state)
+        record = logger.makeRecord("pipeline", level, "", 0, "source_state", (), None, extra=extra)
+        return only.filter(record) and record.__dict__["fields"].get("suppressed", 0)
+
+    assert told() == 0
+    assert [told() for _ in range(5)] == [False] * 5
+    assert told(state="reconnecting") == 0  # another fault
+    assert told(source="yard") == 0  # another source
+    assert [told(level=20), told(level=20)] == [0, 0]  # no fault
+    assert [told(source=None), told(source=None)] == [0, 0]
+    now_s[0] += REPEAT_EVERY_S - 1
+    assert told() is False
+    now_s[0] += 1
+    assert told() == 6
+    assert told() is False
+    now_s[0] += 2 * REPEAT_EVERY_S
+    assert told() == 1
+    assert told(source="yard") == 0
+
+
+def test_faults_of_sources_that_come_and_go_do_not_fill_the_memory() -> None:
+    now_s = [0.0]
+    only = RepeatFilter(lambda: now_s[0])
+    for number in range(2000):
+        now_s[0] += 1
+        extra = fields(source=f"cam{number}")
+        assert only.filter(logger.makeRecord("p", 30, "", 0, "lost", (), None, extra=extra))
+    assert len(only._told) <= REPEAT_EVERY_S + 1
+
+
+@pytest.mark.parametrize(("level", "form"), [("loud", "text"), ("info", "xml")])
+def test_what_is_no_level_and_no_format_is_named(level: str, form: str) -> None:
+    with pytest.raises(InputError, match=r"'loud': use debug|'xml': use text or json"):
+        configure(level, form)
+
+
+def test_stderr_is_looked_up_at_each_line(capsys, monkeypatch) -> None:
+    configure()
+    other = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", other)  # as rich does while a live table stands
+    logger.warning("moved")
+    assert capsys.readouterr().err == ""
+    assert "event=moved" in other.getvalue()
