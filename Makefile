@@ -18,7 +18,7 @@ RUN := .venv/bin
 TEST := .venv-test/bin
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test format clean debian
+.PHONY: help demo test test-offline test-live format clean debian
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -26,12 +26,18 @@ help:
 demo: .venv/installed
 	$(RUN)/maskcast demo $(SOURCE)
 
-# A process for each room: torch, TensorRT and the host's CUDA are no company for live streams.
 test: .venv-test/installed debian
 	$(TEST)/ruff check .
 	$(TEST)/ruff format --check .
 	$(TEST)/mypy
-	$(TEST)/pytest tests/benchmarks tests/builder
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=line test-offline test-live
+
+# A process for each room: torch, TensorRT and the host's CUDA are no company for live streams.
+# Those spend their time waiting for clocks; meanwhile what only computes takes what they leave.
+test-offline:
+	OMP_NUM_THREADS=1 nice $(TEST)/pytest tests/benchmarks tests/builder
+
+test-live:
 	$(TEST)/pytest tests/engines
 	$(TEST)/pytest tests/pipeline tests/test_*.py
 

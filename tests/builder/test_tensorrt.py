@@ -160,34 +160,28 @@ class TestDefaultModel:
 
 
 @needs_rtx
-def test_mask_rcnn_with_resnet50_at_full_size_builds_in_half(tmp_path):
-    torch = pytest.importorskip("torch")
-    from torchvision.models.detection import maskrcnn_resnet50_fpn
-
-    from builder.export import export_detector
-
-    torch.manual_seed(0)
-    network = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None).eval()
-    onnx.save(export_detector(network), tmp_path / "detector.onnx")
-    manifest = Manifest(
-        name="resnet50",
-        backend="tensorrt_rtx",
-        precision="fp16",
-        labels=("background", *map(str, range(90))),
-        input=FixedInput(800, 1344),
-        graphs=Graphs(GraphFile("detector.onnx", sha256(tmp_path / "detector.onnx"))),
-    )
+def test_both_graphs_of_mask_rcnn_with_resnet50_build_in_half_at_full_size(
+    calibrated_bundle, tmp_path
+):
     built: dict[str, Built] = {}
-    build_plans(
-        tmp_path,
-        manifest,
+    bundle = rebuild(
+        calibrated_bundle,
+        tmp_path / "gpu",
+        package="tensorrt_rtx",
+        precision="fp16",
+        size=(800, 1344),
         max_batch=2,
         capabilities=("8.6", "8.9", "12.0"),
         built=built.__setitem__,
     )
-    assert built["detector"].computes_in == {"HALF": 80}
-    assert len(built["detector"].plugins) == 3
-    assert 80e6 < built["detector"].plan_bytes < 110e6
+    detector, segmenter = built["detector"], built["segmenter"]
+    assert detector.computes_in == {"HALF": 80}
+    # Four convolutions, the transposed one, and the product with the class's row.
+    assert segmenter.computes_in == {"HALF": 6}
+    assert (len(detector.plugins), len(segmenter.plugins)) == (3, 1)
+    assert 80e6 < detector.plan_bytes < 110e6
+    assert 4e6 < segmenter.plan_bytes < 12e6
+    assert [plan.max_boxes for plan in bundle.manifest.plans] == [0, 200]
 
 
 @needs_rtx

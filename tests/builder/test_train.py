@@ -39,6 +39,18 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def _no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than steps so small; where ``curves`` is asked for, they are drawn."""
+    if "curves" not in request.fixturenames:
+        monkeypatch.setattr(train_module.TrainingLog, "plot", lambda log: None)
+
+
+@pytest.fixture
+def curves() -> None:
+    """Ask for the picture of the run's losses and scores."""
+
+
 @pytest.fixture
 def run(draw_ellipses, tmp_path: Path):
     """Make the configuration of a run on two pictures; keyword arguments change it."""
@@ -112,6 +124,7 @@ def test_an_interrupted_run_goes_on_to_the_very_same_weights(
         assert torch.equal(found[name], value), name
 
 
+@pytest.mark.usefixtures("curves")
 def test_a_run_is_measured_recorded_and_drawn(run) -> None:
     config = run(
         box_annotations=run().annotations.with_name("boxes.json"),
