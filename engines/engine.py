@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from engines.bundle import Manifest
 from engines.image import NetworkImage
 from engines.instances import Instances
+
+Mode = Literal["latency", "throughput"]
+"""What an engine is to be best at: an answer to each picture soon, or many pictures a second."""
 
 
 @dataclass(slots=True)

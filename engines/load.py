@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.bundle import Bundle, open_bundle
-from engines.engine import Engine
+from engines.engine import Engine, Mode
 from engines.errors import InputError
 from engines.image import fit_image
 from engines.instances import Instances
@@ -20,7 +20,9 @@ _logger = logging.getLogger(__name__)
 ENGINES = ("auto", "openvino", "onnxruntime", "tensorrt")
 
 
-def load_engine(bundle: Bundle | str | Path = "default", engine: str = "auto") -> Engine:
+def load_engine(
+    bundle: Bundle | str | Path = "default", engine: str = "auto", mode: Mode = "latency"
+) -> Engine:
     """Load a bundle into the engine that runs it.
 
     Args:
@@ -29,6 +31,8 @@ def load_engine(bundle: Bundle | str | Path = "default", engine: str = "auto") -
             there is no GPU, OpenVINO takes its place, and the log says so. "openvino" and
             "onnxruntime" run the portable graphs of any bundle on the CPU. "tensorrt" needs a
             bundle that was built for it.
+        mode: what OpenVINO is to be best at; the others take as many pictures at once as there
+            are.
 
     Raises:
         InputError: there is no such bundle or engine, or the one cannot run the other.
@@ -61,7 +65,7 @@ def load_engine(bundle: Bundle | str | Path = "default", engine: str = "auto") -
         return OnnxRuntimeEngine(bundle)
     from engines.openvino import OpenVinoEngine
 
-    return OpenVinoEngine(bundle)
+    return OpenVinoEngine(bundle, mode)
 
 
 def predict(engine: Engine, rgb: NDArray[np.uint8], min_score: float | None = None) -> Instances:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.bundle import Bundle, FixedInput
-from engines.engine import Detections, Engine
+from engines.engine import Detections, Engine, Mode
 from engines.image import NetworkImage
 from engines.instances import MASK_SIZE, Instances
 from engines.result import keep_detections, to_instances
@@ -21,10 +23,12 @@ from engines.result import keep_detections, to_instances
 if TYPE_CHECKING:
     import openvino as ov
 
-    from engines.openvino_graph import Graph, Request
+    from engines.openvino_graph import Request
+
+T = TypeVar("T")
 
 _IN_FLIGHT = 3
-"""Detections that can wait for their masks: one in each of the two stages, and one between."""
+"""Batches that can wait for their masks: one in each of the two stages, and one between."""
 _COMPILED_SHAPES = 4
 """Input shapes whose compiled graphs are kept, the latest used."""
 
@@ -37,19 +41,20 @@ def has_bf16() -> bool:
 
 
 class OpenVinoEngine(Engine):
-    """Runs a bundle through OpenVINO on the CPU, one image at a time.
+    """Runs a bundle through OpenVINO on the CPU.
 
     Graphs are compiled when a picture of a new shape comes, in about a second; the latest
     few shapes are kept.
 
     Args:
         bundle: of any backend; its portable graphs are read. In ``precision`` bf16 it computes in
-            bfloat16, otherwise in fp32.
+            bfloat16, otherwise in fp32; what an int8 graph has quantised is computed in int8.
+        mode: "latency" takes one image at a time and gives it all cores. "throughput" takes as
+            many as there are cores and gives each one core: an image takes longer, but no core
+            ever waits for the others at the end of a layer.
     """
 
-    max_batch = 1
-
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, mode: Mode = "latency") -> None:
         import openvino as ov
 
         from engines.openvino_operators import pool_by_level, pool_by_table, read_graph
@@ -60,7 +65,11 @@ class OpenVinoEngine(Engine):
             precision = "bf16" if has_bf16() else "f32"
             if precision == "f32":
                 warnings.warn("this CPU does not compute in bf16: fp32 is used", stacklevel=2)
-        self.device = f"OpenVINO CPU {'bf16' if precision == 'bf16' else 'fp32'}"
+        computes = {"bf16": precision.replace("f32", "fp32"), "int8": "int8"}
+        self.device = f"OpenVINO CPU {computes.get(bundle.manifest.precision, 'fp32')}"
+        self.max_batch = 1 if mode == "latency" else len(os.sched_getaffinity(0))
+        # Twice as many threads as images: the masks of one batch beside the boxes of the next.
+        self._threads = ThreadPoolExecutor(2 * self.max_batch, "openvino")
         self._core = ov.Core()
         self._precision = precision
         self._detector = read_graph(bundle.detector, pool_by_table)
@@ -73,44 +82,71 @@ class OpenVinoEngine(Engine):
             self._compiled((shape.height, shape.width))
 
     def detect(self, images: Sequence[NetworkImage], min_score: float) -> Detections:
-        """Find boxes in one image; see ``Engine.detect``."""
-        (image,) = images
-        height, width = image.pixels.shape[:2]
+        """Find boxes; see ``Engine.detect``."""
+        height, width = images[0].pixels.shape[:2]
         shape = self._compiled((height, width))
-        request = shape.requests.get()
-        release = _Release(shape, request)
-        try:
+        held = [_Release(shape, shape.requests.get()) for _ in images]
+
+        def release() -> None:
+            for one in held:
+                one()
+
+        def run(number: int) -> None:
+            image, request = images[number], held[number].request
             request.set_input("images", _tensor(image.pixels[None]))
             request.set_input("sizes", _tensor(np.array([image.content], np.float32)))
             request.infer()
+
+        try:
+            self._side_by_side(run, len(images))
             boxes, scores, labels = (
-                request.output(name).data for name in ("boxes", "scores", "labels")
+                np.concatenate([one.request.output(name).data for one in held])
+                for name in ("boxes", "scores", "labels")
             )
             kept = keep_detections(boxes, scores, labels, min_score)
         except BaseException:
             release()
             raise
-        return Detections(images=images, **kept, features=release, release=release)
+        return Detections(images=images, **kept, features=held, release=release)
 
     def segment(self, detections: Detections) -> list[Instances]:
         """Compute mask crops; see ``Engine.segment``."""
-        held: _Release = detections.features
+        held: list[_Release] = detections.features
+        shape = held[0].shape
+
+        def run(number: int) -> NDArray[np.float32]:
+            assert shape.segment is not None
+            mine = detections.image_index == number
+            boxes, labels = detections.boxes[mine], detections.labels[mine]
+            return shape.segment[number](held[number].request, boxes, labels)
+
         try:
             masks = None
-            if held.shape.segment is not None:
-                masks = held.shape.segment(held.request, detections)
+            if shape.segment is not None:
+                masks = np.concatenate(self._side_by_side(run, len(held)))
             return to_instances(detections, masks)
         finally:
-            held()
+            detections.release()
+
+    def _side_by_side(self, run: Callable[[int], T], count: int) -> list[T]:
+        """Call with 0 .. count - 1, each on a thread of its own; the first on this one."""
+        others = [self._threads.submit(run, number) for number in range(1, count)]
+        return [run(0), *(future.result() for future in others)]
 
     def close(self) -> None:
         """Free the compiled graphs."""
+        self._threads.shutdown()
         self._shapes.clear()
 
     def _compiled(self, size: tuple[int, int]) -> _Shape:
         if size not in self._shapes:
             self._shapes[size] = _Shape(
-                self._core, self._detector, self._segmenter, size, self._precision
+                self._core,
+                self._detector,
+                self._segmenter,
+                size,
+                self._precision,
+                self.max_batch,
             )
             if len(self._shapes) > _COMPILED_SHAPES:
                 self._shapes.popitem(last=False)
@@ -119,7 +155,7 @@ class OpenVinoEngine(Engine):
 
 
 class _Shape:
-    """Both graphs compiled for one input shape, and the requests that run the detector."""
+    """Both graphs compiled for one input shape, and the requests that run them."""
 
     def __init__(
         self,
@@ -128,34 +164,38 @@ class _Shape:
         segmenter: ov.Model | None,
         size: tuple[int, int],
         precision: str,
+        streams: int,
     ) -> None:
         from engines.openvino_graph import Graph, fix_detector, fix_segmenter
 
         self.requests: queue.Queue[Request] = queue.Queue()
-        compiled = Graph(core, fix_detector(detector, size), precision)
-        for _ in range(_IN_FLIGHT):
+        compiled = Graph(core, fix_detector(detector, size), precision, streams)
+        for _ in range(_IN_FLIGHT * streams):
             self.requests.put(compiled.request())
         self.segment = None
         if segmenter is not None:
-            self.segment = _Segment(Graph(core, fix_segmenter(segmenter, size), precision))
+            compiled = Graph(core, fix_segmenter(segmenter, size), precision, streams)
+            self.segment = [_Segment(compiled.request()) for _ in range(streams)]
 
 
 class _Segment:
     """Runs the segmenter; the number of boxes is another one each time."""
 
-    def __init__(self, graph: Graph) -> None:
-        self._request = graph.request()
+    def __init__(self, request: Request) -> None:
+        self._request = request
 
-    def __call__(self, detector: Request, detections: Detections) -> NDArray[np.float32]:
+    def __call__(
+        self, detector: Request, boxes: NDArray[np.float32], labels: NDArray[np.int32]
+    ) -> NDArray[np.float32]:
         from engines.openvino_graph import FEATURES
 
-        if len(detections.boxes) == 0:
+        if len(boxes) == 0:
             return np.zeros((0, MASK_SIZE, MASK_SIZE), np.float32)
         for name in FEATURES:
             self._request.set_input(name, detector.output(name))
-        self._request.set_input("boxes", _tensor(detections.boxes))
-        self._request.set_input("labels", _tensor(detections.labels.astype(np.int64)))
-        self._request.set_input("batch_index", _tensor(detections.image_index))
+        self._request.set_input("boxes", _tensor(boxes))
+        self._request.set_input("labels", _tensor(labels.astype(np.int64)))
+        self._request.set_input("batch_index", _tensor(np.zeros(len(boxes), np.int32)))
         self._request.infer()
         masks: NDArray[np.float32] = self._request.output("masks").data
         return masks

@@ -40,7 +40,7 @@ def read_graph(path: Path, pooling: Pooling) -> ov.Model:
             node.get_attribute("sampling_ratio"),
             bool(node.get_attribute("aligned")),
         )
-        pooled.get_rt_info()[_POOLED] = ""
+        mark_pooled(pooled)
         outputs: list[Any] = pooled.outputs()
         return outputs
 
@@ -59,6 +59,11 @@ def read_graph(path: Path, pooling: Pooling) -> ov.Model:
     reader.add_extension(ConversionExtension("MultiscaleRoiAlign", _DOMAIN, convert_pooling))
     reader.add_extension(ConversionExtension("GroupedNms", _DOMAIN, convert_nms))
     return reader.read_model(path)
+
+
+def mark_pooled(node: Node) -> None:
+    """Say that a node's output is that of MultiscaleRoiAlign."""
+    node.get_rt_info()[_POOLED] = ""
 
 
 def is_pooled(node: Node) -> bool:

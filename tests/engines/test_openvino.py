@@ -102,8 +102,8 @@ def test_bf16_stays_near_fp32(
     coarse_engine = OpenVinoEngine(in_bf16(unthresholded_bundle))
     exact, coarse = (engine.detect([image], 0.0) for engine in (small_engine, coarse_engine))
     for name in ("p2", "p3", "p4", "p5"):
-        expected = exact.features.request.output(name).data
-        difference = coarse.features.request.output(name).data - expected
+        expected = exact.features[0].request.output(name).data
+        difference = coarse.features[0].request.output(name).data - expected
         assert 0 < np.sqrt((difference**2).mean()) < 0.05 * np.sqrt((expected**2).mean())
     best = [overlap(exact.boxes[0], box) for box in coarse.boxes]
     assert max(best) > 0.8
@@ -177,6 +177,22 @@ def test_detect_and_segment_overlap_on_two_threads(
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-3)
         np.testing.assert_array_equal(one.masks, other.masks)
+
+
+def test_throughput_sees_what_latency_sees_several_pictures_at_once(
+    unthresholded_bundle: Bundle, small_engine: OpenVinoEngine, parity: Any
+) -> None:
+    engine = OpenVinoEngine(unthresholded_bundle, "throughput")
+    assert engine.max_batch == len(os.sched_getaffinity(0))
+    images = [
+        parity.fit(parity.draw_picture(288, 512, seed=seed)) for seed in range(engine.max_batch)
+    ]
+    found = engine.segment(engine.detect(images, 0.0))
+    for image, instances in zip(images, found, strict=True):
+        alone = see(small_engine, image)
+        np.testing.assert_allclose(instances.boxes, alone.boxes, atol=1e-3)
+        assert np.abs(instances.masks.astype(int) - alone.masks).max() <= 1
+    engine.close()
 
 
 def test_detect_waits_until_a_detection_is_released(
