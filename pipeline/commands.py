@@ -54,6 +54,14 @@ def run(
             "openvino, onnxruntime or tensorrt.",
         ),
     ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODE",
+            help="latency (an answer to each picture soon), throughput (many pictures a second), "
+            "or auto: throughput where no source is live.",
+        ),
+    ] = None,
     publish: Annotated[
         str | None,
         typer.Option(
@@ -114,6 +122,7 @@ def run(
         "sources": [{"url": url} for url in sources] if sources else None,
         "model.bundle": model,
         "model.engine": engine,
+        "model.mode": mode,
         "publish.endpoint": publish,
         "publish.wait_subscribers": wait_subscribers,
         "publish.curve.secret_key": None if secret_key is None else str(secret_key),
@@ -189,6 +198,15 @@ def profile(
     json: Annotated[
         Path | None, typer.Option(metavar="REPORT.JSON", help="Write the figures to a file.")
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="TRACE.JSON", help="Write every frame's way, to be seen at ui.perfetto.dev."
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="PLOT.PNG", help="Draw where the time goes.")
+    ] = None,
 ) -> None:
     """Measure every stage, and the pipeline against the bare engine in the same run."""
     import msgspec
@@ -196,13 +214,16 @@ def profile(
     from rich.progress import Progress
 
     from pipeline.profile import profile as profile_source
-    from pipeline.profile import report_table
+    from pipeline.report import report_table
+    from pipeline.trace import Trace, write_trace
 
-    try:
-        if json is not None:
-            json.touch()  # so that a wrong path is known before the work is done
-    except OSError as error:
-        raise InputError(f"{json}: cannot be written: {error.strerror}") from None
+    for path in (json, trace, plot):
+        try:
+            if path is not None:
+                path.touch()  # so that a wrong path is known before the work is done
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+    seen = Trace() if trace is not None or plot is not None else None
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("profiling", total=None)
@@ -210,7 +231,16 @@ def profile(
         def show(done: int, total: int | None) -> None:
             progress.update(task, completed=done, total=total)
 
-        report = profile_source(source, model or "default", limit, on_progress=show)
+        report = profile_source(source, model or "default", limit, trace=seen, on_progress=show)
+    if seen is not None:
+        passages = seen.passages
+        if trace is not None:
+            write_trace(trace, passages)
+        if plot is not None:
+            from pipeline.plot import write_plot
+            from pipeline.url import redact
+
+            write_plot(plot, report, passages, redact(source))
     if json is not None:
         json.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
     Console(stderr=json is not None).print(report_table(report))

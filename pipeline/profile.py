@@ -10,18 +10,17 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
-import msgspec
-from rich.console import Group
-from rich.table import Table
-
 from engines.engine import Engine
 from engines.image import NetworkImage, fit_image
 from engines.load import load_engine
 from pipeline.config import Config, ModelConfig, PublishConfig, SourceConfig
+from pipeline.memory import read_memory
 from pipeline.pipeline import Pipeline
+from pipeline.report import Report, make_report
 from pipeline.source_kinds import open_source
 from pipeline.stats import Stats
 from pipeline.subscriber import subscribe
+from pipeline.trace import Trace
 
 ENGINE_FRAMES = 64
 """The bare engine is timed on so many of the frames, evenly spread."""
@@ -37,47 +36,6 @@ _CHUNK_FRAMES = 8
 _SUBSCRIBER_TIMEOUT_S = 3600.0
 
 
-class LatencyReport(msgspec.Struct, frozen=True):
-    """Milliseconds from capture to publication."""
-
-    p50: float
-    p95: float
-    p99: float
-
-
-class StageReport(msgspec.Struct, frozen=True):
-    """A stage's work on one frame in milliseconds, and its share of the wall time, 0..1."""
-
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-    busy: float
-
-
-class Report(msgspec.Struct, frozen=True):
-    """What a profile found.
-
-    Attributes:
-        frames: frames that came out; ``fps`` counts them.
-        wall_s: from the first frame's capture to the last one's publication.
-        fps: of the whole pipeline.
-        engine_fps: of the bare engine, detection and masks, on the same pictures, one by one.
-        captured, processed, dropped: frames read, published, and lost on the way.
-        latency_ms: from capture to publication.
-        stages: by name, in the order that a frame passes them.
-    """
-
-    frames: int
-    wall_s: float
-    fps: float
-    engine_fps: float
-    captured: int
-    processed: int
-    dropped: int
-    latency_ms: LatencyReport
-    stages: dict[str, StageReport]
-
-
 def profile(
     source: str | SourceConfig,
     bundle: str | Path | Engine = "default",
@@ -85,6 +43,7 @@ def profile(
     *,
     engine: str = "auto",
     min_score: float | None = None,
+    trace: Trace | None = None,
     on_progress: OnProgress | None = None,
 ) -> Report:
     """Run a source through the pipeline, with a subscriber, and through the bare engine.
@@ -98,6 +57,7 @@ def profile(
         limit: the most frames to run; all of a file, ``ENDLESS_LIMIT`` of a source without an end.
         engine: as in ``load_engine``.
         min_score: instances below it are left out; the bundle's own threshold by default.
+        trace: keeps the frames' timelines.
         on_progress: told, a few times a second, how many frames are done of how many in all, the
             engine's rounds included; the latter is None where the source does not tell its length.
 
@@ -108,7 +68,7 @@ def profile(
     runner = bundle if isinstance(bundle, Engine) else load_engine(bundle, engine)
     try:
         threshold = runner.manifest.score_threshold if min_score is None else min_score
-        count, limit, stride = _extent(config, limit)
+        count, limit, stride, paced = _extent(config, limit)
         total = None if count is None else count + 2 * min(ENGINE_FRAMES, -(-count // stride))
 
         def progress(done: int) -> None:
@@ -117,7 +77,7 @@ def profile(
 
         frames, before_s = _time_engine(config, runner, threshold, limit, stride, progress)
         stats = _run_pipeline(
-            config, runner, threshold, limit, lambda done: progress(frames + done)
+            config, runner, threshold, limit, trace, lambda done: progress(frames + done)
         )
         frames_again, after_s = _time_engine(
             config,
@@ -130,62 +90,26 @@ def profile(
     finally:
         if runner is not bundle:
             runner.close()
-    return make_report(stats, engine_fps=(frames + frames_again) / (before_s + after_s))
+    engine_fps = (frames + frames_again) / (before_s + after_s)
+    return make_report(stats, engine_fps, read_memory(), paced=paced)
 
 
-def make_report(stats: Stats, engine_fps: float) -> Report:
-    """Put a pipeline's figures and its engine's speed together."""
-    latency = stats.latency_ms or (0.0, 0.0, 0.0)
-    return Report(
-        frames=stats.processed,
-        wall_s=stats.wall_s,
-        fps=stats.fps,
-        engine_fps=engine_fps,
-        captured=stats.captured,
-        processed=stats.processed,
-        dropped=stats.dropped.total(),
-        latency_ms=LatencyReport(*latency),
-        stages={
-            name: StageReport(*stage.frame_ms, busy=stage.busy)
-            for name, stage in stats.stages.items()
-        },
-    )
+def _extent(config: SourceConfig, limit: int | None) -> tuple[int | None, int | None, int, bool]:
+    """Return the number of frames, the limit, the stride of the engine's frames, and the pace.
 
-
-def report_table(report: Report) -> Group:
-    """Lay a report out for a terminal: the stages as rows, the rates below."""
-    table = Table(title=f"{report.frames} frames in {report.wall_s:.1f} s", title_justify="left")
-    table.add_column("stage")
-    for column in ("p50 ms", "p95 ms", "p99 ms", "busy"):
-        table.add_column(column, justify="right")
-    for name, stage in report.stages.items():
-        times = (f"{ms:.2f}" for ms in (stage.p50_ms, stage.p95_ms, stage.p99_ms))
-        table.add_row(name, *times, f"{stage.busy:.0%}")
-    share = report.fps / report.engine_fps
-    latency = report.latency_ms
-    return Group(
-        table,
-        f"{report.fps:.1f} frames/s, {share:.0%} of the bare engine's {report.engine_fps:.1f}",
-        f"captured {report.captured}, processed {report.processed}, dropped {report.dropped}",
-        f"capture to publication: p50 {latency.p50:.1f} ms, p95 {latency.p95:.1f} ms, "
-        f"p99 {latency.p99:.1f} ms",
-    )
-
-
-def _extent(config: SourceConfig, limit: int | None) -> tuple[int | None, int | None, int]:
-    """Return how many frames there will be, the limit, and the stride of the engine's frames.
-
-    The first is None where the source does not tell, the second where it ends by itself.
+    That is whether frames come at their own. The first is None where the source does not tell, the
+    second where it ends by itself.
     """
     with open_source(config) as opened:
         count = opened.frame_count
         endless = opened.live or config.loop
+        paced = opened.policy == "latest"
     if limit is None and endless:
         limit = ENDLESS_LIMIT
     count = min((number for number in (count, limit) if number is not None), default=None)
     if endless or count is None:
-        return count, limit, 1
-    return count, limit, max(1, count // ENGINE_FRAMES)
+        return count, limit, 1, paced
+    return count, limit, max(1, count // ENGINE_FRAMES), paced
 
 
 def _time_engine(
@@ -230,6 +154,7 @@ def _run_pipeline(
     engine: Engine,
     min_score: float,
     limit: int | None,
+    trace: Trace | None,
     progress: Callable[[int], None],
 ) -> Stats:
     """Run the pipeline with a subscriber beside it: nothing is encoded where nobody listens."""
@@ -243,6 +168,7 @@ def _run_pipeline(
             ),
             engine,
             limit=limit,
+            witness=trace,
         )
         with subscribe(endpoint, policy="all", timeout_s=_SUBSCRIBER_TIMEOUT_S) as subscription:
             listener = threading.Thread(

@@ -1,0 +1,226 @@
+"""Report: where a pipeline's time went, in figures, in a table, and in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+from rich.console import Group
+from rich.table import Table
+
+from pipeline.durations import Distribution
+from pipeline.memory import Memory
+from pipeline.stats import RECORD, StageStats, Stats
+
+BUSY = 0.8
+"""A stage that works for more than this share of the time is what the others wait for."""
+
+
+class Times(msgspec.Struct, frozen=True):
+    """Milliseconds: what 50, 95 and 99 of 100 frames do not exceed, and the mean."""
+
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    mean_ms: float
+
+
+class LatencyReport(msgspec.Struct, frozen=True):
+    """Milliseconds from capture to publication."""
+
+    p50: float
+    p95: float
+    p99: float
+
+
+class StageReport(Times, frozen=True):
+    """A stage's work on one frame.
+
+    Attributes:
+        busy: share of the wall time that it worked, 0..1.
+        wait: how long a frame waited before it; None where there is nothing to wait in.
+        share: of a frame's time from capture to publication, what it spent here and waiting for it,
+            0..1; recorders come after that, and have none.
+    """
+
+    busy: float
+    wait: Times | None
+    share: float
+
+
+class Rates(msgspec.Struct, frozen=True):
+    """Frames per second."""
+
+    captured: float
+    processed: float
+    dropped: float
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What a profile found.
+
+    Attributes:
+        frames: frames that came out; ``fps`` counts them.
+        wall_s: from the first frame's capture to the last one's publication.
+        fps: of the whole pipeline.
+        engine_fps: of the bare engine, detection and masks, on the same pictures, one by one.
+        captured, processed, dropped: frames read, published, and lost on the way.
+        rates: the same per second.
+        drops: the frames lost, by stage, by reason.
+        latency_ms: from capture to publication.
+        stages: by name, in the order that a frame passes them.
+        rss_bytes: memory that the process holds at the end, the model's included.
+        peak_bytes: the most that it ever held.
+        bottleneck: what limits the speed and why, one sentence.
+    """
+
+    frames: int
+    wall_s: float
+    fps: float
+    engine_fps: float
+    captured: int
+    processed: int
+    dropped: int
+    rates: Rates
+    drops: dict[str, dict[str, int]]
+    latency_ms: LatencyReport
+    stages: dict[str, StageReport]
+    rss_bytes: int
+    peak_bytes: int
+    bottleneck: str
+
+
+def make_report(stats: Stats, engine_fps: float, memory: Memory, *, paced: bool) -> Report:
+    """Put a pipeline's figures and its engine's speed together.
+
+    Args:
+        stats: the pipeline's, at its end.
+        engine_fps: the bare engine's.
+        memory: the process's.
+        paced: whether pictures come at their own pace, as a camera's, and not when asked for.
+    """
+    drops: dict[str, dict[str, int]] = {}
+    for (stage, reason), count in stats.dropped.items():
+        drops.setdefault(stage, {})[reason] = count
+    dropped = stats.dropped.total()
+    wall_s = stats.wall_s or 1.0
+    return Report(
+        frames=stats.processed,
+        wall_s=stats.wall_s,
+        fps=stats.fps,
+        engine_fps=engine_fps,
+        captured=stats.captured,
+        processed=stats.processed,
+        dropped=dropped,
+        rates=Rates(stats.captured / wall_s, stats.fps, dropped / wall_s),
+        drops=drops,
+        latency_ms=LatencyReport(*(stats.latency_ms or (0.0, 0.0, 0.0))),
+        stages=_stage_reports(stats.stages),
+        rss_bytes=memory.rss_bytes,
+        peak_bytes=memory.peak_bytes,
+        bottleneck=name_bottleneck(
+            {name: stage.busy for name, stage in stats.stages.items()},
+            captured_fps=stats.captured / wall_s,
+            paced=paced,
+        ),
+    )
+
+
+def name_bottleneck(busy: Mapping[str, float], *, captured_fps: float, paced: bool) -> str:
+    """Say in one sentence what limits the speed.
+
+    Args:
+        busy: share of the time that each stage works, 0..1.
+        captured_fps: pictures that come per second.
+        paced: whether they come at their own pace.
+    """
+    if not busy:
+        return "nothing was processed"
+    name, most = max(busy.items(), key=lambda item: item[1])
+    others = [other for other, share in busy.items() if share >= BUSY and other != name]
+    if others:
+        names = " and ".join((*others, name))
+        return (
+            f"{names} are each busy for more than {BUSY:.0%} of the time; they keep pace together"
+        )
+    if most >= BUSY:
+        rest = max((share for other, share in busy.items() if other != name), default=0.0)
+        return (
+            f"{name} is busy {most:.0%} of the time; every other stage waits for it, none of them "
+            f"busy for more than {rest:.0%}"
+        )
+    if paced:
+        return (
+            f"the source: it gives {captured_fps:.1f} frames/s, and no stage is busy for more than "
+            f"{most:.0%} of the time ({name})"
+        )
+    return (
+        f"no stage alone: {name}, the busiest, works {most:.0%} of the time; the stages wait for "
+        "one another or for a processor"
+    )
+
+
+def report_table(report: Report) -> Group:
+    """Lay a report out for a terminal: the stages as rows, what holds for all of them below."""
+    table = Table(title=f"{report.frames} frames in {report.wall_s:.1f} s", title_justify="left")
+    table.add_column("stage")
+    for column in ("p50 ms", "p95 ms", "p99 ms", "busy", "waits p50", "p95", "p99", "of a frame"):
+        table.add_column(column, justify="right")
+    for name, stage in report.stages.items():
+        table.add_row(
+            name,
+            *_cells(stage),
+            f"{stage.busy:.0%}",
+            *(_cells(stage.wait) if stage.wait is not None else ("", "", "")),
+            "" if name == RECORD else f"{stage.share:.0%}",
+        )
+    latency, rates = report.latency_ms, report.rates
+    lost = ", ".join(
+        f"{count} {reason} before {stage}"
+        for stage, reasons in report.drops.items()
+        for reason, count in reasons.items()
+    )
+    return Group(
+        table,
+        f"{report.fps:.1f} frames/s, {report.fps / report.engine_fps:.0%} of the bare engine's "
+        f"{report.engine_fps:.1f}",
+        f"captured {report.captured}, processed {report.processed}, dropped {report.dropped}"
+        + (f" ({lost})" if lost else ""),
+        f"per second: captured {rates.captured:.1f}, processed {rates.processed:.1f}, "
+        f"dropped {rates.dropped:.1f}",
+        f"capture to publication: p50 {latency.p50:.1f} ms, p95 {latency.p95:.1f} ms, "
+        f"p99 {latency.p99:.1f} ms",
+        f"memory: {report.rss_bytes / 1e6:.0f} MB, at most {report.peak_bytes / 1e6:.0f} MB, the "
+        "model's included",
+        f"bottleneck: {report.bottleneck}",
+    )
+
+
+def _stage_reports(stages: Mapping[str, StageStats]) -> dict[str, StageReport]:
+    times = {
+        name: (_times(stage.work), None if stage.wait is None else _times(stage.wait))
+        for name, stage in stages.items()
+    }
+    spent_ms = {
+        name: work.mean_ms + (wait.mean_ms if wait is not None else 0.0)
+        for name, (work, wait) in times.items()
+        if name != RECORD
+    }
+    whole_ms = sum(spent_ms.values()) or 1.0
+    return {
+        name: StageReport(
+            **msgspec.structs.asdict(work),
+            busy=stages[name].busy,
+            wait=wait,
+            share=spent_ms.get(name, 0.0) / whole_ms,
+        )
+        for name, (work, wait) in times.items()
+    }
+
+
+def _times(durations: Distribution) -> Times:
+    return Times(*(durations.percentiles_ms or (0.0, 0.0, 0.0)), mean_ms=durations.mean_ms)
+
+
+def _cells(times: Times) -> tuple[str, str, str]:
+    return f"{times.p50_ms:.2f}", f"{times.p95_ms:.2f}", f"{times.p99_ms:.2f}"

@@ -1,0 +1,108 @@
+import io
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from pipeline.memory import Memory, read_memory
+from pipeline.report import Report, make_report, name_bottleneck, report_table
+from pipeline.stats import Meter
+
+REPORT = msgspec.convert(
+    {
+        "frames": 100,
+        "wall_s": 4.0,
+        "fps": 25.0,
+        "engine_fps": 26.3,
+        "captured": 120,
+        "processed": 100,
+        "dropped": 20,
+        "rates": {"captured": 30.0, "processed": 25.0, "dropped": 5.0},
+        "drops": {"preprocess": {"replaced": 18, "unreadable": 2}},
+        "latency_ms": {"p50": 80.5, "p95": 91.0, "p99": 99.0},
+        "stages": {
+            "infer": {
+                "p50_ms": 35.25,
+                "p95_ms": 40.0,
+                "p99_ms": 41.0,
+                "mean_ms": 36.0,
+                "busy": 0.93,
+                "wait": {"p50_ms": 12.75, "p95_ms": 20.0, "p99_ms": 21.0, "mean_ms": 14.0},
+                "share": 0.62,
+            }
+        },
+        "rss_bytes": 300_000_000,
+        "peak_bytes": 412_000_000,
+        "bottleneck": "infer is busy 93% of the time",
+    },
+    Report,
+)
+
+
+def test_a_report_is_shown_as_a_table() -> None:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(report_table(REPORT))
+    text = console.file.getvalue()
+    for figure in (
+        "35.25",
+        "93%",
+        "12.75",
+        "62%",
+        "95% of the bare engine's 26.3",
+        "dropped 20 (18 replaced before preprocess, 2 unreadable before preprocess)",
+        "per second: captured 30.0, processed 25.0, dropped 5.0",
+        "p95 91.0 ms",
+        "memory: 300 MB, at most 412 MB",
+        "bottleneck: infer is busy 93% of the time",
+    ):
+        assert figure in text
+
+
+@pytest.mark.parametrize(
+    ("busy", "paced", "sentence"),
+    [
+        (
+            {"infer": 0.97, "masks": 0.2},
+            False,
+            "infer is busy 97% of the time; every other stage waits for it, none of them busy for "
+            "more than 20%",
+        ),
+        (
+            {"infer": 0.97, "masks": 0.9},
+            False,
+            "masks and infer are each busy for more than 80% of the time; they keep pace together",
+        ),
+        (
+            {"infer": 0.45, "masks": 0.2},
+            True,
+            "the source: it gives 10.0 frames/s, and no stage is busy for more than 45% of the "
+            "time (infer)",
+        ),
+        (
+            {"infer": 0.6, "masks": 0.55},
+            False,
+            "no stage alone: infer, the busiest, works 60% of the time; the stages wait for one "
+            "another or for a processor",
+        ),
+        ({}, False, "nothing was processed"),
+    ],
+)
+def test_the_bottleneck_is_named_with_a_reason(
+    busy: dict[str, float], paced: bool, sentence: str
+) -> None:
+    assert name_bottleneck(busy, captured_fps=10.0, paced=paced) == sentence
+
+
+def test_a_report_of_nothing_can_be_made() -> None:
+    report = make_report(Meter(["a"]).stats(), 10.0, Memory(1, 2), paced=False)
+    assert (report.frames, report.fps, report.bottleneck) == (0, 0, "nothing was processed")
+
+
+def test_memory_that_is_taken_is_seen() -> None:
+    before = read_memory()
+    held = bytearray(b"x") * 50_000_000
+    after = read_memory()
+    assert after.rss_bytes - before.rss_bytes > 40e6
+    assert after.peak_bytes >= after.rss_bytes
+    del held
+    assert read_memory().peak_bytes > after.peak_bytes - 5e6  # the kernel counts roughly
