@@ -70,11 +70,15 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     Attributes:
         bundle: a bundle's folder, or ``default`` for the model that ships with maskcast.
         engine: what runs it; ``auto`` takes the bundle's own.
+        mode: what the engine is to be best at: ``latency``, an answer to each picture soon;
+            ``throughput``, many pictures a second; ``auto`` takes the latter where no source is
+            live.
         score_threshold: instances below it are not reported; the bundle's own where absent.
     """
 
     bundle: Annotated[str, Meta(min_length=1)] = "default"
     engine: Literal["auto", "openvino", "onnxruntime", "tensorrt"] = "auto"
+    mode: Literal["auto", "latency", "throughput"] = "auto"
     score_threshold: Annotated[float, Meta(ge=0, le=1)] | None = None
 
 

@@ -4,12 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engines.engine import Detections, Engine
+from engines.engine import Detections, Engine, Mode
 from engines.instances import Instances
+from engines.load import load_engine
+from pipeline.config import Config
 from pipeline.frame import Frame
 from pipeline.inbox import Inbox
 from pipeline.preprocess import Prepared
+from pipeline.source_kinds import is_live
 from pipeline.stage import Event, Report, Stage
+
+
+def load_engine_for(config: Config) -> Engine:
+    """Load what a configuration wants to run.
+
+    Raises:
+        InputError: there is no such bundle or engine, or the one cannot run the other.
+    """
+    model = config.model
+    return load_engine(model.bundle, model.engine, mode_for(config))
+
+
+def mode_for(config: Config) -> Mode:
+    """Return the mode asked for; else latency counts where a camera is, or may yet come."""
+    if config.model.mode != "auto":
+        return config.model.mode
+    may_be_live = config.control is not None or any(map(is_live, config.sources))
+    return "latency" if may_be_live else "throughput"
 
 
 @dataclass(frozen=True, slots=True)

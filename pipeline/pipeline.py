@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from engines.engine import Engine
 from engines.errors import InputError
-from engines.load import load_engine
 from pipeline.config import Config, SourceConfig, name_sources
 from pipeline.control import ControlServer
 from pipeline.health import Health, check_health
 from pipeline.inbox import Inbox, RoundRobin
-from pipeline.infer import Detected, InferStage, MaskStage, Seen
+from pipeline.infer import Detected, InferStage, MaskStage, Seen, load_engine_for
 from pipeline.preprocess import Prepared, PreprocessStage
 from pipeline.publish import OnFrame, PublishStage, Recorder
 from pipeline.sources import Sources
@@ -102,8 +101,7 @@ class Pipeline:
         if self._supervisor is not None:
             raise RuntimeError("a pipeline runs once; make another")
         try:
-            model = self.config.model
-            engine = self._given_engine or load_engine(model.bundle, model.engine)
+            engine = self._given_engine or load_engine_for(self.config)
             try:
                 self._metrics = self._serve_metrics(engine)
             except BaseException:

@@ -15,8 +15,8 @@ from pathlib import Path
 from rich.console import Console
 
 from engines.engine import Engine
-from engines.load import load_engine
-from pipeline.config import Config, ModelConfig
+from pipeline.config import Config
+from pipeline.infer import load_engine_for
 from pipeline.live_table import LiveTable
 from pipeline.pipeline import Pipeline
 from pipeline.publish import Recorder
@@ -50,7 +50,7 @@ def run_to_end(
         InputError: something in the configuration cannot be had.
     """
     with Console(stderr=True).status("loading the model"):
-        engine = _load(config.model)
+        engine = _load(config)
     with _stopping_on_signals() as stop:
         return _run(config, engine, limit, note, stop)
 
@@ -95,7 +95,7 @@ def _run(
             engine.close()
 
 
-def _load(model: ModelConfig) -> Engine:
+def _load(config: Config) -> Engine:
     """Load the engine on another thread, since a compiler in C++ hears no signal for seconds.
 
     A thread that is still at it when the program is to end is left behind (``maskcast.main``).
@@ -104,7 +104,7 @@ def _load(model: ModelConfig) -> Engine:
 
     def load() -> None:
         try:
-            loaded.set_result(load_engine(model.bundle, engine=model.engine))
+            loaded.set_result(load_engine_for(config))
         except BaseException as error:
             loaded.set_exception(error)
 

@@ -47,6 +47,17 @@ def open_source(
             return LiveSource(config, on_change, stopping)
 
 
+def is_live(config: SourceConfig) -> bool:
+    """Tell from its address and policy whether a source's pictures come at their own pace."""
+    match scheme(config.url):
+        case "test":
+            return config.policy != "block"
+        case "" | "file":
+            return is_device(config.url)
+        case _:
+            return True
+
+
 def check_address(url: str) -> None:
     """Find, without opening anything, what is certainly wrong with an address.
 

@@ -1,0 +1,40 @@
+"""How the engine of a pipeline is chosen to run."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from pipeline.config import make_config
+from pipeline.infer import load_engine_for, mode_for
+
+
+def mode_of(*urls: str, **settings: Any) -> str:
+    return mode_for(make_config({"sources": [{"url": url} for url in urls], **settings}))
+
+
+def test_files_are_run_for_throughput() -> None:
+    assert mode_of("a.mp4", "pictures") == "throughput"
+
+
+@pytest.mark.parametrize("camera", ["rtsp://cam/1", "/dev/video0", "http://cam/mjpeg", "test://"])
+def test_a_camera_among_the_sources_makes_latency_count(camera: str) -> None:
+    assert mode_of("a.mp4", camera) == "latency"
+
+
+def test_a_camera_may_come_later_where_sources_are_controlled() -> None:
+    assert mode_of("a.mp4", control="tcp://127.0.0.1:5600") == "latency"
+
+
+def test_the_mode_asked_for_is_the_mode() -> None:
+    assert mode_of("a.mp4", model={"mode": "latency"}) == "latency"
+    assert mode_of("rtsp://cam/1", model={"mode": "throughput"}) == "throughput"
+
+
+def test_the_engine_is_loaded_in_that_mode() -> None:
+    config = make_config({"sources": [{"url": "a.mp4"}]})
+    engine = load_engine_for(config)
+    assert engine.max_batch == len(os.sched_getaffinity(0))
+    engine.close()
