@@ -195,6 +195,10 @@ def profile(
     source: Annotated[str, typer.Argument(help="A file is best: the same frames each time.")],
     model: Model = None,
     limit: Limit = None,
+    mode: Annotated[
+        str,
+        typer.Option(metavar="MODE", help="latency, throughput or auto, as in maskcast run."),
+    ] = "auto",
     json: Annotated[
         Path | None, typer.Option(metavar="REPORT.JSON", help="Write the figures to a file.")
     ] = None,
@@ -213,6 +217,7 @@ def profile(
     from rich.console import Console
     from rich.progress import Progress
 
+    from pipeline.config import make_config
     from pipeline.profile import profile as profile_source
     from pipeline.report import report_table
     from pipeline.trace import Trace, write_trace
@@ -223,6 +228,7 @@ def profile(
                 path.touch()  # so that a wrong path is known before the work is done
         except OSError as error:
             raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+    chosen = make_config({"sources": [{"url": source}], "model": {"mode": mode}}).model.mode
     seen = Trace() if trace is not None or plot is not None else None
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -231,7 +237,9 @@ def profile(
         def show(done: int, total: int | None) -> None:
             progress.update(task, completed=done, total=total)
 
-        report = profile_source(source, model or "default", limit, trace=seen, on_progress=show)
+        report = profile_source(
+            source, model or "default", limit, mode=chosen, trace=seen, on_progress=show
+        )
     if seen is not None:
         passages = seen.passages
         if trace is not None:
