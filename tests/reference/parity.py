@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engines.bundle import Bundle, GraphFile
+from engines.bundle import Bundle, GraphFile, open_bundle
 from engines.image import NetworkImage
+
+PORTRAIT = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
 
 
 def draw_picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -29,6 +33,24 @@ def draw_picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
         shape((x - rx, y - ry, x + rx, y + ry), fill=colour, outline=(0, 0, 0))
     blurred = np.asarray(picture.filter(ImageFilter.GaussianBlur(1)), np.float64)
     return (blurred + rng.normal(0, 6, blurred.shape)).clip(0, 255).astype(np.uint8)
+
+
+def draw_people(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    """A drawn picture into which the photograph of a person is pasted three times."""
+    from PIL import Image, ImageOps
+
+    rng = np.random.default_rng(seed)
+    picture = Image.fromarray(draw_picture(height, width, seed))
+    with Image.open(PORTRAIT) as photograph:
+        portrait = photograph.convert("RGB")
+    for place in range(3):
+        rows = int(rng.uniform(0.5, 0.95) * height)
+        person = portrait.resize((rows * portrait.width // portrait.height, rows))
+        if rng.random() < 0.5:
+            person = ImageOps.mirror(person)
+        left = int((place + rng.uniform(0.2, 0.4)) * width / 3 - person.width / 4)
+        picture.paste(person, (left, height - rows))
+    return np.asarray(picture)
 
 
 class Truth(NamedTuple):
@@ -69,15 +91,23 @@ class Truth(NamedTuple):
                 assert np.abs(masks[like[0]] - self.masks[index]).max() < 0.01 + 0.5 / 255
 
 
-def see_with_torchvision(network: Any, rgb: NDArray[np.uint8]) -> Truth:
-    """Run torchvision's modules on a picture that is not resized, and not paste its masks."""
+def see_with_torchvision(
+    network: Any, rgb: NDArray[np.uint8], canvas: tuple[int, int] | None = None
+) -> Truth:
+    """Run torchvision's modules on a picture that is not resized, and not paste its masks.
+
+    It lies at the top left of the canvas, by default of the next multiples of 32.
+    """
     import torch
     from torchvision.models.detection.image_list import ImageList
 
+    height, width = rgb.shape[:2]
+    rows, columns = canvas or (height + -height % 32, width + -width % 32)
     with torch.no_grad():
         picture = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1) / 255
-        batch = network.transform.batch_images([network.transform.normalize(picture)], 32)
-        images = ImageList(batch, [rgb.shape[:2]])
+        batch = torch.zeros(1, 3, rows, columns)
+        batch[0, :, :height, :width] = network.transform.normalize(picture)
+        images = ImageList(batch, [(height, width)])
         features = network.backbone(batch)
         proposals, _ = network.rpn(images, features)
         (found,), _ = network.roi_heads(features, proposals, images.image_sizes)
@@ -102,6 +132,7 @@ def parity() -> Parity:
 class Parity:
     truth = Truth
     draw_picture = staticmethod(draw_picture)
+    draw_people = staticmethod(draw_people)
     see_with_torchvision = staticmethod(see_with_torchvision)
     fit = staticmethod(fit)
 
@@ -161,6 +192,17 @@ class Parity:
         return network
 
     @functools.cached_property
+    def default_network(self) -> Any:
+        """The network of the bundle that comes with the package."""
+        from builder.checkpoint import load_bundle_weights
+        from builder.network import build_network, network_config
+
+        bundle = open_bundle("default")
+        network = build_network(network_config("lite0-fpn", bundle.manifest.labels[1:]))
+        load_bundle_weights(network, bundle)
+        return network.eval()
+
+    @functools.cached_property
     def truths(self) -> list[tuple[NDArray[np.uint8], Truth]]:
         """Two pictures, one of which must be padded, and what torchvision sees in them."""
         pictures = [draw_picture(320, 576), draw_picture(250, 440, seed=1)]
@@ -186,7 +228,7 @@ def unthresholded_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     import onnx
     from msgspec.structs import replace
 
-    from engines.bundle import open_bundle, sha256
+    from engines.bundle import sha256
 
     default = open_bundle("default")
     graph = onnx.load(default.detector)
