@@ -145,8 +145,8 @@ class DecodeStage(threading.Thread):
             return False
         self.last_word = last_word
         self._meter.ended(self._source_name, detail or reason, corrupt)
-        # Of a required one that was not reached others tell: it may be an error by itself.
-        bad = reason in ("lost", "failed") or (reason == "unreachable" and not self._required)
+        # Of a failure, and of a required one that was not reached, an error tells by itself.
+        bad = reason == "lost" or (reason == "unreachable" and not self._required)
         shown = fields(
             source=self._source_name, state=SourceState.ENDED, reason=reason, detail=detail or None
         )

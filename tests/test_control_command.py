@@ -1,0 +1,132 @@
+"""``maskcast ctl`` as a user has it: real processes, a real camera."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import maskcast
+
+ROOT = Path(maskcast.__file__).parent
+COMMAND = [sys.executable, "-m", "maskcast"]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "160"}
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [
+            *(*COMMAND, "run", "--control", f"ipc://{tmp_path}/control"),
+            *("--publish", f"ipc://{tmp_path}/messages"),
+            *("--log-level", "debug", "--log-format", "json"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_sources_are_added_and_removed_at_the_command_line(
+    pipeline, rtsp_server, make_clip, tmp_path: Path
+) -> None:
+    rtsp_server.start("--credentials", "admin:hunter2")
+    url = rtsp_server.url.replace("//", "//admin:hunter2@")
+    control = f"ipc://{tmp_path}/control"
+    said = []
+
+    def ctl(*words: str | Path, code: int = 0) -> str:
+        result = run("ctl", control, *words)
+        said.append(result.stdout + result.stderr)
+        assert result.returncode == code, result.stderr
+        assert code == 0 or len(result.stderr.splitlines()) == 1, result.stderr
+        return result.stdout if code == 0 else result.stderr
+
+    listing = run("ctl", "--timeout-s", "30", control, "list")  # it may still load its model
+    assert listing.returncode == 0, listing.stderr
+    assert listing.stdout.startswith("name  url  state  size  fps  frames  dropped  policy")
+    assert ctl("add", "door", url, "--max-fps", "5") == "ok\n"
+    assert ctl("add", "clip", make_clip(), "--loop", "--policy", "latest") == "ok\n"
+    watched = run("watch", f"ipc://{tmp_path}/messages", "--source", "door", "--json", "--limit=2")
+    assert watched.returncode == 0, watched.stderr
+    _, door, clip = (line.split() for line in ctl("list").splitlines())
+    assert door[:4] == ["door", url.replace("admin:hunter2", "***"), "streaming", "320x240"]
+    assert door[7] == "latest"
+    assert (clip[0], clip[2]) == ("clip", "streaming")
+    assert "there is a source 'door' already" in ctl("add", "door", url, code=2)
+    assert "scheme 'gopher'" in ctl("add", "x", "gopher://admin:hunter2@host", code=2)
+    assert "no such file" in ctl("add", "x", "nosuch.mp4", code=2)
+    assert "policy" in ctl("add", "x", "test://8x8@1", "--policy", "newest", code=2)
+    assert "no source 'yard'; there are: door, clip" in ctl("remove", "yard", code=2)
+    rtsp_server.stop()
+    time.sleep(0.5)  # it is missed, and the log tells
+    assert ctl("remove", "door") == "ok\n"
+    assert len(ctl("list").splitlines()) == 2
+    pipeline.send_signal(signal.SIGTERM)
+    output, errors = pipeline.communicate(timeout=20)
+    assert (pipeline.returncode, output) == (0, ""), errors
+    events = [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
+    assert {"control_open", "source_added", "source_state", "source_removed"} <= {
+        event["event"] for event in events
+    }
+    lost = [event for event in events if event.get("state") == "reconnecting"]
+    assert [event["level"] for event in lost][:1] == ["warning"]
+    assert "hunter2" not in errors + watched.stdout + watched.stderr + "".join(said)
+    assert "nobody answers" in ctl("list", code=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "ctl --timeout-s 0.1 ipc:///nowhere list",
+            "nobody answers at ipc:///nowhere within 0.1 s",
+        ),
+        ("ctl nowhere list", "'nowhere' is no endpoint"),
+        ("ctl --server-key a.key ipc:///nowhere list", "keys go together"),
+        ("run test://8x8@1 --control nowhere", "'nowhere' is no endpoint"),
+        ("run test://8x8@1 --control tcp://*:0", "everyone in the network could control this"),
+        ("run test://8x8@1 --log-level loud", "log level 'loud'"),
+        ("run test://8x8@1 --log-format xml", "log format 'xml'"),
+    ],
+)
+def test_what_the_user_got_wrong_is_one_line(arguments: str, message: str, tmp_path: Path) -> None:
+    words = arguments.split()
+    if words[0] == "run":
+        words += ["--publish", f"ipc://{tmp_path}/messages"]
+    result = run(*words)
+    assert (result.returncode, result.stdout) == (2, ""), result.stderr
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert message in result.stderr
+
+
+def test_credentials_never_reach_the_log(tmp_path: Path) -> None:
+    result = run(
+        *("run", "rtsp://admin:hunter2@127.0.0.1:1/stream", "test://64x48@10", "--limit", "10"),
+        *("--publish", f"ipc://{tmp_path}/messages", "--log-level", "debug"),
+    )
+    assert result.returncode == 0
+    assert "event=source_unreachable source=127.0.0.1" in result.stderr
+    assert "hunter2" not in result.stdout + result.stderr
