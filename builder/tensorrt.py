@@ -45,8 +45,6 @@ Report = Callable[[str, int, int], None]
 
 USUAL_CAPABILITIES = ("8.6", "8.9", "12.0")
 """What a plan of TensorRT-RTX is for where neither a GPU nor a wish is at hand."""
-MAX_DETECTIONS = 100
-"""Boxes an image that a detector gives at most."""
 
 
 def build_plans(
@@ -81,11 +79,13 @@ def build_plans(
     targets = _targets(package, capabilities)
     graphs = {"detector": manifest.graphs.detector, "segmenter": manifest.graphs.segmenter}
     plans = []
+    most_boxes = 0  # of a batch: what the detector gives at most, the segmenter must take
     for name, graph in graphs.items():
         if graph is None:
             continue
         source, target = folder / graph.file, folder / f"{name}.plan"
         model = prepare_graph(onnx.load(source), manifest.precision, size, source)
+        most_boxes = most_boxes or max_batch * _detections(model)
         with tempfile.TemporaryDirectory() as scratch:
             prepared = Path(scratch) / f"{name}.onnx"
             onnx.save(model, prepared)
@@ -94,7 +94,7 @@ def build_plans(
                 graph=str(prepared),
                 plan=str(target),
                 capabilities=targets if package == "tensorrt_rtx" else (),
-                profile=_profile(model, max_batch),
+                profile=_profile(model, max_batch, most_boxes),
             )
             outcome = _run(request, name, report)
         built(name, outcome)
@@ -109,7 +109,7 @@ def build_plans(
             height=size[0],
             width=size[1],
             max_batch=max_batch,
-            max_boxes=MAX_DETECTIONS * max_batch if name == "segmenter" else 0,
+            max_boxes=most_boxes if name == "segmenter" else 0,
             graph_sha256=graph.sha256,
             plugins={operator.name: VERSION for operator in OPERATORS},
         )
@@ -217,13 +217,19 @@ def _targets(package: Package, capabilities: Sequence[str]) -> tuple[str, ...]:
     return (at_hand,)
 
 
-def _profile(model: ModelProto, max_batch: int) -> dict[str, Any]:
+def _detections(detector: ModelProto) -> int:
+    """Boxes that a detector gives for an image; unused places are zeros."""
+    sides = [o.type.tensor_type.shape.dim for o in detector.graph.output if o.name == "boxes"]
+    return int(sides[0][1].dim_value) if sides else 0
+
+
+def _profile(model: ModelProto, max_batch: int, most_boxes: int) -> dict[str, Any]:
     """Smallest, usual and largest shape of each input; the usual is the largest."""
     profile = {}
     for value in model.graph.input:
         dims = value.type.tensor_type.shape.dim
         of_images = value.name in ("images", "sizes", *FEATURES)
-        most = max_batch if of_images else MAX_DETECTIONS * max_batch
+        most = max_batch if of_images else most_boxes
         rest = tuple(int(dim.dim_value) for dim in dims[1:])
         profile[value.name] = ((1, *rest), (most, *rest), (most, *rest))
     return profile

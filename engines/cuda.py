@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from engines.errors import InputError
+from engines.plugins.driver import driver_too_old
 
 _NON_BLOCKING = 1
 
@@ -73,7 +74,7 @@ class Gpu:
     """A GPU's primary context, which torch and TensorRT share.
 
     Raises:
-        InputError: pycuda is not installed, or there is no GPU.
+        InputError: pycuda is not installed, there is no GPU, or its driver is too old.
     """
 
     def __init__(self, index: int = 0) -> None:
@@ -91,6 +92,9 @@ class Gpu:
             device = cuda.Device(index)
         except cuda.Error as error:
             raise InputError(f"GPU {index} cannot be used: {error}") from error
+        reason = driver_too_old()
+        if reason is not None:
+            raise InputError(f"GPU {index} cannot be used: {reason}")
         self.name = str(device.name())
         major, minor = device.compute_capability()
         self.capability = (int(major), int(minor))

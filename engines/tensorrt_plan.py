@@ -13,7 +13,7 @@ import numpy as np
 from engines.bundle import Bundle
 from engines.errors import InputError
 from engines.plan import Plan, misfit, rebuild_command
-from engines.plugins.driver import compute_capability
+from engines.plugins.driver import compute_capability, driver_too_old
 from engines.plugins.operator import OPERATORS, VERSION
 
 _logger = logging.getLogger("engines.tensorrt")
@@ -80,7 +80,7 @@ def why_not(bundle: Bundle) -> str | None:
             return f"{module} is not installed (pip install 'maskcast[{extra}]')"
     if compute_capability() is None:
         return "there is no NVIDIA GPU or no driver"
-    return None
+    return driver_too_old()
 
 
 def open_plans(bundle: Bundle, capability: tuple[int, int]) -> Iterator[LoadedPlan]:

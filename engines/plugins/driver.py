@@ -17,6 +17,9 @@ from engines.plugins.launch import Launch
 
 IMAGE = Path(__file__).with_name("kernels.fatbin")
 
+OLDEST_DRIVER = (13, 0)
+"""The CUDA that a driver must be for: that of the compiler that made the kernels."""
+
 _BUFFER_POINTER, _BUFFER_SIZE, _END = 1, 2, 0
 _KERNELS = (
     "multiscale_roi_align_f32",
@@ -113,6 +116,23 @@ def compute_capability(device: int = 0) -> tuple[int, int] | None:
     ):
         return None
     return major.value, minor.value
+
+
+def driver_too_old() -> str | None:
+    """Say why the driver cannot load the kernels; None where it can, or there is none."""
+    version = ctypes.c_int()
+    try:
+        if _driver().cuDriverGetVersion(ctypes.byref(version)):
+            return None
+    except OSError:
+        return None
+    cuda = version.value // 1000, version.value % 1000 // 10
+    if cuda >= OLDEST_DRIVER:
+        return None
+    return (
+        f"the NVIDIA driver is for CUDA {cuda[0]}.{cuda[1]}, and maskcast's kernels need "
+        f"{OLDEST_DRIVER[0]}.{OLDEST_DRIVER[1]}: install a driver of the 580 series or later"
+    )
 
 
 @cache

@@ -11,6 +11,7 @@ import onnx
 import pytest
 from msgspec.structs import replace
 
+import builder.tensorrt
 from builder.operators import function_bodies
 from builder.tensorrt import build_plans, rebuild
 from builder.tensorrt_process import Built
@@ -182,6 +183,32 @@ def test_both_graphs_of_mask_rcnn_with_resnet50_build_in_half_at_full_size(
     assert 80e6 < detector.plan_bytes < 110e6
     assert 4e6 < segmenter.plan_bytes < 12e6
     assert [plan.max_boxes for plan in bundle.manifest.plans] == [0, 200]
+
+
+def test_the_segmenter_takes_as_many_boxes_as_the_detector_gives(tmp_path, monkeypatch):
+    default = open_bundle("default")
+    profiles = []
+
+    def run(request, name, report):
+        profiles.append(request.profile)
+        (tmp_path / f"{name}.plan").touch()
+        none = {"layers": {}, "tensors": {}, "computes_in": {}, "plugins": {}}
+        return Built(version="1.0", parse_s=0, build_s=0, peak_rss_bytes=0, plan_bytes=0, **none)
+
+    monkeypatch.setattr(builder.tensorrt, "_run", run)
+    graph = onnx.load(default.detector)
+    *_, last_nms = (node for node in graph.graph.node if node.op_type == "GroupedNms")
+    (most,) = (item for item in last_nms.attribute if item.name == "max_output")
+    most.i = 37
+    (boxes,) = (output for output in graph.graph.output if output.name == "boxes")
+    boxes.type.tensor_type.shape.dim[1].dim_value = 37
+    onnx.save(graph, tmp_path / "detector.onnx")
+    (tmp_path / "segmenter.onnx").write_bytes(default.segmenter.read_bytes())
+    manifest = replace(default.manifest, backend="tensorrt_rtx", input=FixedInput(160, 256))
+    made = build_plans(tmp_path, manifest, max_batch=4, capabilities=["8.6"])
+    assert made.plans[1].max_boxes == 4 * 37
+    assert profiles[1]["boxes"] == ((1, 4), (148, 4), (148, 4))
+    assert profiles[1]["p2"][2][0] == 4
 
 
 @needs_rtx

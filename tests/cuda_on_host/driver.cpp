@@ -81,6 +81,7 @@ int retained = 0;
 uint64_t context_id = 0;
 int sticky_error = kSuccess;
 bool backwards = false;
+int cuda_version = 13000;
 constexpr Handle kContext = 0xC0FFEE;
 thread_local std::vector<Handle> contexts;
 
@@ -225,7 +226,7 @@ int copy_async(void* to, bool to_pinned, const void* from, bool from_pinned, siz
 extern "C" {
 
 int cuInit(unsigned) { return kSuccess; }
-int cuDriverGetVersion(int* version) { return *version = 13000, kSuccess; }
+int cuDriverGetVersion(int* version) { return *version = cuda_version, kSuccess; }
 int cuDeviceGetCount(int* count) { return *count = 1, kSuccess; }
 int cuDeviceGet(int* device, int index) { return *device = index, index ? 101 : kSuccess; }
 int cuDeviceGetName(char* name, int size, int) {
@@ -495,7 +496,10 @@ void host_driver_reset() {
   launches.clear();
   bytes_up = bytes_down = 0;
   sticky_error = kSuccess;
+  cuda_version = 13000;
 }
+
+void host_driver_version(int version) { cuda_version = version; }
 
 void host_driver_backwards(int reversed) { backwards = reversed != 0; }
 

@@ -91,6 +91,10 @@ class HostDriver:
         """Fail every call from now on: 700 is an illegal address, 0 mends it."""
         self._library.host_driver_break(status)
 
+    def set_version(self, version: int) -> None:
+        """Be a driver for another CUDA: 12040 is 12.4."""
+        self._library.host_driver_version(version)
+
     def reset(self) -> None:
         self._library.host_driver_reset()
 

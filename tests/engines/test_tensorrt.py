@@ -315,6 +315,13 @@ def test_too_little_memory_is_said_and_nothing_stays_allocated(
         TensorRTEngine(bundle, open_plans=doubles)
 
 
+def test_a_driver_that_cannot_load_the_kernels_is_named(host_driver, tmp_path, bundle):
+    host_driver.set_version(12080)
+    with pytest.raises(InputError, match=r"driver is for CUDA 12\.8.*need 13\.0.*580 series"):
+        TensorRTEngine(bundle, open_plans=Doubles())
+    assert "580 series" in (why_not(bundle) or "")
+
+
 def test_closing_twice_is_harmless(host_driver, bundle, doubles):
     engine = TensorRTEngine(bundle, open_plans=doubles)
     engine.close()
