@@ -122,7 +122,16 @@ class Authenticator:
 def _address_of(handle: int) -> str:
     """Say who is connected to a TCP socket of libzmq's, if he still is."""
     try:
-        with posix_socket.socket(fileno=os.dup(handle)) as connection:
-            return str(connection.getpeername()[0])
-    except (OSError, IndexError):
+        own = os.dup(handle)
+    except OSError:
         return UNKNOWN
+    try:
+        connection = posix_socket.socket(fileno=own)
+    except OSError:  # the number is another file's by now
+        os.close(own)
+        return UNKNOWN
+    with connection:
+        try:
+            return str(connection.getpeername()[0])
+        except (OSError, IndexError):
+            return UNKNOWN

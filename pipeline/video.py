@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import chain
 
 import av
@@ -55,6 +55,7 @@ class VideoSource(Source):
         self._stopping = stopping or self._stopping
         self._on_packet = on_packet
         self._container: av.container.InputContainer | None = None
+        self._frames: Generator[Frame] | None = None
         self._index = 0
         try:
             stream = self._open()
@@ -77,6 +78,7 @@ class VideoSource(Source):
 
     def __iter__(self) -> Iterator[Frame]:
         pace = Pace(self._stopping) if self._paced else None
+        assert self._frames is not None
         for frame in chain([self._first], self._frames):
             if pace is not None and frame.pts_s is not None:
                 decoded_ns = time.monotonic_ns()
@@ -87,7 +89,15 @@ class VideoSource(Source):
             yield frame
 
     def close(self) -> None:
-        """Close the container: PyAV leaks decoders and sockets of containers left open."""
+        """Close the container: PyAV leaks decoders and sockets of containers left open.
+
+        Whoever iterates on finds the end. PyAV itself would read from freed memory.
+        """
+        if self._frames is not None:
+            self._frames.close()
+        self._close_container()
+
+    def _close_container(self) -> None:
         if self._container is not None:
             self._container.close()
             self._container = None
@@ -114,7 +124,7 @@ class VideoSource(Source):
         stream.thread_type = "SLICE" if self.live else "AUTO"
         return stream
 
-    def _read(self, stream: VideoStream) -> Iterator[Frame]:
+    def _read(self, stream: VideoStream) -> Generator[Frame]:
         """Yield all pictures; those of a loop's later rounds with times that go on rising."""
         offset_s = 0.0
         while True:
@@ -128,7 +138,7 @@ class VideoSource(Source):
                 return
             if last_s is not None:
                 offset_s = last_s + 1.0 / float(stream.average_rate or 25)
-            self.close()
+            self._close_container()
             try:
                 stream = self._open()
             except InputError as error:

@@ -294,3 +294,12 @@ def test_a_closed_source_may_be_closed_again(make_clip) -> None:
     source = open_video(make_clip())
     source.close()
     source.close()
+
+
+def test_a_closed_video_has_ended_for_whoever_iterates_on(make_clip) -> None:
+    for looped in (False, True):
+        with VideoSource(SourceConfig(url=str(make_clip(frames=60)), loop=looped)) as source:
+            frames = iter(source)
+            assert [next(frames).index for _ in range(3)] == [0, 1, 2]
+        assert list(frames) == []  # PyAV alone would crash here
+        source.close()
