@@ -185,14 +185,48 @@ BAD_INPUT = {
 }
 
 
-@pytest.mark.parametrize(("arguments", "message"), BAD_INPUT.values(), ids=BAD_INPUT.keys())
+ONE_OF_EACH_COMMAND = {
+    "missing file",
+    "nobody publishes",
+    "nothing to profile",
+    "no demonstration",
+    "no bundle to measure",
+    "not a checkpoint",
+    "recipe unknown",
+}
+"""These run as a process; the others are spared its start, which takes a second each."""
+
+
+@pytest.fixture
+def run_in_this_process(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """``run``, without a process."""
+
+    def run_here(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["maskcast", *arguments])
+        monkeypatch.setattr(maskcast, "_leave", sys.exit)  # which may end all tests
+        with pytest.raises(SystemExit) as end:
+            maskcast.main()
+        out, err = capfd.readouterr()
+        return subprocess.CompletedProcess(arguments, int(str(end.value.code)), out, err)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield run_here
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
 def test_what_the_user_got_wrong_is_one_line_and_exit_code_2(
-    arguments: str, message: str, here: Path, endpoint: str
+    case: str, here: Path, endpoint: str, run_in_this_process: Callable[..., Any]
 ) -> None:
+    arguments, message = BAD_INPUT[case]
     words = arguments.split()
     if words[0] == "run" and "--publish" not in words:
         words += ["--publish", endpoint]
-    result = run(*words, cwd=here)
+    result = (run if case in ONE_OF_EACH_COMMAND else run_in_this_process)(*words, cwd=here)
     assert (result.returncode, result.stdout) == (2, ""), result.stderr
     assert len(result.stderr.splitlines()) == 1, result.stderr
     assert re.match(rf"maskcast: .*{message}", result.stderr), result.stderr
