@@ -73,6 +73,7 @@ def _flatten_channels_last(model: Model) -> None:
             continue
         by_channel = weight.data.reshape(-1, channels, rows, columns)
         by_cell = op.constant(by_channel.transpose(0, 2, 3, 1).reshape(weight.data.shape))
+        by_cell.set_friendly_name(weight.get_friendly_name())
         for port in weight.output(0).get_target_inputs():
             port.replace_source_output(by_cell.output(0))
         cells = pooled.input_value(0)
