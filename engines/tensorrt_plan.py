@@ -125,6 +125,12 @@ def _open(bundle: Bundle, plan: Plan, graph_sha256: str, capability: tuple[int, 
         engine, context = _deserialise(trt, (bundle.path / plan.file).read_bytes())
         if context is not None:
             return LoadedPlan(engine, context, plan.graph)
+        if engine is not None:
+            needed_mb = engine.device_memory_size_v2 / 1e6
+            raise InputError(
+                f"{bundle.path / plan.file}: the GPU could not give the {needed_mb:.0f} MB that it "
+                "works in; close other programs, or build it with a smaller --size or --batch"
+            )
         reason = f"{plan.package} refuses it, see the log"
     again = rebuild_command(bundle.manifest.plans, str(bundle.path), capability)
     raise InputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -343,6 +344,15 @@ def test_a_plan_that_does_not_fit_says_how_to_build_it_again(
     changes = {key: value or trt.__version__ for key, value in changes.items()}
     bundle = make_bundle(tmp_path / "misfit", **changes)
     with pytest.raises(InputError, match=rf"{reason}.*`maskcast build .* --size 64x96 --batch 4"):
+        TensorRTEngine(bundle)
+
+
+def test_a_plan_that_finds_no_memory_to_work_in_says_so(host_driver, tmp_path, monkeypatch):
+    trt = pytest.importorskip("tensorrt_rtx")
+    engine = SimpleNamespace(device_memory_size_v2=300_000_000)
+    monkeypatch.setattr("engines.tensorrt_plan._deserialise", lambda trt, content: (engine, None))
+    bundle = make_bundle(tmp_path / "large", version=trt.__version__)
+    with pytest.raises(InputError, match=r"could not give the 300 MB.*smaller --size or --batch"):
         TensorRTEngine(bundle)
 
 
