@@ -1,0 +1,133 @@
+"""What measuring costs: the time that goes into figures, as a share of what a frame takes.
+
+Run: ``python -m benchmarks.metering [CLIP] [--limit N] [--repeat N] [--json]``. What is done for a
+frame is timed directly, on frames made before, since it is far below what repeats of a whole run
+differ by: the stamps of all stages and recorders, counting in and out, and the count of drops that
+goes into a message; with a trace as well. To it comes what is done now and then: the figures for
+the live table five times a second, and a scrape every five seconds. It is processor time, which
+other work on the machine does not change much. The frame's own time is that of the pipeline with
+the default model, on the clip or on a test pattern. Medians over repeats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+from prometheus_client import generate_latest
+
+from benchmarks.pipeline import make_clip
+from engines.instances import Instances
+from engines.load import load_engine
+from pipeline.frame import STAGES, Frame
+from pipeline.metrics import make_registry
+from pipeline.profile import profile
+from pipeline.stats import RECORD, Meter
+from pipeline.trace import Trace
+
+FRAMES = 5000
+SOURCES = 4
+TABLE_HZ = 5.0
+SCRAPE_HZ = 0.2
+
+
+def make_frames(count: int) -> list[Frame]:
+    """Make frames without timelines, of several sources in turn."""
+    picture = av.VideoFrame(16, 16, "gray")
+    return [Frame(f"cam{index % SOURCES}", index, None, 0, picture) for index in range(count)]
+
+
+def nothing_seen() -> Instances:
+    """Make an empty result."""
+    boxes, scores = np.empty((0, 4), np.float32), np.empty(0, np.float32)
+    return Instances(16, 16, boxes, scores, np.empty(0, np.int32))
+
+
+def per_frame_us(meter: Meter) -> float:
+    """Time all that is measured and counted on a frame's way, microseconds."""
+    frames, instances = make_frames(FRAMES), nothing_seen()
+    began_s = time.thread_time()
+    for frame in frames:
+        for stage in (*STAGES, RECORD):
+            frame.timeline.begin(stage)
+            frame.timeline.end(stage)
+        meter.captured(frame, 0)
+        meter.drops(frame.source)
+        meter.processed(frame, instances)
+    return (time.thread_time() - began_s) / FRAMES * 1e6
+
+
+def call_us(function: Callable[[], object], calls: int = 50) -> float:
+    """Time a call, microseconds."""
+    began_s = time.thread_time()
+    for _ in range(calls):
+        function()
+    return (time.thread_time() - began_s) / calls * 1e6
+
+
+def show_table(meter: Meter) -> None:
+    """Reckon what the live table shows."""
+    for source in meter.stats().sources:
+        assert source.latency_ms is not None
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("clip", nargs="?", type=Path)
+    parser.add_argument("--limit", type=int, default=60)
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+
+    names = [f"cam{number}" for number in range(SOURCES)]
+    engine = load_engine("default")
+    bare_us, traced_us, table_us, scrape_us, frame_ms = [], [], [], [], []
+    with tempfile.TemporaryDirectory() as folder:
+        clip = arguments.clip or Path(folder) / "pattern.mp4"
+        if arguments.clip is None:
+            make_clip(clip, arguments.limit)
+        for _ in range(arguments.repeat):
+            meter = Meter(names)
+            bare_us.append(per_frame_us(meter))
+            traced_us.append(per_frame_us(Meter(names, Trace())))
+            registry = make_registry(meter.stats, engine)
+            table_us.append(call_us(lambda meter=meter: show_table(meter)))  # type: ignore[misc]
+            scrape_us.append(
+                call_us(lambda registry=registry: generate_latest(registry))  # type: ignore[misc]
+            )
+            frame_ms.append(1000 / profile(str(clip), engine, arguments.limit).fps)
+    engine.close()
+    bare, traced = statistics.median(bare_us), statistics.median(traced_us)
+    now_and_then = (
+        TABLE_HZ * statistics.median(table_us) + SCRAPE_HZ * statistics.median(scrape_us)
+    ) / 1e6
+    frame = statistics.median(frame_ms)
+    summary = {
+        "device": engine.device,
+        "per_frame_us": round(bare, 1),
+        "per_frame_traced_us": round(traced, 1),
+        "table_us": round(statistics.median(table_us), 1),
+        "scrape_us": round(statistics.median(scrape_us), 1),
+        "frame_ms": round(frame, 2),
+        "now_and_then_share": round(now_and_then, 5),
+        "share": round(bare / 1e3 / frame + now_and_then, 5),
+        "share_traced": round(traced / 1e3 / frame + now_and_then, 5),
+        "share_at_100_fps": round(bare / 1e3 / 10 + now_and_then, 5),
+    }
+    if arguments.json:
+        print(json.dumps(summary))
+    else:
+        for name, value in summary.items():
+            print(f"{name:20} {value}")
+
+
+if __name__ == "__main__":
+    main()
