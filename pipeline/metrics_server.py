@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, MetricsHandler
 
 from engines.errors import InputError
 from pipeline.health import Health
+from pipeline.log import fields
 
 CLIENT_TIMEOUT_S = 10.0
 """A client that neither asks nor reads for so long is disconnected."""
@@ -58,6 +59,7 @@ class MetricsServer:
                 self.url,
                 bound_port,
             )
+        _logger.info("metrics_served", extra=fields(url=self.url))
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(_POLL_S,), name="metrics", daemon=True
         )
