@@ -204,7 +204,9 @@ def test_the_segmenter_takes_as_many_boxes_as_the_detector_gives(tmp_path, monke
     boxes.type.tensor_type.shape.dim[1].dim_value = 37
     onnx.save(graph, tmp_path / "detector.onnx")
     (tmp_path / "segmenter.onnx").write_bytes(default.segmenter.read_bytes())
-    manifest = replace(default.manifest, backend="tensorrt_rtx", input=FixedInput(160, 256))
+    manifest = replace(
+        default.manifest, backend="tensorrt_rtx", precision="fp32", input=FixedInput(160, 256)
+    )
     made = build_plans(tmp_path, manifest, max_batch=4, capabilities=["8.6"])
     assert made.plans[1].max_boxes == 4 * 37
     assert profiles[1]["boxes"] == ((1, 4), (148, 4), (148, 4))
