@@ -307,10 +307,10 @@ def soak(
         audience = Audience(endpoint)
         audience.start()
         deadline_s = time.monotonic() + START_PATIENCE_S
-        while not is_healthy(health_url):
+        while not is_healthy(health_url) or len(audience.received) < streams:
             if process.poll() is not None or time.monotonic() > deadline_s:
                 log.flush()
-                raise SystemExit(f"it does not start:\n{(folder / 'soak.log').read_text()}")
+                raise SystemExit(f"it does not deliver:\n{(folder / 'soak.log').read_text()}")
             time.sleep(0.2)
         faults = Faults(cameras, endpoint, faults_every_s or 1.0)
         if faults_every_s is not None:
