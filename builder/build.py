@@ -13,7 +13,7 @@ from onnx import ModelProto
 from builder.bundle_folder import check_bundle_folder, new_bundle, write_manifest
 from builder.calibration import read_pictures
 from builder.folding import halve_weights
-from builder.quantization import quantise_graphs, restore_float
+from builder.quantization import is_quantised, quantise_graphs, restore_float
 from engines.bundle import (
     DEFAULT,
     MANIFEST,
@@ -71,6 +71,7 @@ def build(
         fp16_weights: store weights in half the space; they are computed with as ``precision`` says.
         score_threshold: that a user gets who names none; of a bundle its own.
         calibration: folder of pictures like those that the model will see, for int8: a few dozen.
+            A bundle that is quantised already may keep its ranges.
 
     Raises:
         InputError: source, size, precision, pictures or folder will not do.
@@ -87,6 +88,11 @@ def build(
         shape = LongestSideInput(size, pad) if isinstance(size, int) else FixedInput(*size, pad)
     if calibration is not None:
         quantise_graphs(graphs, read_pictures(calibration, shape))
+    elif precision == "int8" and not is_quantised(graphs["detector"]):
+        raise InputError(
+            "precision int8 finds its ranges with pictures: give a folder of a few dozen with "
+            "--calibration"
+        )
     for graph in graphs.values():
         if precision != "int8":
             restore_float(graph)
@@ -151,11 +157,6 @@ def _check_precision(backend: Backend, precision: str, calibration: Path | None)
     if precision not in PRECISIONS[backend]:
         raise InputError(
             f"precision {precision}: {backend} computes in {' or '.join(PRECISIONS[backend])}"
-        )
-    if precision == "int8" and calibration is None:
-        raise InputError(
-            "precision int8 finds its ranges with pictures: give a folder of a few dozen with "
-            "--calibration"
         )
     if precision != "int8" and calibration is not None:
         raise InputError(f"precision {precision} needs no --calibration: leave it out")

@@ -27,17 +27,19 @@ class OnnxRuntimeEngine(Engine):
     Slower than OpenVINO, but it shows that the graphs mean by themselves what they should.
 
     Args:
-        bundle: of any backend; its portable graphs are run, in fp32.
+        bundle: of any backend; its portable graphs are run in fp32, or in int8 where they are
+            quantised.
 
     Raises:
         InputError: onnxruntime is not installed.
     """
 
-    device = "ONNX Runtime CPU fp32"
     max_batch = 8
 
     def __init__(self, bundle: Bundle) -> None:
         self.manifest = bundle.manifest
+        precision = "int8" if bundle.manifest.precision == "int8" else "fp32"
+        self.device = f"ONNX Runtime CPU {precision}"
         self._detector = _session(bundle.detector)
         self._segmenter = None if bundle.segmenter is None else _session(bundle.segmenter)
 

@@ -223,14 +223,22 @@ def calibrated_bundle(parity: Parity, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
-def unthresholded_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def float_default(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The bundle that comes with the package, computing in fp32: what its weights are exactly."""
+    from builder.build import build
+
+    return build("default", tmp_path_factory.mktemp("default") / "fp32")
+
+
+@pytest.fixture(scope="session")
+def unthresholded_bundle(float_default: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The default model with the score threshold inside it at 0: it sees something everywhere."""
     import onnx
     from msgspec.structs import replace
 
     from engines.bundle import sha256
 
-    default = open_bundle("default")
+    default = float_default
     graph = onnx.load(default.detector)
     *_, last_nms = (node for node in graph.graph.node if node.op_type == "GroupedNms")
     (threshold,) = (item for item in last_nms.attribute if item.name == "score_threshold")
