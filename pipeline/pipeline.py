@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 STOP_GRACE_S = 1.0
 """A decoder that hangs in a read when the pipeline stops is left behind after so long."""
 
-DRAIN_S = 1.0
+DRAIN_S = 0.7
 """What the engine has begun when the pipeline stops may take so long to be published."""
 
 _STOP, _REVIEW, _HURRY = "stop", "review", "hurry"

@@ -29,7 +29,7 @@ COLUMNS = ("source", "captured", "processed", "dropped", "fps", "latency ms", "n
 
 _POLL_S, _SHOW_EVERY_S = 0.05, 0.2
 
-_LEAVE_AFTER_S = 1.3
+_LEAVE_AFTER_S = 1.0
 """An engine that is at work for longer after a signal is left to itself (``maskcast.main``)."""
 
 

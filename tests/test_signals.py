@@ -36,7 +36,8 @@ CHEAP = """
 import sys, time, maskcast, pipeline.run
 from conftest import TimedEngine
 make = sys.argv.pop(1)
-pipeline.run.load_engine = lambda *_, **__: eval(make)
+assert pipeline.run.load_engine_for
+pipeline.run.load_engine_for = lambda *_, **__: eval(make)
 maskcast.main()
 """
 
@@ -137,7 +138,7 @@ def processes_of_session(session: int) -> list[str]:
     return found
 
 
-def wait_for(condition: Callable[[], object], timeout_s: float = 60) -> None:
+def wait_for(condition: Callable[[], object], timeout_s: float = 120) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline_s, "it did not happen"
