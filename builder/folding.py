@@ -12,11 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import onnx_ir
 from numpy.typing import NDArray
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
-from onnx_ir.passes import common
-from onnxscript.optimizer import fold_constants
+from onnx.reference import ReferenceEvaluator
 
 
 def fold_layers(model: ModelProto) -> None:
@@ -108,33 +106,32 @@ def fold_batch_norms(model: ModelProto) -> None:
 
 def fold_frozen_norms(model: ModelProto) -> None:
     """Fold what torch's frozen batch norms become, a product and a sum for each channel."""
-    names = _names_of_biases(model)
-    graph = onnx_ir.from_proto(model)
-    fold_constants(graph, onnx_shape_inference=False, output_size_limit=1 << 16)
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
-    common.RemoveUnusedNodesPass()(graph)
-    model.CopyFrom(onnx_ir.to_proto(graph))
-    del model.graph.value_info[:]  # types that whoever changes the graph next would contradict
     constants = _constants(model)
     uses, makers = _uses(model), _makers(model)
-    nodes = list(model.graph.node)
+    found = []
     for added in model.graph.node:
         scaled = makers.get(added.input[0]) if added.op_type == "Add" else None
         if scaled is None or scaled.op_type != "Mul" or uses[scaled.output[0]] > 1:
             continue
         conv = makers.get(scaled.input[0])
-        if conv is None or not _can_absorb(conv, constants, uses):
-            continue
-        factor, bias = (constants.get(node.input[1]) for node in (scaled, added))
+        if conv is not None and _can_absorb(conv, constants, uses):
+            found.append((conv, scaled, added))
+    operands = {node.input[1] for _, scaled, added in found for node in (scaled, added)}
+    known = _evaluate(model, operands) | constants
+    nodes = list(model.graph.node)
+    for conv, scaled, added in found:
+        factor, bias = (known.get(node.input[1]) for node in (scaled, added))
         channels = (1, len(constants[conv.input[1]]), 1, 1)
         if factor is None or bias is None or not factor.shape == bias.shape == channels:
             continue
-        name = names.get(added.output[0], f"{conv.output[0]}/bias")
+        biases = {k for k in _sources(added.input[1], makers) if k.endswith(".bias")}
+        name = biases.pop() if len(biases) == 1 else f"{conv.output[0]}/bias"
         _absorb(model, conv, constants, factor.ravel(), bias.ravel(), name)
         conv.output[0] = added.output[0]
         nodes.remove(scaled)
         nodes.remove(added)
     replace_nodes(model, nodes)
+    _drop_unused_nodes(model)
     drop_unused_initializers(model)
 
 
@@ -230,26 +227,47 @@ def _can_absorb(conv: NodeProto, constants: dict[str, Any], uses: Counter[str]) 
     )
 
 
-def _names_of_biases(model: ModelProto) -> dict[str, str]:
-    """Of each sum, the parameter called bias that its second operand is computed from."""
-    stored = {tensor.name for tensor in model.graph.initializer}
-    makers = _makers(model)
+def _evaluate(model: ModelProto, names: set[str]) -> dict[str, NDArray[Any]]:
+    """Compute those of the values that depend on constants alone."""
+    constants, makers = _constants(model), _makers(model)
+    wanted = sorted(
+        name
+        for name in names
+        if name in makers and all(source in constants for source in _sources(name, makers))
+    )
+    if not wanted:
+        return {}
+    needed = set().union(*(_ancestors(name, makers) for name in wanted))
+    graph = helper.make_graph(
+        [node for node in model.graph.node if needed & set(node.output)],
+        "constants",
+        [],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in wanted],
+        [tensor for tensor in model.graph.initializer if tensor.name in needed],
+    )
+    part = helper.make_model(graph, opset_imports=model.opset_import)
+    return dict(zip(wanted, ReferenceEvaluator(part).run(wanted, {}), strict=True))
 
-    def parameters(name: str) -> set[str]:
-        if name in stored or name not in makers:
-            return {name}
-        return set().union(*(parameters(source) for source in makers[name].input))
 
-    found = {}
-    for node in model.graph.node:
-        if node.op_type == "Add" and node.input[1] in makers:
-            maker = makers[node.input[1]]
-            if maker.op_type != "Sub":  # bias - mean * factor
-                continue
-            biases = [name for name in parameters(maker.input[0]) if name.endswith(".bias")]
-            if len(biases) == 1:
-                found[node.output[0]] = biases[0]
-    return found
+def _ancestors(name: str, makers: dict[str, NodeProto]) -> set[str]:
+    """Names of all values that a value is computed from, itself included."""
+    if name not in makers:
+        return {name}
+    return {name}.union(*(_ancestors(source, makers) for source in makers[name].input))
+
+
+def _sources(name: str, makers: dict[str, NodeProto]) -> set[str]:
+    """Names of the inputs and constants that a value is computed from."""
+    return {ancestor for ancestor in _ancestors(name, makers) if ancestor not in makers}
+
+
+def _drop_unused_nodes(model: ModelProto) -> None:
+    nodes, used = [], {output.name for output in model.graph.output}
+    for node in reversed(model.graph.node):
+        if used & set(node.output):
+            nodes.append(node)
+            used.update(node.input)
+    replace_nodes(model, nodes[::-1])
 
 
 def _constants(model: ModelProto) -> dict[str, NDArray[Any]]:
