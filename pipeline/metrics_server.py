@@ -22,6 +22,9 @@ from pipeline.log import fields
 CLIENT_TIMEOUT_S = 10.0
 """A client that neither asks nor reads for so long is disconnected."""
 
+MOST_CLIENTS = 32
+"""So many are answered at once; others are turned away, lest they take the streams' memory."""
+
 _POLL_S = 0.1
 
 _logger = logging.getLogger(__name__)
@@ -94,6 +97,28 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     allow_reuse_address = True
     daemon_threads = True
     request_queue_size = 64
+
+    def __init__(self, address: tuple[str, int], handler: type[MetricsHandler]) -> None:
+        self._places = threading.BoundedSemaphore(MOST_CLIENTS)
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer on a thread of its own, if there is a place."""
+        if not self._places.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread could be started
+            self._places.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer, and give the place back."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Tell of an error of ours; a client that went away is none."""

@@ -2,11 +2,12 @@ import http.client
 import json
 import signal
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from engines.errors import InputError
 from pipeline import health
 from pipeline.config import make_config
 from pipeline.health import Health
-from pipeline.metrics_server import MetricsServer, split_address
+from pipeline.metrics_server import MOST_CLIENTS, MetricsServer, split_address
 from pipeline.pipeline import Pipeline
 
 
@@ -142,6 +143,26 @@ def test_a_client_that_says_nothing_does_not_hold_up_the_others(healthy: Metrics
     port = int(healthy.url.rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port)):
         assert get(f"{healthy.url}/healthz")[0] == 200
+
+
+def test_a_flood_of_clients_is_turned_away_until_they_leave(healthy: MetricsServer) -> None:
+    port = int(healthy.url.rpartition(":")[2])
+    with ExitStack() as flood:
+        for _ in range(MOST_CLIENTS):
+            flood.enter_context(socket.create_connection(("127.0.0.1", port)))
+        late = flood.enter_context(socket.create_connection(("127.0.0.1", port)))
+        late.settimeout(5)
+        assert late.recv(1) == b""
+        threads = [thread.name for thread in threading.enumerate()]
+        assert sum("process_request_thread" in name for name in threads) == MOST_CLIENTS
+    deadline_s = time.monotonic() + 5
+    while True:
+        try:
+            assert get(f"{healthy.url}/healthz")[0] == 200
+            return
+        except OSError:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
 
 
 def test_nothing_can_be_written(healthy: MetricsServer) -> None:
