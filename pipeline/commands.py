@@ -218,10 +218,12 @@ def profile(
     from rich.progress import Progress
 
     from pipeline.config import make_config
+    from pipeline.log import configure
     from pipeline.profile import profile as profile_source
     from pipeline.report import report_table
     from pipeline.trace import Trace, write_trace
 
+    configure()
     for path in (json, trace, plot):
         try:
             if path is not None:
@@ -265,7 +267,9 @@ def demo(
     Writes demo.mp4 and demo.jsonl.
     """
     from pipeline.demo import show
+    from pipeline.log import configure
 
+    configure()
     show(source, limit)
 
 
