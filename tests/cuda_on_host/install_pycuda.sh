@@ -5,7 +5,8 @@
 #
 # pycuda compiles itself against CUDA's headers and links libcuda and libcurand. The headers come
 # from CUDA_ROOT (the toolkit) and, for curand.h, from the wheel nvidia-curand that torch brings.
-# Empty libraries do for linking: at run time the tests put the host driver in their place.
+# Empty libraries do for linking: at run time the tests put the host driver in their place. The linker
+# must name them in the module all the same, though it finds nothing in them (some drop such ones).
 set -eu
 python=${1:-python}
 [ $# -eq 0 ] || shift
@@ -18,4 +19,4 @@ for library in cuda:1 curand:10; do
   echo | gcc -shared -xc - -Wl,-soname,"$name.${library#*:}" -o "$folder/$name"
 done
 PATH="$root/bin:$PATH" CUDA_ROOT="$root" CPATH="$site/nvidia/cu13/include" LIBRARY_PATH="$folder" \
-  "$python" -m pip install "$@" pycuda
+  LDFLAGS="${LDFLAGS:-} -Wl,--no-as-needed" "$python" -m pip install "$@" pycuda
