@@ -442,6 +442,45 @@ def test_stopping_publishes_the_end_and_frees_the_address(timed_engine, free_por
         pass
 
 
+def test_an_engine_at_work_for_long_does_not_delay_what_is_published(
+    timed_engine, tmp_path: Path
+) -> None:
+    endpoint, log = f"ipc://{tmp_path}/socket", Log()
+    listener = Listener(endpoint)
+    engine = timed_engine()
+    config = configured("test://64x48@30", publish={"endpoint": endpoint, "wait_subscribers": 1})
+    pipeline = Pipeline(config, engine, recorders=[log])
+    pipeline.start()
+    wait_until(lambda: pipeline.stats().processed > 2)
+    engine.detect_s = 3.0
+    time.sleep(0.2)
+    began_s = time.monotonic()
+    pipeline.stop()
+    wait_until(lambda: pipeline.is_published)
+    assert time.monotonic() - began_s < 2.0
+    assert log.closed == 1
+    listener.finish()
+    assert listener.ended() == {"test": "stopped"}
+    assert not pipeline.wait(0)  # the engine is waited for by who will close it
+    pipeline.join()
+    assert engine.held == 0
+    (source,) = pipeline.stats().sources
+    assert source.captured == source.processed + sum(source.dropped.values())
+
+
+def test_a_failure_is_published_as_the_end_of_every_source(timed_engine, tmp_path: Path) -> None:
+    endpoint = f"ipc://{tmp_path}/socket"
+    listener = Listener(endpoint)
+    engine = timed_engine(0.002)
+    engine.fails_at = {"detect": 5}
+    urls = [{"url": "test://64x48@100", "name": name} for name in "ab"]
+    publish = {"endpoint": endpoint, "wait_subscribers": 1}
+    with pytest.raises(ZeroDivisionError):
+        Pipeline(configured(*urls, publish=publish), engine).run()
+    listener.finish()
+    assert listener.ended() == {"a": "failed", "b": "failed"}
+
+
 def test_a_signal_handler_may_stop_the_pipeline(timed_engine) -> None:
     pipeline = Pipeline(configured("test://64x48@30"), timed_engine())
     before = signal.signal(signal.SIGUSR1, lambda number, stack: pipeline.stop())
