@@ -46,6 +46,9 @@ def widen_weights(model: ModelProto) -> None:
         for place, name in enumerate(node.input):
             node.input[place] = renamed.get(name, name)
     replace_nodes(model, nodes)
+    known = [value for value in model.graph.value_info if value.name not in renamed.values()]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(known)
 
 
 def halve_weights(graph: ModelProto) -> None:
