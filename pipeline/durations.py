@@ -65,7 +65,8 @@ class Durations:
     """Takes durations in. Its memory does not grow. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._recent_ns = np.zeros(WINDOW, np.int64)
+        # Filled, and not zeros: their pages would be taken one by one, and look like a leak.
+        self._recent_ns = np.full(WINDOW, -1, np.int64)
         self._counts = [0] * (len(BOUNDS_S) + 1)
         self._count = 0
         self._sum_ns = 0

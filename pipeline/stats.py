@@ -21,7 +21,8 @@ RATE_WINDOW_S = 5.0
 RECORD = "record"
 """Where the time goes that recorders take, after the message is out."""
 
-_MOST_RATED = 4096
+_MOST_RATED = 512
+"""Of a source that is faster, the rate is over as many frames."""
 
 
 @dataclass(frozen=True, slots=True)
