@@ -35,7 +35,7 @@ test: .venv-test/installed debian
 # A process for each room: torch, TensorRT and the host's CUDA are no company for live streams.
 # Those spend their time waiting for clocks; meanwhile what only computes takes what they leave.
 test-offline:
-	OMP_NUM_THREADS=1 nice $(TEST)/pytest tests/benchmarks tests/builder
+	OMP_NUM_THREADS=1 nice $(TEST)/pytest --timeout=900 tests/benchmarks tests/builder
 
 test-live:
 	$(TEST)/pytest tests/engines

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-import numpy as np
 import pytest
 import typer
-from PIL import Image
 from typer.testing import CliRunner
 
 from builder.commands import mount
-from builder.tensorrt_command import read_pictures
 from engines.bundle import default_bundle, open_bundle
 from engines.errors import InputError
 
@@ -51,16 +48,3 @@ def test_a_slip_is_one_line(tmp_path, options, message):
     result = run("build", "default", "--out", tmp_path / "x", "--backend", "tensorrt_rtx", *options)
     assert isinstance(result.exception, InputError)
     assert message in str(result.exception)
-
-
-def test_pictures_for_calibration_are_read_and_other_files_passed_over(tmp_path):
-    Image.fromarray(np.full((50, 100, 3), 200, np.uint8)).save(tmp_path / "a.png")
-    (tmp_path / "notes.txt").write_text("not a picture")
-    (image,) = read_pictures(tmp_path, (96, 160))
-    assert image.pixels.shape == (96, 160, 3)
-    assert image.content == (80, 160)
-
-
-def test_a_folder_without_pictures_is_named(tmp_path):
-    with pytest.raises(InputError, match="holds no picture"):
-        read_pictures(tmp_path, (96, 160))
