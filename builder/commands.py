@@ -97,7 +97,8 @@ def build(
         from builder.build import build as build_bundle
     from rich.console import Console
 
-    with Console(stderr=True).status("building"):
+    # What is wrapped needs torch for a checkpoint, and not for a bundle.
+    with Console(stderr=True).status("building"), _builder_extra():
         bundle = build_bundle(
             checkpoint,
             out,
