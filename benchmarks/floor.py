@@ -26,7 +26,7 @@ from rich.table import Table
 
 from engines.bundle import open_bundle
 from engines.openvino_graph import FEATURES, fix_detector, fix_segmenter
-from engines.openvino_operators import pool_by_level, pool_by_table, read_graph
+from engines.openvino_operators import read_graph
 
 PARTS = {
     "backbone.body": "backbone",
@@ -186,11 +186,11 @@ def measure(
     """Measure a bundle's parts, and the rate first."""
     bundle = open_bundle(bundle_path)
     rate = int8_rate()
-    detector = fix_detector(read_graph(bundle.detector, pool_by_table), size)
+    detector = fix_detector(read_graph(bundle.detector), size)
     channels = detector.output("p2").get_partial_shape()[1].get_length()
     parts = time_parts(detector, detector_inputs(size), boxes, repeat)
     if bundle.segmenter is not None:
-        segmenter = fix_segmenter(read_graph(bundle.segmenter, pool_by_level), size)
+        segmenter = fix_segmenter(read_graph(bundle.segmenter), size, boxes)
         labels = len(bundle.manifest.labels)
         inputs = segmenter_inputs(size, boxes, channels, labels)
         for name, found in time_parts(segmenter, inputs, boxes, repeat).items():

@@ -8,7 +8,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 _IN_FLIGHT = 3
 """Batches that can wait for their masks: one in each of the two stages, and one between."""
+_BOXES_AT_ONCE = (32, 16, 8, 4, 2, 1)
+"""Numbers of boxes that the segmenter is compiled for; any other is a sum of them."""
 _COMPILED_SHAPES = 4
 """Input shapes whose compiled graphs are kept, the latest used."""
 
@@ -57,7 +59,7 @@ class OpenVinoEngine(Engine):
     def __init__(self, bundle: Bundle, mode: Mode = "latency") -> None:
         import openvino as ov
 
-        from engines.openvino_operators import pool_by_level, pool_by_table, read_graph
+        from engines.openvino_operators import read_graph
 
         self.manifest = bundle.manifest
         precision = "f32"
@@ -68,14 +70,13 @@ class OpenVinoEngine(Engine):
         computes = {"bf16": precision.replace("f32", "fp32"), "int8": "int8"}
         self.device = f"OpenVINO CPU {computes.get(bundle.manifest.precision, 'fp32')}"
         self.max_batch = 1 if mode == "latency" else len(os.sched_getaffinity(0))
-        # Twice as many threads as images: the masks of one batch beside the boxes of the next.
+        # Twice as many threads as images: the masks of one batch beside the boxes of the next. As
+        # each batch's first image runs on its caller's thread, two are always left to compile.
         self._threads = ThreadPoolExecutor(2 * self.max_batch, "openvino")
         self._core = ov.Core()
         self._precision = precision
-        self._detector = read_graph(bundle.detector, pool_by_table)
-        self._segmenter = (
-            None if bundle.segmenter is None else read_graph(bundle.segmenter, pool_by_level)
-        )
+        self._detector = read_graph(bundle.detector)
+        self._segmenter = None if bundle.segmenter is None else read_graph(bundle.segmenter)
         self._shapes: OrderedDict[tuple[int, int], _Shape] = OrderedDict()
         shape = bundle.manifest.input
         if isinstance(shape, FixedInput):
@@ -118,7 +119,7 @@ class OpenVinoEngine(Engine):
             assert shape.segment is not None
             mine = detections.image_index == number
             boxes, labels = detections.boxes[mine], detections.labels[mine]
-            return shape.segment[number](held[number].request, boxes, labels)
+            return shape.segment(number, held[number].request, boxes, labels)
 
         try:
             masks = None
@@ -135,7 +136,7 @@ class OpenVinoEngine(Engine):
 
     def close(self) -> None:
         """Free the compiled graphs."""
-        self._threads.shutdown()
+        self._threads.shutdown(cancel_futures=True)
         self._shapes.clear()
 
     def _compiled(self, size: tuple[int, int]) -> _Shape:
@@ -147,6 +148,7 @@ class OpenVinoEngine(Engine):
                 size,
                 self._precision,
                 self.max_batch,
+                self._threads,
             )
             if len(self._shapes) > _COMPILED_SHAPES:
                 self._shapes.popitem(last=False)
@@ -165,39 +167,62 @@ class _Shape:
         size: tuple[int, int],
         precision: str,
         streams: int,
+        threads: Executor,
     ) -> None:
-        from engines.openvino_graph import Graph, fix_detector, fix_segmenter
+        from engines.openvino_graph import Graph, fix_detector
 
+        self.segment = None
+        if segmenter is not None:
+            self.segment = _Segment(core, segmenter, size, precision, streams, threads)
         self.requests: queue.Queue[Request] = queue.Queue()
         compiled = Graph(core, fix_detector(detector, size), precision, streams)
         for _ in range(_IN_FLIGHT * streams):
             self.requests.put(compiled.request())
-        self.segment = None
-        if segmenter is not None:
-            compiled = Graph(core, fix_segmenter(segmenter, size), precision, streams)
-            self.segment = [_Segment(compiled.request()) for _ in range(streams)]
 
 
 class _Segment:
-    """Runs the segmenter; the number of boxes is another one each time."""
+    """Runs the segmenter on any number of boxes, by graphs for a few numbers of them.
 
-    def __init__(self, request: Request) -> None:
-        self._request = request
+    They are compiled on other threads: whoever needs one waits for it.
+    """
+
+    def __init__(
+        self,
+        core: ov.Core,
+        model: ov.Model,
+        size: tuple[int, int],
+        precision: str,
+        streams: int,
+        threads: Executor,
+    ) -> None:
+        from engines.openvino_graph import Graph, fix_segmenter
+
+        def make(boxes: int) -> list[Request]:
+            graph = Graph(core, fix_segmenter(model, size, boxes), precision, streams)
+            return [graph.request() for _ in range(streams)]
+
+        self._requests = {boxes: threads.submit(make, boxes) for boxes in _BOXES_AT_ONCE}
 
     def __call__(
-        self, detector: Request, boxes: NDArray[np.float32], labels: NDArray[np.int32]
+        self, stream: int, detector: Request, boxes: NDArray[np.float32], labels: NDArray[np.int32]
     ) -> NDArray[np.float32]:
+        """Compute mask crops ``[R, 28, 28]``; two calls at once must be of two streams."""
         from engines.openvino_graph import FEATURES
 
-        if len(boxes) == 0:
-            return np.zeros((0, MASK_SIZE, MASK_SIZE), np.float32)
-        for name in FEATURES:
-            self._request.set_input(name, detector.output(name))
-        self._request.set_input("boxes", _tensor(boxes))
-        self._request.set_input("labels", _tensor(labels.astype(np.int64)))
-        self._request.set_input("batch_index", _tensor(np.zeros(len(boxes), np.int32)))
-        self._request.infer()
-        masks: NDArray[np.float32] = self._request.output("masks").data
+        masks = np.empty((len(boxes), MASK_SIZE, MASK_SIZE), np.float32)
+        done = 0
+        while done < len(boxes):
+            count = next(number for number in _BOXES_AT_ONCE if number <= len(boxes) - done)
+            request = self._requests[count].result()[stream]
+            part = slice(done, done + count)
+            for name in FEATURES:
+                request.set_input(name, detector.output(name))
+            request.set_input("boxes", _tensor(boxes[part]))
+            request.set_input("labels", _tensor(labels[part].astype(np.int64)))
+            request.set_input("batch_index", _tensor(np.zeros(count, np.int32)))
+            request.infer()
+            masks[part] = request.output("masks").data
+            done += count
         return masks
 
 

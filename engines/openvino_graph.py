@@ -27,7 +27,7 @@ def fix_detector(model: Model, size: tuple[int, int]) -> Model:
     """Copy a detector for one image of a size, given as RGB bytes ``[1, H, W, 3]``.
 
     Features come out as tables of cells, ``[h * w, C]``: with channels last, as oneDNN's
-    convolutions leave them, and as ``pool_by_table`` takes them.
+    convolutions leave them, and as regions are pooled from them.
     """
     model = model.clone()
     model.reshape({"images": [1, 3, *size], "sizes": [1, 2]})
@@ -81,8 +81,8 @@ def _flatten_channels_last(model: Model) -> None:
         first.input(0).replace_source_output(cells)
 
 
-def fix_segmenter(model: Model, size: tuple[int, int]) -> Model:
-    """Copy a segmenter for the features that ``fix_detector`` gives; any number of boxes."""
+def fix_segmenter(model: Model, size: tuple[int, int], boxes: int) -> Model:
+    """Copy a segmenter for the features that ``fix_detector`` gives and a number of boxes."""
     model = model.clone()
     for name, stride in FEATURES.items():
         parameter = model.input(name).get_node()
@@ -96,7 +96,7 @@ def fix_segmenter(model: Model, size: tuple[int, int]) -> Model:
         model.remove_parameter(parameter)
         cells.output(0).set_names({name})
         model.add_parameters([cells])
-    model.validate_nodes_and_infer_types()
+    model.reshape({"boxes": [boxes, 4], "labels": [boxes], "batch_index": [boxes]})
     return model
 
 

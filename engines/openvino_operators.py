@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +18,16 @@ _TILES_PER_ROW = 16
 
 _POOLED = "maskcast_pooled"
 
-Pooling = Callable[[list[Any], Any, Any, int, int, bool], Node]
 
+def read_graph(path: Path) -> ov.Model:
+    """Read a portable graph of a bundle, an ONNX file.
 
-def read_graph(path: Path, pooling: Pooling) -> ov.Model:
-    """Read a portable graph of a bundle.
-
-    Args:
-        path: an ONNX file.
-        pooling: what MultiscaleRoiAlign becomes: ``pool_by_table`` where the number of regions is
-            fixed before the graph is compiled, ``pool_by_level`` where it is not.
+    The number of regions must be fixed before it is compiled: OpenVINO's embedding bag, which
+    pools them, has no other form.
     """
 
     def convert_pooling(node: Any) -> list[Any]:
-        pooled = pooling(
+        pooled = multiscale_roi_align(
             [node.get_input(index) for index in range(4)],
             node.get_input(4),
             node.get_input(5),
@@ -71,43 +66,7 @@ def is_pooled(node: Node) -> bool:
     return _POOLED in node.get_rt_info()
 
 
-def pool_by_level(
-    features: list[Any],
-    rois: Any,
-    batch_index: Any,
-    output_size: int,
-    sampling_ratio: int,
-    aligned: bool,
-) -> Node:
-    """RoIAlign of each level's own regions by OpenVINO's operator, put back in their order."""
-    level = _level(rois)
-    parts, order = [], []
-    for number, (values, stride) in enumerate(zip(features, _STRIDES, strict=True)):
-        chosen = op.non_zero(op.equal(level, _floats(number)), "i32")
-        chosen = op.squeeze(chosen, _ints([0]))
-        parts.append(
-            op.roi_align(
-                values,
-                op.gather(rois, chosen, _ints(0)),
-                op.gather(batch_index, chosen, _ints(0)),
-                output_size,
-                output_size,
-                sampling_ratio,
-                1 / stride,
-                "avg",
-                "half_pixel" if aligned else "asymmetric",
-            )
-        )
-        order.append(chosen)
-    place = op.concat(order, 0)
-    count = op.shape_of(place, output_type="i32")
-    zero, one = op.constant(np.int32(0)), op.constant(np.int32(1))
-    numbers = op.range(zero, op.squeeze(count, _ints([0])), one, "i32")
-    found_at = op.scatter_update(op.broadcast(zero, count), place, numbers, _ints(0))
-    return op.gather(op.concat(parts, 0), found_at, _ints(0))
-
-
-def pool_by_table(
+def multiscale_roi_align(
     features: list[Any],
     rois: Any,
     batch_index: Any,
