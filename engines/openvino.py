@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 _IN_FLIGHT = 3
 """Batches that can wait for their masks: one in each of the two stages, and one between."""
+_IMAGES_OF_A_STREAM = 2
+"""In a batch: a stream that is done early takes another image while the others finish."""
 _BOXES_AT_ONCE = (32, 16, 8, 4, 2, 1)
 """Numbers of boxes that the segmenter is compiled for; any other is a sum of them."""
 _COMPILED_SHAPES = 4
@@ -51,9 +53,9 @@ class OpenVinoEngine(Engine):
     Args:
         bundle: of any backend; its portable graphs are read. In ``precision`` bf16 it computes in
             bfloat16, otherwise in fp32; what an int8 graph has quantised is computed in int8.
-        mode: "latency" takes one image at a time and gives it all cores. "throughput" takes as
-            many as there are cores and gives each one core: an image takes longer, but no core
-            ever waits for the others at the end of a layer.
+        mode: "latency" takes one image at a time and gives it all cores. "throughput" takes twice
+            as many as there are cores and gives each one core: an image takes longer, but no core
+            waits for the others at the end of a layer.
     """
 
     def __init__(self, bundle: Bundle, mode: Mode = "latency") -> None:
@@ -69,10 +71,11 @@ class OpenVinoEngine(Engine):
                 warnings.warn("this CPU does not compute in bf16: fp32 is used", stacklevel=2)
         computes = {"bf16": precision.replace("f32", "fp32"), "int8": "int8"}
         self.device = f"OpenVINO CPU {computes.get(bundle.manifest.precision, 'fp32')}"
-        self.max_batch = 1 if mode == "latency" else len(os.sched_getaffinity(0))
-        # Twice as many threads as images: the masks of one batch beside the boxes of the next. As
-        # each batch's first image runs on its caller's thread, two are always left to compile.
-        self._threads = ThreadPoolExecutor(2 * self.max_batch, "openvino")
+        self._streams = 1 if mode == "latency" else len(os.sched_getaffinity(0))
+        self.max_batch = 1 if mode == "latency" else _IMAGES_OF_A_STREAM * self._streams
+        # For the masks of one batch beside the boxes of the next. As each batch's first image runs
+        # on its caller's thread, two are always left to compile.
+        self._threads = ThreadPoolExecutor(2 * self._streams, "openvino")
         self._core = ov.Core()
         self._precision = precision
         self._detector = read_graph(bundle.detector)
@@ -92,7 +95,7 @@ class OpenVinoEngine(Engine):
             for one in held:
                 one()
 
-        def run(number: int) -> None:
+        def run(number: int, stream: int) -> None:
             image, request = images[number], held[number].request
             request.set_input("images", _tensor(image.pixels[None]))
             request.set_input("sizes", _tensor(np.array([image.content], np.float32)))
@@ -115,11 +118,11 @@ class OpenVinoEngine(Engine):
         held: list[_Release] = detections.features
         shape = held[0].shape
 
-        def run(number: int) -> NDArray[np.float32]:
+        def run(number: int, stream: int) -> NDArray[np.float32]:
             assert shape.segment is not None
             mine = detections.image_index == number
             boxes, labels = detections.boxes[mine], detections.labels[mine]
-            return shape.segment(number, held[number].request, boxes, labels)
+            return shape.segment(stream, held[number].request, boxes, labels)
 
         try:
             masks = None
@@ -129,10 +132,21 @@ class OpenVinoEngine(Engine):
         finally:
             detections.release()
 
-    def _side_by_side(self, run: Callable[[int], T], count: int) -> list[T]:
-        """Call with 0 .. count - 1, each on a thread of its own; the first on this one."""
-        others = [self._threads.submit(run, number) for number in range(1, count)]
-        return [run(0), *(future.result() for future in others)]
+    def _side_by_side(self, run: Callable[[int, int], T], count: int) -> list[T]:
+        """Call with 0 .. count - 1 and the number of the stream that has nothing else to do."""
+        numbers = iter(range(count))
+        results: dict[int, T] = {}
+
+        def work(stream: int) -> None:
+            for number in numbers:
+                results[number] = run(number, stream)
+
+        streams = range(1, min(count, self._streams))
+        others = [self._threads.submit(work, stream) for stream in streams]
+        work(0)
+        for other in others:
+            other.result()
+        return [results[number] for number in range(count)]
 
     def close(self) -> None:
         """Free the compiled graphs."""
@@ -147,6 +161,7 @@ class OpenVinoEngine(Engine):
                 self._segmenter,
                 size,
                 self._precision,
+                self._streams,
                 self.max_batch,
                 self._threads,
             )
@@ -167,6 +182,7 @@ class _Shape:
         size: tuple[int, int],
         precision: str,
         streams: int,
+        max_batch: int,
         threads: Executor,
     ) -> None:
         from engines.openvino_graph import Graph, fix_detector
@@ -176,7 +192,7 @@ class _Shape:
             self.segment = _Segment(core, segmenter, size, precision, streams, threads)
         self.requests: queue.Queue[Request] = queue.Queue()
         compiled = Graph(core, fix_detector(detector, size), precision, streams)
-        for _ in range(_IN_FLIGHT * streams):
+        for _ in range(_IN_FLIGHT * max_batch):
             self.requests.put(compiled.request())
 
 

@@ -120,8 +120,10 @@ class VideoSource(Source):
             raise InputError(f"{redact(self._config.url)}: this is not a video, it holds {held}")
         stream = container.streams.video[0]
         self.live = not is_local(self._config.url) and not container.duration
-        # Frame threads decode faster but hold back one picture each: a camera cannot afford them.
-        stream.thread_type = "SLICE" if self.live else "AUTO"
+        # Frame threads decode faster, but hold back one picture each, which a camera cannot afford,
+        # and take two fifths more processor time, which up to Full HD the model puts to better use.
+        is_large = stream.width * stream.height > _FULL_HD
+        stream.thread_type = "SLICE" if self.live else "AUTO" if is_large else "NONE"
         return stream
 
     def _read(self, stream: VideoStream) -> Generator[Frame]:
@@ -247,6 +249,7 @@ def _ffmpeg_options(config: SourceConfig) -> dict[str, str]:
     return {}
 
 
+_FULL_HD = 1920 * 1088
 _DENIED = (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError)
 
 

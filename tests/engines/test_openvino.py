@@ -183,7 +183,7 @@ def test_throughput_sees_what_latency_sees_several_pictures_at_once(
     unthresholded_bundle: Bundle, small_engine: OpenVinoEngine, parity: Any
 ) -> None:
     engine = OpenVinoEngine(unthresholded_bundle, "throughput")
-    assert engine.max_batch == len(os.sched_getaffinity(0))
+    assert engine.max_batch == 2 * len(os.sched_getaffinity(0))
     images = [
         parity.fit(parity.draw_picture(288, 512, seed=seed)) for seed in range(engine.max_batch)
     ]

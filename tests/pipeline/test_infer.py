@@ -36,5 +36,5 @@ def test_the_mode_asked_for_is_the_mode() -> None:
 def test_the_engine_is_loaded_in_that_mode() -> None:
     config = make_config({"sources": [{"url": "a.mp4"}]})
     engine = load_engine_for(config)
-    assert engine.max_batch == len(os.sched_getaffinity(0))
+    assert engine.max_batch == 2 * len(os.sched_getaffinity(0))
     engine.close()
