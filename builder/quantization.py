@@ -1,9 +1,8 @@
 """Post-training int8: ranges from the user's pictures, written into the graph as Q/DQ nodes.
 
 Weights are symmetric, one scale an output channel; activations symmetric, one scale a tensor: what
-TensorRT and OpenVINO both take, so that one graph serves them all. The last layer of each head and
-the products that make masks stay in float: their error would go straight into boxes, scores and
-outlines.
+TensorRT and OpenVINO both take, so that one graph serves them all. The last layer of each head
+stays in float: its error would go straight into boxes, scores and outlines.
 """
 
 from __future__ import annotations
@@ -29,7 +28,8 @@ Sample = Mapping[str, NDArray[Any]]
 
 PERCENTILE = 99.99
 """Of the absolute values of an activation; what lies above is clipped."""
-_QUANTISED = {"Conv", "Gemm"}
+_QUANTISED = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0}
+"""What is computed in int8, and which axis of its weights counts the output channels."""
 _LEVELS = 127
 _SHARES = {"Add", "MaxPool", "Resize"}
 """What reads a quantised value through its Q/DQ as well: else a runtime must keep it twice."""
@@ -57,7 +57,7 @@ def quantise(model: ModelProto, samples: Iterable[Sample]) -> None:
             if data not in made:
                 nodes += _around_activation(model, data, ranges[data])
             if weight not in made:
-                nodes.append(_around_weight(model, weights[weight]))
+                nodes.append(_around_weight(model, weights[weight], _QUANTISED[node.op_type]))
             made |= {data, weight}
             node.input[0], node.input[1] = f"{data}/int8/float32", f"{weight}/float32"
         nodes.append(node)
@@ -90,7 +90,8 @@ def dequantise(model: ModelProto) -> None:
             source[node.output[0]] = source[node.input[0]]
         else:
             values, scales = stored[node.input[0]], stored[node.input[1]]
-            scales = scales.reshape(-1, *([1] * (values.ndim - 1)))
+            (axis,) = (attribute.i for attribute in node.attribute if attribute.name == "axis")
+            scales = scales.reshape([-1 if other == axis else 1 for other in range(values.ndim)])
             name = node.input[0].removesuffix("/int8")
             model.graph.initializer.append(numpy_helper.from_array(values * scales, name))
             source[node.output[0]] = name
@@ -173,7 +174,7 @@ def _targets(model: ModelProto) -> list[NodeProto]:
         for name in node.input:
             readers[name].append(node)
     features = {output.name for output in model.graph.output} & set(FEATURES)
-    computes = {*_QUANTISED, "ConvTranspose", "MultiscaleRoiAlign"}
+    computes = {*_QUANTISED, "MatMul", "MultiscaleRoiAlign"}
 
     def goes_on(name: str, seen: set[str]) -> bool:
         if name in features:
@@ -212,7 +213,9 @@ def _ranges(model: ModelProto, names: set[str], samples: Iterable[Sample]) -> di
     count = 0
     for sample in samples:
         count += 1
-        found = dict(zip(outputs, session.run(outputs, dict(sample)), strict=True))
+        # An empty list would ask for all outputs.
+        values_of = session.run(outputs, dict(sample)) if outputs else []
+        found = dict(zip(outputs, values_of, strict=True))
         for name in names:
             values = np.abs(found[name] if name in found else sample[name])
             if values.size:
@@ -248,21 +251,21 @@ def _around_activation(model: ModelProto, name: str, largest: float) -> list[Nod
     ]
 
 
-def _around_weight(model: ModelProto, weight: TensorProto) -> NodeProto:
+def _around_weight(model: ModelProto, weight: TensorProto, axis: int) -> NodeProto:
     values = numpy_helper.to_array(weight)
-    largest = np.abs(values).reshape(len(values), -1).max(axis=1)
+    others = tuple(other for other in range(values.ndim) if other != axis)
+    largest = np.abs(values).max(axis=others, keepdims=True)
     scales = (np.maximum(largest, 1e-8) / _LEVELS).astype(np.float32)
-    per_channel = scales.reshape(-1, *([1] * (values.ndim - 1)))
-    low = np.clip(np.rint(values / per_channel), -_LEVELS, _LEVELS).astype(np.int8)
+    low = np.clip(np.rint(values / scales), -_LEVELS, _LEVELS).astype(np.int8)
     name = weight.name
     model.graph.initializer.extend(
         [
             numpy_helper.from_array(low, f"{name}/int8"),
-            numpy_helper.from_array(scales, f"{name}/scale"),
-            numpy_helper.from_array(np.zeros(len(scales), np.int8), f"{name}/zero"),
+            numpy_helper.from_array(scales.ravel(), f"{name}/scale"),
+            numpy_helper.from_array(np.zeros(scales.size, np.int8), f"{name}/zero"),
         ]
     )
     inputs = [f"{name}/int8", f"{name}/scale", f"{name}/zero"]
     return helper.make_node(
-        "DequantizeLinear", inputs, [f"{name}/float32"], name=f"{name}/float32", axis=0
+        "DequantizeLinear", inputs, [f"{name}/float32"], name=f"{name}/float32", axis=axis
     )

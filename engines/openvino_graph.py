@@ -97,7 +97,30 @@ def fix_segmenter(model: Model, size: tuple[int, int], boxes: int) -> Model:
         cells.output(0).set_names({name})
         model.add_parameters([cells])
     model.reshape({"boxes": [boxes, 4], "labels": [boxes], "batch_index": [boxes]})
+    _multiply_channels_last(model)
     return model
+
+
+def _multiply_channels_last(model: Model) -> None:
+    """Turn the last product of the masks round, so that it reads channels last.
+
+    It multiplies each box's row of weights ``[R, 1, C]`` with its grid ``[R, C, cells]``. The grid
+    comes out of a convolution with channels last: as ``[R, cells, C]`` it need not be moved.
+    """
+    for product in model.get_ordered_ops():
+        if product.get_type_name() != "MatMul":
+            continue
+        weights, flat = product.input_value(0), product.input_value(1).get_node()
+        if flat.get_type_name() != "Reshape" or len(flat.get_input_shape(0)) != 4:
+            continue
+        last = op.transpose(flat.input_value(0), op.constant(np.array([0, 2, 3, 1])))
+        boxes, channels, *grid = flat.get_input_shape(0)
+        shape = op.constant(np.array([boxes, grid[0] * grid[1], channels]))
+        turned = op.matmul(op.reshape(last, shape, False), weights, False, True)
+        logits = op.constant(np.array([boxes, 1, grid[0] * grid[1]]))
+        back = op.reshape(turned, logits, False)
+        for port in product.output(0).get_target_inputs():
+            port.replace_source_output(back.output(0))
 
 
 class Graph:

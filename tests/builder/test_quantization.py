@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from builder.quantization import quantise
+from builder.quantization import dequantise, quantise
 from engines.errors import InputError
 
 HEAD = """
@@ -102,3 +102,53 @@ def test_a_rare_peak_does_not_widen_the_range():
 def test_without_pictures_the_error_says_so():
     with pytest.raises(InputError, match="needs pictures"):
         quantise(head(), [])
+
+
+MASKS = """
+<ir_version: 10, opset_import: ["" : 18]>
+masks (float[r, 4, 14, 14] pooled, float[r, 1, 8] rows) => (float[r, 1, 784] logits)
+<float[4, 8, 2, 2] up, int64[3] flat = {0, 8, -1}>
+{
+    a = ConvTranspose <strides: ints = [2, 2]> (pooled, up)
+    b = Relu (a)
+    c = Reshape (b, flat)
+    logits = MatMul (rows, c)
+}
+"""
+
+
+def masks():
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model(MASKS)
+    kept = [tensor for tensor in model.graph.initializer if tensor.name != "up"]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    up = rng.standard_normal((4, 8, 2, 2)) * np.arange(1, 9)[:, None, None]
+    model.graph.initializer.append(numpy_helper.from_array(up.astype("f4"), "up"))
+    inputs = {"pooled": rng.uniform(-2, 2, (3, 4, 14, 14)), "rows": rng.uniform(-1, 1, (3, 1, 8))}
+    return model, {name: values.astype("f4") for name, values in inputs.items()}
+
+
+def test_an_upsampling_convolution_has_a_scale_for_each_output_channel():
+    model, inputs = masks()
+    before = onnxruntime.InferenceSession(model.SerializeToString()).run(None, inputs)[0]
+    quantise(model, [inputs])
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    assert stored["up/scale"].shape == (8,)
+    assert np.abs(stored["up/int8"]).max(axis=(0, 2, 3)).tolist() == [127] * 8
+    after = onnxruntime.InferenceSession(model.SerializeToString()).run(None, inputs)[0]
+    assert 0 < np.abs(after - before).max() < 0.03 * np.abs(before).max()
+
+
+@pytest.mark.parametrize("make", [lambda: masks()[0], head])
+def test_taking_the_quantisation_out_leaves_the_graph_and_weights_within_half_a_step(make):
+    model, original = make(), make()
+    quantise(model, [masks()[1] if len(model.graph.input) == 2 else sample(0)])
+    dequantise(model)
+    assert [n.op_type for n in model.graph.node] == [n.op_type for n in original.graph.node]
+    assert [list(n.input) for n in model.graph.node] == [list(n.input) for n in original.graph.node]
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for tensor in original.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        step = np.abs(values).max() / 127
+        np.testing.assert_allclose(stored[tensor.name], values, atol=0.51 * step)

@@ -122,7 +122,7 @@ class TestDefaultModel:
         quantised = bundle.manifest.precision == "int8"
         # One for each input of 70 convolutions and products, some of which are shared.
         assert (built["detector"].layers.get("QUANTIZE", 0) > 50) == quantised
-        assert (built["segmenter"].layers.get("DEQUANTIZE", 0) == 8) == quantised
+        assert (built["segmenter"].layers.get("DEQUANTIZE", 0) == 10) == quantised
 
     def test_features_pass_between_the_graphs_in_one_type_and_boxes_in_float32(self, default_plans):
         bundle, built, _ = default_plans
