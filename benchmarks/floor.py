@@ -207,7 +207,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--bundle", default="default")
-    parser.add_argument("--size", default="288x512")
+    parser.add_argument("--size", default="256x448")
     parser.add_argument("--boxes", type=int, default=10, help="that masks are made of")
     parser.add_argument("--repeat", type=int, default=20)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
