@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
+from parity import draw_people
 
 from builder.folding import fold_layers
 from builder.operators import function_bodies
@@ -130,10 +131,9 @@ def detector() -> onnx.ModelProto:
 
 
 def picture(batch=2):
-    """Smooth blobs on grey: enough structure for proposals of all kinds."""
-    rng = np.random.default_rng(1)
-    coarse = rng.uniform(0, 255, (batch, 3, HEIGHT // 32, WIDTH // 32))
-    images = coarse.repeat(32, axis=2).repeat(32, axis=3).astype("f4")
+    """Drawings with the photograph of a person in them: there is something to find."""
+    drawn = np.stack([draw_people(HEIGHT, WIDTH, seed) for seed in range(batch)])
+    images = drawn.transpose(0, 3, 1, 2).astype("f4")
     return {"images": images, "sizes": np.array([[HEIGHT, WIDTH]] * batch, "f4")}
 
 
