@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +10,6 @@ import onnx
 from msgspec.structs import replace
 from onnx import ModelProto
 
-import maskcast
 from builder.bundle_folder import check_bundle_folder, new_bundle, write_manifest
 from builder.calibration import read_pictures
 from builder.folding import halve_weights
@@ -41,7 +40,7 @@ Size = tuple[int, int] | int
 PAPER_SIZE = (800, 1344)
 """What Mask R-CNN's figures are given for: the shorter side 800, the longer up to 1333."""
 _LARGEST_SIDE = 4096
-_TOOLS = ("torch", "torchvision", "onnx")
+_TOOLS = ("maskcast", "torch", "torchvision", "onnx")
 
 
 def build(
@@ -175,5 +174,10 @@ def _check_size(size: Size) -> None:
 
 
 def _versions() -> dict[str, str]:
-    # Our own is known without an installation too, from a checkout.
-    return {"maskcast": maskcast.__version__} | {tool: version(tool) for tool in _TOOLS}
+    versions = {}
+    for package in _TOOLS:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # maskcast itself, run from a checkout
+            versions[package] = "unknown"
+    return versions

@@ -89,9 +89,11 @@ class Sources:
             self._enter(config, required=True)
 
     def start(self) -> None:
-        """Begin to read the first sources."""
-        for member in self._members.values():
-            member.decoder.start()
+        """Begin to read the first sources, unless all is over before it has begun."""
+        with self._lock:
+            if not self._is_over:
+                for member in self._members.values():
+                    member.decoder.start()
 
     def add(self, config: SourceConfig) -> None:
         """Read one more source. That it cannot be read ends it alone.
@@ -210,9 +212,10 @@ class Sources:
         deadline_s = time.monotonic() + timeout_s
         with self._lock:
             self._is_over = True
-            members = list(self._members.values())
-        for member in members:
-            member.decoder.join(max(0.0, deadline_s - time.monotonic()))
+            decoders = [member.decoder for member in self._members.values()]
+        for decoder in decoders:
+            if decoder.ident is not None:  # else it never began
+                decoder.join(max(0.0, deadline_s - time.monotonic()))
 
     def why_nothing_came(self) -> InputError | None:
         """Return why there was nothing to run on, if no source has ever answered."""

@@ -16,6 +16,7 @@ from engines.errors import InputError
 from pipeline.config import Config, make_config, override
 from pipeline.pipeline import Pipeline
 from pipeline.publish import Published
+from pipeline.sources import Sources
 from pipeline.subscriber import PublishedFrame, StreamEvent, subscribe
 
 
@@ -528,6 +529,23 @@ def test_an_address_in_use_ends_the_run(make_clip, timed_engine) -> None:
         with pytest.raises(InputError, match="in use"):
             Pipeline(config, timed_engine(), recorders=[log]).run()
     assert log.closed == 1
+
+
+def test_a_run_that_fails_before_its_sources_begin_ends_all_the_same(
+    make_clip, timed_engine, monkeypatch
+) -> None:
+    begin = Sources.start
+
+    def begin_late(sources: Sources) -> None:
+        time.sleep(0.5)
+        begin(sources)
+
+    monkeypatch.setattr(Sources, "start", begin_late)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        config = configured(make_clip(), publish={"endpoint": endpoint})
+        with pytest.raises(InputError, match="in use"):
+            Pipeline(config, timed_engine()).run()
 
 
 def test_memory_stays_flat(timed_engine) -> None:
