@@ -15,14 +15,13 @@ from builder.calibration import read_pictures
 from builder.folding import halve_weights
 from builder.quantization import is_quantised, quantise_graphs, restore_float
 from engines.bundle import (
-    DEFAULT,
-    MANIFEST,
     Bundle,
     FixedInput,
     GraphFile,
     Graphs,
     LongestSideInput,
     Manifest,
+    is_bundle,
     open_bundle,
     sha256,
 )
@@ -81,7 +80,9 @@ def build(
     if size is not None:
         _check_size(size)
     check_bundle_folder(out)
-    manifest, graphs = _read_bundle(source) if is_bundle(source) else _export(source)
+    manifest, graphs = (
+        _read_bundle(source) if is_bundle(source) else _export(source, score_threshold)
+    )
     shape = manifest.input
     if size is not None:
         pad = shape.pad_value
@@ -93,11 +94,11 @@ def build(
             "precision int8 finds its ranges with pictures: give a folder of a few dozen with "
             "--calibration"
         )
-    for graph in graphs.values():
-        if precision != "int8":
+    if precision != "int8":
+        for graph in graphs.values():
             restore_float(graph)
-        if fp16_weights and precision != "int8":
-            halve_weights(graph)
+            if fp16_weights:
+                halve_weights(graph)
     with new_bundle(out) as folder:
         files = {}
         for role, graph in graphs.items():
@@ -113,15 +114,8 @@ def build(
             graphs=Graphs(**files),
             plans=(),
         )
-        if not is_bundle(source):
-            manifest = replace(manifest, score_threshold=score_threshold)
         write_manifest(folder, manifest)
     return open_bundle(out)
-
-
-def is_bundle(source: str | Path) -> bool:
-    """Tell whether a model is given as a bundle, or as "default", not as a checkpoint."""
-    return str(source) == DEFAULT or (Path(source) / MANIFEST).is_file()
 
 
 def _read_bundle(source: str | Path) -> tuple[Manifest, dict[str, ModelProto]]:
@@ -132,7 +126,9 @@ def _read_bundle(source: str | Path) -> tuple[Manifest, dict[str, ModelProto]]:
     return bundle.manifest, graphs
 
 
-def _export(checkpoint: str | Path) -> tuple[Manifest, dict[str, ModelProto]]:
+def _export(
+    checkpoint: str | Path, score_threshold: float
+) -> tuple[Manifest, dict[str, ModelProto]]:
     from builder.checkpoint import load_network
     from builder.export import export_detector, export_segmenter
 
@@ -146,7 +142,7 @@ def _export(checkpoint: str | Path) -> tuple[Manifest, dict[str, ModelProto]]:
         precision="fp32",
         labels=("background", *config.labels),
         input=FixedInput(*PAPER_SIZE, round(sum(config.image_mean) / 3 * 255)),
-        score_threshold=0.5,
+        score_threshold=score_threshold,
         graphs=Graphs(detector=GraphFile("", "")),
         built_with=_versions(),
     )

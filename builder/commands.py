@@ -78,13 +78,14 @@ def build(
     shape = None if size is None else parse_size(size)
     if backend is Backend.tensorrt or backend is Backend.tensorrt_rtx:
         with _builder_extra():
+            from builder.build import PAPER_SIZE
             from builder.tensorrt_command import build_for_tensorrt
         built = build_for_tensorrt(
             checkpoint,
             out,
             package=backend.value,
             precision=precision,
-            size=(800, 1344) if shape is None else shape,
+            size=PAPER_SIZE if shape is None else shape,
             name=name,
             fp16_weights=fp16_weights,
             max_batch=batch,
@@ -144,7 +145,8 @@ def train(
         Path | None, typer.Option(help="Their instances; without it nothing is measured.")
     ] = None,
     initial: Annotated[
-        Path | None, typer.Option(help="Start from this model's weights, not from ImageNet's.")
+        Path | None,
+        typer.Option(help="Checkpoint, bundle or default to start from, not ImageNet's weights."),
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Instead of epochs.")] = None,

@@ -9,11 +9,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from builder.build import build, is_bundle
+from builder.build import build
 from builder.calibration import read_pictures
 from builder.tensorrt import Precision, rebuild
 from builder.tensorrt_process import Built
-from engines.bundle import Bundle, FixedInput, open_bundle
+from engines.bundle import Bundle, FixedInput, is_bundle, open_bundle
 from engines.errors import InputError
 from engines.plan import Package
 

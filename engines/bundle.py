@@ -164,6 +164,11 @@ def open_bundle(name_or_path: str | Path) -> Bundle:
     return Bundle(path, manifest)
 
 
+def is_bundle(name_or_path: str | Path) -> bool:
+    """Tell whether a model is given as a bundle, or as "default", not as a checkpoint."""
+    return str(name_or_path) == DEFAULT or (Path(name_or_path) / MANIFEST).is_file()
+
+
 def read_manifest(path: Path) -> Manifest:
     """Read the manifest of the bundle in a folder.
 

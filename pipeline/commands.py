@@ -11,6 +11,7 @@ import typer
 
 from engines.errors import InputError
 from pipeline import control_commands
+from pipeline.options import ClientKey, Limit, Model, ServerKey
 
 Sources = Annotated[
     list[str] | None,
@@ -20,10 +21,6 @@ Sources = Annotated[
         "test://1280x720@30; several are run together.",
         show_default=False,
     ),
-]
-Model = Annotated[str | None, typer.Option(metavar="BUNDLE", help="A bundle's folder, or default.")]
-Limit = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="End after so many frames of each source.")
 ]
 
 
@@ -157,12 +154,8 @@ def watch(
     timeout_s: Annotated[
         float, typer.Option(min=0, metavar="S", help="Give up when nothing comes for so long.")
     ] = 30.0,
-    server_key: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The publisher's .key, if it has keys.")
-    ] = None,
-    client_key: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Your .key_secret, see keys new.")
-    ] = None,
+    server_key: ServerKey = None,
+    client_key: ClientKey = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a frame, a line each.")
     ] = False,

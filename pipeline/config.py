@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -14,6 +14,8 @@ from msgspec import Meta
 from engines.errors import InputError
 from pipeline.url import redact, source_name
 from pipeline.wire import MaskFormat
+
+T = TypeVar("T")
 
 Policy = Literal["latest", "block"]
 """What a full inbox does: replace the frame that waits, or let the source wait."""
@@ -222,10 +224,7 @@ def make_config(raw: Mapping[str, Any]) -> Config:
     Raises:
         InputError: a key is unknown or a value is wrong; the message names the key.
     """
-    try:
-        return msgspec.convert(raw, Config)
-    except msgspec.ValidationError as error:
-        raise InputError(_explain(str(error))) from None
+    return _convert(raw, Config)
 
 
 def make_source(raw: Mapping[str, Any]) -> SourceConfig:
@@ -234,10 +233,7 @@ def make_source(raw: Mapping[str, Any]) -> SourceConfig:
     Raises:
         InputError: a key is unknown or a value is wrong; the message names the key.
     """
-    try:
-        return msgspec.convert(raw, SourceConfig)
-    except msgspec.ValidationError as error:
-        raise InputError(_explain(str(error), "sources")) from None
+    return _convert(raw, SourceConfig, "sources")
 
 
 def name_sources(sources: Sequence[SourceConfig]) -> tuple[SourceConfig, ...]:
@@ -258,6 +254,13 @@ def name_sources(sources: Sequence[SourceConfig]) -> tuple[SourceConfig, ...]:
             taken.add(name)
         named.append(msgspec.structs.replace(source, name=name))
     return tuple(named)
+
+
+def _convert(raw: Mapping[str, Any], kind: type[T], section: str = "") -> T:
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        raise InputError(_explain(str(error), section)) from None
 
 
 def _explain(problem: str, section: str = "") -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from engines.errors import InputError
+from pipeline.options import ClientKey, ServerKey
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The source's name.")]
 
@@ -30,12 +30,8 @@ def connect(
     timeout_s: Annotated[
         float, typer.Option(min=0, metavar="S", help="Give up when no answer comes for so long.")
     ] = 5.0,
-    server_key: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The publisher's .key, if it has keys.")
-    ] = None,
-    client_key: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Your .key_secret, see keys new.")
-    ] = None,
+    server_key: ServerKey = None,
+    client_key: ClientKey = None,
 ) -> None:
     """Add and remove sources of a `maskcast run --control ENDPOINT`."""
     if context.resilient_parsing:

@@ -19,6 +19,9 @@ from pipeline.frame import Clock, Frame, Timeline
 from pipeline.source import AccessDeniedError, Pace, Source, SourceLostError
 from pipeline.url import is_device, is_local, local_path, redact, scheme
 
+_FULL_HD = 1920 * 1088
+"""Pixels of a picture, up to which one thread decodes fast enough."""
+
 _DAMAGED_READS_LIMIT = 100
 """So many unreadable stretches in a row, without one packet between them, are the end."""
 
@@ -249,7 +252,6 @@ def _ffmpeg_options(config: SourceConfig) -> dict[str, str]:
     return {}
 
 
-_FULL_HD = 1920 * 1088
 _DENIED = (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError)
 
 

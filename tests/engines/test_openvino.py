@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import os
 import threading
 from collections.abc import Iterator
@@ -39,15 +40,10 @@ def small_engine(unthresholded_bundle: Bundle) -> Iterator[OpenVinoEngine]:
 
 
 @pytest.fixture(scope="module")
-def default_network() -> Any:
-    from builder.checkpoint import load_bundle_weights
-    from builder.network import build_network, network_config
-
-    config = network_config("lite0-fpn", open_bundle("default").manifest.labels[1:])
-    network = build_network(config)
-    load_bundle_weights(network, open_bundle("default"))
+def default_network(parity: Any) -> Any:
+    network = copy.deepcopy(parity.default_network)
     network.roi_heads.score_thresh = 0.0
-    return network.eval()
+    return network
 
 
 def see(engine: OpenVinoEngine, image: NetworkImage, min_score: float = 0.0) -> Instances:
