@@ -11,6 +11,10 @@ Pixels = npt.NDArray[np.uint8]
 # Instances that a crop leaves smaller than this, in pixels of the crop, teach nothing.
 _MIN_SIDE = 4
 _MIN_AREA = 20
+# A person of whom a tenth looks out from behind another is no longer a useful example. Of a box it
+# is not known which part is the person: what is left of one must be more.
+_LEAST_LEFT = 0.1
+_MOST_COVERED = 0.6
 
 
 class Example(NamedTuple):
@@ -97,30 +101,41 @@ def paste(example: Example, other: Example, chosen: npt.NDArray[np.bool_]) -> Ex
     """Lay the chosen instances of another example of the same size over this one.
 
     Copy-paste (Ghiasi et al. 2021, section 3) without blending. What they cover is cut from this
-    example's masks, and instances of which too little is left are dropped.
+    example's masks, and instances of which too little is left are dropped. Where this example has
+    boxes alone, its instances keep them and get empty masks, which teach nothing.
 
     Args:
-        example: of size ``[H, W]``, with masks.
+        example: of size ``[H, W]``.
         other: of the same size, with masks.
         chosen: bool ``[M]``, which of the other's instances.
     """
-    assert example.masks is not None
     assert other.masks is not None
     pasted = other.masks[chosen]
     cover = np.logical_or.reduce(pasted.astype(bool), axis=0)
     image = np.where(cover[..., None], other.image, example.image)
-    left = example.masks * ~cover
-    before = example.masks.sum(axis=(1, 2), dtype=np.int64)
-    after = left.sum(axis=(1, 2), dtype=np.int64)
-    # A person of whom a tenth looks out from behind another is no longer a useful example.
-    keep = (after >= _MIN_AREA) & (after > 0.1 * before)
-    left = left[keep]
+    if example.masks is None:
+        keep = np.array([_is_seen(cover, box) for box in example.boxes], bool)
+        left = np.zeros((int(keep.sum()), *cover.shape), np.uint8)
+        boxes = example.boxes[keep]
+    else:
+        left = example.masks * ~cover
+        before = example.masks.sum(axis=(1, 2), dtype=np.int64)
+        after = left.sum(axis=(1, 2), dtype=np.int64)
+        keep = (after >= _MIN_AREA) & (after > _LEAST_LEFT * before)
+        left = left[keep]
+        boxes = boxes_of_masks(left)
     return Example(
         image,
-        np.concatenate([boxes_of_masks(left), other.boxes[chosen]]),
+        np.concatenate([boxes, other.boxes[chosen]]),
         np.concatenate([example.labels[keep], other.labels[chosen]]),
         np.concatenate([left, pasted]),
     )
+
+
+def _is_seen(cover: npt.NDArray[np.bool_], box: npt.NDArray[np.float32]) -> bool:
+    """Tell whether enough of a box looks out from under what was pasted."""
+    left, top, right, bottom = (int(side) for side in box)
+    return bool(cover[top : bottom + 1, left : right + 1].mean() < _MOST_COVERED)
 
 
 def jitter_colour(image: Pixels, rng: np.random.Generator, strength: float = 0.3) -> Pixels:

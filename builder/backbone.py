@@ -89,14 +89,15 @@ def _convolve(x: Tensor, convolution: nn.Conv2d, norm: nn.BatchNorm2d, training:
         x = convolution(x)
         return F.batch_norm(x, mean, variance, norm.weight, norm.bias, training=False, eps=norm.eps)
     scale = norm.weight * torch.rsqrt(variance + norm.eps)
-    return F.conv2d(
-        x,
-        convolution.weight * scale[:, None, None, None],
-        norm.bias - mean * scale,
-        convolution.stride,
-        convolution.padding,
-        groups=convolution.groups,
-    )
+    weight, bias = convolution.weight * scale[:, None, None, None], norm.bias - mean * scale
+    stride, padding, groups = convolution.stride, convolution.padding, convolution.groups
+    # On a CPU the backward pass of most depthwise convolutions takes six times as long in bfloat16.
+    slow = x.device.type == "cpu" and groups > 1 and (stride == (2, 2) or weight.shape[-1] == 5)
+    if not (slow and torch.is_autocast_enabled("cpu")):
+        return F.conv2d(x, weight, bias, stride, padding, groups=groups)
+    with torch.autocast("cpu", enabled=False):
+        y = F.conv2d(x.float(), weight, bias, stride, padding, groups=groups)
+    return y.to(torch.get_autocast_dtype("cpu"))
 
 
 class InvertedBottleneck(nn.Module):

@@ -191,7 +191,7 @@ class AugmentedDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         dataset, item = self._items[index]
         rng = np.random.default_rng((self._seed, epoch, index))
         example = augment_example(dataset.read(item), self._recipe, rng)
-        if rng.random() < self._recipe.paste and dataset.with_masks:
+        if rng.random() < self._recipe.paste and self._pasted:
             dataset, item = self._pasted[rng.integers(len(self._pasted))]
             other = augment_example(dataset.read(item), self._recipe, rng)
             example = augment.paste(example, other, rng.random(len(other.boxes)) < 0.7)

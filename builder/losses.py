@@ -1,8 +1,8 @@
 """The multi-task loss of Mask R-CNN: L = L_rpn + L_cls + L_box + L_mask (section 3).
 
 torchvision computes it inside the modules' ``forward`` and demands a mask of every instance. Here
-it is written out over the same modules, so that an image with boxes alone can train the RPN and the
-box branch while the mask branch learns from the others.
+it is written out over the same modules, so that an instance with a box alone can train the RPN and
+the box branch while the mask branch learns from the others.
 """
 
 from typing import Any
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import fastrcnn_loss, maskrcnn_loss
+
+from builder.pooling import pool_regions
 
 Target = dict[str, Tensor]
 
@@ -22,11 +24,12 @@ def compute_losses(network: Any, images: list[Tensor], targets: list[Target]) ->
         network: from ``build_network``, in training mode.
         images: each float ``[3, H, W]``, RGB in 0..1, of its final size: nothing is resized.
         targets: per image ``boxes`` float ``[N, 4]`` (xyxy pixels), ``labels`` int64 ``[N]`` (from
-            1) and, where the annotation has them, ``masks`` uint8 ``[N, H, W]``, 0 or 1.
+            1) and, where the annotation has them, ``masks`` uint8 ``[N, H, W]``, 0 or 1; an empty
+            mask is none.
 
     Returns:
         Scalars ``rpn_objectness``, ``rpn_box``, ``box_class``, ``box_regression`` and, for a
-        network with masks, ``mask``; the last is 0 where no image of the batch has masks.
+        network with masks, ``mask``; the last is 0 where no instance of the batch has a mask.
     """
     transform, heads = network.transform, network.roi_heads
     padded = transform.batch_images([transform.normalize(image) for image in images])
@@ -38,7 +41,8 @@ def compute_losses(network: Any, images: list[Tensor], targets: list[Target]) ->
     # select_training_samples wants the key, though it never looks at the masks.
     keyed = [{**target, "masks": target.get("masks", target["labels"])} for target in targets]
     rois, matches, labels, regression = heads.select_training_samples(proposals, keyed)
-    pooled = heads.box_head(heads.box_roi_pool(features, rois, batch.image_sizes))
+    regions = pool_regions(heads.box_roi_pool, features, rois, batch.image_sizes)
+    pooled = heads.box_head(regions)
     class_logits, box_regression = heads.box_predictor(pooled)
     box_class, box_loss = fastrcnn_loss(
         class_logits.float(), box_regression.float(), labels, regression
@@ -63,21 +67,28 @@ def _mask_loss(
     targets: list[Target],
     batch: Any,
 ) -> Tensor:
-    """Average the binary cross-entropy over the positive RoIs of the images that have masks."""
-    chosen = [i for i, t in enumerate(targets) if "masks" in t and bool((labels[i] > 0).any())]
-    if not chosen:
+    """Average the binary cross-entropy over the positive RoIs of instances that have a mask."""
+    positives = {}
+    for i, target in enumerate(targets):
+        positive = labels[i] > 0
+        if "masks" in target and bool(positive.any()):
+            has_mask = target["masks"].flatten(1).any(1) > 0
+            positive = positive & has_mask[matches[i]]
+            if bool(positive.any()):
+                positives[i] = positive
+    if not positives:
         return features["0"].new_zeros((), dtype=torch.float32)
-    positive = [labels[i] > 0 for i in chosen]
-    boxes = [rois[i][p] for i, p in zip(chosen, positive, strict=True)]
+    chosen, positive_of = list(positives), list(positives.values())
+    boxes = [rois[i][p] for i, p in zip(chosen, positive_of, strict=True)]
     sizes = [batch.image_sizes[i] for i in chosen]
     of_chosen = {name: level[chosen] for name, level in features.items()}
-    pooled = heads.mask_roi_pool(of_chosen, boxes, sizes)
+    pooled = pool_regions(heads.mask_roi_pool, of_chosen, boxes, sizes)
     logits = heads.mask_predictor(heads.mask_head(pooled))
     loss: Tensor = maskrcnn_loss(
         logits.float(),
         boxes,
         [targets[i]["masks"] for i in chosen],
-        [labels[i][p] for i, p in zip(chosen, positive, strict=True)],
-        [matches[i][p] for i, p in zip(chosen, positive, strict=True)],
+        [targets[i]["labels"] for i in chosen],
+        [matches[i][p] for i, p in zip(chosen, positive_of, strict=True)],
     )
     return loss

@@ -30,7 +30,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         shorter_sides: range of the shorter side of whole pictures, pixels.
         longest: limit of the longer side of whole pictures, pixels.
         colour_jitter: brightness, contrast and saturation vary within 1 ± this.
-        paste: part of the examples with masks that get instances of another one pasted in; needs
+        paste: part of the examples that get instances of another one, with masks, pasted in; needs
             ``canvas``.
     """
 

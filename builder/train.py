@@ -1,6 +1,7 @@
 """Training of a network on COCO annotations: resumable, measured, and bounded in time."""
 
 import copy
+import ctypes
 import math
 import signal
 import threading
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from builder.backbone import freeze_levels, load_imagenet_weights
 from builder.checkpoint import (
+    load_bundle_weights,
     load_checkpoint,
     load_matching,
     read_state,
@@ -32,11 +34,14 @@ from builder.network import build_network, network_config
 from builder.optimizer import make_optimizer, update_average
 from builder.recipe import Recipe, learning_rate
 from builder.training_log import TrainingLog
+from engines.bundle import is_bundle, open_bundle
 from engines.errors import InputError
 
 _LOG_EVERY = 20
 _SAVE_EVERY = 200
 _MOST_BAD_LOSSES = 20
+# glibc's <malloc.h>
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,8 +58,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
         box_annotations: further pictures of ``images`` that have boxes alone.
         validation_images: folder of the pictures to measure on; by default ``images``.
         validation_annotations: None measures nothing.
-        initial: checkpoint to start from, of the same network with any classes; None starts from
-            the backbone's ImageNet weights.
+        initial: checkpoint or bundle to start from, of the same network with any classes; None
+            starts from the backbone's ImageNet weights.
         minutes: length of the run on the clock, in place of the recipe's epochs; the schedule is
             stretched over it.
         evaluate_every: epochs between two measurements.
@@ -116,6 +121,8 @@ class _Run:
         self.iterations = max(1, round(self.recipe.epochs * self.iterations_per_epoch))
 
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device.type == "cpu":
+            _keep_memory()
         torch.manual_seed(config.seed)
         self.network_config = network_config(config.network, labels, config.with_masks)
         if config.initial is None:
@@ -137,7 +144,18 @@ class _Run:
     def start_from(self, initial: Path) -> Any:
         """Build the network that ``initial`` is of, but for our classes, from its weights."""
         preset = self.network_config
-        found, state = load_checkpoint(initial)
+        if is_bundle(initial):
+            bundle = open_bundle(initial)
+            found = msgspec.structs.replace(
+                preset,
+                labels=bundle.manifest.labels[1:],
+                with_masks=bundle.segmenter is not None,
+            )
+            of_bundle = build_network(found)
+            load_bundle_weights(of_bundle, bundle)
+            state = of_bundle.state_dict()
+        else:
+            found, state = load_checkpoint(initial)
         if (found.backbone, found.heads) != (preset.backbone, preset.heads):
             raise InputError(
                 f"{initial}: of a {found.backbone} network with {found.heads} heads, "
@@ -340,6 +358,14 @@ class _Run:
                 bar.update(task, completed=self.progress, description=text)
 
             yield show
+
+
+def _keep_memory() -> None:
+    """Let glibc keep what tensors free: getting large blocks anew takes a sixth of every step."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _next_batch(batches: Iterator[Any]) -> Any:

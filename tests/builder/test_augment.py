@@ -118,3 +118,48 @@ def test_the_same_generator_state_gives_the_same_augmentation() -> None:
     first = augment.jitter_colour(image, np.random.default_rng(5))
     assert np.array_equal(first, augment.jitter_colour(image, np.random.default_rng(5)))
     assert not np.array_equal(first, augment.jitter_colour(image, np.random.default_rng(6)))
+
+
+def person(left: int, top: int, right: int, bottom: int) -> Example:
+    """A picture of 60 x 40 with one white instance."""
+    masks = np.zeros((1, 40, 60), np.uint8)
+    masks[0, top:bottom, left:right] = 1
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[masks[0] == 1] = 255
+    return Example(image, augment.boxes_of_masks(masks), np.array([3], np.int64), masks)
+
+
+ONE = np.array([True])
+
+
+def test_what_is_pasted_covers_pixels_and_masks_of_what_lies_below() -> None:
+    pasted = augment.paste(example(), person(20, 0, 40, 40), ONE)
+    assert pasted.masks is not None
+    assert pasted.labels.tolist() == [1, 2, 3]
+    assert (pasted.image[pasted.masks[2] == 1] == 255).all()
+    assert not (pasted.masks[:2] & pasted.masks[2]).any()
+    # The first reached from x = 10 to 30, the second from 35 to 55.
+    assert pasted.boxes.tolist() == [[10, 5, 20, 25], [40, 20, 55, 36], [20, 0, 40, 40]]
+
+
+def test_an_instance_of_which_hardly_anything_is_left_is_dropped() -> None:
+    pasted = augment.paste(example(), person(10, 6, 60, 40), ONE)
+    assert pasted.labels.tolist() == [3]
+
+
+def test_only_the_chosen_instances_are_pasted() -> None:
+    pasted = augment.paste(person(0, 0, 5, 5), example(), np.array([False, True]))
+    assert pasted.labels.tolist() == [3, 2]
+    assert (pasted.image[10, 15] == 0).all()
+
+
+def test_boxes_without_masks_stay_as_they_are_and_get_empty_masks() -> None:
+    pasted = augment.paste(example(with_masks=False), person(28, 0, 40, 40), ONE)
+    assert pasted.masks is not None
+    assert pasted.boxes.tolist() == [*example().boxes.tolist(), [28, 0, 40, 40]]
+    assert pasted.masks.any(axis=(1, 2)).tolist() == [False, False, True]
+
+
+def test_a_box_without_a_mask_that_is_mostly_covered_is_dropped() -> None:
+    pasted = augment.paste(example(with_masks=False), person(8, 0, 28, 40), ONE)
+    assert pasted.labels.tolist() == [2, 3]

@@ -62,6 +62,19 @@ def test_training_folds_the_norm_and_changes_neither_features_nor_statistics() -
         assert torch.equal(buffer, before[name])
 
 
+def test_training_in_bfloat16_changes_features_by_no_more_than_its_rounding() -> None:
+    body = EfficientNetLite("lite0").train()
+    load_imagenet_weights(body, "lite0")
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        exact = body(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = body(images)
+    for name, level in exact.items():
+        assert rounded[name].dtype == torch.bfloat16
+        assert (rounded[name] - level).abs().mean() < 0.03 * level.abs().mean()
+
+
 @pytest.mark.parametrize("levels", [0, 1, 2])
 def test_frozen_levels_get_no_gradient_and_the_others_do(levels: int) -> None:
     body = EfficientNetLite("lite0").train()

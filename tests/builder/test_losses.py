@@ -36,6 +36,39 @@ def test_the_losses_are_those_of_torchvisions_own_forward(network) -> None:
         torch.testing.assert_close(ours[name], theirs[their_name], rtol=1e-4, atol=1e-5)
 
 
+def test_each_instance_trains_the_mask_of_its_own_class() -> None:
+    torch.manual_seed(0)
+    network = build_network(network_config("lite0-fpn", ("person", "dog", "car"))).train()
+    # A mask that depends on the class, so that another class's would show.
+    torch.nn.init.normal_(network.roi_heads.mask_predictor.mask_fcn_logits.weight)
+    masks = torch.zeros(3, 64, 96, dtype=torch.uint8)
+    for i in range(3):
+        masks[i, 10 + 10 * i : 50, 30 * i : 30 * i + 28] = 1
+    boxes = [[30.0 * i, 10.0 + 10 * i, 30.0 * i + 28, 50.0] for i in range(3)]
+    targets = [{"boxes": torch.tensor(boxes), "labels": torch.tensor([3, 1, 2]), "masks": masks}]
+    images = [torch.rand(3, 64, 96)]
+    network.transform.min_size, network.transform.max_size = (64,), 96
+    torch.manual_seed(1)
+    theirs = network(images, targets)
+    torch.manual_seed(1)
+    ours = compute_losses(network, images, targets)
+    torch.testing.assert_close(ours["mask"], theirs["loss_mask"], rtol=1e-4, atol=1e-5)
+
+
+def test_an_instance_with_an_empty_mask_does_not_train_the_mask_branch(network) -> None:
+    with_one = target(True)
+    with_two = {
+        "boxes": torch.cat([with_one["boxes"], torch.tensor([[60.0, 5.0, 90.0, 40.0]])]),
+        "labels": torch.tensor([1, 1]),
+        "masks": torch.cat([with_one["masks"], torch.zeros(1, 64, 96, dtype=torch.uint8)]),
+    }
+    image = torch.rand(3, 64, 96)
+    without_mask = {**with_one, "masks": torch.zeros(1, 64, 96, dtype=torch.uint8)}
+    assert compute_losses(network, [image], [without_mask])["mask"].item() == 0
+    losses = compute_losses(network, [image], [with_two])
+    assert losses["mask"].item() == pytest.approx(0.693, abs=0.05)
+
+
 def test_an_image_with_boxes_alone_trains_all_but_the_mask_branch(network) -> None:
     network.zero_grad()
     losses = compute_losses(network, [torch.rand(3, 64, 96)], [target(False)])

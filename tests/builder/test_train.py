@@ -9,10 +9,11 @@ import torch
 from rich.console import Console
 
 import builder.train as train_module
-from builder.checkpoint import load_checkpoint, read_state, save_model
-from builder.network import NetworkConfig, build_network
+from builder.checkpoint import load_bundle_weights, load_checkpoint, read_state, save_model
+from builder.network import NetworkConfig, build_network, network_config
 from builder.recipe import RECIPES, Recipe
 from builder.train import TrainConfig, train
+from engines.bundle import open_bundle
 from engines.errors import InputError
 
 RECIPE = Recipe(
@@ -174,6 +175,25 @@ def test_a_run_can_start_from_a_model_of_other_classes(run) -> None:
     second = silently(run("second", initial=first))
     assert second is not None
     assert load_checkpoint(second)[0].labels == ("green", "red")
+
+
+def test_a_run_can_start_from_the_model_that_ships(run) -> None:
+    path = silently(run(initial=Path("default"), recipe=msgspec.structs.replace(RECIPE, epochs=1)))
+    assert path is not None
+    labels, state = load_checkpoint(path)[0].labels, load_checkpoint(path)[1]
+    shipped = build_network(network_config("lite0-fpn", ("person",)))
+    load_bundle_weights(shipped, open_bundle("default"))
+    assert labels == ("blue", "red")
+    stem = "backbone.body._conv_stem.weight"  # frozen
+    assert torch.equal(state[stem], shipped.state_dict()[stem])
+    head = "roi_heads.box_head.fc6.weight"
+    moved = (state[head] - shipped.state_dict()[head]).abs().mean()
+    assert moved < 0.1 * state[head].abs().mean()
+
+
+def test_a_bundle_of_another_network_is_an_input_error(run) -> None:
+    with pytest.raises(InputError, match="of another network"):
+        silently(run(initial=Path("default"), network="lite2-fpn"))
 
 
 def test_the_papers_recipe_trains_a_resnet_from_a_checkpoint_and_keeps_its_numbers(
