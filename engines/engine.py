@@ -48,7 +48,7 @@ class Engine(ABC):
 
     ``prefetch``, ``detect`` and ``segment`` may be called from three different threads at the same
     time, each from one thread only: the mask stage works on frame t while inference works on
-    frame t + 1 and preprocessing on frame t + 2.
+    frame t + 1 and preprocessing on frame t + 2. ``prepare`` may be called from any thread.
     """
 
     manifest: Manifest
@@ -64,6 +64,15 @@ class Engine(ABC):
         never detected costs nothing. Where the device is the CPU this does nothing.
         """
         del image
+
+    def prepare(self, height: int, width: int) -> bool:
+        """Begin to make ready for inputs of a shape; tell whether that is done. Does not wait.
+
+        Never needed: ``detect`` waits until it is ready. Who asks before can let pictures pass that
+        would be old when they are detected, and keeps others from waiting behind them.
+        """
+        del height, width
+        return True
 
     @abstractmethod
     def detect(self, images: Sequence[NetworkImage], min_score: float) -> Detections:

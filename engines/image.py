@@ -46,9 +46,7 @@ def fit_image(picture: av.VideoFrame, rotation: int, shape: Input) -> NetworkIma
         av.error.FFmpegError: the picture cannot be converted.
     """
     turns = rotation // 90 % 4
-    source = picture.height, picture.width
-    if turns % 2:
-        source = source[::-1]
+    source = _upright_size(picture, rotation)
     (height, width), content = shape.shape(*source)
     rows, columns = content[::-1] if turns % 2 else content
     rgb = _reformatter().reformat(
@@ -64,6 +62,17 @@ def fit_image(picture: av.VideoFrame, rotation: int, shape: Input) -> NetworkIma
     pixels = np.full((height, width, 3), shape.pad_value, dtype=np.uint8)
     pixels[: content[0], : content[1]] = content_pixels
     return NetworkImage(pixels, content, source)
+
+
+def input_shape(picture: av.VideoFrame, rotation: int, shape: Input) -> tuple[int, int]:
+    """Return the height and width of the input that ``fit_image`` makes of a picture."""
+    return shape.shape(*_upright_size(picture, rotation))[0]
+
+
+def _upright_size(picture: av.VideoFrame, rotation: int) -> tuple[int, int]:
+    """Height and width of a picture that has been turned."""
+    lies = rotation // 90 % 2 == 1
+    return (picture.width, picture.height) if lies else (picture.height, picture.width)
 
 
 def _interpolation(picture: av.VideoFrame, rows: int, columns: int) -> Interpolation:

@@ -8,7 +8,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -33,7 +33,7 @@ _IMAGES_OF_A_STREAM = 2
 """In a batch: a stream that is done early takes another image while the others finish."""
 _BOXES_AT_ONCE = (32, 16, 8, 4, 2, 1)
 """Numbers of boxes that the segmenter is compiled for; any other is a sum of them."""
-_COMPILED_SHAPES = 4
+_COMPILED_SHAPES = 8
 """Input shapes whose compiled graphs are kept, the latest used."""
 
 
@@ -47,8 +47,8 @@ def has_bf16() -> bool:
 class OpenVinoEngine(Engine):
     """Runs a bundle through OpenVINO on the CPU.
 
-    Graphs are compiled when a picture of a new shape comes, in about a second; the latest
-    few shapes are kept.
+    Graphs are compiled, on a thread of their own, when a picture of a new shape comes or
+    ``prepare`` asks for it, in about a second; the latest few shapes are kept.
 
     Args:
         bundle: of any backend; its portable graphs are read. In ``precision`` bf16 it computes in
@@ -80,15 +80,22 @@ class OpenVinoEngine(Engine):
         self._precision = precision
         self._detector = read_graph(bundle.detector)
         self._segmenter = None if bundle.segmenter is None else read_graph(bundle.segmenter)
-        self._shapes: OrderedDict[tuple[int, int], _Shape] = OrderedDict()
+        self._compiler = ThreadPoolExecutor(1, "openvino compiler")
+        self._shapes: OrderedDict[tuple[int, int], Future[_Shape]] = OrderedDict()
+        self._lock = threading.Lock()
         shape = bundle.manifest.input
         if isinstance(shape, FixedInput):
-            self._compiled((shape.height, shape.width))
+            self._compiled((shape.height, shape.width)).result()
+
+    def prepare(self, height: int, width: int) -> bool:
+        """Begin to compile for a shape; see ``Engine.prepare``."""
+        compiled = self._compiled((height, width))
+        return compiled.done() and (compiled.exception() is not None or compiled.result().is_whole)
 
     def detect(self, images: Sequence[NetworkImage], min_score: float) -> Detections:
         """Find boxes; see ``Engine.detect``."""
         height, width = images[0].pixels.shape[:2]
-        shape = self._compiled((height, width))
+        shape = self._compiled((height, width)).result()
         held = [_Release(shape, shape.requests.get()) for _ in images]
 
         def release() -> None:
@@ -150,25 +157,29 @@ class OpenVinoEngine(Engine):
 
     def close(self) -> None:
         """Free the compiled graphs."""
+        self._compiler.shutdown(cancel_futures=True)
         self._threads.shutdown(cancel_futures=True)
         self._shapes.clear()
 
-    def _compiled(self, size: tuple[int, int]) -> _Shape:
-        if size not in self._shapes:
-            self._shapes[size] = _Shape(
-                self._core,
-                self._detector,
-                self._segmenter,
-                size,
-                self._precision,
-                self._streams,
-                self.max_batch,
-                self._threads,
-            )
-            if len(self._shapes) > _COMPILED_SHAPES:
-                self._shapes.popitem(last=False)
-        self._shapes.move_to_end(size)
-        return self._shapes[size]
+    def _compiled(self, size: tuple[int, int]) -> Future[_Shape]:
+        """Return the graphs of a shape, which are being compiled if they were not yet."""
+        with self._lock:
+            if size not in self._shapes:
+                self._shapes[size] = self._compiler.submit(
+                    _Shape,
+                    self._core,
+                    self._detector,
+                    self._segmenter,
+                    size,
+                    self._precision,
+                    self._streams,
+                    self.max_batch,
+                    self._threads,
+                )
+                if len(self._shapes) > _COMPILED_SHAPES:
+                    self._shapes.popitem(last=False)
+            self._shapes.move_to_end(size)
+            return self._shapes[size]
 
 
 class _Shape:
@@ -195,6 +206,11 @@ class _Shape:
         for _ in range(_IN_FLIGHT * max_batch):
             self.requests.put(compiled.request())
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything is compiled: the segmenter's graphs come last."""
+        return self.segment is None or self.segment.is_compiled
+
 
 class _Segment:
     """Runs the segmenter on any number of boxes, by graphs for a few numbers of them.
@@ -218,6 +234,11 @@ class _Segment:
             return [graph.request() for _ in range(streams)]
 
         self._requests = {boxes: threads.submit(make, boxes) for boxes in _BOXES_AT_ONCE}
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether no call will have to wait for a graph."""
+        return all(made.done() for made in self._requests.values())
 
     def __call__(
         self, stream: int, detector: Request, boxes: NDArray[np.float32], labels: NDArray[np.int32]

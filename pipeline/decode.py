@@ -39,6 +39,8 @@ class DecodeStage(threading.Thread):
         report: called with an error that is ours, or of a required file that cannot be read.
         review: called when it has ended, or never yet answered: there may be nothing
             left to run for.
+        is_ready: tells whether the engine is ready for frames like one. What a live source shows
+            before passes by uncounted; where it changes its shape later, frames are dropped.
         required: that a file cannot be read is reported; else the source ends.
 
     Attributes:
@@ -59,6 +61,7 @@ class DecodeStage(threading.Thread):
         limit: int | None,
         report: Report,
         review: Callable[[], None],
+        is_ready: Callable[[Frame], bool],
         *,
         required: bool = True,
     ) -> None:
@@ -78,6 +81,7 @@ class DecodeStage(threading.Thread):
         self._limit = limit
         self._report = report
         self._review = review
+        self._is_ready = is_ready
         self._state: SourceState | None = None
         self._has_answered = False
         self._thinnings = thinnings(config)
@@ -159,10 +163,12 @@ class DecodeStage(threading.Thread):
                 if self._stopping.is_set():
                     return "stopped"
         count = corrupt = 0
+        has_begun = not source.live
         for frame in source:
             if self._stopping.is_set():
                 return "stopped"
-            if not self._start_reading.is_set():
+            has_begun = has_begun or (self._is_ready(frame) and self._start_reading.is_set())
+            if not has_begun:
                 continue
             self._meter.captured(frame, source.corrupt)
             if source.corrupt > corrupt:
@@ -170,6 +176,9 @@ class DecodeStage(threading.Thread):
                 shown = fields(source=self._source_name, corrupt=corrupt)
                 _logger.warning("source_damaged", extra=shown)
             if not self._is_wanted(frame):
+                continue
+            if self.policy == "latest" and not self._is_ready(frame):
+                self._meter.dropped(frame, "decode", "engine_not_ready")
                 continue
             if not self._inbox.put(frame):
                 return "stopped"

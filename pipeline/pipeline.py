@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from engines.engine import Engine
 from engines.errors import InputError
+from engines.image import input_shape
 from pipeline.config import Config, SourceConfig, name_sources
 from pipeline.control import ControlServer
+from pipeline.frame import Frame
 from pipeline.health import Health, check_health
 from pipeline.inbox import Inbox, RoundRobin
 from pipeline.infer import Detected, InferStage, MaskStage, Seen, load_engine_for
@@ -211,6 +213,10 @@ class Pipeline:
         manifest, meter, report = engine.manifest, self._meter, self._orders.put
         threshold = self.config.model.score_threshold
         min_score = manifest.score_threshold if threshold is None else threshold
+
+        def is_ready(frame: Frame) -> bool:
+            return engine.prepare(*input_shape(frame.picture, frame.rotation, manifest.input))
+
         self._reading = threading.Event()
         self._sources = sources = Sources(
             self._configs,
@@ -218,7 +224,8 @@ class Pipeline:
             self._reading,
             self._limit,
             report,
-            review=lambda: report(_REVIEW),
+            lambda: report(_REVIEW),
+            is_ready,
             stays=self.config.control is not None,
         )
         prepared: Inbox[Prepared | Event] = Inbox(engine.max_batch, on_drop=self._drop_prepared)

@@ -57,6 +57,7 @@ class Sources:
         limit: the most frames to read from each.
         report: called with an error that ends the pipeline.
         review: called when ``review`` should be.
+        is_ready: tells whether the engine is ready for frames like one.
         stays: there may be no source left, and the outlet still waits for others.
 
     Attributes:
@@ -71,6 +72,7 @@ class Sources:
         limit: int | None,
         report: Report,
         review: Callable[[], None],
+        is_ready: Callable[[Frame], bool],
         *,
         stays: bool,
     ) -> None:
@@ -79,6 +81,7 @@ class Sources:
         self._limit = limit
         self._report = report
         self._review = review
+        self._is_ready = is_ready
         self._stays = stays
         self._lock = threading.Lock()
         self._is_over = False
@@ -235,6 +238,7 @@ class Sources:
             self._limit,
             self._report,
             self._review,
+            self._is_ready,
             required=required,
         )
         if not self.outlet.add(inbox):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -210,11 +211,26 @@ def test_detect_waits_until_a_detection_is_released(
 
 
 def test_many_shapes_do_not_pile_up(small_engine: OpenVinoEngine, parity: Any) -> None:
-    for width in (64, 96, 128, 160, 192):
+    for width in range(64, 352, 32):
         see(small_engine, parity.fit(parity.draw_picture(64, width)))
-    assert len(small_engine._shapes) <= 4
+    assert len(small_engine._shapes) == 8
     first = see(small_engine, parity.fit(parity.draw_picture(64, 64)))
     assert first.width == 64
+
+
+def test_it_can_be_asked_to_be_ready_for_a_shape_before_it_is_needed(
+    unthresholded_bundle: Bundle, parity: Any
+) -> None:
+    engine = OpenVinoEngine(unthresholded_bundle)
+    image = parity.fit(parity.draw_picture(160, 160))
+    size = image.pixels.shape[:2]
+    assert not engine.prepare(*size)  # that takes a while, for which nobody waits
+    deadline_s = time.monotonic() + 60
+    while not engine.prepare(*size):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+    assert len(see(engine, image)) == 100
+    engine.close()
 
 
 def test_other_threads_run_while_it_computes(small_engine: OpenVinoEngine, parity: Any) -> None:

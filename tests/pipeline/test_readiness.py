@@ -1,0 +1,73 @@
+"""What becomes of pictures that an engine would first have to make itself ready for."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import make_config
+from pipeline.pipeline import Pipeline
+
+Prepare = Callable[[int, int], bool]
+
+
+@pytest.fixture
+def preparing(timed_engine, monkeypatch: pytest.MonkeyPatch):
+    """An engine that is ready for the shapes that a function says."""
+
+    def make(prepare: Prepare):
+        engine = timed_engine()
+        monkeypatch.setattr(engine, "prepare", prepare)
+        return engine
+
+    return make
+
+
+def test_a_camera_counts_from_when_the_engine_is_ready_for_its_pictures(preparing) -> None:
+    ready = False
+    asked = set()
+
+    def prepare(height: int, width: int) -> bool:
+        asked.add((height, width))
+        return ready
+
+    pipeline = Pipeline(make_config({"sources": [{"url": "test://64x48@100"}]}), preparing(prepare))
+    pipeline.start()
+    time.sleep(0.5)
+    stats = pipeline.stats()
+    assert (stats.captured, stats.dropped) == (0, {})
+    ready = True
+    deadline_s = time.monotonic() + 10
+    while not pipeline.stats().processed and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    pipeline.stop()
+    pipeline.join()
+    assert pipeline.stats().processed > 0
+    assert asked == {(96, 96)}  # the network's input, not the picture
+
+
+def test_a_camera_of_another_shape_loses_pictures_and_others_lose_none(
+    preparing, make_clip, tmp_path: Path
+) -> None:
+    parts = [make_clip("a.h264", frames=5), make_clip("b.h264", frames=7, width=48, height=160)]
+    changing = tmp_path / "changing.h264"
+    changing.write_bytes(b"".join(part.read_bytes() for part in parts))
+    sources = [
+        {"url": str(changing), "name": "camera", "policy": "latest"},
+        {"url": str(make_clip("file.mp4", frames=30)), "name": "file"},
+    ]
+    # An upright picture makes an upright input.
+    pipeline = Pipeline(make_config({"sources": sources}), preparing(lambda h, w: h <= w))
+    pipeline.run()
+    camera, file = pipeline.stats().sources
+    assert camera.dropped["decode", "engine_not_ready"] == 7
+    assert camera.captured == 12
+    assert (file.processed, file.dropped) == (30, {})
+
+
+def test_a_file_waits_for_the_engine_and_loses_nothing(preparing, make_clip) -> None:
+    config = make_config({"sources": [{"url": str(make_clip(frames=12))}]})
+    pipeline = Pipeline(config, preparing(lambda height, width: False))
+    pipeline.run()
+    assert (pipeline.stats().processed, pipeline.stats().dropped) == (12, {})
