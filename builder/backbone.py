@@ -91,13 +91,21 @@ def _convolve(x: Tensor, convolution: nn.Conv2d, norm: nn.BatchNorm2d, training:
     scale = norm.weight * torch.rsqrt(variance + norm.eps)
     weight, bias = convolution.weight * scale[:, None, None, None], norm.bias - mean * scale
     stride, padding, groups = convolution.stride, convolution.padding, convolution.groups
-    # On a CPU the backward pass of most depthwise convolutions takes six times as long in bfloat16.
-    slow = x.device.type == "cpu" and groups > 1 and (stride == (2, 2) or weight.shape[-1] == 5)
-    if not (slow and torch.is_autocast_enabled("cpu")):
+    if not (torch.is_autocast_enabled("cpu") and _is_slow_in_bfloat16(x, convolution)):
         return F.conv2d(x, weight, bias, stride, padding, groups=groups)
     with torch.autocast("cpu", enabled=False):
         y = F.conv2d(x.float(), weight, bias, stride, padding, groups=groups)
     return y.to(torch.get_autocast_dtype("cpu"))
+
+
+def _is_slow_in_bfloat16(x: Tensor, convolution: nn.Conv2d) -> bool:
+    """Tell whether the backward pass of a convolution takes several times as long as in float32.
+
+    On a CPU that of most depthwise ones does (`python -m benchmarks.training`).
+    """
+    is_depthwise = convolution.groups > 1
+    is_large = convolution.kernel_size == (5, 5) or convolution.stride == (2, 2)
+    return x.device.type == "cpu" and is_depthwise and is_large
 
 
 class InvertedBottleneck(nn.Module):

@@ -1,0 +1,154 @@
+"""A training step on the CPU, and what it would take without what we do otherwise than torchvision.
+
+Run: ``python -m benchmarks.training [--repeat N] [--batch N] [--json]``.
+
+Steps of the default network by its recipe (bfloat16, squares of 384 pixels), forward, backward and
+optimiser, on drawn pictures of people's number and size. The variants alternate; medians are
+reported. Loading and augmenting pictures is another process's work and not part of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from msgspec.structs import replace
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import builder.train as training
+from builder.recipe import recipe_by_name
+
+SIDE = 384
+PEOPLE = 6
+
+
+def draw_batch(
+    count: int, rng: np.random.Generator
+) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Make pictures of noise with ``PEOPLE`` ellipses each, and their targets."""
+    images, targets = [], []
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    for _ in range(count):
+        image = rng.random((3, SIDE, SIDE), np.float32)
+        width, height = rng.uniform(20, 90, PEOPLE), rng.uniform(40, 180, PEOPLE)
+        x, y = rng.uniform(50, SIDE - 50, PEOPLE), rng.uniform(95, SIDE - 95, PEOPLE)
+        masks = np.stack(
+            [
+                ((columns - x[i]) / width[i] * 2) ** 2 + ((rows - y[i]) / height[i] * 2) ** 2 < 1
+                for i in range(PEOPLE)
+            ]
+        )
+        image[:, masks.any(axis=0)] *= 0.3
+        boxes = np.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2], axis=1)
+        images.append(torch.from_numpy(image))
+        targets.append(
+            {
+                "boxes": torch.from_numpy(boxes.astype(np.float32)),
+                "labels": torch.ones(PEOPLE, dtype=torch.int64),
+                "masks": torch.from_numpy(masks.astype(np.uint8)),
+            }
+        )
+    return images, targets
+
+
+@contextmanager
+def torchvision_pooling() -> Iterator[None]:
+    """Pool regions by torchvision's own RoIAlign."""
+    with mock.patch("builder.losses.pool_regions", lambda pooler, *arguments: pooler(*arguments)):
+        yield
+
+
+@contextmanager
+def depthwise_in_bfloat16() -> Iterator[None]:
+    """Let every convolution compute in bfloat16."""
+    with mock.patch("builder.backbone._is_slow_in_bfloat16", return_value=False):
+        yield
+
+
+@contextmanager
+def neither() -> Iterator[None]:
+    """Do both."""
+    with torchvision_pooling(), depthwise_in_bfloat16():
+        yield
+
+
+@contextmanager
+def as_it_is() -> Iterator[None]:
+    """Change nothing."""
+    yield
+
+
+VARIANTS: dict[str, Callable[[], Any]] = {
+    "as it is": as_it_is,
+    "torchvision's RoIAlign": torchvision_pooling,
+    "depthwise convolutions in bfloat16": depthwise_in_bfloat16,
+    "both": neither,
+}
+
+
+def make_run(folder: Path, batch: int) -> Any:
+    """Make a training run of the default's network, from the weights that ship."""
+    Image.new("RGB", (64, 64)).save(folder / "picture.png")
+    picture = {"id": 1, "file_name": "picture.png", "width": 64, "height": 64}
+    content = {
+        "images": [{**picture, "id": index} for index in range(batch)],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "person"}],
+    }
+    (folder / "annotations.json").write_text(json.dumps(content))
+    config = training.TrainConfig(
+        output=folder / "run",
+        images=folder,
+        annotations=folder / "annotations.json",
+        network="lite0-fpn",
+        recipe=replace(recipe_by_name("lite-cpu"), batch_size=batch),
+        initial=Path("default"),
+    )
+    return training._Run(config, Console(stderr=True))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    batches = [draw_batch(options.batch, np.random.default_rng(seed)) for seed in range(3)]
+    times: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    with tempfile.TemporaryDirectory() as folder:
+        run = make_run(Path(folder), options.batch)
+        for number in range(-1, options.repeat):  # the first does not count
+            for name, variant in VARIANTS.items():
+                images, targets = batches[number % len(batches)]
+                with variant():
+                    started_s = time.perf_counter()
+                    run.step(images, targets)
+                    took_s = time.perf_counter() - started_s
+                if number >= 0:
+                    times[name].append(1000 * took_s / options.batch)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    if options.json:
+        print(json.dumps(medians))
+        return
+    table = Table("step", "ms a picture", "times as long")
+    for name, median_ms in medians.items():
+        table.add_row(name, f"{median_ms:.0f}", f"{median_ms / medians['as it is']:.2f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
