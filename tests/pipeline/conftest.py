@@ -1,4 +1,4 @@
-"""A network that does to RTSP what networks do."""
+"""Publishers under test, and a network that does to RTSP what networks do."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from publishers import NAMES, Script
+
+from pipeline.publisher import Publisher
 
 RtpFault = Callable[[int, bytearray], list[bytes]]
 """Makes of a connection's n-th RTP packet what arrives in its place."""
@@ -96,3 +99,16 @@ def faulty_link(rtsp_server) -> Iterator[FaultyLink]:
     link = FaultyLink(rtsp_server.port)
     yield link
     link.close()
+
+
+@pytest.fixture
+def publisher():
+    with Publisher("tcp://127.0.0.1:0", NAMES) as publisher:
+        yield publisher
+
+
+@pytest.fixture
+def script():
+    script = Script()
+    yield script
+    script.close()

@@ -1,72 +1,13 @@
-import os
 import resource
-import signal
-import socket
-import threading
 import time
-import traceback
-from collections import defaultdict
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import pytest
+from witnesses import Listener, Log, configured, wait_until
 
 from engines.errors import InputError
-from pipeline.config import Config, make_config, override
 from pipeline.pipeline import Pipeline
-from pipeline.publish import Published
-from pipeline.sources import Sources
-from pipeline.subscriber import PublishedFrame, StreamEvent, subscribe
-
-
-def configured(*urls: Path | str | dict[str, Any], publish: dict[str, Any] | None = None) -> Config:
-    sources = [url if isinstance(url, dict) else {"url": str(url)} for url in urls]
-    return make_config({"sources": sources, "publish": publish})
-
-
-class Log:
-    """A recorder that remembers."""
-
-    def __init__(self) -> None:
-        self.indices: dict[str, list[int]] = defaultdict(list)
-        self.published: dict[str, list[Published]] = defaultdict(list)
-        self.threads: set[str] = set()
-        self.closed = 0
-
-    def write(self, frame, instances, published: Published) -> None:
-        self.indices[frame.source].append(frame.index)
-        self.published[frame.source].append(published)
-        self.threads.add(threading.current_thread().name)
-
-    def close(self) -> None:
-        self.closed += 1
-        self.threads.add(threading.current_thread().name)
-
-
-class Listener:
-    """A subscriber on a thread of its own, from before the pipeline starts to its end."""
-
-    def __init__(self, endpoint: str) -> None:
-        self.frames: list[PublishedFrame] = []
-        self.events: list[StreamEvent] = []
-        self._endpoint = endpoint
-        self._thread = threading.Thread(target=self._listen, name="listener")
-        self._thread.start()
-
-    def _listen(self) -> None:
-        for item in subscribe(self._endpoint, policy="all", events=True, timeout_s=20):
-            (self.events if isinstance(item, StreamEvent) else self.frames).append(item)
-
-    def finish(self) -> None:
-        self._thread.join(20)
-        assert not self._thread.is_alive()
-
-    def ended(self) -> dict[str, str]:
-        """Why each source ended."""
-        return {
-            event.source: event.data["reason"] for event in self.events if event.name == "ended"
-        }
 
 
 def test_nothing_of_several_files_is_lost_and_all_keep_their_order(make_clip, timed_engine) -> None:
@@ -176,55 +117,11 @@ def test_pictures_of_two_shapes_make_two_batches(timed_engine, monkeypatch) -> N
     assert len(set.union(*shapes)) == 2
 
 
-@pytest.mark.parametrize("where", ["detect", "segment"])
-def test_an_error_of_the_engine_is_raised_with_its_traceback(timed_engine, where: str) -> None:
-    engine, log = timed_engine(0.002), Log()
-    engine.fails_at = {where: 5}
-    pipeline = Pipeline(configured("test://64x48@200"), engine, recorders=[log])
-    with pytest.raises(ZeroDivisionError, match=f"{where} went wrong") as caught:
-        pipeline.run()
-    assert "_fail" in "".join(traceback.format_exception(caught.value))
-    assert engine.held == 0
-    assert log.closed == 1
-    assert pipeline.stats().sources[0].ended == "failed"
-
-
-def test_an_error_of_a_recorder_is_raised_and_the_others_are_closed(
-    make_clip, timed_engine
-) -> None:
-    def fail(frame, instances, published) -> None:
-        raise ZeroDivisionError("no space")
-
-    log = Log()
-    pipeline = Pipeline(configured(make_clip()), timed_engine(), recorders=[log], on_frame=fail)
-    with pytest.raises(ZeroDivisionError, match="no space"):
-        pipeline.run()
-    assert log.closed == 1
-
-
-def test_a_pipeline_leaves_no_thread_behind(make_clip, timed_engine) -> None:
-    before = threading.active_count()
-    Pipeline(configured(make_clip(), "test://64x48@50"), timed_engine(), limit=5).run()
-    assert threading.active_count() == before
-
-
-def test_an_engine_that_was_given_is_left_open(make_clip, timed_engine) -> None:
-    engine = timed_engine()
-    Pipeline(configured(make_clip()), engine).run()
-    assert not engine.closed
-
-
 def test_a_pipeline_runs_once(make_clip, timed_engine) -> None:
     pipeline = Pipeline(configured(make_clip()), timed_engine())
     pipeline.run()
     with pytest.raises(RuntimeError, match="runs once"):
         pipeline.start()
-
-
-def test_a_missing_file_ends_the_run(make_clip, timed_engine, tmp_path: Path) -> None:
-    pipeline = Pipeline(configured("test://64x48@50", tmp_path / "gone.mp4"), timed_engine())
-    with pytest.raises(InputError, match=r"gone\.mp4"):
-        pipeline.run()
 
 
 def test_an_unreachable_camera_does_not_stop_the_others(make_clip, timed_engine, free_port) -> None:
@@ -252,20 +149,6 @@ def test_a_source_that_breaks_off_does_not_stop_the_others(timed_engine, stallin
     assert "nothing came for 0.5 s" in lost.ended
     assert 10 < lost.processed < 60
     assert pattern.processed >= 45
-
-
-def test_a_read_that_hangs_does_not_delay_the_end(timed_engine, stalling_server) -> None:
-    silent = {"url": stalling_server.url, "read_timeout_s": 4.0}
-    pipeline = Pipeline(configured(silent), timed_engine())
-    pipeline.start()
-    wait_until(lambda: pipeline.stats().processed > 10)
-    time.sleep(0.2)
-    began_s = time.monotonic()
-    pipeline.stop()
-    pipeline.join()
-    assert time.monotonic() - began_s < 2.0
-    assert pipeline.stats().sources[0].ended == "stopped"
-    wait_until(lambda: not any(t.name.startswith("decode") for t in threading.enumerate()))
 
 
 def test_a_camera_that_is_switched_off_and_on_comes_back_while_another_goes_on(
@@ -423,87 +306,6 @@ def test_a_change_of_size_is_told(make_clip, timed_engine, free_port, tmp_path: 
     }
 
 
-def test_stopping_publishes_the_end_and_frees_the_address(timed_engine, free_port) -> None:
-    endpoint = f"tcp://127.0.0.1:{free_port}"
-    listener = Listener(endpoint)
-    engine = timed_engine(0.2, 0.1)
-    config = configured("test://64x48@30", publish={"endpoint": endpoint, "wait_subscribers": 1})
-    pipeline = Pipeline(config, engine)
-    pipeline.start()
-    wait_until(lambda: pipeline.stats().processed > 2)
-    began_s = time.monotonic()
-    pipeline.stop()
-    pipeline.join()
-    assert time.monotonic() - began_s < 2.0
-    listener.finish()
-    assert listener.ended() == {"test": "stopped"}
-    assert len(listener.frames) == pipeline.stats().processed
-    assert engine.held == 0
-    with socket.create_server(("127.0.0.1", free_port)):
-        pass
-
-
-def test_an_engine_at_work_for_long_does_not_delay_what_is_published(
-    timed_engine, tmp_path: Path
-) -> None:
-    endpoint, log = f"ipc://{tmp_path}/socket", Log()
-    listener = Listener(endpoint)
-    engine = timed_engine()
-    config = configured("test://64x48@30", publish={"endpoint": endpoint, "wait_subscribers": 1})
-    pipeline = Pipeline(config, engine, recorders=[log])
-    pipeline.start()
-    wait_until(lambda: pipeline.stats().processed > 2)
-    engine.detect_s = 3.0
-    time.sleep(0.2)
-    began_s = time.monotonic()
-    pipeline.stop()
-    wait_until(lambda: pipeline.is_published)
-    assert time.monotonic() - began_s < 2.0
-    assert log.closed == 1
-    listener.finish()
-    assert listener.ended() == {"test": "stopped"}
-    assert not pipeline.wait(0)  # the engine is waited for by who will close it
-    pipeline.join()
-    assert engine.held == 0
-    (source,) = pipeline.stats().sources
-    assert source.captured == source.processed + sum(source.dropped.values())
-
-
-def test_a_failure_is_published_as_the_end_of_every_source(timed_engine, tmp_path: Path) -> None:
-    endpoint = f"ipc://{tmp_path}/socket"
-    listener = Listener(endpoint)
-    engine = timed_engine(0.002)
-    engine.fails_at = {"detect": 5}
-    urls = [{"url": "test://64x48@100", "name": name} for name in "ab"]
-    publish = {"endpoint": endpoint, "wait_subscribers": 1}
-    with pytest.raises(ZeroDivisionError):
-        Pipeline(configured(*urls, publish=publish), engine).run()
-    listener.finish()
-    assert listener.ended() == {"a": "failed", "b": "failed"}
-
-
-def test_a_signal_handler_may_stop_the_pipeline(timed_engine) -> None:
-    pipeline = Pipeline(configured("test://64x48@30"), timed_engine())
-    before = signal.signal(signal.SIGUSR1, lambda number, stack: pipeline.stop())
-    try:
-        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1))
-        timer.start()
-        pipeline.run()
-        timer.join()
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-    assert pipeline.stats().sources[0].ended == "stopped"
-
-
-def test_stopping_twice_or_afterwards_does_no_harm(make_clip, timed_engine) -> None:
-    pipeline = Pipeline(configured(make_clip()), timed_engine(0.05))
-    pipeline.start()
-    pipeline.stop()
-    pipeline.stop()
-    pipeline.join()
-    pipeline.stop()
-
-
 def test_the_default_model_is_loaded_run_and_freed(make_clip) -> None:
     seen = []
     Pipeline(
@@ -511,41 +313,6 @@ def test_the_default_model_is_loaded_run_and_freed(make_clip) -> None:
         on_frame=lambda frame, instances, published: seen.append(instances),
     ).run()
     assert [(instances.width, instances.height) for instances in seen] == [(128, 96)] * 3
-
-
-def test_a_model_that_is_not_there_is_named_and_recorders_are_closed(make_clip) -> None:
-    log = Log()
-    config = override(configured(make_clip()), {"model.bundle": "/nowhere"})
-    with pytest.raises(InputError, match="/nowhere"):
-        Pipeline(config, recorders=[log]).run()
-    assert log.closed == 1
-
-
-def test_an_address_in_use_ends_the_run(make_clip, timed_engine) -> None:
-    log = Log()
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-        config = configured(make_clip(), publish={"endpoint": endpoint})
-        with pytest.raises(InputError, match="in use"):
-            Pipeline(config, timed_engine(), recorders=[log]).run()
-    assert log.closed == 1
-
-
-def test_a_run_that_fails_before_its_sources_begin_ends_all_the_same(
-    make_clip, timed_engine, monkeypatch
-) -> None:
-    begin = Sources.start
-
-    def begin_late(sources: Sources) -> None:
-        time.sleep(0.5)
-        begin(sources)
-
-    monkeypatch.setattr(Sources, "start", begin_late)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-        config = configured(make_clip(), publish={"endpoint": endpoint})
-        with pytest.raises(InputError, match="in use"):
-            Pipeline(config, timed_engine()).run()
 
 
 def test_memory_stays_flat(timed_engine) -> None:
@@ -558,10 +325,3 @@ def test_memory_stays_flat(timed_engine) -> None:
 
     Pipeline(config, timed_engine(), on_frame=note, limit=1500).run()
     assert peaks_kib[1] - peaks_kib[0] < 20_000  # one frame in a hundred leaked would be 2700 KiB
-
-
-def wait_until(condition, timeout_s: float = 10.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)

@@ -6,104 +6,22 @@ import sys
 import threading
 import time
 
-import av
 import numpy as np
 import pytest
-import zmq
 from PIL import Image
+from publishers import NAMES, frame, seen
+from witnesses import wait_until
 
 from engines.errors import InputError
-from engines.instances import Instances
 from pipeline import subscriber
-from pipeline.frame import Frame
 from pipeline.publisher import Publisher
 from pipeline.subscriber import EndOfStreams, PublishedFrame, StreamEvent, subscribe
 from pipeline.wire import (
-    EventHeader,
-    EventMessage,
     InstancesHeader,
     InstancesMessage,
     WireError,
     encode,
 )
-
-NAMES = ("background", "person")
-PICTURE = av.VideoFrame(64, 48)
-
-
-def seen(count=2):
-    boxes = np.tile(np.array([4, 4, 40, 40], dtype=np.float32), (count, 1))
-    scores, labels = np.ones(count, dtype=np.float32), np.ones(count, dtype=np.int32)
-    crops = np.full((count, 28, 28), 255, dtype=np.uint8)
-    return Instances(64, 48, boxes, scores, labels, crops)
-
-
-def frame(source="cam1", index=0):
-    return Frame(source, index, index / 25, time.time_ns(), PICTURE)
-
-
-def wait_until(condition, timeout_s=5.0):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to be"
-        time.sleep(0.002)
-
-
-@pytest.fixture
-def publisher():
-    with Publisher("tcp://127.0.0.1:0", NAMES) as publisher:
-        yield publisher
-
-
-class Script:
-    """A publisher that sends exactly the messages it is told to, however wrong they are."""
-
-    def __init__(self):
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.XPUB)
-        self._socket.set(zmq.SNDHWM, 100_000)
-        self._socket.set(zmq.XPUB_VERBOSE, 1)
-        self.endpoint, self.second_endpoint = (
-            f"tcp://127.0.0.1:{self._socket.bind_to_random_port('tcp://127.0.0.1')}"
-            for _ in range(2)
-        )
-
-    def wait(self):
-        assert self._socket.poll(3000)
-        self._socket.recv()
-
-    def send(self, parts):
-        self._socket.send_multipart(parts)
-
-    def instances(self, seq, source="cam1", publisher="a" * 16, jpeg=None):
-        header = InstancesHeader(
-            publisher=publisher,
-            seq=seq,
-            index=2 * seq,
-            capture_ns=time.time_ns(),
-            publish_ns=time.time_ns(),
-            width=64,
-            height=48,
-            count=2,
-            masks="crop_u8",
-        )
-        self.send(encode(InstancesMessage(source, header, seen(), jpeg)))
-
-    def event(self, name, seq=0, source="cam1", sent=0, **data):
-        header = EventHeader(
-            publisher="a" * 16, seq=seq, publish_ns=time.time_ns(), event=name, sent=sent, data=data
-        )
-        self.send(encode(EventMessage(source, header)))
-
-    def close(self):
-        self._context.destroy(linger=0)
-
-
-@pytest.fixture
-def script():
-    script = Script()
-    yield script
-    script.close()
 
 
 @pytest.mark.parametrize("form", ["crop_u8", "crop_bits", "coco_rle", "polygon", "none"])
@@ -150,152 +68,6 @@ def test_a_loop_without_with_connects_and_disconnects_by_itself(publisher):
     assert threading.active_count() == before
     publisher.answer_subscriptions()
     wait_until(lambda: publisher.answer_subscriptions() or not publisher.subscribers("cam1"))
-
-
-def test_a_gap_is_told_of_exactly(script):
-    with subscribe(script.endpoint, policy="all") as frames:
-        script.wait()
-        for seq in (5, 6, 9, 10, 20):
-            script.instances(seq)
-        got = [frames.receive() for _ in range(5)]
-        assert [f.lost_before for f in got] == [0, 0, 2, 0, 9]
-        assert frames.tally.lost == 11
-        assert frames.tally.received == 5
-
-
-def test_messages_lost_at_the_very_end_are_counted_too(script):
-    with subscribe(script.endpoint, policy="all") as frames:
-        script.wait()
-        script.instances(0)
-        script.event("ended", sent=4)
-        assert len(list(frames)) == 1
-        assert frames.tally.lost == 3
-
-
-def test_messages_that_come_twice_are_handed_out_once(script):
-    with subscribe([script.endpoint, script.second_endpoint], policy="all") as frames:
-        script.wait()
-        script.wait()
-        for seq in range(5):
-            script.instances(seq)
-        assert [frames.receive().seq for _ in range(5)] == list(range(5))
-        wait_until(lambda: frames.tally.duplicate == 5)
-        assert (frames.tally.received, frames.tally.lost) == (5, 0)
-
-
-def test_a_publisher_started_anew_is_told_of_and_nothing_counts_as_lost(script):
-    with subscribe(script.endpoint, policy="all") as frames:
-        script.wait()
-        script.instances(41)
-        script.instances(0, publisher="b" * 16)
-        script.instances(1, publisher="b" * 16)
-        got = [frames.receive() for _ in range(3)]
-        assert [f.restarted for f in got] == [False, True, False]
-        assert [f.lost_before for f in got] == [0, 0, 0]
-
-
-def test_a_subscriber_finds_a_publisher_that_comes_back():
-    with Publisher("tcp://127.0.0.1:0", NAMES) as first:
-        endpoint = first.endpoint
-        frames = subscribe(endpoint, "cam1", policy="all", until_ended=False).open()
-        assert first.wait_for_subscribers(1, 3, ["cam1"])
-        first.publish(frame(), seen())
-        assert frames.receive().restarted is False
-        first.event("cam1", "ended")
-    with Publisher(endpoint, NAMES) as second:
-        assert second.wait_for_subscribers(1, 3, ["cam1"])
-        second.publish(frame(), seen())
-        again = frames.receive()
-    frames.close()
-    assert (again.seq, again.restarted, again.lost_before) == (0, True, 0)
-
-
-def test_latest_hands_out_the_newest_and_counts_what_it_skipped(script):
-    with subscribe(script.endpoint) as frames:
-        script.wait()
-        script.instances(0)
-        assert frames.receive().skipped_before == 0
-        for seq in range(1, 51):
-            if seq != 30:
-                script.instances(seq)
-        wait_until(lambda: frames.tally.received == 50)
-        newest = frames.receive()
-        assert (newest.seq, newest.skipped_before, newest.lost_before) == (50, 48, 1)
-        assert (frames.tally.skipped, frames.tally.lost) == (48, 1)
-        with pytest.raises(TimeoutError):
-            frames.receive(0.05)
-
-
-def test_latest_keeps_the_newest_of_each_source_in_turn(script):
-    with subscribe(script.endpoint) as frames:
-        script.wait()
-        for seq in range(10):
-            for source in ("a", "b", "c"):
-                if source != "c" or seq == 0:
-                    script.instances(seq, source)
-        wait_until(lambda: frames.tally.received == 21)
-        got = [frames.receive() for _ in range(3)]
-        assert [(f.source, f.seq) for f in got] == [("a", 9), ("b", 9), ("c", 0)]
-
-
-def test_a_publisher_that_invents_sources_fills_no_memory_under_policy_latest(script):
-    with subscribe(script.endpoint, high_water_mark=8) as frames:
-        script.wait()
-        for number in range(200):
-            script.instances(0, source=f"x{number}")
-            script.instances(1, source=f"x{number}")
-        wait_until(lambda: frames.tally.received >= 8)
-        time.sleep(0.2)
-        assert frames.tally.received <= 2 * 8 + 1  # more are left in the queue of the socket
-        newest = {}
-        while len(newest) < 200 or newest["x199"] == 0:
-            frame = frames.receive()
-            newest[frame.source] = frame.seq
-    assert set(newest.values()) == {1}
-
-
-def test_latest_stays_fresh_however_slow_the_reader():
-    with (
-        Publisher("tcp://127.0.0.1:0", NAMES, high_water_mark=8) as publisher,
-        subscribe(publisher.endpoint, high_water_mark=8) as frames,
-    ):
-        assert publisher.wait_for_subscribers(1, 3, ["cam1"])
-        for index in range(600):
-            publisher.publish(frame(index=index), seen(100))
-            time.sleep(0.0005)
-        time.sleep(0.2)  # lets the queues run empty, so that the last of all cannot be dropped
-        publisher.publish(frame(index=600), seen())
-        wait_until(lambda: frames.tally.received + frames.tally.lost == 601)
-        newest = frames.receive()
-        assert newest.seq == 600
-        assert newest.skipped_before + newest.lost_before == 600
-
-
-def test_all_hands_out_what_arrives_and_counts_what_a_slow_reader_loses():
-    with (
-        Publisher("tcp://127.0.0.1:0", NAMES, high_water_mark=4) as publisher,
-        subscribe(publisher.endpoint, policy="all", high_water_mark=4) as frames,
-    ):
-        assert publisher.wait_for_subscribers(1, 3, ["cam1"])
-        got, sent = [], 0
-        while sent < 200 or (frames.tally.lost == 0 and sent < 5000):
-            for _ in range(100):
-                publisher.publish(frame(index=sent), seen(100))
-                sent += 1
-            got.append(frames.receive())
-        reader = threading.Thread(target=lambda: got.extend(frames))
-        reader.start()
-        while reader.is_alive():
-            publisher.event("cam1", "state", state="running")
-            publisher.event("cam1", "ended")
-            reader.join(0.05)
-        tally = frames.tally
-    assert tally.lost > 0
-    assert tally.skipped == 0
-    assert len(got) == tally.received
-    assert tally.received + tally.lost == sent
-    assert sum(f.lost_before for f in got) <= tally.lost
-    assert [f.seq for f in got] == sorted({f.seq for f in got})
 
 
 def test_one_source_is_not_another_whose_name_begins_alike(publisher):

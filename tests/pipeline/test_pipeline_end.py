@@ -1,0 +1,191 @@
+"""How a pipeline ends: by itself, by an order, by an error, and what it leaves behind."""
+
+import os
+import signal
+import socket
+import threading
+import time
+import traceback
+from pathlib import Path
+
+import pytest
+from witnesses import Listener, Log, configured, wait_until
+
+from engines.errors import InputError
+from pipeline.config import override
+from pipeline.pipeline import Pipeline
+from pipeline.sources import Sources
+
+
+@pytest.mark.parametrize("where", ["detect", "segment"])
+def test_an_error_of_the_engine_is_raised_with_its_traceback(timed_engine, where: str) -> None:
+    engine, log = timed_engine(0.002), Log()
+    engine.fails_at = {where: 5}
+    pipeline = Pipeline(configured("test://64x48@200"), engine, recorders=[log])
+    with pytest.raises(ZeroDivisionError, match=f"{where} went wrong") as caught:
+        pipeline.run()
+    assert "_fail" in "".join(traceback.format_exception(caught.value))
+    assert engine.held == 0
+    assert log.closed == 1
+    assert pipeline.stats().sources[0].ended == "failed"
+
+
+def test_an_error_of_a_recorder_is_raised_and_the_others_are_closed(
+    make_clip, timed_engine
+) -> None:
+    def fail(frame, instances, published) -> None:
+        raise ZeroDivisionError("no space")
+
+    log = Log()
+    pipeline = Pipeline(configured(make_clip()), timed_engine(), recorders=[log], on_frame=fail)
+    with pytest.raises(ZeroDivisionError, match="no space"):
+        pipeline.run()
+    assert log.closed == 1
+
+
+def test_a_pipeline_leaves_no_thread_behind(make_clip, timed_engine) -> None:
+    before = threading.active_count()
+    Pipeline(configured(make_clip(), "test://64x48@50"), timed_engine(), limit=5).run()
+    assert threading.active_count() == before
+
+
+def test_an_engine_that_was_given_is_left_open(make_clip, timed_engine) -> None:
+    engine = timed_engine()
+    Pipeline(configured(make_clip()), engine).run()
+    assert not engine.closed
+
+
+def test_a_missing_file_ends_the_run(make_clip, timed_engine, tmp_path: Path) -> None:
+    pipeline = Pipeline(configured("test://64x48@50", tmp_path / "gone.mp4"), timed_engine())
+    with pytest.raises(InputError, match=r"gone\.mp4"):
+        pipeline.run()
+
+
+def test_a_read_that_hangs_does_not_delay_the_end(timed_engine, stalling_server) -> None:
+    silent = {"url": stalling_server.url, "read_timeout_s": 4.0}
+    pipeline = Pipeline(configured(silent), timed_engine())
+    pipeline.start()
+    wait_until(lambda: pipeline.stats().processed > 10)
+    time.sleep(0.2)
+    began_s = time.monotonic()
+    pipeline.stop()
+    pipeline.join()
+    assert time.monotonic() - began_s < 2.0
+    assert pipeline.stats().sources[0].ended == "stopped"
+    wait_until(lambda: not any(t.name.startswith("decode") for t in threading.enumerate()))
+
+
+def test_stopping_publishes_the_end_and_frees_the_address(timed_engine, free_port) -> None:
+    endpoint = f"tcp://127.0.0.1:{free_port}"
+    listener = Listener(endpoint)
+    engine = timed_engine(0.2, 0.1)
+    config = configured("test://64x48@30", publish={"endpoint": endpoint, "wait_subscribers": 1})
+    pipeline = Pipeline(config, engine)
+    pipeline.start()
+    wait_until(lambda: pipeline.stats().processed > 2)
+    began_s = time.monotonic()
+    pipeline.stop()
+    pipeline.join()
+    assert time.monotonic() - began_s < 2.0
+    listener.finish()
+    assert listener.ended() == {"test": "stopped"}
+    assert len(listener.frames) == pipeline.stats().processed
+    assert engine.held == 0
+    with socket.create_server(("127.0.0.1", free_port)):
+        pass
+
+
+def test_an_engine_at_work_for_long_does_not_delay_what_is_published(
+    timed_engine, tmp_path: Path
+) -> None:
+    endpoint, log = f"ipc://{tmp_path}/socket", Log()
+    listener = Listener(endpoint)
+    engine = timed_engine()
+    config = configured("test://64x48@30", publish={"endpoint": endpoint, "wait_subscribers": 1})
+    pipeline = Pipeline(config, engine, recorders=[log])
+    pipeline.start()
+    wait_until(lambda: pipeline.stats().processed > 2)
+    engine.detect_s = 3.0
+    time.sleep(0.2)
+    began_s = time.monotonic()
+    pipeline.stop()
+    wait_until(lambda: pipeline.is_published)
+    assert time.monotonic() - began_s < 2.0
+    assert log.closed == 1
+    listener.finish()
+    assert listener.ended() == {"test": "stopped"}
+    assert not pipeline.wait(0)  # the engine is waited for by who will close it
+    pipeline.join()
+    assert engine.held == 0
+    (source,) = pipeline.stats().sources
+    assert source.captured == source.processed + sum(source.dropped.values())
+
+
+def test_a_failure_is_published_as_the_end_of_every_source(timed_engine, tmp_path: Path) -> None:
+    endpoint = f"ipc://{tmp_path}/socket"
+    listener = Listener(endpoint)
+    engine = timed_engine(0.002)
+    engine.fails_at = {"detect": 5}
+    urls = [{"url": "test://64x48@100", "name": name} for name in "ab"]
+    publish = {"endpoint": endpoint, "wait_subscribers": 1}
+    with pytest.raises(ZeroDivisionError):
+        Pipeline(configured(*urls, publish=publish), engine).run()
+    listener.finish()
+    assert listener.ended() == {"a": "failed", "b": "failed"}
+
+
+def test_a_signal_handler_may_stop_the_pipeline(timed_engine) -> None:
+    pipeline = Pipeline(configured("test://64x48@30"), timed_engine())
+    before = signal.signal(signal.SIGUSR1, lambda number, stack: pipeline.stop())
+    try:
+        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1))
+        timer.start()
+        pipeline.run()
+        timer.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert pipeline.stats().sources[0].ended == "stopped"
+
+
+def test_stopping_twice_or_afterwards_does_no_harm(make_clip, timed_engine) -> None:
+    pipeline = Pipeline(configured(make_clip()), timed_engine(0.05))
+    pipeline.start()
+    pipeline.stop()
+    pipeline.stop()
+    pipeline.join()
+    pipeline.stop()
+
+
+def test_a_model_that_is_not_there_is_named_and_recorders_are_closed(make_clip) -> None:
+    log = Log()
+    config = override(configured(make_clip()), {"model.bundle": "/nowhere"})
+    with pytest.raises(InputError, match="/nowhere"):
+        Pipeline(config, recorders=[log]).run()
+    assert log.closed == 1
+
+
+def test_an_address_in_use_ends_the_run(make_clip, timed_engine) -> None:
+    log = Log()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        config = configured(make_clip(), publish={"endpoint": endpoint})
+        with pytest.raises(InputError, match="in use"):
+            Pipeline(config, timed_engine(), recorders=[log]).run()
+    assert log.closed == 1
+
+
+def test_a_run_that_fails_before_its_sources_begin_ends_all_the_same(
+    make_clip, timed_engine, monkeypatch
+) -> None:
+    begin = Sources.start
+
+    def begin_late(sources: Sources) -> None:
+        time.sleep(0.5)
+        begin(sources)
+
+    monkeypatch.setattr(Sources, "start", begin_late)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        config = configured(make_clip(), publish={"endpoint": endpoint})
+        with pytest.raises(InputError, match="in use"):
+            Pipeline(config, timed_engine()).run()

@@ -1,0 +1,68 @@
+"""What tests of whole pipelines share: a configuration in short, and who remembers what came."""
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config, make_config
+from pipeline.publish import Published
+from pipeline.subscriber import PublishedFrame, StreamEvent, subscribe
+
+
+def configured(*urls: Path | str | dict[str, Any], publish: dict[str, Any] | None = None) -> Config:
+    sources = [url if isinstance(url, dict) else {"url": str(url)} for url in urls]
+    return make_config({"sources": sources, "publish": publish})
+
+
+class Log:
+    """A recorder that remembers."""
+
+    def __init__(self) -> None:
+        self.indices: dict[str, list[int]] = defaultdict(list)
+        self.published: dict[str, list[Published]] = defaultdict(list)
+        self.threads: set[str] = set()
+        self.closed = 0
+
+    def write(self, frame, instances, published: Published) -> None:
+        self.indices[frame.source].append(frame.index)
+        self.published[frame.source].append(published)
+        self.threads.add(threading.current_thread().name)
+
+    def close(self) -> None:
+        self.closed += 1
+        self.threads.add(threading.current_thread().name)
+
+
+class Listener:
+    """A subscriber on a thread of its own, from before the pipeline starts to its end."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.frames: list[PublishedFrame] = []
+        self.events: list[StreamEvent] = []
+        self._endpoint = endpoint
+        self._thread = threading.Thread(target=self._listen, name="listener")
+        self._thread.start()
+
+    def _listen(self) -> None:
+        for item in subscribe(self._endpoint, policy="all", events=True, timeout_s=20):
+            (self.events if isinstance(item, StreamEvent) else self.frames).append(item)
+
+    def finish(self) -> None:
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+    def ended(self) -> dict[str, str]:
+        """Why each source ended."""
+        return {
+            event.source: event.data["reason"] for event in self.events if event.name == "ended"
+        }
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
