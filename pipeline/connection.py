@@ -13,6 +13,7 @@ from engines.errors import InputError
 from pipeline.config import SourceConfig
 from pipeline.frame import Frame
 from pipeline.inbox import Inbox
+from pipeline.memory import give_back_memory
 from pipeline.url import redact, scheme
 from pipeline.video import VideoSource
 
@@ -36,7 +37,8 @@ class Connection(threading.Thread):
     Attributes:
         inbox: the pictures, at most one of which waits; closed behind the last one.
         source: the open source, from before its first picture is in the inbox; None until then.
-        error: why it ended, None for the end of the stream; set before the inbox is closed.
+        error: why it ended, None for the end of the stream and once it is abandoned; set before
+            the inbox is closed.
         began_s, heard_s: when it began and when the last packet came, of ``time.monotonic``;
             ``heard_s`` is None before the first.
 
@@ -73,12 +75,22 @@ class Connection(threading.Thread):
                         return
         except BaseException as error:
             self.error = error
+            if self._abandoned.is_set():
+                self.error = None  # see ``abandon``, which may have looked too early
         finally:
             self.inbox.close()
+            if self.source is not None:  # else there was no decoder
+                give_back_memory()
 
     def abandon(self) -> None:
-        """Want nothing more from it; it ends by itself, as soon as it can."""
+        """Want nothing more from it; it ends by itself, as soon as it can.
+
+        The error goes now. Through its traceback it holds this very connection, its source and the
+        last picture: a cycle, and in a long run Python looks for those only after hundreds of
+        reconnects, with a picture or two in each.
+        """
         self._abandoned.set()
+        self.error = None
         self.inbox.close(discard=True)
 
     def _hear(self) -> None:

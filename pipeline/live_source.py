@@ -91,11 +91,11 @@ class LiveSource(Source):
         if first is None:
             self.close()
             raise SourceLostError(f"{redact(config.url)}: stopped before its first picture")
-        self._first = first
+        self._first = iter([first])  # an iterator lets go of what it has given out: megabytes
         self.width, self.height = first.picture.width, first.picture.height
 
     def __iter__(self) -> Iterator[Frame]:
-        for frame in chain([self._first], self._frames):
+        for frame in chain(self._first, self._frames):
             if self._stopping.is_set():
                 return
             yield frame

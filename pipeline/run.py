@@ -18,6 +18,7 @@ from engines.engine import Engine
 from pipeline.config import Config
 from pipeline.infer import load_engine_for
 from pipeline.live_table import LiveTable
+from pipeline.memory import limit_heaps
 from pipeline.pipeline import Pipeline
 from pipeline.publish import Recorder
 from pipeline.recorder import JsonlRecorder, VideoRecorder
@@ -49,6 +50,7 @@ def run_to_end(
     Raises:
         InputError: something in the configuration cannot be had.
     """
+    limit_heaps()
     with Console(stderr=True).status("loading the model"):
         engine = _load(config)
     with _stopping_on_signals() as stop:

@@ -72,7 +72,7 @@ class VideoSource(Source):
         except BaseException:
             self.close()
             raise
-        self._first = first
+        self._first = iter([first])  # an iterator lets go of what it has given out: megabytes
         self.width, self.height = first.picture.width, first.picture.height
         rate = stream.average_rate or stream.guessed_rate
         self.fps = float(rate) if rate else None
@@ -82,7 +82,7 @@ class VideoSource(Source):
     def __iter__(self) -> Iterator[Frame]:
         pace = Pace(self._stopping) if self._paced else None
         assert self._frames is not None
-        for frame in chain([self._first], self._frames):
+        for frame in chain(self._first, self._frames):
             if pace is not None and frame.pts_s is not None:
                 decoded_ns = time.monotonic_ns()
                 pace.wait(frame.pts_s)
@@ -98,6 +98,7 @@ class VideoSource(Source):
         """
         if self._frames is not None:
             self._frames.close()
+        self._on_packet = None  # who is told of packets often holds this source: a cycle
         self._close_container()
 
     def _close_container(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -112,3 +113,12 @@ def script():
     script = Script()
     yield script
     script.close()
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """What is freed now is freed at once, because nothing refers to it any more."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()

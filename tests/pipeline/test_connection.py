@@ -1,6 +1,7 @@
 import socket
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -11,6 +12,7 @@ from pipeline.config import SourceConfig
 from pipeline.connection import Connection, knock
 from pipeline.inbox import InboxClosed
 from pipeline.live_source import MOST_HANGING, LiveSource
+from pipeline.source import SourceLostError
 from pipeline.source_state import StateChange
 
 
@@ -54,6 +56,58 @@ def test_an_abandoned_connection_closes_what_it_opened(make_clip) -> None:
     assert connection.source is not None
     assert connection.source._container is None
     assert connection.error is None
+
+
+def test_a_connection_that_broke_goes_with_its_source_as_soon_as_it_is_left(
+    stalling_server, no_collector
+) -> None:
+    """A camera that breaks off once a minute would else leave pictures behind for hours."""
+    connection = Connection(SourceConfig(url=stalling_server.url, read_timeout_s=0.3))
+    connection.start()
+    assert take_all(connection)
+    connection.join()
+    assert isinstance(connection.error, SourceLostError)
+    parts = [weakref.ref(connection), weakref.ref(connection.source)]
+    connection.abandon()
+    del connection
+    wait_until(lambda: [part() for part in parts] == [None, None])
+
+
+def test_a_connection_that_breaks_after_it_was_left_goes_too(monkeypatch, no_collector) -> None:
+    opening, left = threading.Event(), threading.Event()
+
+    class Hanging:
+        def __init__(self, *_: object) -> None:
+            opening.set()
+            left.wait(10)
+            raise SourceLostError("gone")
+
+    monkeypatch.setattr(connection_module, "VideoSource", Hanging)
+    connection = Connection(SourceConfig(url="/dev/video7"))
+    connection.start()
+    assert opening.wait(10)
+    connection.abandon()
+    left.set()
+    connection.join()
+    part = weakref.ref(connection)
+    del connection
+    wait_until(lambda: part() is None)
+
+
+def test_a_connection_gives_back_what_its_decoder_took(make_clip, free_port, monkeypatch) -> None:
+    given_back: list[str] = []
+    monkeypatch.setattr(
+        connection_module,
+        "give_back_memory",
+        lambda: given_back.append(threading.current_thread().name),
+    )
+    for url, times in ((str(make_clip()), 1), (f"rtsp://127.0.0.1:{free_port}/cam", 0)):
+        given_back.clear()
+        connection = Connection(SourceConfig(url=url, name="cam"))
+        connection.start()
+        take_all(connection)
+        connection.join()
+        assert given_back == ["read cam"] * times
 
 
 def test_a_host_that_listens_is_knocked_at_and_others_are_not() -> None:

@@ -1,3 +1,4 @@
+import gc
 import random
 import signal
 import socket
@@ -12,6 +13,7 @@ import pytest
 
 from pipeline import live_source
 from pipeline.config import SourceConfig
+from pipeline.connection import Connection
 from pipeline.frame import Frame
 from pipeline.live_source import LiveSource
 from pipeline.source import SourceLostError
@@ -317,7 +319,7 @@ def test_a_server_that_takes_connections_and_never_answers_is_stopped_at_once() 
     wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("read")])
 
 
-def test_many_reconnects_leave_nothing_behind(rtsp_server, faulty_link) -> None:
+def test_many_reconnects_leave_nothing_behind(rtsp_server, faulty_link, no_collector) -> None:
     """Each connection is cut after some packets, as by a router that forgets it."""
     rtsp_server.start("--width", "160", "--height", "120")
 
@@ -327,7 +329,7 @@ def test_many_reconnects_leave_nothing_behind(rtsp_server, faulty_link) -> None:
         return [bytes(packet)]
 
     faulty_link.fault = cut
-    handles, threads = [], []
+    handles, threads, connections = [], [], []
     with watch(faulty_link.url) as watched:
         for reconnects in (2, 6):
             wait_until(lambda n=reconnects: watched.changes[-1].reconnects >= n, 30.0)
@@ -335,8 +337,10 @@ def test_many_reconnects_leave_nothing_behind(rtsp_server, faulty_link) -> None:
                 len(list(Path("/proc/self/fd").iterdir())) - 2 * len(faulty_link._sockets)
             )
             threads.append(sum(t.name.startswith("read") for t in threading.enumerate()))
+            connections.append(sum(isinstance(each, Connection) for each in gc.get_objects()))
         watched.assert_in_order()
     assert max(threads) <= 2
+    assert max(connections) <= 2, "the one that is read, and the last before it"
     assert handles[1] - handles[0] <= 6
 
 

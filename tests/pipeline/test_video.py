@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from engines.errors import InputError
+from pipeline import video
 from pipeline.config import SourceConfig
+from pipeline.frame import Frame
 from pipeline.source import SourceLostError
 from pipeline.source_kinds import open_source
 from pipeline.video import VideoSource
@@ -288,6 +290,22 @@ def test_a_stopped_source_ends_at_the_next_picture(make_clip) -> None:
         next(frames)
         source.stop()
         assert list(frames) == []
+
+
+def test_a_picture_that_was_given_out_is_not_kept(make_clip, monkeypatch) -> None:
+    """The first one, too, which the source had to decode to know its size."""
+
+    class Noticed(Frame):
+        def __del__(self) -> None:
+            gone.append(self.index)
+
+    gone: list[int] = []
+    monkeypatch.setattr(video, "Frame", Noticed)
+    with open_video(make_clip(frames=5)) as source:
+        frames = iter(source)
+        for _ in range(3):
+            next(frames)
+        assert gone == [0, 1]
 
 
 def test_a_closed_source_may_be_closed_again(make_clip) -> None:

@@ -1,0 +1,81 @@
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from engines.engine import Engine
+from engines.errors import InputError
+from pipeline import run
+from pipeline.config import Config, make_config
+from pipeline.memory import HEAPS, give_back_memory, read_memory
+
+pytestmark = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="other C libraries have none of this"
+)
+
+THREADS_THAT_ALLOCATE = """
+import ctypes, threading
+from pipeline.memory import limit_heaps
+limit_heaps()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+together = threading.Barrier(12)
+def allocate():
+    together.wait()
+    libc.malloc(1000)
+    together.wait()
+threads = [threading.Thread(target=allocate) for _ in range(12)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
+libc.fflush(None)
+"""
+
+
+def heaps_of_threads(environment: dict[str, str]) -> int:
+    ran = subprocess.run(
+        [sys.executable, "-c", THREADS_THAT_ALLOCATE],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
+    return ran.stdout.count("<heap nr=")
+
+
+def test_however_many_threads_allocate_they_share_few_heaps(monkeypatch) -> None:
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    assert heaps_of_threads(dict(os.environ)) == HEAPS
+
+
+def test_whoever_has_set_a_number_of_heaps_gets_it(monkeypatch) -> None:
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "3")
+    assert heaps_of_threads(dict(os.environ)) == 3
+
+
+def test_memory_that_is_free_between_what_is_held_is_given_back() -> None:
+    pieces = [b"x" * 100_000 for _ in range(600)]  # too small to be mapped one by one
+    held = pieces[::50]
+    before = read_memory().rss_bytes
+    del pieces
+    give_back_memory()
+    assert before - read_memory().rss_bytes > 40e6
+    assert held[-1][-1] == ord("x")
+
+
+def test_a_run_limits_its_heaps_before_the_engine_makes_threads(monkeypatch) -> None:
+    calls: list[str] = []
+
+    def load(config: Config) -> Engine:
+        calls.append("load")
+        raise InputError("no engine")
+
+    monkeypatch.setattr(run, "limit_heaps", lambda: calls.append("limit"))
+    monkeypatch.setattr(run, "load_engine_for", load)
+    with pytest.raises(InputError, match="no engine"):
+        run.run_to_end(make_config({"sources": [{"url": "test://64x48@5"}]}))
+    assert calls == ["limit", "load"]
