@@ -51,7 +51,7 @@ def build(
     size: Size | None = None,
     name: str | None = None,
     fp16_weights: bool = False,
-    score_threshold: float = 0.5,
+    score_threshold: float | None = None,
     calibration: Path | None = None,
 ) -> Bundle:
     """Turn a checkpoint into a bundle, or a bundle into one of another precision or size.
@@ -68,7 +68,7 @@ def build(
             ratio it shall follow; multiples of 32. By default a bundle's own, else ``PAPER_SIZE``.
         name: of the model; the folder's by default.
         fp16_weights: store weights in half the space; they are computed with as ``precision`` says.
-        score_threshold: that a user gets who names none; of a bundle its own.
+        score_threshold: that a user gets who names none; by default a bundle's own, else 0.5.
         calibration: folder of pictures like those that the model will see, for int8: a few dozen.
             A bundle that is quantised already may keep its ranges.
 
@@ -80,9 +80,7 @@ def build(
     if size is not None:
         _check_size(size)
     check_bundle_folder(out)
-    manifest, graphs = (
-        _read_bundle(source) if is_bundle(source) else _export(source, score_threshold)
-    )
+    manifest, graphs = _read_bundle(source) if is_bundle(source) else _export(source)
     shape = manifest.input
     if size is not None:
         pad = shape.pad_value
@@ -111,6 +109,9 @@ def build(
             backend=backend,
             precision=precision,
             input=shape,
+            score_threshold=(
+                manifest.score_threshold if score_threshold is None else score_threshold
+            ),
             graphs=Graphs(**files),
             plans=(),
         )
@@ -126,9 +127,7 @@ def _read_bundle(source: str | Path) -> tuple[Manifest, dict[str, ModelProto]]:
     return bundle.manifest, graphs
 
 
-def _export(
-    checkpoint: str | Path, score_threshold: float
-) -> tuple[Manifest, dict[str, ModelProto]]:
+def _export(checkpoint: str | Path) -> tuple[Manifest, dict[str, ModelProto]]:
     from builder.checkpoint import load_network
     from builder.export import export_detector, export_segmenter
 
@@ -142,7 +141,7 @@ def _export(
         precision="fp32",
         labels=("background", *config.labels),
         input=FixedInput(*PAPER_SIZE, round(sum(config.image_mean) / 3 * 255)),
-        score_threshold=score_threshold,
+        score_threshold=0.5,
         graphs=Graphs(detector=GraphFile("", "")),
         built_with=_versions(),
     )

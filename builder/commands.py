@@ -70,6 +70,12 @@ def build(
         list[str] | None,
         typer.Option(help="TensorRT-RTX: cards to build for, as 8.6; by default the one here."),
     ] = None,
+    score_threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="What scores less is not shown; by default the bundle's own, or 0.5."
+        ),
+    ] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="int8: folder of pictures like yours, to find ranges with.")
     ] = None,
@@ -90,6 +96,7 @@ def build(
             fp16_weights=fp16_weights,
             max_batch=batch,
             capabilities=compute_capability or (),
+            score_threshold=score_threshold,
             calibration=calibration,
         )
         typer.echo(built.path)
@@ -108,6 +115,7 @@ def build(
             size=shape,
             name=name,
             fp16_weights=fp16_weights,
+            score_threshold=score_threshold,
             calibration=calibration,
         )
     typer.echo(bundle.path)

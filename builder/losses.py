@@ -17,9 +17,7 @@ from builder.pooling import pool_regions
 Target = dict[str, Tensor]
 
 
-def compute_losses(
-    network: Any, images: list[Tensor], targets: list[Target], *, score_is_quality: bool = False
-) -> dict[str, Tensor]:
+def compute_losses(network: Any, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
     """Compute the losses of a batch; their sum is what is minimised.
 
     Args:
@@ -28,9 +26,6 @@ def compute_losses(
         targets: per image ``boxes`` float ``[N, 4]`` (xyxy pixels), ``labels`` int64 ``[N]`` (from
             1) and, where the annotation has them, ``masks`` uint8 ``[N, H, W]``, 0 or 1; an empty
             mask is none.
-        score_is_quality: a positive RoI's class is learnt as far as its box fits: its target is
-            the IoU of the box that comes out of it, the rest is background. Scores then rank
-            boxes by how well they fit (as quality focal loss does; Li et al. 2020, section 3.1).
 
     Returns:
         Scalars ``rpn_objectness``, ``rpn_box``, ``box_class``, ``box_regression`` and, for a
@@ -52,9 +47,6 @@ def compute_losses(
     box_class, box_loss = fastrcnn_loss(
         class_logits.float(), box_regression.float(), labels, regression
     )
-    if score_is_quality:
-        fit = _box_fit(heads, box_regression.detach().float(), rois, matches, labels, targets)
-        box_class = _quality_loss(class_logits.float(), torch.cat(labels), fit)
     losses = {
         "rpn_objectness": rpn["loss_objectness"],
         "rpn_box": rpn["loss_rpn_box_reg"],
@@ -64,40 +56,6 @@ def compute_losses(
     if heads.has_mask():
         losses["mask"] = _mask_loss(heads, features, rois, matches, labels, targets, batch)
     return losses
-
-
-def _box_fit(
-    heads: Any,
-    box_regression: Tensor,
-    rois: list[Tensor],
-    matches: list[Tensor],
-    labels: list[Tensor],
-    targets: list[Target],
-) -> Tensor:
-    """IoU ``[R]`` of the box that each RoI becomes with its instance; 0 for the background."""
-    boxes = heads.box_coder.decode(box_regression, rois)  # [R, classes, 4]
-    of_class = boxes[torch.arange(len(boxes)), torch.cat(labels)]
-    truth = torch.cat(
-        [
-            target["boxes"][match] if len(target["boxes"]) else torch.zeros_like(roi)
-            for target, match, roi in zip(targets, matches, rois, strict=True)
-        ]
-    )
-    low, high = (
-        torch.maximum(of_class[:, :2], truth[:, :2]),
-        torch.minimum(of_class[:, 2:], truth[:, 2:]),
-    )
-    shared = (high - low).clamp(min=0).prod(dim=1)
-    areas = sum((b[:, 2:] - b[:, :2]).clamp(min=0).prod(dim=1) for b in (of_class, truth))
-    fit: Tensor = shared / (areas - shared).clamp(min=1e-6)
-    return torch.where(torch.cat(labels) > 0, fit, torch.zeros_like(fit))
-
-
-def _quality_loss(class_logits: Tensor, labels: Tensor, fit: Tensor) -> Tensor:
-    """Cross-entropy with a target of ``fit`` for the class and the rest for the background."""
-    logarithms = class_logits.log_softmax(dim=1)
-    of_class = logarithms.gather(1, labels[:, None])[:, 0]
-    return -(fit * of_class + (1 - fit) * logarithms[:, 0]).mean()
 
 
 def _mask_loss(

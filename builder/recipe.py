@@ -32,7 +32,6 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         colour_jitter: brightness, contrast and saturation vary within 1 ± this.
         paste: part of the examples that get instances of another one, with masks, pasted in; needs
             ``canvas``.
-        score_is_quality: scores learn how well a box fits, not only whether something is there.
     """
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -53,7 +52,6 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     longest: int = 1333
     colour_jitter: float = 0.0
     paste: float = 0.0
-    score_is_quality: bool = False
 
 
 RECIPES: dict[str, Recipe] = {

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from msgspec.structs import replace
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -32,6 +33,7 @@ def build_for_tensorrt(
     fp16_weights: bool,
     max_batch: int,
     capabilities: Sequence[str],
+    score_threshold: float | None,
     calibration: Path | None,
 ) -> Bundle:
     """Build a TensorRT bundle and say on standard error how it went.
@@ -46,6 +48,7 @@ def build_for_tensorrt(
         fp16_weights: store the portable graphs' weights in half the space.
         max_batch: the most pictures at once.
         capabilities: compute capabilities to build for.
+        score_threshold: that a user gets who names none; kept from a bundle, by default.
         calibration: folder of pictures for int8.
 
     Raises:
@@ -72,6 +75,10 @@ def build_for_tensorrt(
                     name=name,
                     fp16_weights=fp16_weights,
                 )
+        if score_threshold is not None:
+            bundle = replace(
+                bundle, manifest=replace(bundle.manifest, score_threshold=score_threshold)
+            )
         columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
         with Progress(*columns, console=console, transient=True) as progress:
             bar = progress.add_task("preparing", total=None)

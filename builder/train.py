@@ -285,9 +285,7 @@ class _Run:
         images = [image.to(self.device) for image in images]
         targets = [{k: v.to(self.device) for k, v in target.items()} for target in targets]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
-            losses = compute_losses(
-                self.network, images, targets, score_is_quality=self.recipe.score_is_quality
-            )
+            losses = compute_losses(self.network, images, targets)
             total = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad()
         if not math.isfinite(total.item()):

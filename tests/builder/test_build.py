@@ -90,6 +90,13 @@ def test_a_longest_side_makes_the_input_follow_the_picture(
     assert bundle.manifest.labels == ("background", "cat", "dog")
 
 
+def test_a_bundle_keeps_its_threshold_unless_it_is_given_another(tmp_path: Path) -> None:
+    other = build("default", tmp_path / "other", precision="int8", score_threshold=0.25)
+    assert other.manifest.score_threshold == 0.25
+    again = build(other.path, tmp_path / "again", precision="int8")
+    assert again.manifest.score_threshold == 0.25
+
+
 @pytest.mark.usefixtures("quick_export")
 def test_a_faster_rcnn_has_no_segmenter(tmp_path: Path) -> None:
     config = network_config("lite0-fpn", ("cat",), with_masks=False)

@@ -1,9 +1,7 @@
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from builder.losses import _quality_loss, compute_losses
+from builder.losses import compute_losses
 from builder.network import build_network, network_config
 
 
@@ -102,35 +100,3 @@ def test_a_batch_of_background_alone_has_no_box_and_no_mask_loss(network) -> Non
     assert losses["box_regression"].item() == 0
     assert losses["mask"].item() == 0
     assert losses["rpn_objectness"].item() > 0
-
-
-@given(st.lists(st.floats(0.05, 0.95), min_size=1, max_size=8))
-def test_a_score_that_is_the_fit_of_its_box_cannot_be_better(fits: list[float]) -> None:
-    fit = torch.tensor(fits)
-    # Of three classes the third is at one with the box, the second does not come into question.
-    logits = torch.stack([(1 - fit).log(), torch.full_like(fit, -30), fit.log()], dim=1)
-    logits.requires_grad_()
-    _quality_loss(logits, torch.full((len(fits),), 2), fit).backward()
-    assert logits.grad is not None
-    assert logits.grad.abs().max() < 1e-5
-
-
-def test_a_score_that_is_quality_is_learnt_from_the_boxes_that_come_out(network) -> None:
-    images, targets = [torch.rand(3, 64, 96)], [target(True)]
-    torch.manual_seed(1)
-    usual = compute_losses(network, images, targets)
-    torch.manual_seed(1)
-    quality = compute_losses(network, images, targets, score_is_quality=True)
-    others = usual.keys() - {"box_class"}
-    assert all(quality[name].item() == usual[name].item() for name in others)
-    assert quality["box_class"].item() != usual["box_class"].item()
-
-
-def test_of_background_alone_quality_teaches_what_the_class_does(network) -> None:
-    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-    image = torch.rand(3, 64, 96)
-    torch.manual_seed(1)
-    usual = compute_losses(network, [image], [empty])["box_class"]
-    torch.manual_seed(1)
-    quality = compute_losses(network, [image], [empty], score_is_quality=True)["box_class"]
-    torch.testing.assert_close(quality, usual)

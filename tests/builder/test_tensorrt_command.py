@@ -27,11 +27,13 @@ def test_a_bundle_becomes_a_tensorrt_bundle(tmp_path):
     out = tmp_path / "gpu"
     options = ["--backend", "tensorrt_rtx", "--precision", "fp16", "--size", "96x160"]
     options += ["--batch", 2, "--compute-capability", "8.6", "--compute-capability", "12.0"]
+    options += ["--score-threshold", 0.25]
     result = run("build", "default", "--out", out, *options)
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == str(out)
     assert "peak memory" in result.stderr
     detector = open_bundle(out).manifest.plans[0]
+    assert open_bundle(out).manifest.score_threshold == 0.25
     assert detector.capabilities == ("8.6", "12.0")
     assert (detector.height, detector.width, detector.max_batch) == (96, 160, 2)
 

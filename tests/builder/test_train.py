@@ -84,11 +84,11 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, iteration: int) -> None:
     """Let SIGINT arrive in the midst of an iteration (from 1)."""
     original, calls = train_module.compute_losses, []
 
-    def interrupted(*arguments, **options):
+    def interrupted(*arguments):
         calls.append(1)
         if len(calls) == iteration:
             signal.raise_signal(signal.SIGINT)
-        return original(*arguments, **options)
+        return original(*arguments)
 
     monkeypatch.setattr(train_module, "compute_losses", interrupted)
 
@@ -263,9 +263,9 @@ def test_a_broken_picture_is_an_input_error_of_one_line(run, workers: int) -> No
 def test_a_batch_without_a_finite_loss_is_skipped(run, monkeypatch: pytest.MonkeyPatch) -> None:
     original, calls = train_module.compute_losses, []
 
-    def poisoned(*arguments, **options):
+    def poisoned(*arguments):
         calls.append(1)
-        losses = original(*arguments, **options)
+        losses = original(*arguments)
         return {k: v * float("nan") for k, v in losses.items()} if len(calls) == 2 else losses
 
     monkeypatch.setattr(train_module, "compute_losses", poisoned)
