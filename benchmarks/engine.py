@@ -71,6 +71,10 @@ def network_of(
     network = build_network(config).eval()
     if name == "default":
         load_bundle_weights(network, open_bundle("default"))
+    else:  # a trained network has no zeros for biases, which compilers leave out
+        for key, values in network.state_dict().items():
+            if key.endswith("bias"):
+                values.normal_(0, 0.02)
     return config, network
 
 

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from engines.bundle import open_bundle
-from engines.openvino_graph import FEATURES, fix_detector, fix_segmenter
+from engines.openvino_graph import FEATURES, fix_detector, fix_segmenter, levels
 from engines.openvino_operators import read_graph
 
 PARTS = {
@@ -169,11 +169,9 @@ def segmenter_inputs(
     rng = np.random.default_rng(0)
     corners = rng.uniform(0, 0.5, (boxes, 2)) * [size[1], size[0]]
     sides = rng.uniform(0.1, 0.5, (boxes, 2)) * [size[1], size[0]]
-    inputs: dict[str, Any] = {
-        name: rng.normal(0, 1, (size[0] // stride * (size[1] // stride), channels)).astype("f4")
-        for name, stride in FEATURES.items()
-    }
-    return inputs | {
+    cells = sum(rows * columns for rows, columns in levels(size).values())
+    return {
+        FEATURES: rng.normal(0, 1, (cells, channels)).astype("f4"),
         "boxes": np.concatenate([corners, corners + sides], 1).astype("f4"),
         "labels": rng.integers(1, labels, boxes).astype("i8"),
         "batch_index": np.zeros(boxes, "i4"),
@@ -187,7 +185,7 @@ def measure(
     bundle = open_bundle(bundle_path)
     rate = int8_rate()
     detector = fix_detector(read_graph(bundle.detector), size)
-    channels = detector.output("p2").get_partial_shape()[1].get_length()
+    channels = detector.output(FEATURES).get_partial_shape()[1].get_length()
     parts = time_parts(detector, detector_inputs(size), boxes, repeat)
     if bundle.segmenter is not None:
         segmenter = fix_segmenter(read_graph(bundle.segmenter), size, boxes)

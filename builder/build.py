@@ -100,6 +100,7 @@ def build(
     with new_bundle(out) as folder:
         files = {}
         for role, graph in graphs.items():
+            onnx.checker.check_model(graph)
             path = folder / f"{role}.onnx"
             onnx.save(graph, path)
             files[role] = GraphFile(path.name, sha256(path))

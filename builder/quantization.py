@@ -46,21 +46,27 @@ def quantise(model: ModelProto, samples: Iterable[Sample]) -> None:
         InputError: there is no sample.
     """
     targets = _targets(model)
-    ranges = _ranges(model, {node.input[0] for node in targets}, samples)
+    values = {node.input[0] for node in targets} | _shortcuts(model, targets)
+    ranges = _ranges(model, values, samples)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     chosen = {node.output[0] for node in targets}
     nodes: list[NodeProto] = []
     made: set[str] = set()
+
+    def round_here(names: Iterable[str]) -> None:
+        for name in filter(values.__contains__, names):
+            nodes.extend(_around_activation(model, name, ranges[name]))
+
+    round_here(graph_input.name for graph_input in model.graph.input)
     for node in model.graph.node:
         if node.output[0] in chosen:
             data, weight = node.input[0], node.input[1]
-            if data not in made:
-                nodes += _around_activation(model, data, ranges[data])
             if weight not in made:
                 nodes.append(_around_weight(model, weights[weight], _QUANTISED[node.op_type]))
-            made |= {data, weight}
+            made.add(weight)
             node.input[0], node.input[1] = f"{data}/int8/float32", f"{weight}/float32"
         nodes.append(node)
+        round_here(node.output)
     for node in nodes:
         if node.op_type in _SHARES:
             for place, name in enumerate(node.input):
@@ -199,6 +205,17 @@ def _targets(model: ModelProto) -> list[NodeProto]:
         and node.input[0] not in constants
         and goes_on(node.output[0], set())
     ]
+
+
+def _shortcuts(model: ModelProto, targets: list[NodeProto]) -> set[str]:
+    """Values of convolutions that are added to another's: one side in int8 lets the sum be fused.
+
+    Where the shortcut of a residual block is what the block reads it is quantised already.
+    """
+    computed = {node.output[0] for node in targets if node.op_type == "Conv"}
+    computed -= {node.input[0] for node in targets}
+    sums = [node for node in model.graph.node if node.op_type == "Add"]
+    return {node.input[1] for node in sums if computed.issuperset(node.input)}
 
 
 def _ranges(model: ModelProto, names: set[str], samples: Iterable[Sample]) -> dict[str, float]:

@@ -80,7 +80,7 @@ class OpenVinoEngine(Engine):
         self._precision = precision
         self._detector = read_graph(bundle.detector)
         self._segmenter = None if bundle.segmenter is None else read_graph(bundle.segmenter)
-        self._compiler = ThreadPoolExecutor(1, "openvino compiler")
+        self._compiling = threading.Lock()
         self._shapes: OrderedDict[tuple[int, int], Future[_Shape]] = OrderedDict()
         self._lock = threading.Lock()
         shape = bundle.manifest.input
@@ -156,8 +156,7 @@ class OpenVinoEngine(Engine):
         return [results[number] for number in range(count)]
 
     def close(self) -> None:
-        """Free the compiled graphs."""
-        self._compiler.shutdown(cancel_futures=True)
+        """Free the compiled graphs. One that is being compiled goes when that is done."""
         self._threads.shutdown(cancel_futures=True)
         self._shapes.clear()
 
@@ -165,8 +164,22 @@ class OpenVinoEngine(Engine):
         """Return the graphs of a shape, which are being compiled if they were not yet."""
         with self._lock:
             if size not in self._shapes:
-                self._shapes[size] = self._compiler.submit(
-                    _Shape,
+                self._shapes[size] = Future()
+                if len(self._shapes) > _COMPILED_SHAPES:
+                    self._shapes.popitem(last=False)
+                threading.Thread(
+                    target=self._compile,
+                    args=(size, self._shapes[size]),
+                    name="load graphs",
+                    daemon=True,  # a compiler in C++ cannot be interrupted: nobody waits for it
+                ).start()
+            self._shapes.move_to_end(size)
+            return self._shapes[size]
+
+    def _compile(self, size: tuple[int, int], compiled: Future[_Shape]) -> None:
+        try:
+            with self._compiling:
+                shape = _Shape(
                     self._core,
                     self._detector,
                     self._segmenter,
@@ -176,10 +189,10 @@ class OpenVinoEngine(Engine):
                     self.max_batch,
                     self._threads,
                 )
-                if len(self._shapes) > _COMPILED_SHAPES:
-                    self._shapes.popitem(last=False)
-            self._shapes.move_to_end(size)
-            return self._shapes[size]
+        except BaseException as error:
+            compiled.set_exception(error)
+        else:
+            compiled.set_result(shape)
 
 
 class _Shape:
@@ -252,8 +265,7 @@ class _Segment:
             count = next(number for number in _BOXES_AT_ONCE if number <= len(boxes) - done)
             request = self._requests[count].result()[stream]
             part = slice(done, done + count)
-            for name in FEATURES:
-                request.set_input(name, detector.output(name))
+            request.set_input(FEATURES, detector.output(FEATURES))
             request.set_input("boxes", _tensor(boxes[part]))
             request.set_input("labels", _tensor(labels[part].astype(np.int64)))
             request.set_input("batch_index", _tensor(np.zeros(count, np.int32)))

@@ -12,6 +12,7 @@ from openvino import Model, Node
 from openvino.passes import ConstantFolding, Manager
 from openvino.preprocess import PrePostProcessor
 
+from engines.openvino_fusion import convolve_rows, fuse, multiply_before_upsampling
 from engines.openvino_operators import is_pooled, mark_pooled
 
 _FP32 = "f32"
@@ -19,37 +20,53 @@ _BF16 = "bf16"
 # What may stand between a pooled region and the product that reads it, or before its weights.
 _ELEMENTWISE = {"Reshape", "FakeQuantize", "Convert", "Subtract", "Multiply"}
 
-FEATURES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
-"""The levels that the detector hands to the segmenter, and their strides."""
+FEATURES = "features"
+"""What the detector hands to the segmenter: the cells of all levels, P2 first, ``[cells, C]``."""
+_STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
+
+
+def levels(size: tuple[int, int]) -> dict[str, tuple[int, int]]:
+    """Return rows and columns of each level, in the order in which their cells are handed over."""
+    height, width = size
+    return {name: (height // stride, width // stride) for name, stride in _STRIDES.items()}
 
 
 def fix_detector(model: Model, size: tuple[int, int]) -> Model:
     """Copy a detector for one image of a size, given as RGB bytes ``[1, H, W, 3]``.
 
-    Features come out as tables of cells, ``[h * w, C]``: with channels last, as oneDNN's
-    convolutions leave them, and as regions are pooled from them.
+    Features come out as the table of cells that regions are pooled from: with channels last, as
+    oneDNN's convolutions leave them.
     """
     model = model.clone()
     model.reshape({"images": [1, 3, *size], "sizes": [1, 2]})
+    fuse(model)
     _flatten_channels_last(model)
-    for name in FEATURES:
-        result = model.output(name).get_node()
-        planar = result.input_value(0)
-        planar.set_names(planar.get_names() - {name})
+    convolve_rows(model)
+    tables = []
+    for name in _STRIDES:
+        level = model.output(name)
+        model.remove_result(level.get_node())
+        planar = level.get_node().input_value(0)
+        planar.set_names(set())
+        last = op.transpose(planar, op.constant(np.array([0, 2, 3, 1])))
         channels = planar.get_partial_shape()[1].get_length()
-        cells = op.reshape(
-            op.transpose(planar, op.constant(np.array([0, 2, 3, 1]))),
-            op.constant(np.array([-1, channels])),
-            False,
-        )
-        cells.output(0).set_names({name})
-        model.remove_result(result)
-        model.add_results([op.result(cells)])
+        tables.append(op.reshape(last, op.constant(np.array([-1, channels])), False))
+    table = op.concat(tables, 0)
+    table.output(0).set_names({FEATURES})
+    _pool_from(model, table)
+    model.add_results([op.result(table)])
     steps = PrePostProcessor(model)
     images = steps.input("images")
     images.tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
     images.model().set_layout(ov.Layout("NCHW"))
     return steps.build()
+
+
+def _pool_from(model: Model, table: Node) -> None:
+    """Let the pooling read all levels' cells from where they are, not from a table of its own."""
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "EmbeddingBagPackedSum":
+            node.input(0).replace_source_output(table.output(0))
 
 
 def _flatten_channels_last(model: Model) -> None:
@@ -84,43 +101,25 @@ def _flatten_channels_last(model: Model) -> None:
 def fix_segmenter(model: Model, size: tuple[int, int], boxes: int) -> Model:
     """Copy a segmenter for the features that ``fix_detector`` gives and a number of boxes."""
     model = model.clone()
-    for name, stride in FEATURES.items():
+    grids = levels(size)
+    counts = [rows * columns for rows, columns in grids.values()]
+    channels = model.input("p2").get_partial_shape()[1].get_length()
+    table = op.parameter([sum(counts), channels], ov.Type.f32)
+    table.output(0).set_names({FEATURES})
+    parts = op.variadic_split(table, op.constant(0), op.constant(np.array(counts)))
+    for part, (name, grid) in zip(parts.outputs(), grids.items(), strict=True):
         parameter = model.input(name).get_node()
-        channels = parameter.get_partial_shape()[1].get_length()
-        rows, columns = (side // stride for side in size)
-        cells = op.parameter([rows * columns, channels], ov.Type.f32)
-        last = op.reshape(cells, op.constant(np.array([1, rows, columns, channels])), False)
+        last = op.reshape(part, op.constant(np.array([1, *grid, channels])), False)
         planar = op.transpose(last, op.constant(np.array([0, 3, 1, 2])))
         for port in parameter.output(0).get_target_inputs():
             port.replace_source_output(planar.output(0))
         model.remove_parameter(parameter)
-        cells.output(0).set_names({name})
-        model.add_parameters([cells])
+    _pool_from(model, table)
+    model.add_parameters([table])
     model.reshape({"boxes": [boxes, 4], "labels": [boxes], "batch_index": [boxes]})
-    _multiply_channels_last(model)
+    fuse(model)
+    multiply_before_upsampling(model)
     return model
-
-
-def _multiply_channels_last(model: Model) -> None:
-    """Turn the last product of the masks round, so that it reads channels last.
-
-    It multiplies each box's row of weights ``[R, 1, C]`` with its grid ``[R, C, cells]``. The grid
-    comes out of a convolution with channels last: as ``[R, cells, C]`` it need not be moved.
-    """
-    for product in model.get_ordered_ops():
-        if product.get_type_name() != "MatMul":
-            continue
-        weights, flat = product.input_value(0), product.input_value(1).get_node()
-        if flat.get_type_name() != "Reshape" or len(flat.get_input_shape(0)) != 4:
-            continue
-        last = op.transpose(flat.input_value(0), op.constant(np.array([0, 2, 3, 1])))
-        boxes, channels, *grid = flat.get_input_shape(0)
-        shape = op.constant(np.array([boxes, grid[0] * grid[1], channels]))
-        turned = op.matmul(op.reshape(last, shape, False), weights, False, True)
-        logits = op.constant(np.array([boxes, 1, grid[0] * grid[1]]))
-        back = op.reshape(turned, logits, False)
-        for port in product.output(0).get_target_inputs():
-            port.replace_source_output(back.output(0))
 
 
 class Graph:
@@ -201,9 +200,9 @@ def _split(model: Model) -> list[tuple[Model, str]]:
     ]
     trunk = _closure(convolutions, _producers)
     for node in nodes:  # convolutions keep channels last: to transpose at once costs nothing
-        if node.get_type_name() in ("Transpose", "Reshape", "Result"):
-            before, *_ = _producers(node)
-            if _key(before) in trunk:
+        if node.get_type_name() in ("Transpose", "Reshape", "Concat", "Result"):
+            before = [one for one in _producers(node) if one.get_type_name() != "Constant"]
+            if before and all(_key(one) in trunk for one in before):
                 trunk.add(_key(node))
 
     def part_of(node: Node) -> int:
@@ -225,12 +224,16 @@ def _split(model: Model) -> list[tuple[Model, str]]:
             is_input = producer.get_type_name() == "Parameter"
             if not is_input and part_of(producer) == here:
                 continue
-            name = source.any_name if is_input else f"{producer.get_name()}:{source.get_index()}"
+            is_known = is_input or any(
+                reader.get_node().get_type_name() == "Result"
+                for reader in source.get_target_inputs()
+            )
+            name = source.any_name if is_known else f"{producer.get_name()}:{source.get_index()}"
             if name not in inputs[here]:
                 parameter = op.parameter(source.get_partial_shape(), source.get_element_type())
                 parameter.output(0).set_names({name})
                 inputs[here][name] = parameter
-                if not is_input and not any(name in cut for cut in inputs[:here]):
+                if not is_known and not any(name in cut for cut in inputs[:here]):
                     names = source.get_names()
                     source.set_names(names | {name})
                     results[part_of(producer)].append(op.result(source))

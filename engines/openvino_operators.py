@@ -85,11 +85,13 @@ def multiscale_roi_align(
     for level in features:
         last = op.transpose(level, _ints([0, 2, 3, 1]))
         tables.append(op.reshape(last, _ints([-1, _channels(level)]), False))
-        shape = op.shape_of(level, output_type="i32")
+        shape = op.convert(op.shape_of(level), "f32")
         heights.append(op.gather(shape, _ints([2]), _ints(0)))
         widths.append(op.gather(shape, _ints([3]), _ints(0)))
+    # Rows of the table are counted in floats, which are exact up to 16 million: OpenVINO's sums of
+    # integers are five times slower.
     height, width = op.concat(heights, 0), op.concat(widths, 0)
-    batch = op.gather(op.shape_of(features[0], output_type="i32"), _ints([0]), _ints(0))
+    batch = op.gather(op.convert(op.shape_of(features[0]), "f32"), _ints([0]), _ints(0))
     rows_of_image = op.multiply(height, width)
     first_row = op.cum_sum(op.multiply(rows_of_image, batch), _ints(0), exclusive=True)
 
@@ -98,7 +100,7 @@ def multiscale_roi_align(
     scale = op.gather(_floats([1 / stride for stride in _STRIDES]), level, _ints(0))
     first_row = op.add(
         op.gather(first_row, level, _ints(0)),
-        op.multiply(op.gather(rows_of_image, level, _ints(0)), op.convert(batch_index, "i32")),
+        op.multiply(op.gather(rows_of_image, level, _ints(0)), op.convert(batch_index, "f32")),
     )
 
     scaled = op.multiply(rois, op.reshape(scale, _ints([-1, 1]), False))
@@ -111,14 +113,15 @@ def multiscale_roi_align(
     side = op.subtract(end, start)
     if not aligned:
         side = op.maximum(side, _floats(1.0))
+    # Each sample twice: for the cell before it and the one behind it.
     samples = output_size * sampling_ratio
-    offsets = _floats((np.arange(samples) + 0.5) / samples).data.reshape(1, 1, samples)
-    position = op.add(  # [R, 2, samples], x before y
+    offsets = np.repeat((np.arange(samples) + 0.5) / samples, 2)
+    behind = np.tile([0.0, 1.0], samples)
+    position = op.add(  # [R, 2, 2 * samples], x before y
         op.reshape(start, _ints([-1, 2, 1]), False),
-        op.multiply(op.reshape(side, _ints([-1, 2, 1]), False), op.constant(offsets)),
+        op.multiply(op.reshape(side, _ints([-1, 2, 1]), False), _floats(offsets[None, None])),
     )
     limit = op.concat([op.reshape(value, _ints([-1, 1, 1]), False) for value in (width, height)], 1)
-    limit = op.convert(limit, "f32")
     # torchvision.ops.roi_align: samples beyond a one-cell rim count as zeros, those on the rim as
     # the nearest cell.
     inside = op.logical_and(
@@ -126,36 +129,32 @@ def multiscale_roi_align(
     )
     last = op.subtract(limit, _floats(1.0))
     position = op.minimum(op.maximum(position, _floats(0.0)), last)
-    low = op.floor(position)
-    high = op.minimum(op.add(low, _floats(1.0)), last)
-    towards_high = op.subtract(position, low)
-    present = op.convert(inside, "f32")
+    before = op.floor(position)
+    share = op.add(  # of the cell before 1 - x, of the one behind x
+        op.multiply(op.subtract(position, before), _floats((2 * behind - 1)[None, None])),
+        _floats((1 - behind)[None, None]),
+    )
+    share = op.multiply(share, op.convert(inside, "f32"))
+    cell = op.minimum(op.add(before, _floats(behind[None, None])), last)
     neighbours = 2 * sampling_ratio
 
-    def by_bin(low: Any, high: Any, axis: int) -> Any:
-        pair = op.concat([op.unsqueeze(low, _ints(3)), op.unsqueeze(high, _ints(3))], 3)
-        return op.reshape(
-            op.gather(pair, _ints(axis), _ints(1)), _ints([-1, output_size, neighbours]), False
-        )
+    def by_bin(values: Any, axis: int) -> Any:
+        of_axis = op.gather(values, _ints(axis), _ints(1))
+        return op.reshape(of_axis, _ints([-1, output_size, neighbours]), False)
 
     def by_row_and_column(combine: Any, rows: Any, columns: Any) -> Any:
         rows = op.reshape(rows, _ints([-1, output_size, 1, neighbours, 1]), False)
         columns = op.reshape(columns, _ints([-1, 1, output_size, 1, neighbours]), False)
         return op.reshape(combine(rows, columns), _ints([-1, neighbours**2]), False)
 
-    weight_low = op.multiply(op.subtract(_floats(1.0), towards_high), present)
-    weight_high = op.multiply(towards_high, present)
-    low, high = op.convert(low, "i32"), op.convert(high, "i32")
     rows = op.add(
-        op.multiply(by_bin(low, high, 1), op.reshape(width, _ints([-1, 1, 1]), False)),
+        op.multiply(by_bin(cell, 1), op.reshape(width, _ints([-1, 1, 1]), False)),
         op.reshape(first_row, _ints([-1, 1, 1]), False),
     )
-    weights = by_row_and_column(
-        op.multiply, by_bin(weight_low, weight_high, 1), by_bin(weight_low, weight_high, 0)
-    )
+    weights = by_row_and_column(op.multiply, by_bin(share, 1), by_bin(share, 0))
     pooled = op.embedding_bag_packed_sum(
         op.concat(tables, 0),
-        by_row_and_column(op.add, rows, by_bin(low, high, 0)),
+        op.convert(by_row_and_column(op.add, rows, by_bin(cell, 0)), "i32"),
         op.multiply(weights, _floats(1 / sampling_ratio**2)),
     )
     grid = op.reshape(pooled, _ints([-1, output_size, output_size, _channels(features[0])]), False)

@@ -104,6 +104,60 @@ def test_without_pictures_the_error_says_so():
         quantise(head(), [])
 
 
+BLOCK = """
+<ir_version: 10, opset_import: ["" : 18]>
+block (float[batch, 8, 16, 16] images) => (float[batch, 8, 16, 16] p2)
+<float[8, 8, 1, 1] branch, float[8, 8, 1, 1] shortcut, float[8, 8, 3, 3] last>
+{
+    a = Conv (images, branch)
+    b = Conv (images, shortcut)
+    c = Add (a, b)
+    d = Relu (c)
+    p2 = Conv <pads: ints = [1, 1, 1, 1]> (d, last)
+}
+"""
+
+
+def block():
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model(BLOCK)
+    del model.graph.initializer[:]
+    for name, side in {"branch": 1, "shortcut": 1, "last": 3}.items():
+        values = rng.standard_normal((8, 8, side, side)).astype("f4")
+        model.graph.initializer.append(numpy_helper.from_array(values, name))
+    return model, {"images": rng.uniform(-2, 2, (2, 8, 16, 16)).astype("f4")}
+
+
+def test_a_sum_of_two_convolutions_takes_the_shortcut_in_int8():
+    model, inputs = block()
+    before = onnxruntime.InferenceSession(model.SerializeToString()).run(None, inputs)[0]
+    quantise(model, [inputs])
+    onnx.checker.check_model(model)
+    (total,) = (node for node in model.graph.node if node.op_type == "Add")
+    assert [producers(model)[name].op_type for name in total.input] == ["Conv", "DequantizeLinear"]
+    after = onnxruntime.InferenceSession(model.SerializeToString()).run(None, inputs)[0]
+    assert 0 < np.abs(after - before).mean() < 0.02 * np.abs(before).max()
+
+
+def test_a_shortcut_that_another_layer_reads_is_quantised_once():
+    model, inputs = block()
+    for node in model.graph.node:
+        if node.output[0] == "a":
+            node.input[0] = "b"
+    branch, shortcut, *others = list(model.graph.node)
+    ordered = [
+        onnx.NodeProto.FromString(n.SerializeToString()) for n in (shortcut, branch, *others)
+    ]
+    del model.graph.node[:]
+    model.graph.node.extend(ordered)
+    quantise(model, [inputs])
+    onnx.checker.check_model(model)
+    (total,) = (node for node in model.graph.node if node.op_type == "Add")
+    assert [producers(model)[name].op_type for name in total.input] == ["Conv", "DequantizeLinear"]
+    names = [tensor.name for tensor in model.graph.initializer]
+    assert len(names) == len(set(names))
+
+
 MASKS = """
 <ir_version: 10, opset_import: ["" : 18]>
 masks (float[r, 4, 14, 14] pooled, float[r, 1, 8] rows) => (float[r, 1, 784] logits)
@@ -140,10 +194,11 @@ def test_an_upsampling_convolution_has_a_scale_for_each_output_channel():
     assert 0 < np.abs(after - before).max() < 0.03 * np.abs(before).max()
 
 
-@pytest.mark.parametrize("make", [lambda: masks()[0], head])
+@pytest.mark.parametrize("make", [lambda: masks()[0], head, lambda: block()[0]])
 def test_taking_the_quantisation_out_leaves_the_graph_and_weights_within_half_a_step(make):
     model, original = make(), make()
-    quantise(model, [masks()[1] if len(model.graph.input) == 2 else sample(0)])
+    inputs = {"masks": masks()[1], "block": block()[1]}
+    quantise(model, [inputs.get(model.graph.name, sample(0))])
     dequantise(model)
     assert [n.op_type for n in model.graph.node] == [n.op_type for n in original.graph.node]
     assert [list(n.input) for n in model.graph.node] == [list(n.input) for n in original.graph.node]
