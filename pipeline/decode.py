@@ -163,13 +163,18 @@ class DecodeStage(threading.Thread):
                 if self._stopping.is_set():
                     return "stopped"
         count = corrupt = 0
-        has_begun = not source.live
+        has_begun = False
         for frame in source:
             if self._stopping.is_set():
                 return "stopped"
-            has_begun = has_begun or (self._is_ready(frame) and self._start_reading.is_set())
             if not has_begun:
-                continue
+                if source.live and not (self._is_ready(frame) and self._start_reading.is_set()):
+                    continue
+                # A file that is played like a camera can wait.
+                while self.policy == "latest" and not self._is_ready(frame):
+                    if self._stopping.wait(START_POLL_S):
+                        return "stopped"
+                has_begun = True
             self._meter.captured(frame, source.corrupt)
             if source.corrupt > corrupt:
                 corrupt = source.corrupt

@@ -71,3 +71,14 @@ def test_a_file_waits_for_the_engine_and_loses_nothing(preparing, make_clip) -> 
     pipeline = Pipeline(config, preparing(lambda height, width: False))
     pipeline.run()
     assert (pipeline.stats().processed, pipeline.stats().dropped) == (12, {})
+
+
+def test_a_file_that_is_played_like_a_camera_waits_to_begin(preparing, make_clip) -> None:
+    ready_s = time.monotonic() + 0.5
+    engine = preparing(lambda height, width: time.monotonic() > ready_s)
+    source = {"url": str(make_clip(frames=5)), "policy": "latest"}
+    pipeline = Pipeline(make_config({"sources": [source]}), engine)
+    pipeline.run()
+    stats = pipeline.stats()
+    assert stats.processed > 0
+    assert not any(reason == "engine_not_ready" for _, reason in stats.sources[0].dropped)
