@@ -30,12 +30,6 @@ def seen(count=2):
 
 
 @pytest.fixture
-def publisher():
-    with Publisher("tcp://127.0.0.1:0", NAMES) as publisher:
-        yield publisher
-
-
-@pytest.fixture
 def connect():
     """Connect a plain socket to a publisher; all of them are closed in the end."""
     context, made = zmq.Context(), []
