@@ -22,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import SourceConfig
-from pipeline.live_source import LiveSource
-from pipeline.source_state import SourceState, StateChange
+from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.sources.live import LiveSource
+from maskcast.pipeline.sources.state import SourceState, StateChange
 
 SYSTEM_PYTHON = "/usr/bin/python3"
 SERVER = Path(__file__).parents[1] / "tests" / "rtsp_server.py"

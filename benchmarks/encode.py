@@ -17,11 +17,17 @@ from typing import Any, get_args
 import av
 import numpy as np
 
-from engines.instances import Instances
-from pipeline.frame import Frame
-from pipeline.publisher import Publisher
-from pipeline.subscriber import PublishedFrame, subscribe
-from pipeline.wire import InstancesHeader, InstancesMessage, MaskFormat, decode, encode
+from maskcast.engines.instances import Instances
+from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.wire.message import (
+    InstancesHeader,
+    InstancesMessage,
+    MaskFormat,
+    decode,
+    encode,
+)
+from maskcast.pipeline.wire.publisher import Publisher
+from maskcast.pipeline.wire.subscriber import PublishedFrame, subscribe
 
 WIDTH, HEIGHT = 1920, 1080
 COUNTS = (1, 10, 100)

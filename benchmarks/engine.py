@@ -38,12 +38,12 @@ from rich.table import Table
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
-from builder.build import build
-from builder.checkpoint import load_bundle_weights, save_model
-from builder.network import NetworkConfig, build_network, network_config
-from engines.bundle import Bundle, open_bundle
-from engines.image import NetworkImage
-from engines.openvino import OpenVinoEngine, has_bf16
+from maskcast.builder.build import build
+from maskcast.builder.checkpoint.checkpoint import load_bundle_weights, save_model
+from maskcast.builder.network.network import NetworkConfig, build_network, network_config
+from maskcast.engines.bundle import Bundle, open_bundle
+from maskcast.engines.image import NetworkImage
+from maskcast.engines.openvino.engine import OpenVinoEngine, has_bf16
 
 CASES = {
     "resnet50-fpn 800x1344": ("resnet50-fpn", (800, 1344)),

@@ -24,9 +24,9 @@ import openvino.opset15 as op
 from rich.console import Console
 from rich.table import Table
 
-from engines.bundle import open_bundle
-from engines.openvino_graph import FEATURES, fix_detector, fix_segmenter, levels
-from engines.openvino_operators import read_graph
+from maskcast.engines.bundle import open_bundle
+from maskcast.engines.openvino.compiled import FEATURES, fix_detector, fix_segmenter, levels
+from maskcast.engines.openvino.operators import read_graph
 
 PARTS = {
     "backbone.body": "backbone",

@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.wire import EventMessage, Message, WireError, decode
+from maskcast.pipeline.wire.message import EventMessage, Message, WireError, decode
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 USED = 1 / 5

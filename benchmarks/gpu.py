@@ -33,18 +33,18 @@ from rich.table import Table
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
-from builder.build import build
-from builder.checkpoint import load_bundle_weights, load_network
-from builder.network import build_network, network_config
-from builder.tensorrt import Precision, rebuild
-from builder.tensorrt_process import Built
-from engines.bundle import Bundle, FixedInput, open_bundle
-from engines.engine import Engine
-from engines.image import NetworkImage, fit_image
-from engines.openvino import OpenVinoEngine
-from engines.plan import Package
-from pipeline.config import make_config
-from pipeline.pipeline import Pipeline
+from maskcast.builder.build import build
+from maskcast.builder.checkpoint.checkpoint import load_bundle_weights, load_network
+from maskcast.builder.network.network import build_network, network_config
+from maskcast.builder.tensorrt.plans import Precision, rebuild
+from maskcast.builder.tensorrt.process import Built
+from maskcast.engines.bundle import Bundle, FixedInput, open_bundle
+from maskcast.engines.engine import Engine
+from maskcast.engines.image import NetworkImage, fit_image
+from maskcast.engines.openvino.engine import OpenVinoEngine
+from maskcast.engines.plan import Package
+from maskcast.pipeline.config import make_config
+from maskcast.pipeline.pipeline import Pipeline
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 PUBLISHED_MS = {
@@ -261,7 +261,7 @@ def open_engine(bundle: Bundle, *, dry: bool) -> Engine:
     """Open the engine that is measured: TensorRT's, or OpenVINO's in its place."""
     if dry:
         return OpenVinoEngine(Bundle(bundle.path, replace(bundle.manifest, precision="fp32")))
-    from engines.tensorrt import TensorRTEngine
+    from maskcast.engines.tensorrt.engine import TensorRTEngine
 
     return TensorRTEngine(bundle)
 

@@ -24,13 +24,13 @@ import numpy as np
 from prometheus_client import generate_latest
 
 from benchmarks.pipeline import make_clip
-from engines.instances import Instances
-from engines.load import load_engine
-from pipeline.frame import STAGES, Frame
-from pipeline.metrics import make_registry
-from pipeline.profile import profile
-from pipeline.stats import RECORD, Meter
-from pipeline.trace import Trace
+from maskcast.engines.instances import Instances
+from maskcast.engines.load import load_engine
+from maskcast.pipeline.cli.profile import profile
+from maskcast.pipeline.frame import STAGES, Frame
+from maskcast.pipeline.monitor.metrics import make_registry
+from maskcast.pipeline.monitor.trace import Trace
+from maskcast.pipeline.stats import RECORD, Meter
 
 FRAMES = 5000
 SOURCES = 4

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import av
 
-from engines.load import load_engine
-from pipeline.pattern import draw_pattern
-from pipeline.profile import Report, profile
+from maskcast.engines.load import load_engine
+from maskcast.pipeline.cli.profile import Report, profile
+from maskcast.pipeline.sources.pattern import draw_pattern
 
 
 def make_clip(path: Path, frames: int, width: int = 1280, height: int = 720) -> None:

@@ -19,11 +19,11 @@ from collections import deque
 from rich.console import Console
 from rich.table import Table
 
-from engines.engine import Engine
-from engines.load import load_engine
-from pipeline.config import Config, PublishConfig, SourceConfig
-from pipeline.pipeline import Pipeline
-from pipeline.subscriber import subscribe
+from maskcast.engines.engine import Engine
+from maskcast.engines.load import load_engine
+from maskcast.pipeline.config import Config, PublishConfig, SourceConfig
+from maskcast.pipeline.pipeline import Pipeline
+from maskcast.pipeline.wire.subscriber import subscribe
 
 
 def run(engine: Engine, count: int, fps: float, seconds: float) -> dict[str, float]:

@@ -29,10 +29,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from engines.instances import Instances
-from pipeline.frame import Frame
-from pipeline.publisher import Publisher
-from pipeline.subscriber import subscribe
+from maskcast.engines.instances import Instances
+from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.wire.publisher import Publisher
+from maskcast.pipeline.wire.subscriber import subscribe
 
 SOURCE = "camera"
 IN_ONE_PROCESS = 25

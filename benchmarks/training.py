@@ -28,8 +28,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-import builder.train as training
-from builder.recipe import recipe_by_name
+import maskcast.builder.training.train as training
+from maskcast.builder.training.recipe import recipe_by_name
 
 SIDE = 384
 PEOPLE = 6
@@ -67,14 +67,17 @@ def draw_batch(
 @contextmanager
 def torchvision_pooling() -> Iterator[None]:
     """Pool regions by torchvision's own RoIAlign."""
-    with mock.patch("builder.losses.pool_regions", lambda pooler, *arguments: pooler(*arguments)):
+    with mock.patch(
+        "maskcast.builder.training.losses.pool_regions",
+        lambda pooler, *arguments: pooler(*arguments),
+    ):
         yield
 
 
 @contextmanager
 def depthwise_in_bfloat16() -> Iterator[None]:
     """Let every convolution compute in bfloat16."""
-    with mock.patch("builder.backbone._is_slow_in_bfloat16", return_value=False):
+    with mock.patch("maskcast.builder.network.backbone._is_slow_in_bfloat16", return_value=False):
         yield
 
 

@@ -10,11 +10,11 @@ import onnx
 from msgspec.structs import replace
 from onnx import ModelProto
 
-from builder.bundle_folder import check_bundle_folder, new_bundle, write_manifest
-from builder.calibration import read_pictures
-from builder.folding import halve_weights
-from builder.quantization import is_quantised, quantise_graphs, restore_float
-from engines.bundle import (
+from maskcast.builder.bundle_writer import check_bundle_folder, new_bundle, write_manifest
+from maskcast.builder.graph.folding import halve_weights
+from maskcast.builder.graph.quantization import is_quantised, quantise_graphs, restore_float
+from maskcast.builder.images import read_pictures
+from maskcast.engines.bundle import (
     Bundle,
     FixedInput,
     GraphFile,
@@ -25,10 +25,10 @@ from engines.bundle import (
     open_bundle,
     sha256,
 )
-from engines.errors import InputError
+from maskcast.engines.errors import InputError
 
 Backend = Literal["openvino", "onnxruntime"]
-"""What runs the portable graphs; for TensorRT see ``builder.tensorrt``."""
+"""What runs the portable graphs; for TensorRT see ``maskcast.builder.tensorrt.plans``."""
 PRECISIONS: dict[Backend, tuple[str, ...]] = {
     "openvino": ("fp32", "bf16", "int8"),
     "onnxruntime": ("fp32", "int8"),
@@ -59,7 +59,7 @@ def build(
     The bundle's folder appears when it is complete, in place of an older bundle of that name.
 
     Args:
-        source: a file or a name, as ``builder.checkpoint.load_checkpoint`` takes it; a bundle's
+        source: a file or a name, as ``load_checkpoint`` takes it; a bundle's
             folder; or "default". torch is not needed for a bundle.
         out: the bundle's folder.
         backend: what it is for.
@@ -129,8 +129,8 @@ def _read_bundle(source: str | Path) -> tuple[Manifest, dict[str, ModelProto]]:
 
 
 def _export(checkpoint: str | Path) -> tuple[Manifest, dict[str, ModelProto]]:
-    from builder.checkpoint import load_network
-    from builder.export import export_detector, export_segmenter
+    from maskcast.builder.checkpoint.checkpoint import load_network
+    from maskcast.builder.graph.export import export_detector, export_segmenter
 
     config, network = load_network(checkpoint)
     graphs = {"detector": export_detector(network)}
@@ -157,7 +157,7 @@ def _check_precision(backend: Backend, precision: str, calibration: Path | None)
     if precision != "int8" and calibration is not None:
         raise InputError(f"precision {precision} needs no --calibration: leave it out")
     if precision == "bf16":
-        from engines.openvino import has_bf16
+        from maskcast.engines.openvino.engine import has_bf16
 
         if not has_bf16():
             raise InputError("precision bf16: this CPU does not compute in it; choose fp32")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from engines.bundle import MANIFEST, Manifest
-from engines.errors import InputError
+from maskcast.engines.bundle import MANIFEST, Manifest
+from maskcast.engines.errors import InputError
 
 
 def check_bundle_folder(out: Path) -> None:

@@ -15,9 +15,9 @@ from typing import Annotated, Any
 
 import typer
 
-from engines.errors import InputError
+from maskcast.engines.errors import InputError
 
-_ROOMS = ("builder", "engines", "pipeline")
+_ROOMS = ("maskcast",)
 
 
 class Backend(StrEnum):
@@ -84,8 +84,8 @@ def build(
     shape = None if size is None else parse_size(size)
     if backend is Backend.tensorrt or backend is Backend.tensorrt_rtx:
         with _builder_extra():
-            from builder.build import PAPER_SIZE
-            from builder.tensorrt_command import build_for_tensorrt
+            from maskcast.builder.build import PAPER_SIZE
+            from maskcast.builder.tensorrt.command import build_for_tensorrt
         built = build_for_tensorrt(
             checkpoint,
             out,
@@ -102,7 +102,7 @@ def build(
         typer.echo(built.path)
         return
     with _builder_extra():
-        from builder.build import build as build_bundle
+        from maskcast.builder.build import build as build_bundle
     from rich.console import Console
 
     # What is wrapped needs torch for a checkpoint, and not for a bundle.
@@ -137,7 +137,7 @@ def train(
     images: Annotated[Path, typer.Option(help="Folder of the training pictures.")],
     annotations: Annotated[Path, typer.Option(help="Their instances, COCO's JSON.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted one goes on.")],
-    network: Annotated[str, typer.Option(help="Preset of builder/network.py.")] = "lite0-fpn",
+    network: Annotated[str, typer.Option(help="Preset of the network.")] = "lite0-fpn",
     recipe: Annotated[
         str | None,
         typer.Option(help="paper or lite-cpu; by default the one that suits the network."),
@@ -168,9 +168,9 @@ def train(
     with _builder_extra():
         from msgspec.structs import replace
 
-        from builder.recipe import recipe_by_name
-        from builder.train import TrainConfig
-        from builder.train import train as train_network
+        from maskcast.builder.training.recipe import recipe_by_name
+        from maskcast.builder.training.train import TrainConfig
+        from maskcast.builder.training.train import train as train_network
 
     chosen = recipe_by_name(recipe or ("lite-cpu" if network.startswith("lite") else "paper"))
     if epochs is not None:
@@ -209,12 +209,12 @@ def evaluate(
     Categories are matched by name; only those that the model knows are scored.
     """
     with _builder_extra():
-        from builder.evaluate import Prediction
-        from builder.evaluate import evaluate as evaluate_predictor
+        from maskcast.builder.evaluate import Prediction
+        from maskcast.builder.evaluate import evaluate as evaluate_predictor
     from rich.console import Console
     from rich.progress import track
 
-    from engines.load import load_engine, predict
+    from maskcast.engines.load import load_engine, predict
 
     engine = load_engine(bundle)
     label_names = engine.manifest.labels

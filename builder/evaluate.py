@@ -12,9 +12,9 @@ import torch
 from faster_coco_eval import COCO, COCOeval_faster
 from pycocotools import mask as coco_mask
 
-from builder.augment import Pixels
-from builder.dataset import encode_segmentation, read_annotations, read_image
-from engines.errors import InputError
+from maskcast.builder.training.augment import Pixels
+from maskcast.builder.training.dataset import encode_segmentation, read_annotations, read_image
+from maskcast.engines.errors import InputError
 
 Rle = dict[str, Any]
 Scores = dict[str, Any]

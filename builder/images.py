@@ -8,9 +8,9 @@ import av
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from engines.bundle import Input
-from engines.errors import InputError
-from engines.image import NetworkImage, fit_image
+from maskcast.engines.bundle import Input
+from maskcast.engines.errors import InputError
+from maskcast.engines.image import NetworkImage, fit_image
 
 _MOST_PICTURES = 200
 """Ranges hardly move after so many."""

@@ -1,7 +1,7 @@
 """Compile the CUDA kernels ahead, so that a user's machine needs no compiler.
 
-``python -m builder.kernels`` writes ``engines/plugins/kernels.fatbin`` (machine code for every
-architecture that we name, PTX for those to come) and ``kernels.json`` (what it was made from).
+``python -m maskcast.builder.kernels`` writes ``kernels.fatbin`` (machine code for every architecture
+that we name, PTX for those to come) and ``kernels.json`` (what it was made from).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import NamedTuple
 
 import msgspec
 
-from engines.errors import InputError
+from maskcast.engines.errors import InputError
 
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 """Turing, A100, Ampere, Ada, Hopper, Blackwell (data centre), Blackwell (RTX)."""
 
-PLUGINS = Path(__file__).parents[1] / "engines" / "plugins"
+PLUGINS = Path(__file__).parents[1] / "engines" / "tensorrt" / "plugins"
 _SOURCE = "kernels.cu"
 
 
@@ -118,7 +118,7 @@ def _read_usage(log: str) -> list[Usage]:
 
 
 def main() -> None:
-    """Compile into ``engines/plugins``."""
+    """Compile into ``engines/tensorrt/plugins``."""
     with tempfile.TemporaryDirectory() as folder:
         fatbin = Path(folder) / "kernels.fatbin"
         usages = compile_kernels(fatbin)

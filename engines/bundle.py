@@ -8,8 +8,8 @@ from typing import Literal
 
 import msgspec
 
-from engines.errors import InputError
-from engines.plan import Plan
+from maskcast.engines.errors import InputError
+from maskcast.engines.plan import Plan
 
 FORMAT = 1
 """The version of the manifest that is written and read here."""

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.bundle import Manifest
-from engines.image import NetworkImage
-from engines.instances import Instances
+from maskcast.engines.bundle import Manifest
+from maskcast.engines.image import NetworkImage
+from maskcast.engines.instances import Instances
 
 Mode = Literal["latency", "throughput"]
 """What an engine is to be best at: an answer to each picture soon, or many pictures a second."""

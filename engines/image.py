@@ -10,7 +10,7 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
-from engines.bundle import Input
+from maskcast.engines.bundle import Input
 
 _thread = threading.local()
 

@@ -9,11 +9,11 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.bundle import Bundle, open_bundle
-from engines.engine import Engine, Mode
-from engines.errors import InputError
-from engines.image import fit_image
-from engines.instances import Instances
+from maskcast.engines.bundle import Bundle, open_bundle
+from maskcast.engines.engine import Engine, Mode
+from maskcast.engines.errors import InputError
+from maskcast.engines.image import fit_image
+from maskcast.engines.instances import Instances
 
 _logger = logging.getLogger(__name__)
 
@@ -49,21 +49,21 @@ def load_engine(
         )
     chosen = backend if engine == "auto" else engine
     if chosen.startswith("tensorrt"):
-        from engines.tensorrt_plan import why_not
+        from maskcast.engines.tensorrt.plan import why_not
 
         reason = why_not(bundle)
         if reason is None:
-            from engines.tensorrt import TensorRTEngine
+            from maskcast.engines.tensorrt.engine import TensorRTEngine
 
             return TensorRTEngine(bundle)
         if engine == "tensorrt":
             raise InputError(f"{bundle.path}: TensorRT cannot run it: {reason}")
         _logger.warning("%s: OpenVINO runs it on the CPU, since %s", bundle.path, reason)
     if chosen == "onnxruntime":
-        from engines.onnxruntime import OnnxRuntimeEngine
+        from maskcast.engines.onnxruntime import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(bundle)
-    from engines.openvino import OpenVinoEngine
+    from maskcast.engines.openvino.engine import OpenVinoEngine
 
     return OpenVinoEngine(bundle, mode)
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engines.bundle import Bundle
-from engines.engine import Detections, Engine
-from engines.errors import InputError
-from engines.image import NetworkImage
-from engines.instances import MASK_SIZE, Instances
-from engines.result import keep_detections, to_instances
+from maskcast.engines.bundle import Bundle
+from maskcast.engines.engine import Detections, Engine
+from maskcast.engines.errors import InputError
+from maskcast.engines.image import NetworkImage
+from maskcast.engines.instances import MASK_SIZE, Instances
+from maskcast.engines.result import keep_detections, to_instances
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -41,7 +41,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     plugins: dict[str, str]
 
 
-def misfit(
+def incompatibility(
     plan: Plan,
     *,
     version: str,

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.engine import Detections
-from engines.instances import Instances
+from maskcast.engines.engine import Detections
+from maskcast.engines.instances import Instances
 
 
 def keep_detections(

@@ -15,42 +15,47 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # as a type checker reads it; typing itself would be slow to import
 if TYPE_CHECKING:
-    from engines.bundle import Bundle as Bundle
-    from engines.bundle import Manifest as Manifest
-    from engines.bundle import default_bundle as default_bundle
-    from engines.bundle import open_bundle as open_bundle
-    from engines.engine import Detections as Detections
-    from engines.engine import Engine as Engine
-    from engines.errors import InputError as InputError
-    from engines.instances import Instances as Instances
-    from engines.load import load_engine as load_engine
-    from engines.load import predict as predict
-    from pipeline.config import Config as Config
-    from pipeline.config import load_config as load_config
-    from pipeline.draw import Painter as Painter
-    from pipeline.frame import Frame as Frame
-    from pipeline.pipeline import Pipeline as Pipeline
-    from pipeline.recorder import JsonlRecorder as JsonlRecorder
-    from pipeline.recorder import VideoRecorder as VideoRecorder
-    from pipeline.subscriber import PublishedFrame as PublishedFrame
-    from pipeline.subscriber import StreamEvent as StreamEvent
-    from pipeline.subscriber import Subscription as Subscription
-    from pipeline.subscriber import subscribe as subscribe
+    from maskcast.engines.bundle import Bundle as Bundle
+    from maskcast.engines.bundle import Manifest as Manifest
+    from maskcast.engines.bundle import default_bundle as default_bundle
+    from maskcast.engines.bundle import open_bundle as open_bundle
+    from maskcast.engines.engine import Detections as Detections
+    from maskcast.engines.engine import Engine as Engine
+    from maskcast.engines.errors import InputError as InputError
+    from maskcast.engines.instances import Instances as Instances
+    from maskcast.engines.load import load_engine as load_engine
+    from maskcast.engines.load import predict as predict
+    from maskcast.pipeline.config import Config as Config
+    from maskcast.pipeline.config import load_config as load_config
+    from maskcast.pipeline.frame import Frame as Frame
+    from maskcast.pipeline.outputs.draw import Annotator as Annotator
+    from maskcast.pipeline.outputs.recorder import JsonlRecorder as JsonlRecorder
+    from maskcast.pipeline.outputs.recorder import VideoRecorder as VideoRecorder
+    from maskcast.pipeline.pipeline import Pipeline as Pipeline
+    from maskcast.pipeline.wire.subscriber import PublishedFrame as PublishedFrame
+    from maskcast.pipeline.wire.subscriber import StreamEvent as StreamEvent
+    from maskcast.pipeline.wire.subscriber import Subscription as Subscription
+    from maskcast.pipeline.wire.subscriber import subscribe as subscribe
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "engines.bundle": ("Bundle", "Manifest", "default_bundle", "open_bundle"),
-    "engines.engine": ("Detections", "Engine"),
-    "engines.errors": ("InputError",),
-    "engines.instances": ("Instances",),
-    "engines.load": ("load_engine", "predict"),
-    "pipeline.config": ("Config", "load_config"),
-    "pipeline.draw": ("Painter",),
-    "pipeline.frame": ("Frame",),
-    "pipeline.pipeline": ("Pipeline",),
-    "pipeline.recorder": ("JsonlRecorder", "VideoRecorder"),
-    "pipeline.subscriber": ("PublishedFrame", "StreamEvent", "Subscription", "subscribe"),
+    "maskcast.engines.bundle": ("Bundle", "Manifest", "default_bundle", "open_bundle"),
+    "maskcast.engines.engine": ("Detections", "Engine"),
+    "maskcast.engines.errors": ("InputError",),
+    "maskcast.engines.instances": ("Instances",),
+    "maskcast.engines.load": ("load_engine", "predict"),
+    "maskcast.pipeline.config": ("Config", "load_config"),
+    "maskcast.pipeline.outputs.draw": ("Annotator",),
+    "maskcast.pipeline.frame": ("Frame",),
+    "maskcast.pipeline.pipeline": ("Pipeline",),
+    "maskcast.pipeline.outputs.recorder": ("JsonlRecorder", "VideoRecorder"),
+    "maskcast.pipeline.wire.subscriber": (
+        "PublishedFrame",
+        "StreamEvent",
+        "Subscription",
+        "subscribe",
+    ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -81,7 +86,7 @@ def main() -> None:
     import signal
     import sys
 
-    from engines.errors import InputError
+    from maskcast.engines.errors import InputError
 
     interrupted = False
     exit_code = 130 if sys.argv[1:2] in (["build"], ["train"], ["eval"]) else 0
@@ -96,8 +101,8 @@ def main() -> None:
 
     import typer
 
-    import builder.commands
-    import pipeline.commands
+    from maskcast.builder import commands as builder_commands
+    from maskcast.pipeline.cli import commands as pipeline_commands
 
     app = typer.Typer(
         help="Mask R-CNN on live video, out over ZeroMQ.",
@@ -115,8 +120,8 @@ def main() -> None:
             typer.echo(f"maskcast {__version__}")
             raise typer.Exit
 
-    pipeline.commands.mount(app)
-    builder.commands.mount(app)
+    pipeline_commands.mount(app)
+    builder_commands.mount(app)
     try:
         app(prog_name="maskcast")
     except InputError as error:
@@ -149,7 +154,3 @@ def _leave(exit_code: int) -> None:
         sys.stderr.flush()
         os._exit(exit_code)
     sys.exit(exit_code)
-
-
-if __name__ == "__main__":
-    main()

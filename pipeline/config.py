@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
-from engines.errors import InputError
-from pipeline.url import redact, source_name
-from pipeline.wire import MaskFormat
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.url import redact, source_name
+from maskcast.pipeline.wire.message import MaskFormat
 
 T = TypeVar("T")
 

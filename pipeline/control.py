@@ -11,10 +11,16 @@ import msgspec
 import zmq
 from msgspec import Meta
 
-from engines.errors import InputError
-from pipeline.authenticator import Authenticator
-from pipeline.config import CurveConfig, Policy, SourceConfig, make_source
-from pipeline.endpoint import (
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.config import CurveConfig, Policy, SourceConfig, make_source
+from maskcast.pipeline.log import fields
+from maskcast.pipeline.sources.state import SourceState
+from maskcast.pipeline.stages.stage import Report
+from maskcast.pipeline.stats import SourceStats, Stats
+from maskcast.pipeline.url import redact
+from maskcast.pipeline.wire.authenticator import Authenticator
+from maskcast.pipeline.wire.curve import ServerKeys
+from maskcast.pipeline.wire.endpoint import (
     DEAD_AFTER_MS,
     HEARTBEAT_MS,
     STALLED_AFTER_MS,
@@ -22,12 +28,6 @@ from pipeline.endpoint import (
     is_loopback,
     remove_socket_file,
 )
-from pipeline.keys import ServerKeys
-from pipeline.log import fields
-from pipeline.source_state import SourceState
-from pipeline.stage import Report
-from pipeline.stats import SourceStats, Stats
-from pipeline.url import redact
 
 LONGEST_REQUEST = 16 << 10
 """Bytes of a request."""

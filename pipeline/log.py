@@ -18,13 +18,13 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO, get_args
 
-from engines.errors import InputError
-from pipeline.url import redact
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.url import redact
 
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
-ROOMS = ("pipeline", "engines")
+ROOMS = ("maskcast",)
 """Whose events are shown; other libraries' only from warnings on."""
 
 REPEAT_EVERY_S = 60.0

@@ -9,23 +9,23 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from engines.engine import Engine
-from engines.errors import InputError
-from engines.image import input_shape
-from pipeline.config import Config, SourceConfig, name_sources
-from pipeline.control import ControlServer
-from pipeline.frame import Frame
-from pipeline.health import Health, check_health
-from pipeline.inbox import Inbox, RoundRobin
-from pipeline.infer import Detected, InferStage, MaskStage, Seen, load_engine_for
-from pipeline.preprocess import Prepared, PreprocessStage
-from pipeline.publish import OnFrame, PublishStage, Recorder
-from pipeline.sources import Sources
-from pipeline.stage import Event, Stage
-from pipeline.stats import Meter, Stats, Witness
+from maskcast.engines.engine import Engine
+from maskcast.engines.errors import InputError
+from maskcast.engines.image import input_shape
+from maskcast.pipeline.config import Config, SourceConfig, name_sources
+from maskcast.pipeline.control import ControlServer
+from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.inbox import Inbox, RoundRobin
+from maskcast.pipeline.monitor.health import Health, check_health
+from maskcast.pipeline.stages.decoders import Decoders
+from maskcast.pipeline.stages.infer import Detected, InferStage, MasksStage, Seen, load_engine_for
+from maskcast.pipeline.stages.preprocess import Prepared, PreprocessStage
+from maskcast.pipeline.stages.publish import OnFrame, PublishStage, Recorder
+from maskcast.pipeline.stages.stage import Event, Stage
+from maskcast.pipeline.stats import Meter, Stats, Witness
 
 if TYPE_CHECKING:
-    from pipeline.metrics_server import MetricsServer
+    from maskcast.pipeline.monitor.server import MetricsServer
 
 STOP_GRACE_S = 1.0
 """A decoder that hangs in a read when the pipeline stops is left behind after so long."""
@@ -69,7 +69,7 @@ class Pipeline:
         self._limit = limit
         self._configs = name_sources(config.sources)
         self._meter = Meter([source.name or "" for source in self._configs], witness)
-        self._sources: Sources | None = None
+        self._sources: Decoders | None = None
         self._stages: tuple[Stage[Any, Any], ...] = ()
         self._queues: dict[str, Inbox[Any] | RoundRobin[Any]] = {}
         self._metrics: MetricsServer | None = None
@@ -197,18 +197,18 @@ class Pipeline:
         if self.config.metrics is None:
             return None
         # Here, because an HTTP server takes long to import and most pipelines have none.
-        from pipeline.metrics import make_registry
-        from pipeline.metrics_server import MetricsServer
+        from maskcast.pipeline.monitor.metrics import make_registry
+        from maskcast.pipeline.monitor.server import MetricsServer
 
         registry = make_registry(self.stats, engine)
         return MetricsServer(self.config.metrics.address, registry, self.health)
 
-    def _running(self) -> Sources:
+    def _running(self) -> Decoders:
         if self._sources is None:
             raise InputError("the pipeline has not started")
         return self._sources
 
-    def _build(self, engine: Engine) -> Sources:
+    def _build(self, engine: Engine) -> Decoders:
         """Make the inboxes and the stages between them."""
         manifest, meter, report = engine.manifest, self._meter, self._orders.put
         threshold = self.config.model.score_threshold
@@ -218,7 +218,7 @@ class Pipeline:
             return engine.prepare(*input_shape(frame.picture, frame.rotation, manifest.input))
 
         self._reading = threading.Event()
-        self._sources = sources = Sources(
+        self._sources = sources = Decoders(
             self._configs,
             meter,
             self._reading,
@@ -242,7 +242,7 @@ class Pipeline:
         self._stages = (
             PreprocessStage(sources.outlet, prepared, manifest, engine.prefetch, meter, report),
             InferStage(prepared, detected, engine, min_score, report),
-            MaskStage(detected, seen, engine, report),
+            MasksStage(detected, seen, engine, report),
             PublishStage(
                 seen,
                 self.config.publish,
@@ -257,7 +257,7 @@ class Pipeline:
         )
         return sources
 
-    def _supervise(self, engine: Engine, sources: Sources) -> None:
+    def _supervise(self, engine: Engine, sources: Decoders) -> None:
         """Obey orders until all stages are over, then clear up."""
         working = len(self._stages)
         drained_by_s = math.inf
@@ -282,7 +282,7 @@ class Pipeline:
             self._metrics.close()
         if self._given_engine is None:
             engine.close()
-        self._error = self._error or sources.why_nothing_came()
+        self._error = self._error or sources.startup_error()
 
     def _next_order(self, by_s: float) -> str | BaseException | None:
         left_s = max(0.0, by_s - time.monotonic())
@@ -302,7 +302,7 @@ class Pipeline:
             inbox.close(discard=True)
         seen.close()
 
-    def _shut_down(self, sources: Sources, reason: str) -> None:
+    def _shut_down(self, sources: Decoders, reason: str) -> None:
         """Stop reading. What the engine has begun goes out; what waits before it is dropped.
 
         After a failure what waits anywhere is dropped: the stage that would take it may be gone.

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise, takewhile
 from typing import Protocol
 
-from engines.instances import Instances
-from pipeline.durations import Distribution, Durations, Percentiles, percentiles_ms
-from pipeline.frame import STAGES, Frame
-from pipeline.source_state import SourceState, StateChange
+from maskcast.engines.instances import Instances
+from maskcast.pipeline.durations import Distribution, Durations, Percentiles, percentiles_ms
+from maskcast.pipeline.frame import STAGES, Frame
+from maskcast.pipeline.sources.state import SourceState, StateChange
 
 RATE_WINDOW_S = 5.0
 """Frames per second are over so many of the last seconds."""

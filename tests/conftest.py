@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engines.bundle import GraphFile, Graphs, LongestSideInput, Manifest
-from engines.engine import Detections, Engine
-from engines.image import NetworkImage
-from engines.instances import Instances
+from maskcast.engines.bundle import GraphFile, Graphs, LongestSideInput, Manifest
+from maskcast.engines.engine import Detections, Engine
+from maskcast.engines.image import NetworkImage
+from maskcast.engines.instances import Instances
 
 pytest_plugins = ("parity",)
 

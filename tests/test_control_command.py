@@ -15,7 +15,7 @@ import pytest
 
 import maskcast
 
-ROOT = Path(maskcast.__file__).parent
+ROOT = Path(maskcast.__file__).parents[1]
 COMMAND = [sys.executable, "-m", "maskcast"]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "160"}
 

@@ -15,9 +15,9 @@ import yaml
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline.metrics import make_registry
-from pipeline.source_state import SourceState
-from pipeline.stats import Meter
+from maskcast.pipeline.monitor.metrics import make_registry
+from maskcast.pipeline.sources.state import SourceState
+from maskcast.pipeline.stats import Meter
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 import maskcast
-from engines.errors import InputError
-from pipeline.config import make_config
-from pipeline.pipeline import Pipeline
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.config import make_config
+from maskcast.pipeline.pipeline import Pipeline
 
-ROOT = Path(maskcast.__file__).parent
+ROOT = Path(maskcast.__file__).parents[1]
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:

@@ -20,11 +20,11 @@ import pytest
 import yaml
 
 import maskcast
-from engines.errors import InputError
-from pipeline.control_client import ControlClient
-from pipeline.subscriber import StreamEvent, subscribe
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.cli.control_client import ControlClient
+from maskcast.pipeline.wire.subscriber import StreamEvent, subscribe
 
-ROOT = Path(maskcast.__file__).parent
+ROOT = Path(maskcast.__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
 LIMIT_S = 8.0
 """Two seconds are promised; where these tests run, others may want the processor too."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import configs
+from maskcast import configs
 
 UNIT = Path(configs.__file__).parent / "systemd" / "maskcast@.service"
 

@@ -15,11 +15,11 @@ from onnx import ModelProto, numpy_helper
 from torch import Tensor
 from torchvision.models import get_model_weights
 
-from builder import detectron2
-from builder.network import NetworkConfig, build_network, network_config
-from builder.quantization import restore_float
-from engines.bundle import Bundle
-from engines.errors import InputError
+from maskcast.builder.checkpoint import detectron2
+from maskcast.builder.graph.quantization import restore_float
+from maskcast.builder.network.network import NetworkConfig, build_network, network_config
+from maskcast.engines.bundle import Bundle
+from maskcast.engines.errors import InputError
 
 FORMAT = 1
 
@@ -194,7 +194,7 @@ def load_bundle_weights(network: Any, bundle: Bundle) -> None:
     normalisation folded in, the network's own normalisations are set to do nothing.
 
     Args:
-        network: from ``builder.network.build_network``.
+        network: from ``maskcast.builder.network.network.build_network``.
         bundle: of any backend and precision.
 
     Raises:

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
-from builder.network import NetworkConfig
-from engines.errors import InputError
+from maskcast.builder.network.network import NetworkConfig
+from maskcast.engines.errors import InputError
 
 # Pixel statistics of the caffe models that the zoo starts from: BGR, 0..255.
 _PIXEL_MEAN = (103.530, 116.280, 123.675)

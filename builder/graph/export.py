@@ -15,8 +15,14 @@ from onnxscript.optimizer import fold_constants
 from torch import Tensor
 from torch.export import Dim
 
-from builder.graphs import Detector, Segmenter
-from builder.operators import DOMAIN, DOMAIN_VERSION, OPSET, TRANSLATIONS, function_bodies
+from maskcast.builder.graph.operators import (
+    DOMAIN,
+    DOMAIN_VERSION,
+    OPSET,
+    TRANSLATIONS,
+    function_bodies,
+)
+from maskcast.builder.network.detector import Detector, Segmenter
 
 DETECTOR_INPUTS = ("images", "sizes")
 DETECTOR_OUTPUTS = ("boxes", "scores", "labels", "counts", "p2", "p3", "p4", "p5")

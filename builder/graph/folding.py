@@ -2,7 +2,7 @@
 
 A bundle's graphs keep the network's own weights, under the names of its ``state_dict``. A precision
 is chosen for what a layer finally computes with: weights with their normalisation, and paddings
-where the convolution does them itself. The names stay, see ``builder.build.load_bundle_weights``.
+where the convolution does them itself. The names stay, see ``load_bundle_weights``.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A graph names them as nodes. onnxruntime runs the attached function bodies, made of standard
 operators only; OpenVINO maps the nodes to its own operators while it reads the file
-(``engines/openvino.py``); TensorRT runs the plugins of ``engines/plugins``. The torch references
-below say what each of them must compute.
+(``engines/openvino/operators.py``); TensorRT runs the plugins of ``engines/tensorrt/plugins``. The
+torch references below say what each of them must compute.
 """
 
 from collections.abc import Callable

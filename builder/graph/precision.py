@@ -17,7 +17,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 
-from builder.folding import drop_unused_initializers, replace_nodes
+from maskcast.builder.graph.folding import drop_unused_initializers, replace_nodes
 
 FEATURES = ("p2", "p3", "p4", "p5")
 """The values between the two graphs; they take the type that the convolutions compute in."""
@@ -76,7 +76,7 @@ def fold_shapes(model: ModelProto) -> None:
 def halve(model: ModelProto) -> None:
     """Make convolutions, matrix products and the features compute in float16.
 
-    Call it behind ``builder.folding.fold_layers``. A weight outside of float16's range
+    Call it behind ``fold_layers``. A weight outside of float16's range
     keeps its node in float32.
     """
     graph = model.graph

@@ -18,11 +18,11 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from builder.folding import drop_unused_initializers, fold_layers, replace_nodes
-from builder.precision import CARRIES, FEATURES
-from engines.bundle import Bundle
-from engines.errors import InputError
-from engines.image import NetworkImage
+from maskcast.builder.graph.folding import drop_unused_initializers, fold_layers, replace_nodes
+from maskcast.builder.graph.precision import CARRIES, FEATURES
+from maskcast.engines.bundle import Bundle
+from maskcast.engines.errors import InputError
+from maskcast.engines.image import NetworkImage
 
 Sample = Mapping[str, NDArray[Any]]
 
@@ -39,7 +39,7 @@ def quantise(model: ModelProto, samples: Iterable[Sample]) -> None:
     """Write Q/DQ nodes around convolutions and products, in place.
 
     Args:
-        model: float32, behind ``builder.folding.fold_layers``.
+        model: float32, behind ``maskcast.builder.graph.folding.fold_layers``.
         samples: inputs of the graph; their activations give the ranges.
 
     Raises:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
-from engines.errors import InputError
+from maskcast.engines.errors import InputError
 
 LiteVariant = Literal["lite0", "lite1", "lite2"]
 

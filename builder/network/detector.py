@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from builder.operators import grouped_nms, multiscale_roi_align
-from engines.errors import InputError
+from maskcast.builder.graph.operators import grouped_nms, multiscale_roi_align
+from maskcast.engines.errors import InputError
 
 # A finite score that no threshold lets through: the place holds no box.
 _ABSENT = -1.0

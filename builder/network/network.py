@@ -28,8 +28,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.misc import FrozenBatchNorm2d
 from torchvision.ops.poolers import LevelMapper
 
-from builder.backbone import EfficientNetLite
-from engines.errors import InputError
+from maskcast.builder.network.backbone import EfficientNetLite
+from maskcast.engines.errors import InputError
 
 ROI_LEVELS = ("0", "1", "2", "3")  # P2 to P5; the coarsest level, P6, serves the RPN alone
 

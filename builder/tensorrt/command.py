@@ -10,13 +10,13 @@ from msgspec.structs import replace
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from builder.build import build
-from builder.calibration import read_pictures
-from builder.tensorrt import Precision, rebuild
-from builder.tensorrt_process import Built
-from engines.bundle import Bundle, FixedInput, is_bundle, open_bundle
-from engines.errors import InputError
-from engines.plan import Package
+from maskcast.builder.build import build
+from maskcast.builder.images import read_pictures
+from maskcast.builder.tensorrt.plans import Precision, rebuild
+from maskcast.builder.tensorrt.process import Built
+from maskcast.engines.bundle import Bundle, FixedInput, is_bundle, open_bundle
+from maskcast.engines.errors import InputError
+from maskcast.engines.plan import Package
 
 _PRECISIONS: dict[str, Precision] = {"fp32": "fp32", "fp16": "fp16", "int8": "int8"}
 _PACKAGES: dict[str, Package] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt_rtx"}
@@ -39,7 +39,7 @@ def build_for_tensorrt(
     """Build a TensorRT bundle and say on standard error how it went.
 
     Args:
-        checkpoint: a file or name as ``builder.build.build`` takes it, or a bundle, or "default".
+        checkpoint: a file or name as ``build`` takes it, or a bundle, or "default".
         out: the bundle's folder.
         package: "tensorrt" or "tensorrt_rtx".
         precision: "fp32", "fp16" or "int8".
@@ -52,7 +52,7 @@ def build_for_tensorrt(
         calibration: folder of pictures for int8.
 
     Raises:
-        InputError: see ``builder.tensorrt.build_plans``.
+        InputError: see ``maskcast.builder.tensorrt.plans.build_plans``.
     """
     if precision not in _PRECISIONS:
         raise InputError(f"precision {precision}: {package} computes in fp32, fp16 or int8")

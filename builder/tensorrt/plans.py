@@ -19,12 +19,13 @@ import onnx
 from msgspec.structs import replace
 from onnx import ModelProto
 
-from builder.bundle_folder import check_bundle_folder, new_bundle, write_manifest
-from builder.folding import fold_layers
-from builder.precision import FEATURES, fix_size, fold_shapes, halve
-from builder.quantization import is_quantised, quantise_bundle, restore_float
-from builder.tensorrt_process import Built, Event, Failure, Progress, Request
-from engines.bundle import (
+import maskcast
+from maskcast.builder.bundle_writer import check_bundle_folder, new_bundle, write_manifest
+from maskcast.builder.graph.folding import fold_layers
+from maskcast.builder.graph.precision import FEATURES, fix_size, fold_shapes, halve
+from maskcast.builder.graph.quantization import is_quantised, quantise_bundle, restore_float
+from maskcast.builder.tensorrt.process import Built, Event, Failure, Progress, Request
+from maskcast.engines.bundle import (
     Bundle,
     FixedInput,
     GraphFile,
@@ -33,11 +34,11 @@ from engines.bundle import (
     open_bundle,
     sha256,
 )
-from engines.errors import InputError
-from engines.image import NetworkImage
-from engines.plan import Package, Plan
-from engines.plugins.driver import compute_capability
-from engines.plugins.operator import OPERATORS, VERSION
+from maskcast.engines.errors import InputError
+from maskcast.engines.image import NetworkImage
+from maskcast.engines.plan import Package, Plan
+from maskcast.engines.tensorrt.plugins.driver import compute_capability
+from maskcast.engines.tensorrt.plugins.operator import OPERATORS, VERSION
 
 Precision = Literal["fp32", "fp16", "int8"]
 Report = Callable[[str, int, int], None]
@@ -237,8 +238,8 @@ def _profile(model: ModelProto, max_batch: int, most_boxes: int) -> dict[str, An
 
 def _run(request: Request, name: str, report: Report) -> Built:
     """Build in a child process; its death is an error like any other."""
-    root = str(Path(__file__).parents[1])
-    command = [sys.executable, "-P", "-m", "builder.tensorrt_process"]
+    root = str(Path(maskcast.__file__).parents[1])
+    command = [sys.executable, "-P", "-m", "maskcast.builder.tensorrt.process"]
     with _library_folder(request.package) as libraries, tempfile.TemporaryFile() as log:
         environment = dict(os.environ)
         _prepend(environment, "PYTHONPATH", root)
@@ -264,7 +265,7 @@ def _run(request: Request, name: str, report: Report) -> Built:
         return end
     if isinstance(end, Failure):
         raise _as_input_error(end, request, name)
-    raise InputError(_epitaph(request.package, name, child.returncode, last_words))
+    raise InputError(_exit_message(request.package, name, child.returncode, last_words))
 
 
 def _as_input_error(failure: Failure, request: Request, name: str) -> InputError:
@@ -287,7 +288,7 @@ def _as_input_error(failure: Failure, request: Request, name: str) -> InputError
     return InputError(f"{package} cannot build the {name}: {detail}")
 
 
-def _epitaph(package: str, name: str, status: int, last_words: str) -> str:
+def _exit_message(package: str, name: str, status: int, last_words: str) -> str:
     if status < 0:
         how = f"was killed by {signal.Signals(-status).name}"
         hint = "; the memory may have run out" if -status == signal.SIGKILL else ""

@@ -1,4 +1,4 @@
-"""The process in which TensorRT builds one plan; ``builder.tensorrt`` starts it.
+"""The process in which TensorRT builds one plan; ``maskcast.builder.tensorrt.plans`` starts it.
 
 TensorRT may end its process without an exception, so it is kept out of ours. The request comes as
 JSON on standard input; events go out as JSON lines on what was standard output. TensorRT's own
@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from engines.plan import Package
+from maskcast.engines.plan import Package
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -110,7 +110,7 @@ def _build(request: Request, tell: Any) -> Built:
         trt = import_module(request.package)
     except (ImportError, OSError) as error:
         raise _BuildError("absent", str(error)) from error
-    from engines.plugins.plugin import register
+    from maskcast.engines.tensorrt.plugins.plugin import register
 
     logger = _logger(trt)
     register(trt)

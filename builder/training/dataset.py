@@ -13,10 +13,10 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from builder import augment
-from builder.augment import Example
-from builder.recipe import Recipe
-from engines.errors import InputError
+from maskcast.builder.training import augment
+from maskcast.builder.training.augment import Example
+from maskcast.builder.training.recipe import Recipe
+from maskcast.engines.errors import InputError
 
 Annotation = dict[str, Any]
 

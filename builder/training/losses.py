@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import fastrcnn_loss, maskrcnn_loss
 
-from builder.pooling import pool_regions
+from maskcast.builder.training.pooling import pool_regions
 
 Target = dict[str, Tensor]
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from builder.recipe import Recipe
+from maskcast.builder.training.recipe import Recipe
 
 
 def make_optimizer(network: Any, recipe: Recipe) -> torch.optim.Optimizer:

@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from engines.errors import InputError
+from maskcast.engines.errors import InputError
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -18,8 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from builder.backbone import freeze_levels, load_imagenet_weights
-from builder.checkpoint import (
+from maskcast.builder.checkpoint.checkpoint import (
     load_bundle_weights,
     load_checkpoint,
     load_matching,
@@ -27,15 +26,21 @@ from builder.checkpoint import (
     save_model,
     write_atomically,
 )
-from builder.dataset import AugmentedDataset, EpochSampler, InstanceDataset, collate
-from builder.evaluate import evaluate, torch_predictor
-from builder.losses import Target, compute_losses
-from builder.network import build_network, network_config
-from builder.optimizer import make_optimizer, update_average
-from builder.recipe import Recipe, learning_rate
-from builder.training_log import TrainingLog
-from engines.bundle import is_bundle, open_bundle
-from engines.errors import InputError
+from maskcast.builder.evaluate import evaluate, torch_predictor
+from maskcast.builder.network.backbone import freeze_levels, load_imagenet_weights
+from maskcast.builder.network.network import build_network, network_config
+from maskcast.builder.training.dataset import (
+    AugmentedDataset,
+    EpochSampler,
+    InstanceDataset,
+    collate,
+)
+from maskcast.builder.training.log import TrainingLog
+from maskcast.builder.training.losses import Target, compute_losses
+from maskcast.builder.training.optimizer import make_optimizer, update_average
+from maskcast.builder.training.recipe import Recipe, learning_rate
+from maskcast.engines.bundle import is_bundle, open_bundle
+from maskcast.engines.errors import InputError
 
 _LOG_EVERY = 20
 _SAVE_EVERY = 200
@@ -375,7 +380,7 @@ def _next_batch(batches: Iterator[Any]) -> Any:
     except InputError as error:
         # The loader hands an exception on with the whole traceback of its process as the message.
         last = str(error).splitlines()[-1]
-        raise InputError(last.removeprefix("engines.errors.InputError: ")) from None
+        raise InputError(last.removeprefix("maskcast.engines.errors.InputError: ")) from None
 
 
 @contextmanager

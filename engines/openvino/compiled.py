@@ -12,8 +12,8 @@ from openvino import Model, Node
 from openvino.passes import ConstantFolding, Manager
 from openvino.preprocess import PrePostProcessor
 
-from engines.openvino_fusion import convolve_rows, fuse, multiply_before_upsampling
-from engines.openvino_operators import is_pooled, mark_pooled
+from maskcast.engines.openvino.fusion import convolve_rows, fuse, multiply_before_upsampling
+from maskcast.engines.openvino.operators import is_pooled, mark_pooled
 
 _FP32 = "f32"
 _BF16 = "bf16"

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.bundle import Bundle, FixedInput
-from engines.engine import Detections, Engine, Mode
-from engines.image import NetworkImage
-from engines.instances import MASK_SIZE, Instances
-from engines.result import keep_detections, to_instances
+from maskcast.engines.bundle import Bundle, FixedInput
+from maskcast.engines.engine import Detections, Engine, Mode
+from maskcast.engines.image import NetworkImage
+from maskcast.engines.instances import MASK_SIZE, Instances
+from maskcast.engines.result import keep_detections, to_instances
 
 if TYPE_CHECKING:
     import openvino as ov
 
-    from engines.openvino_graph import Request
+    from maskcast.engines.openvino.compiled import Request
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ class OpenVinoEngine(Engine):
     def __init__(self, bundle: Bundle, mode: Mode = "latency") -> None:
         import openvino as ov
 
-        from engines.openvino_operators import read_graph
+        from maskcast.engines.openvino.operators import read_graph
 
         self.manifest = bundle.manifest
         precision = "f32"
@@ -209,7 +209,7 @@ class _Shape:
         max_batch: int,
         threads: Executor,
     ) -> None:
-        from engines.openvino_graph import Graph, fix_detector
+        from maskcast.engines.openvino.compiled import Graph, fix_detector
 
         self.segment = None
         if segmenter is not None:
@@ -240,7 +240,7 @@ class _Segment:
         streams: int,
         threads: Executor,
     ) -> None:
-        from engines.openvino_graph import Graph, fix_segmenter
+        from maskcast.engines.openvino.compiled import Graph, fix_segmenter
 
         def make(boxes: int) -> list[Request]:
             graph = Graph(core, fix_segmenter(model, size, boxes), precision, streams)
@@ -257,7 +257,7 @@ class _Segment:
         self, stream: int, detector: Request, boxes: NDArray[np.float32], labels: NDArray[np.int32]
     ) -> NDArray[np.float32]:
         """Compute mask crops ``[R, 28, 28]``; two calls at once must be of two streams."""
-        from engines.openvino_graph import FEATURES
+        from maskcast.engines.openvino.compiled import FEATURES
 
         masks = np.empty((len(boxes), MASK_SIZE, MASK_SIZE), np.float32)
         done = 0

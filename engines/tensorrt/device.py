@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from engines.errors import InputError
-from engines.plugins.driver import driver_too_old
+from maskcast.engines.errors import InputError
+from maskcast.engines.tensorrt.plugins.driver import driver_too_old
 
 _NON_BLOCKING = 1
 

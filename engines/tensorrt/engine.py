@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from engines.bundle import Bundle
-from engines.cuda import Gpu, Memory
-from engines.engine import Detections, Engine
-from engines.errors import InputError
-from engines.image import NetworkImage
-from engines.instances import Instances
-from engines.picture_ring import PictureRing, Place
-from engines.plugins import launch
-from engines.plugins.driver import CudaError, kernels
-from engines.result import keep_detections, to_instances
-from engines.tensorrt_plan import DeviceError, LoadedPlan, open_plans
+from maskcast.engines.bundle import Bundle
+from maskcast.engines.engine import Detections, Engine
+from maskcast.engines.errors import InputError
+from maskcast.engines.image import NetworkImage
+from maskcast.engines.instances import Instances
+from maskcast.engines.result import keep_detections, to_instances
+from maskcast.engines.tensorrt.device import Gpu, Memory
+from maskcast.engines.tensorrt.image_ring import ImageRing, Place
+from maskcast.engines.tensorrt.plan import DeviceError, LoadedPlan, open_plans
+from maskcast.engines.tensorrt.plugins import launch
+from maskcast.engines.tensorrt.plugins.driver import CudaError, kernels
 
 _FEATURES = ("p2", "p3", "p4", "p5")
 _DOWN = ("boxes", "scores", "labels")
@@ -81,7 +81,7 @@ class TensorRTEngine(Engine):
                     else None
                 )
                 # A batch in detection, the next one on its way, and one picture being copied.
-                self._pictures = PictureRing(self._memory, 2 * plan.max_batch + 1, self._shape)
+                self._pictures = ImageRing(self._memory, 2 * plan.max_batch + 1, self._shape)
                 self._slots: queue.SimpleQueue[dict[str, int]] = queue.SimpleQueue()
                 for _ in range(_IN_FLIGHT):
                     self._slots.put(self._detect_side.features(self._memory))

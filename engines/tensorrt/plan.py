@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from engines.bundle import Bundle
-from engines.errors import InputError
-from engines.plan import Plan, misfit, rebuild_command
-from engines.plugins.driver import compute_capability, driver_too_old
-from engines.plugins.operator import OPERATORS, VERSION
+from maskcast.engines.bundle import Bundle
+from maskcast.engines.errors import InputError
+from maskcast.engines.plan import Plan, incompatibility, rebuild_command
+from maskcast.engines.tensorrt.plugins.driver import compute_capability, driver_too_old
+from maskcast.engines.tensorrt.plugins.operator import OPERATORS, VERSION
 
-_logger = logging.getLogger("engines.tensorrt")
+_logger = logging.getLogger("maskcast.engines.tensorrt.engine")
 _TYPES = {"FLOAT": np.float32, "HALF": np.float16, "INT32": np.int32, "INT64": np.int64}
 _EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
 
@@ -114,7 +114,7 @@ def _open(bundle: Bundle, plan: Plan, graph_sha256: str, capability: tuple[int, 
         raise InputError(
             f"{plan.package} cannot be imported: pip install 'maskcast[{extra}]' ({error})"
         ) from None
-    reason = misfit(
+    reason = incompatibility(
         plan,
         version=str(trt.__version__),
         capability=capability,
@@ -139,7 +139,7 @@ def _open(bundle: Bundle, plan: Plan, graph_sha256: str, capability: tuple[int, 
 
 
 def _deserialise(trt: Any, content: bytes) -> tuple[Any, Any]:
-    from engines.plugins.plugin import register
+    from maskcast.engines.tensorrt.plugins.plugin import register
 
     register(trt)
     engine = _runtime(trt).deserialize_cuda_engine(content)

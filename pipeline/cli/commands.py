@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from engines.errors import InputError
-from pipeline import control_commands
-from pipeline.options import ClientKey, Limit, Model, ServerKey
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.cli import control_commands
+from maskcast.pipeline.cli.options import ClientKey, Limit, Model, ServerKey
 
 Sources = Annotated[
     list[str] | None,
@@ -110,9 +110,9 @@ def run(
 
     Ctrl-C and SIGTERM end it cleanly: what is on its way is published, files are finished.
     """
-    from pipeline.config import load_config, make_config, override
-    from pipeline.log import configure
-    from pipeline.run import run_to_end
+    from maskcast.pipeline.cli.run import run_to_end
+    from maskcast.pipeline.config import load_config, make_config, override
+    from maskcast.pipeline.log import configure
 
     configure(log_level, log_format)
     changes: dict[str, Any] = {
@@ -161,8 +161,8 @@ def watch(
     ] = False,
 ) -> None:
     """Show what a publisher sends, until its sources have ended."""
-    from pipeline.subscriber import subscribe
-    from pipeline.watch import print_json, show_table
+    from maskcast.pipeline.cli.watch import print_json, show_table
+    from maskcast.pipeline.wire.subscriber import subscribe
 
     try:
         with subscribe(
@@ -210,11 +210,11 @@ def profile(
     from rich.console import Console
     from rich.progress import Progress
 
-    from pipeline.config import make_config
-    from pipeline.log import configure
-    from pipeline.profile import profile as profile_source
-    from pipeline.report import report_table
-    from pipeline.trace import Trace, write_trace
+    from maskcast.pipeline.cli.profile import profile as profile_source
+    from maskcast.pipeline.cli.report import report_table
+    from maskcast.pipeline.config import make_config
+    from maskcast.pipeline.log import configure
+    from maskcast.pipeline.monitor.trace import Trace, write_trace
 
     configure()
     for path in (json, trace, plot):
@@ -240,8 +240,8 @@ def profile(
         if trace is not None:
             write_trace(trace, passages)
         if plot is not None:
-            from pipeline.plot import write_plot
-            from pipeline.url import redact
+            from maskcast.pipeline.cli.plot import write_plot
+            from maskcast.pipeline.url import redact
 
             write_plot(plot, report, passages, redact(source))
     if json is not None:
@@ -259,8 +259,8 @@ def demo(
 
     Writes demo.mp4 and demo.jsonl.
     """
-    from pipeline.demo import show
-    from pipeline.log import configure
+    from maskcast.pipeline.cli.demo import show
+    from maskcast.pipeline.log import configure
 
     configure()
     show(source, limit)
@@ -275,7 +275,7 @@ def new_keys(
 
     The publisher and each subscriber need a pair of their own.
     """
-    from pipeline.keys import new_keys as write_new_keys
+    from maskcast.pipeline.wire.curve import new_keys as write_new_keys
 
     public, secret = write_new_keys(name)
     typer.echo(f"{public}  give it to the other side\n{secret}  keep it here, and secret")

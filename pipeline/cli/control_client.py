@@ -10,10 +10,10 @@ import zmq
 from rich.table import Table
 from rich.text import Text
 
-from engines.errors import InputError
-from pipeline.control import Answer, ListSources, RemoveSource, Request, SourceReport
-from pipeline.endpoint import check_endpoint
-from pipeline.keys import ClientKeys
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.control import Answer, ListSources, RemoveSource, Request, SourceReport
+from maskcast.pipeline.wire.curve import ClientKeys
+from maskcast.pipeline.wire.endpoint import check_endpoint
 
 LONGEST_ANSWER = 16 << 20
 """Who answers with more bytes is no pipeline."""

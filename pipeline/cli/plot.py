@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.frame import STAGES
-from pipeline.report import Report, StageReport, Times
-from pipeline.stats import RECORD
-from pipeline.trace import Passage
+from maskcast.pipeline.cli.report import Report, StageReport, Times
+from maskcast.pipeline.frame import STAGES
+from maskcast.pipeline.monitor.trace import Passage
+from maskcast.pipeline.stats import RECORD
 
 WIDTH, HEIGHT = 1200, 860
 LEFT, RIGHT = 120, 1160

@@ -11,18 +11,18 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Literal
 
-from engines.engine import Engine, Mode
-from engines.image import NetworkImage, fit_image
-from engines.load import load_engine
-from pipeline.config import Config, ModelConfig, PublishConfig, SourceConfig
-from pipeline.infer import mode_for
-from pipeline.memory import read_memory
-from pipeline.pipeline import Pipeline
-from pipeline.report import Report, make_report
-from pipeline.source_kinds import open_source
-from pipeline.stats import Stats
-from pipeline.subscriber import subscribe
-from pipeline.trace import Trace
+from maskcast.engines.engine import Engine, Mode
+from maskcast.engines.image import NetworkImage, fit_image
+from maskcast.engines.load import load_engine
+from maskcast.pipeline.cli.report import Report, make_report
+from maskcast.pipeline.config import Config, ModelConfig, PublishConfig, SourceConfig
+from maskcast.pipeline.memory import read_memory
+from maskcast.pipeline.monitor.trace import Trace
+from maskcast.pipeline.pipeline import Pipeline
+from maskcast.pipeline.sources.open import open_source
+from maskcast.pipeline.stages.infer import mode_for
+from maskcast.pipeline.stats import Stats
+from maskcast.pipeline.wire.subscriber import subscribe
 
 ENGINE_FRAMES = 64
 """The bare engine is timed on so many of the frames, evenly spread."""

@@ -8,9 +8,9 @@ import msgspec
 from rich.console import Group
 from rich.table import Table
 
-from pipeline.durations import Distribution
-from pipeline.memory import Memory
-from pipeline.stats import RECORD, StageStats, Stats
+from maskcast.pipeline.durations import Distribution
+from maskcast.pipeline.memory import Memory
+from maskcast.pipeline.stats import RECORD, StageStats, Stats
 
 BUSY = 0.8
 """A stage that works for more than this share of the time is what the others wait for."""

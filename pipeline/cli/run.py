@@ -14,17 +14,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from engines.engine import Engine
-from pipeline.config import Config
-from pipeline.infer import load_engine_for
-from pipeline.live_table import LiveTable
-from pipeline.memory import limit_heaps
-from pipeline.pipeline import Pipeline
-from pipeline.publish import Recorder
-from pipeline.recorder import JsonlRecorder, VideoRecorder
-from pipeline.source_state import SourceState
-from pipeline.stats import SourceStats, Stats
-from pipeline.watch import count_labels
+from maskcast.engines.engine import Engine
+from maskcast.pipeline.cli.live_table import LiveTable
+from maskcast.pipeline.cli.watch import count_labels
+from maskcast.pipeline.config import Config
+from maskcast.pipeline.memory import limit_heaps
+from maskcast.pipeline.outputs.recorder import JsonlRecorder, VideoRecorder
+from maskcast.pipeline.pipeline import Pipeline
+from maskcast.pipeline.sources.state import SourceState
+from maskcast.pipeline.stages.infer import load_engine_for
+from maskcast.pipeline.stages.publish import Recorder
+from maskcast.pipeline.stats import SourceStats, Stats
 
 COLUMNS = ("source", "captured", "processed", "dropped", "fps", "latency ms", "now")
 

@@ -10,9 +10,9 @@ from itertools import islice
 
 import msgspec
 
-from pipeline.live_table import LiveTable
-from pipeline.recorder import FrameRecord, instance_records, label_name
-from pipeline.subscriber import PublishedFrame, Subscription
+from maskcast.pipeline.cli.live_table import LiveTable
+from maskcast.pipeline.outputs.recorder import FrameRecord, instance_records, label_name
+from maskcast.pipeline.wire.subscriber import PublishedFrame, Subscription
 
 RATE_OVER_S = 3.0
 """The rate that is shown is the mean of this long."""

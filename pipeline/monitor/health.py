@@ -6,8 +6,8 @@ from collections.abc import Container
 
 import msgspec
 
-from pipeline.source_state import SourceState
-from pipeline.stats import SourceStats, Stats
+from maskcast.pipeline.sources.state import SourceState
+from maskcast.pipeline.stats import SourceStats, Stats
 
 STUCK_AFTER_S = 10.0
 """A stage that has been at one piece of work for so long does not answer any more."""

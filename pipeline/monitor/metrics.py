@@ -17,12 +17,12 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from engines.engine import Engine
-from pipeline.durations import BOUNDS_S, Distribution
-from pipeline.frame import STAGES
-from pipeline.memory import read_memory
-from pipeline.source_state import SourceState
-from pipeline.stats import SourceStats, Stats
+from maskcast.engines.engine import Engine
+from maskcast.pipeline.durations import BOUNDS_S, Distribution
+from maskcast.pipeline.frame import STAGES
+from maskcast.pipeline.memory import read_memory
+from maskcast.pipeline.sources.state import SourceState
+from maskcast.pipeline.stats import SourceStats, Stats
 
 _ORDINARY_DROP = ("preprocess", "replaced")
 """Told of from the beginning, as 0: a rate needs a first value."""

@@ -15,9 +15,9 @@ from typing import Any
 import msgspec
 from prometheus_client import CollectorRegistry, MetricsHandler
 
-from engines.errors import InputError
-from pipeline.health import Health
-from pipeline.log import fields
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.log import fields
+from maskcast.pipeline.monitor.health import Health
 
 CLIENT_TIMEOUT_S = 10.0
 """A client that neither asks nor reads for so long is disconnected."""

@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from pipeline.frame import STAGES, Frame, Timeline
-from pipeline.stats import RECORD
+from maskcast.pipeline.frame import STAGES, Frame, Timeline
+from maskcast.pipeline.stats import RECORD
 
 MOST_FRAMES = 50_000
 """So many of the last frames are kept: about 50 MB."""

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from engines.instances import Instances
-from engines.masks import Patch
+from maskcast.engines.instances import Instances
+from maskcast.engines.masks import Patch
 
 FILL = 0.42
 """How much of a mask's colour covers the picture."""
@@ -21,7 +21,7 @@ SAME_INSTANCE_IOU = 0.3
 Colour = tuple[int, int, int]
 
 
-class Painter:
+class Annotator:
     """Draws the instances of one source, picture after picture.
 
     It remembers where each colour was in the last picture, so that an instance keeps its colour

@@ -15,13 +15,13 @@ from av.container import OutputContainer
 from av.video.stream import VideoStream
 from PIL import Image, ImageOps
 
-from engines.errors import InputError
-from engines.instances import Instances
-from pipeline.draw import Painter
-from pipeline.frame import Frame
+from maskcast.engines.errors import InputError
+from maskcast.engines.instances import Instances
+from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.outputs.draw import Annotator
 
 if TYPE_CHECKING:
-    from pipeline.publish import Published
+    from maskcast.pipeline.stages.publish import Published
 
 CLOCK_HZ = 90_000
 """Ticks a second of a recorded video's clock (that of RTP and MPEG): exact for every usual rate."""
@@ -177,7 +177,7 @@ class _Film:
 
     def __init__(self, path: Path, label_names: Sequence[str]) -> None:
         self.path = path
-        self._painter = Painter(label_names)
+        self._painter = Annotator(label_names)
         self._container: OutputContainer | None = None
         self._stream: VideoStream | None = None
         self._clock = _Clock()

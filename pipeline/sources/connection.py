@@ -9,13 +9,13 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from engines.errors import InputError
-from pipeline.config import SourceConfig
-from pipeline.frame import Frame
-from pipeline.inbox import Inbox
-from pipeline.memory import give_back_memory
-from pipeline.url import redact, scheme
-from pipeline.video import VideoSource
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.inbox import Inbox
+from maskcast.pipeline.memory import give_back_memory
+from maskcast.pipeline.sources.video import VideoSource
+from maskcast.pipeline.url import redact, scheme
 
 KNOCK_TIMEOUT_S = 1.0
 """A camera's host answers a TCP connect within this, or is not there."""
@@ -44,11 +44,11 @@ class Connection(threading.Thread):
 
     Args:
         config: the source.
-        knock: first see whether the host answers at all. One that is switched off would hold up an
+        probe: first see whether the host answers at all. One that is switched off would hold up an
             opening for all its timeout, and TCP asks again ever more rarely.
     """
 
-    def __init__(self, config: SourceConfig, *, knock: bool = False) -> None:
+    def __init__(self, config: SourceConfig, *, probe: bool = False) -> None:
         super().__init__(name=f"read {config.name or redact(config.url)}", daemon=True)
         self.inbox: Inbox[Frame] = Inbox()
         self.source: VideoSource | None = None
@@ -56,14 +56,14 @@ class Connection(threading.Thread):
         self.began_s = time.monotonic()
         self.heard_s: float | None = None
         self._config = config
-        self._knock = knock
+        self._probe = probe
         self._abandoned = threading.Event()
 
     def run(self) -> None:
         """Read to the end."""
         try:
-            if self._knock:
-                knock(self._config.url)
+            if self._probe:
+                probe_tcp(self._config.url)
             config = self._config
             if scheme(config.url) in _PORTS:
                 timeout_s = config.read_timeout_s + READ_GRACE_S
@@ -97,7 +97,7 @@ class Connection(threading.Thread):
         self.heard_s = time.monotonic()
 
 
-def knock(url: str) -> None:
+def probe_tcp(url: str) -> None:
     """See whether the host of an RTSP address takes TCP connections. Others are not asked.
 
     Raises:

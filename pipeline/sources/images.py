@@ -1,4 +1,4 @@
-"""PictureSource: a folder of images, or one image."""
+"""ImageSource: a folder of images, or one image."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import av
 import numpy as np
 from PIL import Image, ImageOps
 
-from engines.errors import InputError
-from pipeline.config import SourceConfig
-from pipeline.frame import Frame, Timeline
-from pipeline.source import Source
-from pipeline.url import local_path
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.frame import Frame, Timeline
+from maskcast.pipeline.sources.source import Source
+from maskcast.pipeline.url import local_path
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
-class PictureSource(Source):
+class ImageSource(Source):
     """The images of a folder in the order of their names, or one image; upright, as EXIF says.
 
     An image of a folder that cannot be read is skipped and counted in ``corrupt``.

@@ -7,16 +7,16 @@ import time
 from collections.abc import Generator, Iterator
 from itertools import chain
 
-from engines.errors import InputError
-from pipeline.backoff import Backoff
-from pipeline.config import SourceConfig
-from pipeline.connection import Connection
-from pipeline.frame import Frame
-from pipeline.inbox import InboxClosed
-from pipeline.presentation import PresentationClock
-from pipeline.source import AccessDeniedError, Source, SourceLostError
-from pipeline.source_state import OnStateChange, SourceState, StateMachine
-from pipeline.url import redact
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.inbox import InboxClosed
+from maskcast.pipeline.sources.backoff import Backoff
+from maskcast.pipeline.sources.connection import Connection
+from maskcast.pipeline.sources.source import AccessDeniedError, Source, SourceLostError
+from maskcast.pipeline.sources.state import OnStateChange, SourceState, StateMachine
+from maskcast.pipeline.sources.timestamps import PresentationClock
+from maskcast.pipeline.url import redact
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 0.8
 """Waits between tries. A camera that is back is asked within a second and opens within another."""
@@ -111,8 +111,8 @@ class LiveSource(Source):
     def _read(self) -> Generator[Frame]:
         """Yield pictures of one connection after the other."""
         while self._await_room():
-            knock = self._machine.state is SourceState.RECONNECTING
-            connection = Connection(self._config, knock=knock)
+            probe = self._machine.state is SourceState.RECONNECTING
+            connection = Connection(self._config, probe=probe)
             connection.start()
             try:
                 yield from self._stream(connection)

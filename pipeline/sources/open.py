@@ -5,15 +5,15 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from engines.errors import InputError
-from pipeline.config import SourceConfig
-from pipeline.live_source import LiveSource
-from pipeline.pattern import PatternSource, pattern_format
-from pipeline.pictures import IMAGE_SUFFIXES, PictureSource
-from pipeline.source import Source
-from pipeline.source_state import OnStateChange
-from pipeline.url import is_device, local_path, redact, scheme
-from pipeline.video import VideoSource
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.sources.images import IMAGE_SUFFIXES, ImageSource
+from maskcast.pipeline.sources.live import LiveSource
+from maskcast.pipeline.sources.pattern import PatternSource, pattern_format
+from maskcast.pipeline.sources.source import Source
+from maskcast.pipeline.sources.state import OnStateChange
+from maskcast.pipeline.sources.video import VideoSource
+from maskcast.pipeline.url import is_device, local_path, redact, scheme
 
 
 def open_source(
@@ -41,7 +41,7 @@ def open_source(
         case "" | "file" if not is_device(config.url):
             path = local_path(config.url)
             if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
-                return PictureSource(config)
+                return ImageSource(config)
             return VideoSource(config)
         case _:
             return LiveSource(config, on_change, stopping)

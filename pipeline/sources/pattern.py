@@ -11,10 +11,10 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.errors import InputError
-from pipeline.config import SourceConfig
-from pipeline.frame import Frame, Timeline
-from pipeline.source import Pace, Source
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.frame import Frame, Timeline
+from maskcast.pipeline.sources.source import Pace, Source
 
 
 class PatternSource(Source):

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
-from engines.errors import InputError
-from pipeline.config import Policy, SourceConfig
-from pipeline.frame import Frame
-from pipeline.url import source_name
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.config import Policy, SourceConfig
+from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.url import source_name
 
 
 class SourceLostError(Exception):

@@ -13,11 +13,11 @@ import av.container
 import av.error
 from av.video.stream import VideoStream
 
-from engines.errors import InputError
-from pipeline.config import SourceConfig
-from pipeline.frame import Clock, Frame, Timeline
-from pipeline.source import AccessDeniedError, Pace, Source, SourceLostError
-from pipeline.url import is_device, is_local, local_path, redact, scheme
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.frame import Clock, Frame, Timeline
+from maskcast.pipeline.sources.source import AccessDeniedError, Pace, Source, SourceLostError
+from maskcast.pipeline.url import is_device, is_local, local_path, redact, scheme
 
 _FULL_HD = 1920 * 1088
 """Pixels of a picture, up to which one thread decodes fast enough."""

@@ -6,18 +6,18 @@ import logging
 import threading
 from collections.abc import Callable
 
-from engines.errors import InputError
-from pipeline.config import SourceConfig
-from pipeline.frame import Frame
-from pipeline.inbox import Inbox
-from pipeline.log import fields
-from pipeline.source import Source, SourceLostError
-from pipeline.source_kinds import open_source
-from pipeline.source_state import SourceState, StateChange
-from pipeline.stage import Event, Report
-from pipeline.stats import Meter
-from pipeline.thinning import thinnings
-from pipeline.url import is_local
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.inbox import Inbox
+from maskcast.pipeline.log import fields
+from maskcast.pipeline.sources.open import open_source
+from maskcast.pipeline.sources.source import Source, SourceLostError
+from maskcast.pipeline.sources.state import SourceState, StateChange
+from maskcast.pipeline.stages.frame_rate import thinnings
+from maskcast.pipeline.stages.stage import Event, Report
+from maskcast.pipeline.stats import Meter
+from maskcast.pipeline.url import is_local
 
 START_POLL_S = 0.05
 
@@ -129,7 +129,7 @@ class DecodeStage(threading.Thread):
         if (source := self._source) is not None:
             source.stop()
 
-    def give_up(self) -> None:
+    def abandon(self) -> None:
         """Try no longer to reach a source that has never answered."""
         self.stop()
         self.end("unreachable", str(self.unreachable or ""))

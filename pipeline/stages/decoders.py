@@ -1,4 +1,4 @@
-"""Sources: those of a running pipeline, which come and go."""
+"""Decoders: those of a running pipeline, which come and go."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from engines.errors import InputError
-from pipeline.config import SourceConfig
-from pipeline.decode import DecodeStage
-from pipeline.frame import Frame
-from pipeline.inbox import Inbox, RoundRobin
-from pipeline.log import fields
-from pipeline.source_kinds import check_address
-from pipeline.source_state import REMOVED
-from pipeline.stage import Event, Report
-from pipeline.stats import Meter
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.inbox import Inbox, RoundRobin
+from maskcast.pipeline.log import fields
+from maskcast.pipeline.sources.open import check_address
+from maskcast.pipeline.sources.state import REMOVED
+from maskcast.pipeline.stages.decode import DecodeStage
+from maskcast.pipeline.stages.stage import Event, Report
+from maskcast.pipeline.stats import Meter
 
 BLOCK_CAPACITY = 2
 """Frames that wait for each source that may not lose any: one in hand, one to come."""
@@ -44,7 +44,7 @@ class _Member:
     warned: InputError | None = None
 
 
-class Sources:
+class Decoders:
     """A decoder and an inbox for each source, and one outlet behind them all. Thread-safe.
 
     A source that is removed keeps its name until its last frame and its ``ended`` are out and its
@@ -145,7 +145,7 @@ class Sources:
             self.outlet.add(member.inbox)
         _logger.info("source_removed", extra=fields(source=name))
 
-    def last_words(self) -> list[Event]:
+    def ended_events(self) -> list[Event]:
         """Return the ``ended`` of each that has ended."""
         with self._lock:
             words = [member.decoder.last_word for member in self._members.values()]
@@ -164,7 +164,7 @@ class Sources:
                 for member in self._members.values()
             ]
 
-    def removal_told(self, name: str) -> None:
+    def on_removed(self, name: str) -> None:
         """Note that nothing of a source that was removed is on its way any more."""
         with self._lock:
             if (member := self._members.get(name)) is not None:
@@ -191,7 +191,7 @@ class Sources:
         left = [member.decoder for member in members if not member.decoder.is_over]
         if not self._stays and all(decoder.unreachable for decoder in left):
             for decoder in left:
-                decoder.give_up()
+                decoder.abandon()
         else:
             for member in members:
                 reason = member.decoder.unreachable
@@ -220,7 +220,7 @@ class Sources:
             if decoder.ident is not None:  # else it never began
                 decoder.join(max(0.0, deadline_s - time.monotonic()))
 
-    def why_nothing_came(self) -> InputError | None:
+    def startup_error(self) -> InputError | None:
         """Return why there was nothing to run on, if no source has ever answered."""
         with self._lock:
             reasons = [member.decoder.unreachable for member in self._members.values()]

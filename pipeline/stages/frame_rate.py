@@ -1,13 +1,13 @@
-"""Thinning: which pictures of a source are wanted at all."""
+"""FrameRateLimiter: which pictures of a source are wanted at all."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from pipeline.config import SourceConfig
+from maskcast.pipeline.config import SourceConfig
 
 
-class Thinning(Protocol):
+class FrameRateLimiter(Protocol):
     """Decides for every picture in turn whether it goes on.
 
     Attributes:
@@ -20,9 +20,9 @@ class Thinning(Protocol):
         """Tell whether the next picture goes on; ``time_s`` is when it was captured, seconds."""
 
 
-def thinnings(config: SourceConfig) -> list[Thinning]:
+def thinnings(config: SourceConfig) -> list[FrameRateLimiter]:
     """Return what a source asks for, in the order that its pictures pass them."""
-    asked: list[Thinning] = []
+    asked: list[FrameRateLimiter] = []
     if config.every_nth > 1:
         asked.append(EveryNth(config.every_nth))
     if config.max_fps is not None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engines.engine import Detections, Engine, Mode
-from engines.instances import Instances
-from engines.load import load_engine
-from pipeline.config import Config
-from pipeline.frame import Frame
-from pipeline.inbox import Inbox
-from pipeline.preprocess import Prepared
-from pipeline.source_kinds import is_live
-from pipeline.stage import Event, Report, Stage
+from maskcast.engines.engine import Detections, Engine, Mode
+from maskcast.engines.instances import Instances
+from maskcast.engines.load import load_engine
+from maskcast.pipeline.config import Config
+from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.inbox import Inbox
+from maskcast.pipeline.sources.open import is_live
+from maskcast.pipeline.stages.preprocess import Prepared
+from maskcast.pipeline.stages.stage import Event, Report, Stage
 
 
 def load_engine_for(config: Config) -> Engine:
@@ -78,7 +78,7 @@ class InferStage(Stage[Prepared, Detected]):
         return [Detected(frames, detections)]
 
 
-class MaskStage(Stage[Detected, Seen]):
+class MasksStage(Stage[Detected, Seen]):
     """Computes the masks of the boxes that were kept."""
 
     def __init__(

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import av.error
 
-from engines.bundle import Manifest
-from engines.image import NetworkImage, fit_image
-from pipeline.frame import Frame
-from pipeline.inbox import Inbox
-from pipeline.stage import Event, Outlet, Report, Stage
-from pipeline.stats import Meter
+from maskcast.engines.bundle import Manifest
+from maskcast.engines.image import NetworkImage, fit_image
+from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.inbox import Inbox
+from maskcast.pipeline.stages.stage import Event, Outlet, Report, Stage
+from maskcast.pipeline.stats import Meter
 
 
 @dataclass(frozen=True, slots=True)

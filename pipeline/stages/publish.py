@@ -13,16 +13,16 @@ from typing import Protocol
 
 from PIL import Image
 
-from engines.instances import Instances
-from pipeline.config import PublishConfig
-from pipeline.frame import Frame
-from pipeline.inbox import Inbox
-from pipeline.infer import Seen
-from pipeline.keys import ServerKeys
-from pipeline.publisher import Publisher
-from pipeline.source_state import REMOVED
-from pipeline.stage import Event, Report, Stage
-from pipeline.stats import RECORD, Meter
+from maskcast.engines.instances import Instances
+from maskcast.pipeline.config import PublishConfig
+from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.inbox import Inbox
+from maskcast.pipeline.sources.state import REMOVED
+from maskcast.pipeline.stages.infer import Seen
+from maskcast.pipeline.stages.stage import Event, Report, Stage
+from maskcast.pipeline.stats import RECORD, Meter
+from maskcast.pipeline.wire.curve import ServerKeys
+from maskcast.pipeline.wire.publisher import Publisher
 
 SUBSCRIBER_POLL_S = 0.1
 
@@ -61,10 +61,10 @@ class PublishedSources(Protocol):
     def names(self) -> Sequence[str]:
         """Return the names of all."""
 
-    def last_words(self) -> Sequence[Event]:
+    def ended_events(self) -> Sequence[Event]:
         """Return the ``ended`` of each that has ended."""
 
-    def removal_told(self, name: str) -> None:
+    def on_removed(self, name: str) -> None:
         """Note that nothing of a source that was removed is on its way any more."""
 
 
@@ -162,7 +162,7 @@ class PublishStage(Stage[Seen, None]):
             self._ended.discard(event.source)
             if self._publisher is not None:
                 self._publisher.forget(event.source)
-            self._sources.removal_told(event.source)
+            self._sources.on_removed(event.source)
 
     def idle(self) -> None:
         """Answer those who subscribe while nothing is published."""
@@ -184,7 +184,7 @@ class PublishStage(Stage[Seen, None]):
                 closing.callback(recorder.close)
 
     def _say_last_words(self, publisher: Publisher) -> None:
-        for word in self._sources.last_words():
+        for word in self._sources.ended_events():
             if word.source not in self._ended:
                 publisher.event(word.source, word.name, **word.data)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from pipeline.inbox import Inbox, InboxClosed
+from maskcast.pipeline.inbox import Inbox, InboxClosed
 
 In = TypeVar("In")
 Out = TypeVar("Out")

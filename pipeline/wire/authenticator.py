@@ -12,7 +12,7 @@ import zmq
 from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
-from pipeline.keys import ServerKeys
+from maskcast.pipeline.wire.curve import ServerKeys
 
 MOST_ADDRESSES = 256
 """So many refused addresses are told of by name: a stranger shall fill neither log nor memory."""

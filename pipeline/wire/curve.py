@@ -16,7 +16,7 @@ from typing import Self
 import zmq
 import zmq.auth
 
-from engines.errors import InputError
+from maskcast.engines.errors import InputError
 
 PUBLIC, SECRET = ".key", ".key_secret"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import zmq
 
-from engines.errors import InputError
+from maskcast.engines.errors import InputError
 
 HEARTBEAT_MS = 1000
 """How often a peer is asked whether it is still there."""

@@ -1,4 +1,4 @@
-"""Ledger: what arrived at a subscriber, what did not, and what the sources said last."""
+"""LossTracker: what arrived at a subscriber, what did not, and what the sources said last."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from pipeline.wire import EventHeader, InstancesHeader
+from maskcast.pipeline.wire.message import EventHeader, InstancesHeader
 
 MOST_SOURCES = 1024
 """So many sources, and as many streams, are kept account of: those that were heard last."""
@@ -64,7 +64,7 @@ class Gap:
     restarted: bool
 
 
-class Ledger:
+class LossTracker:
     """Keeps account of sequence numbers, label names and states. Pure: knows no socket, no clock.
 
     However many sources, publishers, events and tables a publisher invents, its memory is bounded:

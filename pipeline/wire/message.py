@@ -17,9 +17,9 @@ import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
-from engines.errors import InputError
-from engines.instances import Instances
-from pipeline.mask_codec import MaskFormat, WireError, decode_masks, encode_masks
+from maskcast.engines.errors import InputError
+from maskcast.engines.instances import Instances
+from maskcast.pipeline.wire.masks import MaskFormat, WireError, decode_masks, encode_masks
 
 __all__ = [
     "EventHeader",

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple, Self
 
 import zmq
 
-from engines.errors import InputError
-from engines.instances import Instances
-from pipeline.authenticator import Authenticator
-from pipeline.endpoint import (
+from maskcast.engines.errors import InputError
+from maskcast.engines.instances import Instances
+from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.wire.authenticator import Authenticator
+from maskcast.pipeline.wire.curve import ServerKeys
+from maskcast.pipeline.wire.endpoint import (
     DEAD_AFTER_MS,
     HEARTBEAT_MS,
     STALLED_AFTER_MS,
@@ -23,10 +25,7 @@ from pipeline.endpoint import (
     is_loopback,
     remove_socket_file,
 )
-from pipeline.frame import Frame
-from pipeline.keys import ServerKeys
-from pipeline.subscriptions import Subscriptions
-from pipeline.wire import (
+from maskcast.pipeline.wire.message import (
     EventHeader,
     EventMessage,
     InstancesHeader,
@@ -37,6 +36,7 @@ from pipeline.wire import (
     labels_id,
     topic,
 )
+from maskcast.pipeline.wire.subscriptions import Subscriptions
 
 LINGER_MS = 200
 

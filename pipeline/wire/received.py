@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.instances import Instances
-from pipeline.wire import WireError
+from maskcast.engines.instances import Instances
+from maskcast.pipeline.wire.message import WireError
 
 
 @dataclass(frozen=True, slots=True, eq=False)

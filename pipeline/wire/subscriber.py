@@ -13,12 +13,11 @@ from typing import Any, Literal, Self
 
 import zmq
 
-from engines.errors import InputError
-from pipeline.endpoint import DEAD_AFTER_MS, HEARTBEAT_MS, check_endpoint
-from pipeline.keys import ClientKeys
-from pipeline.ledger import Gap, Ledger, Tally
-from pipeline.published_frame import PublishedFrame, StreamEvent
-from pipeline.wire import (
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.wire.curve import ClientKeys
+from maskcast.pipeline.wire.endpoint import DEAD_AFTER_MS, HEARTBEAT_MS, check_endpoint
+from maskcast.pipeline.wire.losses import Gap, LossTracker, Tally
+from maskcast.pipeline.wire.message import (
     VERSION,
     EventHeader,
     InstancesHeader,
@@ -28,6 +27,7 @@ from pipeline.wire import (
     decode,
     decode_header,
 )
+from maskcast.pipeline.wire.received import PublishedFrame, StreamEvent
 
 __all__ = ["EndOfStreams", "Policy", "PublishedFrame", "StreamEvent", "Subscription", "subscribe"]
 
@@ -152,7 +152,7 @@ class Subscription:
         self._high_water_mark = high_water_mark
         self._max_part_bytes = max_part_bytes
         self._keys = keys
-        self._ledger = Ledger()
+        self._ledger = LossTracker()
         self._changed = threading.Condition()  # guards everything below, and the ledger
         self._waiting: dict[object, _Arrival | StreamEvent] = {}  # in the order to hand out
         self._lost: dict[str, Gap] = {}  # that no waiting frame of the source tells of
@@ -195,7 +195,7 @@ class Subscription:
                     f"cannot connect to {endpoint} ({error.strerror}): use tcp://host:5555 or "
                     "ipc:///path/to/socket"
                 ) from error
-        self._ledger = Ledger()
+        self._ledger = LossTracker()
         self._waiting.clear()
         self._lost.clear()
         self._fault = None

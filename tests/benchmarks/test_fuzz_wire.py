@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.wire import decode
+from maskcast.pipeline.wire.message import decode
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from engines.bundle import default_bundle
+from maskcast.engines.bundle import default_bundle
 
 pytestmark = [
     pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed"),

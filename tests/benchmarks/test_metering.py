@@ -1,6 +1,6 @@
 from benchmarks.metering import SOURCES, call_us, per_frame_us, show_table
-from pipeline.stats import Meter
-from pipeline.trace import Trace
+from maskcast.pipeline.monitor.trace import Trace
+from maskcast.pipeline.stats import Meter
 
 NAMES = [f"cam{number}" for number in range(SOURCES)]
 

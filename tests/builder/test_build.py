@@ -11,14 +11,20 @@ import torch
 from onnx import helper
 from PIL import Image
 
-import builder.export
-from builder.build import build
-from builder.checkpoint import load_bundle_weights, save_model
-from builder.network import build_network, network_config
-from engines.bundle import Bundle, FixedInput, LongestSideInput, default_bundle, open_bundle
-from engines.errors import InputError
-from engines.load import load_engine
-from engines.openvino_graph import FEATURES, levels
+from maskcast.builder.build import build
+from maskcast.builder.checkpoint.checkpoint import load_bundle_weights, save_model
+from maskcast.builder.graph import export as export_module
+from maskcast.builder.network.network import build_network, network_config
+from maskcast.engines.bundle import (
+    Bundle,
+    FixedInput,
+    LongestSideInput,
+    default_bundle,
+    open_bundle,
+)
+from maskcast.engines.errors import InputError
+from maskcast.engines.load import load_engine
+from maskcast.engines.openvino.compiled import FEATURES, levels
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +43,8 @@ def quick_export(monkeypatch: pytest.MonkeyPatch) -> None:
     def export(network: Any) -> onnx.ModelProto:
         return helper.make_model(helper.make_graph([], "empty", [], []))
 
-    monkeypatch.setattr(builder.export, "export_detector", export)
-    monkeypatch.setattr(builder.export, "export_segmenter", export)
+    monkeypatch.setattr(export_module, "export_detector", export)
+    monkeypatch.setattr(export_module, "export_segmenter", export)
 
 
 def test_a_bundle_says_what_it_is(calibrated_bundle: Bundle) -> None:
@@ -159,7 +165,7 @@ def test_a_precision_that_the_backend_lacks_is_refused(
 def test_bf16_is_refused_where_the_cpu_lacks_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engines.openvino.has_bf16", lambda: False)
+    monkeypatch.setattr("maskcast.engines.openvino.engine.has_bf16", lambda: False)
     with pytest.raises(InputError, match="choose fp32"):
         build("never read", tmp_path / "b", precision="bf16")
 

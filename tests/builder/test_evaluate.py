@@ -3,10 +3,10 @@ import json
 import numpy as np
 import pytest
 
-from builder.dataset import InstanceDataset
-from builder.evaluate import Prediction, encode_masks, evaluate, torch_predictor
-from builder.network import build_network, network_config
-from engines.errors import InputError
+from maskcast.builder.evaluate import Prediction, encode_masks, evaluate, torch_predictor
+from maskcast.builder.network.network import build_network, network_config
+from maskcast.builder.training.dataset import InstanceDataset
+from maskcast.engines.errors import InputError
 
 LABELS = ("blue", "red")
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from builder.calibration import read_pictures
-from engines.bundle import FixedInput
-from engines.errors import InputError
+from maskcast.builder.images import read_pictures
+from maskcast.engines.bundle import FixedInput
+from maskcast.engines.errors import InputError
 
 
 def test_pictures_for_calibration_are_read_and_other_files_passed_over(tmp_path):

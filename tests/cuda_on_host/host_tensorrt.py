@@ -16,10 +16,18 @@ import onnx
 import onnxruntime
 from msgspec.structs import replace
 
-from builder.operators import function_bodies
-from engines.bundle import MANIFEST, FixedInput, GraphFile, Graphs, Manifest, open_bundle, sha256
-from engines.plan import Plan
-from engines.tensorrt_plan import LoadedPlan
+from maskcast.builder.graph.operators import function_bodies
+from maskcast.engines.bundle import (
+    MANIFEST,
+    FixedInput,
+    GraphFile,
+    Graphs,
+    Manifest,
+    open_bundle,
+    sha256,
+)
+from maskcast.engines.plan import Plan
+from maskcast.engines.tensorrt.plan import LoadedPlan
 
 HEIGHT, WIDTH, MAX_BATCH = 64, 96, 4
 

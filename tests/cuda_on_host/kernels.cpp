@@ -2,7 +2,7 @@
 #define MASKCAST_ON_HOST
 #include "kernels.h"
 
-#include "../../engines/plugins/kernels.cu"
+#include "../../engines/tensorrt/plugins/kernels.cu"
 
 namespace on_host {
 namespace {

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from engines.plugins.launch import Launch
+from maskcast.engines.tensorrt.plugins.launch import Launch
 
 CUDA_ON_HOST = Path(__file__).parents[1] / "cuda_on_host"
 RESULTS = "MASKCAST_HOST_GPU_RESULTS"

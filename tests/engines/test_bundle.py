@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.bundle import (
+from maskcast.engines.bundle import (
     FixedInput,
     GraphFile,
     Graphs,
@@ -19,7 +19,7 @@ from engines.bundle import (
     open_bundle,
     sha256,
 )
-from engines.errors import InputError
+from maskcast.engines.errors import InputError
 
 
 @pytest.fixture

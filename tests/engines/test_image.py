@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engines.bundle import FixedInput, LongestSideInput
-from engines.image import fit_image
+from maskcast.engines.bundle import FixedInput, LongestSideInput
+from maskcast.engines.image import fit_image
 
 RED, GREEN, BLUE, GREY = (200, 30, 30), (30, 180, 30), (30, 30, 200), (128, 128, 128)
 

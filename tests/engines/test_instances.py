@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from engines.instances import MASK_SIZE, Instances, PolygonMasks, RleMasks
+from maskcast.engines.instances import MASK_SIZE, Instances, PolygonMasks, RleMasks
 
 # supervision says at its first import that it would rather have OpenCV.
 pytestmark = pytest.mark.filterwarnings("ignore:OpenCV:UserWarning")

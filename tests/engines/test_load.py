@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from engines.bundle import Bundle, open_bundle
-from engines.errors import InputError
-from engines.load import load_engine, predict
+from maskcast.engines.bundle import Bundle, open_bundle
+from maskcast.engines.errors import InputError
+from maskcast.engines.load import load_engine, predict
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from engines.bundle import Bundle
-from engines.onnxruntime import OnnxRuntimeEngine
+from maskcast.engines.bundle import Bundle
+from maskcast.engines.onnxruntime import OnnxRuntimeEngine
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import re
 import pytest
 from msgspec.structs import replace
 
-from engines.plan import Plan, misfit, rebuild_command
+from maskcast.engines.plan import Plan, incompatibility, rebuild_command
 
 PLAN = Plan(
     graph="detector",
@@ -30,7 +30,7 @@ HERE = {
 
 
 def test_a_plan_fits_the_machine_it_was_built_for():
-    assert misfit(PLAN, **HERE) is None
+    assert incompatibility(PLAN, **HERE) is None
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_a_plan_fits_the_machine_it_was_built_for():
     ],
 )
 def test_a_plan_that_does_not_fit_says_why(here, reason):
-    found = misfit(PLAN, **(HERE | here))
+    found = incompatibility(PLAN, **(HERE | here))
     assert found is not None
     assert re.search(reason, found)
 

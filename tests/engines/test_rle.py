@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
-from engines.masks import Crossings, fill_crossings
-from engines.rle import compress_runs, decode_runs, decompress_runs, encode_runs
+from maskcast.engines.masks import Crossings, fill_crossings
+from maskcast.engines.rle import compress_runs, decode_runs, decompress_runs, encode_runs
 
 
 @st.composite

@@ -4,8 +4,8 @@ import pytest
 from rich.console import Console
 from rich.pretty import pprint
 
-from engines.errors import InputError
-from pipeline.config import (
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.config import (
     Config,
     CurveConfig,
     SourceConfig,

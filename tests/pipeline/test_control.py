@@ -14,9 +14,10 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines.errors import InputError
-from pipeline.config import SourceConfig, make_config
-from pipeline.control import (
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.cli.control_client import ControlClient
+from maskcast.pipeline.config import SourceConfig, make_config
+from maskcast.pipeline.control import (
     LONGEST_PART,
     LONGEST_REQUEST,
     AddSource,
@@ -26,11 +27,10 @@ from pipeline.control import (
     RemoveSource,
     decode_request,
 )
-from pipeline.control_client import ControlClient
-from pipeline.keys import new_keys
-from pipeline.pipeline import Pipeline
-from pipeline.stats import Meter
-from pipeline.subscriber import StreamEvent, subscribe
+from maskcast.pipeline.pipeline import Pipeline
+from maskcast.pipeline.stats import Meter
+from maskcast.pipeline.wire.curve import new_keys
+from maskcast.pipeline.wire.subscriber import StreamEvent, subscribe
 
 
 @contextmanager

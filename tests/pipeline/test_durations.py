@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.durations import BOUNDS_S, WINDOW, Distribution, Durations, percentiles_ms
+from maskcast.pipeline.durations import BOUNDS_S, WINDOW, Distribution, Durations, percentiles_ms
 
 MS = 1_000_000
 

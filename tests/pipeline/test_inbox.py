@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.inbox import Inbox, InboxClosed, RoundRobin
+from maskcast.pipeline.inbox import Inbox, InboxClosed, RoundRobin
 
 ACTIONS = st.lists(st.sampled_from(["put", "post", "take", "discard"]), max_size=60)
 

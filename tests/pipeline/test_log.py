@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from engines.errors import InputError
-from pipeline import log
-from pipeline.log import REPEAT_EVERY_S, RepeatFilter, configure, fields
+from maskcast.engines.errors import InputError
+from maskcast.pipeline import log
+from maskcast.pipeline.log import REPEAT_EVERY_S, RepeatFilter, configure, fields
 
-logger = logging.getLogger("pipeline.test")
+logger = logging.getLogger("maskcast.pipeline.test")
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def test_an_event_is_one_line_of_keys_and_values(capsys) -> None:
     assert time.endswith("Z")
     assert rest == (
         "level=warning event=source_state source=door state=stalled "
-        'reason="no picture" logger=pipeline.test'
+        'reason="no picture" logger=maskcast.pipeline.test'
     )
 
 
@@ -52,7 +52,7 @@ def test_an_event_may_be_a_json_object(capsys) -> None:
         "count": 3,
         "share": 0.5,
         "on": True,
-        "logger": "pipeline.test",
+        "logger": "maskcast.pipeline.test",
     }
 
 

@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from engines.engine import Engine
-from engines.errors import InputError
-from pipeline import run
-from pipeline.config import Config, make_config
-from pipeline.memory import HEAPS, give_back_memory, read_memory
+from maskcast.engines.engine import Engine
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.cli import run
+from maskcast.pipeline.config import Config, make_config
+from maskcast.pipeline.memory import HEAPS, give_back_memory, read_memory
 
 pytestmark = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="other C libraries have none of this"
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
 
 THREADS_THAT_ALLOCATE = """
 import ctypes, threading
-from pipeline.memory import limit_heaps
+from maskcast.pipeline.memory import limit_heaps
 limit_heaps()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p

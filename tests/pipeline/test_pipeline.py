@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from witnesses import Listener, Log, configured, wait_until
 
-from engines.errors import InputError
-from pipeline.pipeline import Pipeline
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.pipeline import Pipeline
 
 
 def test_nothing_of_several_files_is_lost_and_all_keep_their_order(make_clip, timed_engine) -> None:

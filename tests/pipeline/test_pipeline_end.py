@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from witnesses import Listener, Log, configured, wait_until
 
-from engines.errors import InputError
-from pipeline.config import override
-from pipeline.pipeline import Pipeline
-from pipeline.sources import Sources
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.config import override
+from maskcast.pipeline.pipeline import Pipeline
+from maskcast.pipeline.stages.decoders import Decoders
 
 
 @pytest.mark.parametrize("where", ["detect", "segment"])
@@ -177,13 +177,13 @@ def test_an_address_in_use_ends_the_run(make_clip, timed_engine) -> None:
 def test_a_run_that_fails_before_its_sources_begin_ends_all_the_same(
     make_clip, timed_engine, monkeypatch
 ) -> None:
-    begin = Sources.start
+    begin = Decoders.start
 
-    def begin_late(sources: Sources) -> None:
+    def begin_late(sources: Decoders) -> None:
         time.sleep(0.5)
         begin(sources)
 
-    monkeypatch.setattr(Sources, "start", begin_late)
+    monkeypatch.setattr(Decoders, "start", begin_late)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         config = configured(make_clip(), publish={"endpoint": endpoint})

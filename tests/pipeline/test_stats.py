@@ -4,10 +4,10 @@ import av
 import numpy as np
 import pytest
 
-from engines.instances import Instances
-from pipeline.frame import STAGES, Frame, Timeline
-from pipeline.source_state import SourceState, StateChange
-from pipeline.stats import Meter
+from maskcast.engines.instances import Instances
+from maskcast.pipeline.frame import STAGES, Frame, Timeline
+from maskcast.pipeline.sources.state import SourceState, StateChange
+from maskcast.pipeline.stats import Meter
 
 MS = 1_000_000
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.url import is_device, is_local, redact, scheme, source_name
+from maskcast.pipeline.url import is_device, is_local, redact, scheme, source_name
 
 
 @pytest.mark.parametrize(

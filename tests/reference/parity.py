@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engines.bundle import Bundle, GraphFile, open_bundle
-from engines.image import NetworkImage
+from maskcast.engines.bundle import Bundle, GraphFile, open_bundle
+from maskcast.engines.image import NetworkImage
 
 PORTRAIT = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
 
@@ -148,7 +148,7 @@ class Parity:
         from torch.nn import Module
         from torchvision.ops.misc import FrozenBatchNorm2d
 
-        from builder.network import build_network, network_config
+        from maskcast.builder.network.network import build_network, network_config
 
         torch.manual_seed(0)
         network = build_network(network_config("resnet50-fpn", tuple("abcdefghijklmnopqrst")))
@@ -194,8 +194,8 @@ class Parity:
     @functools.cached_property
     def default_network(self) -> Any:
         """The network of the bundle that comes with the package."""
-        from builder.checkpoint import load_bundle_weights
-        from builder.network import build_network, network_config
+        from maskcast.builder.checkpoint.checkpoint import load_bundle_weights
+        from maskcast.builder.network.network import build_network, network_config
 
         bundle = open_bundle("default")
         network = build_network(network_config("lite0-fpn", bundle.manifest.labels[1:]))
@@ -212,9 +212,9 @@ class Parity:
 @pytest.fixture(scope="session")
 def calibrated_bundle(parity: Parity, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The bundle of ``parity.network``, built from a checkpoint as a user builds his."""
-    from builder.build import build
-    from builder.checkpoint import save_model
-    from builder.network import network_config
+    from maskcast.builder.build import build
+    from maskcast.builder.checkpoint.checkpoint import save_model
+    from maskcast.builder.network.network import network_config
 
     folder = tmp_path_factory.mktemp("calibrated")
     config = network_config("resnet50-fpn", tuple("abcdefghijklmnopqrst"))
@@ -225,7 +225,7 @@ def calibrated_bundle(parity: Parity, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="session")
 def float_default(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The bundle that comes with the package, computing in fp32: what its weights are exactly."""
-    from builder.build import build
+    from maskcast.builder.build import build
 
     return build("default", tmp_path_factory.mktemp("default") / "fp32")
 
@@ -236,7 +236,7 @@ def unthresholded_bundle(float_default: Bundle, tmp_path_factory: pytest.TempPat
     import onnx
     from msgspec.structs import replace
 
-    from engines.bundle import sha256
+    from maskcast.engines.bundle import sha256
 
     default = float_default
     graph = onnx.load(default.detector)

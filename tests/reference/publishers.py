@@ -6,9 +6,9 @@ import av
 import numpy as np
 import zmq
 
-from engines.instances import Instances
-from pipeline.frame import Frame
-from pipeline.wire import (
+from maskcast.engines.instances import Instances
+from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.wire.message import (
     EventHeader,
     EventMessage,
     InstancesHeader,

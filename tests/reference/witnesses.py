@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config, make_config
-from pipeline.publish import Published
-from pipeline.subscriber import PublishedFrame, StreamEvent, subscribe
+from maskcast.pipeline.config import Config, make_config
+from maskcast.pipeline.stages.publish import Published
+from maskcast.pipeline.wire.subscriber import PublishedFrame, StreamEvent, subscribe
 
 
 def configured(*urls: Path | str | dict[str, Any], publish: dict[str, Any] | None = None) -> Config:

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from threading import Lock
 
-from engines.plugins.launch import Launch
+from maskcast.engines.tensorrt.plugins.launch import Launch
 
 IMAGE = Path(__file__).with_name("kernels.fatbin")
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from engines.plugins import launch
-from engines.plugins.launch import FloatType, Launch
+from maskcast.engines.tensorrt.plugins import launch
+from maskcast.engines.tensorrt.plugins.launch import FloatType, Launch
 
 NAMESPACE = "maskcast"
 VERSION = "1"

@@ -14,8 +14,15 @@ from typing import Any, cast
 
 import numpy as np
 
-from engines.plugins.driver import Kernels, kernels
-from engines.plugins.operator import NAMESPACE, OPERATORS, VERSION, ElementType, Operator, Tensor
+from maskcast.engines.tensorrt.plugins.driver import Kernels, kernels
+from maskcast.engines.tensorrt.plugins.operator import (
+    NAMESPACE,
+    OPERATORS,
+    VERSION,
+    ElementType,
+    Operator,
+    Tensor,
+)
 
 _logger = logging.getLogger(__name__)
 _registered: dict[str, list[Any]] = {}

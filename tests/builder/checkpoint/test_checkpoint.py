@@ -9,7 +9,7 @@ from torchvision.models.detection import (
     maskrcnn_resnet50_fpn_v2,
 )
 
-from builder.checkpoint import (
+from maskcast.builder.checkpoint.checkpoint import (
     load_checkpoint,
     load_matching,
     load_network,
@@ -17,8 +17,8 @@ from builder.checkpoint import (
     save_model,
     write_atomically,
 )
-from builder.network import build_network, network_config
-from engines.errors import InputError
+from maskcast.builder.network.network import build_network, network_config
+from maskcast.engines.errors import InputError
 
 CONFIG = network_config("lite0-fpn", ("person", "dog"))
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from builder.checkpoint import load_checkpoint, load_network
-from builder.detectron2 import read_pickle
-from builder.network import ExactAnchorGenerator
-from engines.errors import InputError
+from maskcast.builder.checkpoint.checkpoint import load_checkpoint, load_network
+from maskcast.builder.checkpoint.detectron2 import read_pickle
+from maskcast.builder.network.network import ExactAnchorGenerator
+from maskcast.engines.errors import InputError
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 

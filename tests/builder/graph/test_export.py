@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from builder.folding import halve_weights
-from engines.bundle import Bundle
+from maskcast.builder.graph.folding import halve_weights
+from maskcast.engines.bundle import Bundle
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_function_bodies_come_with_the_graph(graphs: dict[str, ModelProto]) -> N
 
 
 def test_no_trace_of_the_machine_is_left(graphs: dict[str, ModelProto]) -> None:
-    here = str(Path(__file__).parents[2]).encode()
+    here = str(Path(__file__).parents[3]).encode()
     for graph in graphs.values():
         assert here not in graph.SerializeToString()
 

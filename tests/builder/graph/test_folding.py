@@ -10,8 +10,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from builder.export import _simplify
-from builder.folding import (
+from maskcast.builder.graph.export import _simplify
+from maskcast.builder.graph.folding import (
     fold_batch_norms,
     fold_frozen_norms,
     fold_layers,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from torchvision.ops import MultiScaleRoIAlign, batched_nms
 
-from builder.operators import (
+from maskcast.builder.graph.operators import (
     DOMAIN,
     OPSET,
     PLUGIN_ATTRIBUTES,

@@ -11,11 +11,11 @@ import pytest
 from onnx import TensorProto, numpy_helper
 from parity import draw_people
 
-from builder.folding import fold_layers
-from builder.operators import function_bodies
-from builder.precision import fix_size, fold_shapes, halve
-from builder.quantization import restore_float
-from engines.bundle import default_bundle
+from maskcast.builder.graph.folding import fold_layers
+from maskcast.builder.graph.operators import function_bodies
+from maskcast.builder.graph.precision import fix_size, fold_shapes, halve
+from maskcast.builder.graph.quantization import restore_float
+from maskcast.engines.bundle import default_bundle
 
 BLOCK = """
 <ir_version: 10, opset_import: ["" : 18, "maskcast" : 1]>

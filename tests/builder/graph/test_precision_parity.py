@@ -16,13 +16,13 @@ import onnx
 import pytest
 from msgspec.structs import replace
 
-from builder.calibration import read_pictures
-from builder.quantization import quantise_graphs
-from builder.tensorrt import prepare_graph
-from engines.bundle import Bundle, FixedInput, default_bundle, open_bundle
-from engines.image import NetworkImage
-from engines.onnxruntime import OnnxRuntimeEngine
-from engines.openvino import OpenVinoEngine
+from maskcast.builder.graph.quantization import quantise_graphs
+from maskcast.builder.images import read_pictures
+from maskcast.builder.tensorrt.plans import prepare_graph
+from maskcast.engines.bundle import Bundle, FixedInput, default_bundle, open_bundle
+from maskcast.engines.image import NetworkImage
+from maskcast.engines.onnxruntime import OnnxRuntimeEngine
+from maskcast.engines.openvino.engine import OpenVinoEngine
 
 pytestmark = pytest.mark.skipif(
     not (default_bundle() / "detector.onnx").exists(), reason="the default bundle is not built"

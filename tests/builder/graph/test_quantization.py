@@ -8,8 +8,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from builder.quantization import dequantise, quantise
-from engines.errors import InputError
+from maskcast.builder.graph.quantization import dequantise, quantise
+from maskcast.engines.errors import InputError
 
 HEAD = """
 <ir_version: 10, opset_import: ["" : 18]>

@@ -3,8 +3,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from builder.backbone import EfficientNetLite, LiteVariant, freeze_levels, load_imagenet_weights
-from engines.errors import InputError
+from maskcast.builder.network.backbone import (
+    EfficientNetLite,
+    LiteVariant,
+    freeze_levels,
+    load_imagenet_weights,
+)
+from maskcast.engines.errors import InputError
 
 VARIANTS: list[LiteVariant] = ["lite0", "lite1", "lite2"]
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
-from builder.graphs import Detector, Segmenter
-from builder.network import build_network, network_config
-from engines.errors import InputError
+from maskcast.builder.network.detector import Detector, Segmenter
+from maskcast.builder.network.network import build_network, network_config
+from maskcast.engines.errors import InputError
 
 
 def detect(detector: Detector, *images: Any) -> list[torch.Tensor]:

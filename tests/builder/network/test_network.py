@@ -9,7 +9,7 @@ from torchvision.models.detection import (
 )
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from builder.network import (
+from maskcast.builder.network.network import (
     PRESETS,
     AlignedMultiScaleRoIAlign,
     ExactAnchorGenerator,
@@ -17,7 +17,7 @@ from builder.network import (
     build_network,
     network_config,
 )
-from engines.errors import InputError
+from maskcast.engines.errors import InputError
 
 COCO_LABELS = tuple(f"class {i}" for i in range(1, 91))
 

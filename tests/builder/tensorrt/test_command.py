@@ -8,9 +8,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from builder.commands import mount
-from engines.bundle import default_bundle, open_bundle
-from engines.errors import InputError
+from maskcast.builder.commands import mount
+from maskcast.engines.bundle import default_bundle, open_bundle
+from maskcast.engines.errors import InputError
 
 
 def run(*arguments):

@@ -11,11 +11,11 @@ import onnx
 import pytest
 from msgspec.structs import replace
 
-import builder.tensorrt
-from builder.operators import function_bodies
-from builder.tensorrt import build_plans, rebuild
-from builder.tensorrt_process import Built
-from engines.bundle import (
+from maskcast.builder.graph.operators import function_bodies
+from maskcast.builder.tensorrt import plans as plans_module
+from maskcast.builder.tensorrt.plans import build_plans, rebuild
+from maskcast.builder.tensorrt.process import Built
+from maskcast.engines.bundle import (
     MANIFEST,
     FixedInput,
     GraphFile,
@@ -26,9 +26,9 @@ from engines.bundle import (
     open_bundle,
     sha256,
 )
-from engines.errors import InputError
-from engines.image import NetworkImage
-from engines.plugins.driver import compute_capability
+from maskcast.engines.errors import InputError
+from maskcast.engines.image import NetworkImage
+from maskcast.engines.tensorrt.plugins.driver import compute_capability
 
 needs_rtx = pytest.mark.skipif(
     find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed"
@@ -195,7 +195,7 @@ def test_the_segmenter_takes_as_many_boxes_as_the_detector_gives(tmp_path, monke
         none = {"layers": {}, "tensors": {}, "computes_in": {}, "plugins": {}}
         return Built(version="1.0", parse_s=0, build_s=0, peak_rss_bytes=0, plan_bytes=0, **none)
 
-    monkeypatch.setattr(builder.tensorrt, "_run", run)
+    monkeypatch.setattr(plans_module, "_run", run)
     graph = onnx.load(default.detector)
     *_, last_nms = (node for node in graph.graph.node if node.op_type == "GroupedNms")
     (most,) = (item for item in last_nms.attribute if item.name == "max_output")

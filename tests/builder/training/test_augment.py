@@ -2,8 +2,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from builder import augment
-from builder.augment import Example
+from maskcast.builder.training import augment
+from maskcast.builder.training.augment import Example
 
 
 def example(width: int = 60, height: int = 40, with_masks: bool = True) -> Example:

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from builder.dataset import (
+from maskcast.builder.training.dataset import (
     AugmentedDataset,
     EpochSampler,
     InstanceDataset,
     encode_segmentation,
 )
-from builder.recipe import Recipe
-from engines.errors import InputError
+from maskcast.builder.training.recipe import Recipe
+from maskcast.engines.errors import InputError
 
 RECIPE = Recipe(canvas=64, colour_jitter=0.2)
 

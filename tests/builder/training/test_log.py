@@ -1,7 +1,7 @@
 import json
 from pathlib import Path
 
-from builder.training_log import TrainingLog
+from maskcast.builder.training.log import TrainingLog
 
 SCORES = {"bbox": {"AP": 0.2, "AP50": 0.4}, "images": 3}
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from builder.losses import compute_losses
-from builder.network import build_network, network_config
+from maskcast.builder.network.network import build_network, network_config
+from maskcast.builder.training.losses import compute_losses
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from builder.network import build_network, network_config
-from builder.optimizer import make_optimizer, update_average
-from builder.recipe import RECIPES
+from maskcast.builder.network.network import build_network, network_config
+from maskcast.builder.training.optimizer import make_optimizer, update_average
+from maskcast.builder.training.recipe import RECIPES
 
 
 def test_adamw_decays_weights_alone_and_slows_the_backbone() -> None:

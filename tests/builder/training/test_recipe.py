@@ -1,8 +1,8 @@
 import msgspec
 import pytest
 
-from builder.recipe import RECIPES, Recipe, learning_rate, recipe_by_name
-from engines.errors import InputError
+from maskcast.builder.training.recipe import RECIPES, Recipe, learning_rate, recipe_by_name
+from maskcast.engines.errors import InputError
 
 
 def test_the_paper_recipe_scales_the_papers_rate_to_its_batch() -> None:

@@ -8,13 +8,18 @@ import pytest
 import torch
 from rich.console import Console
 
-import builder.train as train_module
-from builder.checkpoint import load_bundle_weights, load_checkpoint, read_state, save_model
-from builder.network import NetworkConfig, build_network, network_config
-from builder.recipe import RECIPES, Recipe
-from builder.train import TrainConfig, train
-from engines.bundle import open_bundle
-from engines.errors import InputError
+import maskcast.builder.training.train as train_module
+from maskcast.builder.checkpoint.checkpoint import (
+    load_bundle_weights,
+    load_checkpoint,
+    read_state,
+    save_model,
+)
+from maskcast.builder.network.network import NetworkConfig, build_network, network_config
+from maskcast.builder.training.recipe import RECIPES, Recipe
+from maskcast.builder.training.train import TrainConfig, train
+from maskcast.engines.bundle import open_bundle
+from maskcast.engines.errors import InputError
 
 RECIPE = Recipe(
     optimizer="adamw",

@@ -14,11 +14,11 @@ import pytest
 from msgspec.structs import replace
 from PIL import Image
 
-from engines.bundle import Bundle, open_bundle
-from engines.image import NetworkImage
-from engines.instances import Instances
-from engines.load import predict
-from engines.openvino import OpenVinoEngine, has_bf16
+from maskcast.engines.bundle import Bundle, open_bundle
+from maskcast.engines.image import NetworkImage
+from maskcast.engines.instances import Instances
+from maskcast.engines.load import predict
+from maskcast.engines.openvino.engine import OpenVinoEngine, has_bf16
 
 needs_bf16 = pytest.mark.skipif(not has_bf16(), reason="this CPU does not compute in bf16")
 
@@ -98,7 +98,7 @@ def test_bf16_stays_near_fp32(
     image = parity.fit(parity.draw_picture(288, 512, seed=288))
     coarse_engine = OpenVinoEngine(in_bf16(unthresholded_bundle))
     exact, coarse = (engine.detect([image], 0.0) for engine in (small_engine, coarse_engine))
-    from engines.openvino_graph import FEATURES, levels
+    from maskcast.engines.openvino.compiled import FEATURES, levels
 
     tables = [one.features[0].request.output(FEATURES).data for one in (exact, coarse)]
     ends = np.cumsum([rows * columns for rows, columns in levels((288, 512)).values()])
@@ -117,8 +117,8 @@ def test_bf16_pools_where_fp32_pools(calibrated_bundle: Bundle) -> None:
     # Coordinates stay fp32: far right in a wide picture a bfloat16 would be off by 4 pixels.
     import openvino as ov
 
-    from engines.openvino_graph import Graph
-    from engines.openvino_operators import read_graph
+    from maskcast.engines.openvino.compiled import Graph
+    from maskcast.engines.openvino.operators import read_graph
 
     assert calibrated_bundle.segmenter is not None
     masks = []
@@ -260,7 +260,7 @@ def test_other_threads_run_while_it_computes(small_engine: OpenVinoEngine, parit
 def test_asking_for_bf16_without_the_cpu_for_it_warns_and_computes_in_fp32(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("engines.openvino.has_bf16", lambda: False)
+    monkeypatch.setattr("maskcast.engines.openvino.engine.has_bf16", lambda: False)
     with pytest.warns(UserWarning, match="fp32 is used"):
         engine = OpenVinoEngine(in_bf16(open_bundle("default")))
     assert engine.device == "OpenVINO CPU fp32"

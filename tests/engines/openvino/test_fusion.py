@@ -9,7 +9,7 @@ import openvino as ov
 import openvino.opset15 as op
 import pytest
 
-from engines.openvino_fusion import (
+from maskcast.engines.openvino.fusion import (
     add_in_bytes,
     convolve_rows,
     join_narrow_convolutions,

@@ -11,12 +11,12 @@ import pytest
 from host_tensorrt import HEIGHT, MAX_BATCH, WIDTH, Doubles, make_bundle, session
 from msgspec.structs import replace
 
-from engines.cuda import Gpu, Stream
-from engines.errors import InputError
-from engines.image import NetworkImage
-from engines.result import keep_detections, to_instances
-from engines.tensorrt import TensorRTEngine
-from engines.tensorrt_plan import DeviceError, open_plans, why_not
+from maskcast.engines.errors import InputError
+from maskcast.engines.image import NetworkImage
+from maskcast.engines.result import keep_detections, to_instances
+from maskcast.engines.tensorrt.device import Gpu, Stream
+from maskcast.engines.tensorrt.engine import TensorRTEngine
+from maskcast.engines.tensorrt.plan import DeviceError, open_plans, why_not
 
 pytestmark = pytest.mark.host_gpu
 
@@ -54,7 +54,7 @@ def pictures(count, seed=0):
 
 def reference(bundle, images, min_score):
     """The same, one image at a time, straight through onnxruntime."""
-    from engines.engine import Detections
+    from maskcast.engines.engine import Detections
 
     found = []
     for image in images:
@@ -345,7 +345,7 @@ def test_a_plan_that_does_not_fit_says_how_to_build_it_again(
 ):
     trt = pytest.importorskip("tensorrt_rtx")
     changes = {key: value or trt.__version__ for key, value in changes.items()}
-    bundle = make_bundle(tmp_path / "misfit", **changes)
+    bundle = make_bundle(tmp_path / "incompatibility", **changes)
     with pytest.raises(InputError, match=rf"{reason}.*`maskcast build .* --size 64x96 --batch 4"):
         TensorRTEngine(bundle)
 
@@ -353,7 +353,9 @@ def test_a_plan_that_does_not_fit_says_how_to_build_it_again(
 def test_a_plan_that_finds_no_memory_to_work_in_says_so(host_driver, tmp_path, monkeypatch):
     trt = pytest.importorskip("tensorrt_rtx")
     engine = SimpleNamespace(device_memory_size_v2=300_000_000)
-    monkeypatch.setattr("engines.tensorrt_plan._deserialise", lambda trt, content: (engine, None))
+    monkeypatch.setattr(
+        "maskcast.engines.tensorrt.plan._deserialise", lambda trt, content: (engine, None)
+    )
     bundle = make_bundle(tmp_path / "large", version=trt.__version__)
     with pytest.raises(InputError, match=r"could not give the 300 MB.*smaller --size or --batch"):
         TensorRTEngine(bundle)

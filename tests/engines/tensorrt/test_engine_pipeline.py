@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from host_tensorrt import HEIGHT, MAX_BATCH, WIDTH, Doubles, make_bundle
 
-from engines.openvino import OpenVinoEngine
-from engines.tensorrt import TensorRTEngine
-from engines.tensorrt_plan import DeviceError
-from pipeline.config import make_config
-from pipeline.pipeline import Pipeline
+from maskcast.engines.openvino.engine import OpenVinoEngine
+from maskcast.engines.tensorrt.engine import TensorRTEngine
+from maskcast.engines.tensorrt.plan import DeviceError
+from maskcast.pipeline.config import make_config
+from maskcast.pipeline.pipeline import Pipeline
 
 pytestmark = [pytest.mark.host_gpu, pytest.mark.timeout(120)]
 

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.plot import HEIGHT, WIDTH, draw_plot, nice_ticks, write_plot
-from pipeline.profile import profile
-from pipeline.report import Report
-from pipeline.trace import Passage, Trace
+from maskcast.pipeline.cli.plot import HEIGHT, WIDTH, draw_plot, nice_ticks, write_plot
+from maskcast.pipeline.cli.profile import profile
+from maskcast.pipeline.cli.report import Report
+from maskcast.pipeline.monitor.trace import Passage, Trace
 
 INFER, DROP = (213, 94, 0), (200, 30, 30)
 

@@ -1,10 +1,10 @@
 import msgspec
 import pytest
 
-from engines.errors import InputError
-from pipeline.config import SourceConfig
-from pipeline.profile import profile
-from pipeline.trace import Trace
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.cli.profile import profile
+from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.monitor.trace import Trace
 
 
 def test_the_default_model_is_profiled_on_a_file(make_clip) -> None:

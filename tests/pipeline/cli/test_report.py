@@ -4,9 +4,9 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from pipeline.memory import Memory, read_memory
-from pipeline.report import Report, make_report, name_bottleneck, report_table
-from pipeline.stats import Meter
+from maskcast.pipeline.cli.report import Report, make_report, name_bottleneck, report_table
+from maskcast.pipeline.memory import Memory, read_memory
+from maskcast.pipeline.stats import Meter
 
 REPORT = msgspec.convert(
     {

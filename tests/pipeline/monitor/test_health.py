@@ -1,8 +1,8 @@
 import pytest
 
-from pipeline.health import STUCK_AFTER_S, check_health
-from pipeline.source_state import SourceState, StateChange
-from pipeline.stats import Meter
+from maskcast.pipeline.monitor.health import STUCK_AFTER_S, check_health
+from maskcast.pipeline.sources.state import SourceState, StateChange
+from maskcast.pipeline.stats import Meter
 
 
 def streaming(*names: str) -> Meter:

@@ -8,11 +8,11 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline.config import make_config
-from pipeline.metrics import make_registry
-from pipeline.pipeline import Pipeline
-from pipeline.source_state import SourceState, StateChange
-from pipeline.stats import Meter
+from maskcast.pipeline.config import make_config
+from maskcast.pipeline.monitor.metrics import make_registry
+from maskcast.pipeline.pipeline import Pipeline
+from maskcast.pipeline.sources.state import SourceState, StateChange
+from maskcast.pipeline.stats import Meter
 
 SECRET = "hunter2"
 NAMES = {

@@ -14,12 +14,12 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
-from engines.errors import InputError
-from pipeline import health
-from pipeline.config import make_config
-from pipeline.health import Health
-from pipeline.metrics_server import MOST_CLIENTS, MetricsServer, split_address
-from pipeline.pipeline import Pipeline
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.config import make_config
+from maskcast.pipeline.monitor import health
+from maskcast.pipeline.monitor.health import Health
+from maskcast.pipeline.monitor.server import MOST_CLIENTS, MetricsServer, split_address
+from maskcast.pipeline.pipeline import Pipeline
 
 
 def get(url: str) -> tuple[int, str]:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import make_config
-from pipeline.frame import STAGES
-from pipeline.pipeline import Pipeline
-from pipeline.trace import Trace, trace_events, write_trace
+from maskcast.pipeline.config import make_config
+from maskcast.pipeline.frame import STAGES
+from maskcast.pipeline.monitor.trace import Trace, trace_events, write_trace
+from maskcast.pipeline.pipeline import Pipeline
 
 PHASES = {"M", "X", "i", "C", "s", "t", "f"}
 

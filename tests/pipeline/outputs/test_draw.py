@@ -4,8 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from engines.instances import Instances
-from pipeline.draw import Painter, palette
+from maskcast.engines.instances import Instances
+from maskcast.pipeline.outputs.draw import Annotator, palette
 
 NAMES = ("background", "person", "dog")
 
@@ -22,9 +22,9 @@ def instances(*boxes: tuple[float, float, float, float], size: tuple[int, int]) 
     )
 
 
-def drawn(found: Instances, painter: Painter | None = None, grey: int = 128) -> NDArray[np.uint8]:
+def drawn(found: Instances, painter: Annotator | None = None, grey: int = 128) -> NDArray[np.uint8]:
     image = Image.new("RGB", (found.width, found.height), (grey, grey, grey))
-    (painter or Painter(NAMES)).draw(image, found)
+    (painter or Annotator(NAMES)).draw(image, found)
     return np.asarray(image)
 
 
@@ -63,7 +63,7 @@ def test_instances_of_one_picture_differ_in_colour() -> None:
 
 
 def test_an_instance_keeps_its_colour_when_the_order_changes() -> None:
-    painter = Painter(NAMES)
+    painter = Annotator(NAMES)
     left, right = (50, 100, 150, 300), (400, 100, 500, 300)
     first = drawn(instances(left, right, size=(640, 480)), painter)
     moved_right, moved_left = (410, 105, 510, 305), (60, 95, 160, 295)
@@ -74,7 +74,7 @@ def test_an_instance_keeps_its_colour_when_the_order_changes() -> None:
 
 
 def test_a_newcomer_takes_a_colour_that_nobody_has() -> None:
-    painter = Painter(NAMES)
+    painter = Annotator(NAMES)
     drawn(instances((50, 100, 150, 300), size=(640, 480)), painter)
     both = drawn(instances((400, 100, 500, 300), (50, 100, 150, 300), size=(640, 480)), painter)
     assert (both[200, 450] != both[200, 100]).any()

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from engines.errors import InputError
-from engines.instances import Instances
-from pipeline.frame import Frame
-from pipeline.publish import Published
-from pipeline.recorder import JsonlRecorder, VideoRecorder, instance_records
+from maskcast.engines.errors import InputError
+from maskcast.engines.instances import Instances
+from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.outputs.recorder import JsonlRecorder, VideoRecorder, instance_records
+from maskcast.pipeline.stages.publish import Published
 
 NAMES = ("background", "person", "dog")
 
@@ -210,10 +210,10 @@ KILLED = """
 import sys
 from pathlib import Path
 import av, numpy
-from engines.instances import Instances
-from pipeline.frame import Frame
-from pipeline.publish import Published
-from pipeline.recorder import VideoRecorder
+from maskcast.engines.instances import Instances
+from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.stages.publish import Published
+from maskcast.pipeline.outputs.recorder import VideoRecorder
 
 recorder = VideoRecorder(Path(sys.argv[1]), ("background", "person"))
 grey = av.VideoFrame.from_ndarray(numpy.full((48, 64, 3), 60, numpy.uint8), format="rgb24")

@@ -3,7 +3,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.backoff import Backoff
+from maskcast.pipeline.sources.backoff import Backoff
 
 
 def test_waits_double_up_to_the_cap_and_begin_again_after_a_reset() -> None:

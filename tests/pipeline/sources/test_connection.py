@@ -5,15 +5,15 @@ import weakref
 
 import pytest
 
-from engines.errors import InputError
-from pipeline import connection as connection_module
-from pipeline import live_source
-from pipeline.config import SourceConfig
-from pipeline.connection import Connection, knock
-from pipeline.inbox import InboxClosed
-from pipeline.live_source import MOST_HANGING, LiveSource
-from pipeline.source import SourceLostError
-from pipeline.source_state import StateChange
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.inbox import InboxClosed
+from maskcast.pipeline.sources import connection as connection_module
+from maskcast.pipeline.sources import live as live_source
+from maskcast.pipeline.sources.connection import Connection, probe_tcp
+from maskcast.pipeline.sources.live import MOST_HANGING, LiveSource
+from maskcast.pipeline.sources.source import SourceLostError
+from maskcast.pipeline.sources.state import StateChange
 
 
 def take_all(connection: Connection) -> list[int]:
@@ -38,7 +38,7 @@ def test_a_connection_reads_to_the_end_and_closes_its_inbox(make_clip) -> None:
 def test_a_connection_that_cannot_be_made_says_why(free_port: int) -> None:
     url = f"rtsp://admin:secret@127.0.0.1:{free_port}/cam"
     for knocks in (False, True):
-        connection = Connection(SourceConfig(url=url), knock=knocks)
+        connection = Connection(SourceConfig(url=url), probe=knocks)
         connection.start()
         assert take_all(connection) == []
         assert isinstance(connection.error, InputError)
@@ -113,11 +113,11 @@ def test_a_connection_gives_back_what_its_decoder_took(make_clip, free_port, mon
 def test_a_host_that_listens_is_knocked_at_and_others_are_not() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        knock(f"rtsp://admin:p@ss/word@127.0.0.1:{port}/cam?x=1")
+        probe_tcp(f"rtsp://admin:p@ss/word@127.0.0.1:{port}/cam?x=1")
         listener.settimeout(2)
         listener.accept()[0].close()
         listener.settimeout(0.1)
-        knock(f"http://127.0.0.1:{port}/cam")
+        probe_tcp(f"http://127.0.0.1:{port}/cam")
         with pytest.raises(TimeoutError):
             listener.accept()
 
@@ -133,7 +133,7 @@ def test_a_host_that_does_not_answer_is_given_up_within_its_second() -> None:
             client.connect_ex(("127.0.0.1", port))
         began_s = time.monotonic()
         with pytest.raises(InputError, match="no answer within 1 s"):
-            knock(f"rtsp://127.0.0.1:{port}/cam")
+            probe_tcp(f"rtsp://127.0.0.1:{port}/cam")
         assert time.monotonic() - began_s < 2.0
         for client in waiting:
             client.close()
@@ -142,7 +142,7 @@ def test_a_host_that_does_not_answer_is_given_up_within_its_second() -> None:
 @pytest.mark.parametrize("url", ["rtsp://127.0.0.1:99999/cam", "rtsp:///cam", "rtsp://[::1/cam"])
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(InputError, match="check the address"):
-        knock(url)
+        probe_tcp(url)
 
 
 def test_reads_that_hang_are_left_behind_but_never_too_many(monkeypatch) -> None:

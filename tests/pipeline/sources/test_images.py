@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from engines.errors import InputError
-from pipeline.config import SourceConfig
-from pipeline.pictures import PictureSource
-from pipeline.source_kinds import open_source
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.sources.images import ImageSource
+from maskcast.pipeline.sources.open import open_source
 
 
 def save(path: Path, colour: tuple[int, int, int] = (9, 9, 9), size=(40, 30), **options) -> Path:
@@ -14,8 +14,8 @@ def save(path: Path, colour: tuple[int, int, int] = (9, 9, 9), size=(40, 30), **
     return path
 
 
-def open_pictures(path: Path, **options) -> PictureSource:
-    return PictureSource(SourceConfig(url=str(path), **options))
+def open_pictures(path: Path, **options) -> ImageSource:
+    return ImageSource(SourceConfig(url=str(path), **options))
 
 
 def test_a_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import live_source
-from pipeline.config import SourceConfig
-from pipeline.connection import Connection
-from pipeline.frame import Frame
-from pipeline.live_source import LiveSource
-from pipeline.source import SourceLostError
-from pipeline.source_kinds import open_source
-from pipeline.source_state import StateChange
+from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.sources import live as live_source
+from maskcast.pipeline.sources.connection import Connection
+from maskcast.pipeline.sources.live import LiveSource
+from maskcast.pipeline.sources.open import open_source
+from maskcast.pipeline.sources.source import SourceLostError
+from maskcast.pipeline.sources.state import StateChange
 
 
 class Watched:

@@ -3,12 +3,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from engines.errors import InputError
-from pipeline.config import SourceConfig
-from pipeline.pattern import PatternSource
-from pipeline.pictures import PictureSource
-from pipeline.source_kinds import check_address, open_source
-from pipeline.video import VideoSource
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.sources.images import ImageSource
+from maskcast.pipeline.sources.open import check_address, open_source
+from maskcast.pipeline.sources.pattern import PatternSource
+from maskcast.pipeline.sources.video import VideoSource
 
 
 def test_the_address_decides_what_reads_it(make_clip, tmp_path: Path) -> None:
@@ -17,8 +17,8 @@ def test_the_address_decides_what_reads_it(make_clip, tmp_path: Path) -> None:
     for url, kind in [
         (str(clip), VideoSource),
         (f"file://{clip}", VideoSource),
-        (str(tmp_path), PictureSource),
-        (str(tmp_path / "a.png"), PictureSource),
+        (str(tmp_path), ImageSource),
+        (str(tmp_path / "a.png"), ImageSource),
         ("test://64x48@10", PatternSource),
     ]:
         with open_source(SourceConfig(url=url)) as source:

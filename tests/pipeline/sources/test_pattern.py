@@ -4,9 +4,9 @@ from itertools import islice, pairwise
 import numpy as np
 import pytest
 
-from engines.errors import InputError
-from pipeline.config import SourceConfig
-from pipeline.pattern import PatternSource, draw_pattern
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.sources.pattern import PatternSource, draw_pattern
 
 
 def test_every_picture_differs_from_the_last_and_none_is_random() -> None:

@@ -1,9 +1,9 @@
 import threading
 import time
 
-from pipeline.config import SourceConfig
-from pipeline.source import Pace
-from pipeline.source_kinds import open_source
+from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.sources.open import open_source
+from maskcast.pipeline.sources.source import Pace
 
 
 def test_files_block_and_cameras_replace_unless_told_otherwise(make_clip) -> None:

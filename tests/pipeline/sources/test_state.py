@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.source_state import SourceState, StateChange, StateMachine
+from maskcast.pipeline.sources.state import SourceState, StateChange, StateMachine
 
 LEGAL = {
     ("connecting", "streaming"),

@@ -7,13 +7,13 @@ import av
 import numpy as np
 import pytest
 
-from engines.errors import InputError
-from pipeline import video
-from pipeline.config import SourceConfig
-from pipeline.frame import Frame
-from pipeline.source import SourceLostError
-from pipeline.source_kinds import open_source
-from pipeline.video import VideoSource
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.sources import video
+from maskcast.pipeline.sources.open import open_source
+from maskcast.pipeline.sources.source import SourceLostError
+from maskcast.pipeline.sources.video import VideoSource
 
 
 def open_video(url: Path | str, **options) -> VideoSource:

@@ -2,9 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.errors import InputError
-from pipeline.config import SourceConfig, make_config
-from pipeline.thinning import EveryNth, MaxFps, thinnings
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.config import SourceConfig, make_config
+from maskcast.pipeline.stages.frame_rate import EveryNth, MaxFps, thinnings
 
 
 @given(n=st.integers(1, 10), pictures=st.integers(0, 100))

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import make_config
-from pipeline.infer import load_engine_for, mode_for
+from maskcast.pipeline.config import make_config
+from maskcast.pipeline.stages.infer import load_engine_for, mode_for
 
 
 def mode_of(*urls: str, **settings: Any) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import make_config
-from pipeline.pipeline import Pipeline
+from maskcast.pipeline.config import make_config
+from maskcast.pipeline.pipeline import Pipeline
 
 Prepare = Callable[[int, int], bool]
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.inbox import Inbox
-from pipeline.stage import Event, Stage
+from maskcast.pipeline.inbox import Inbox
+from maskcast.pipeline.stages.stage import Event, Stage
 
 
 class Doubling(Stage[int, int]):

@@ -8,14 +8,14 @@ import av
 import numpy as np
 import pytest
 
-from engines.errors import InputError
-from engines.instances import Instances
-from pipeline import authenticator
-from pipeline.authenticator import LOCAL, UNKNOWN
-from pipeline.frame import Frame
-from pipeline.keys import ServerKeys, new_keys
-from pipeline.publisher import Publisher
-from pipeline.subscriber import subscribe
+from maskcast.engines.errors import InputError
+from maskcast.engines.instances import Instances
+from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.wire import authenticator
+from maskcast.pipeline.wire.authenticator import LOCAL, UNKNOWN
+from maskcast.pipeline.wire.curve import ServerKeys, new_keys
+from maskcast.pipeline.wire.publisher import Publisher
+from maskcast.pipeline.wire.subscriber import subscribe
 
 NOTHING = Instances(
     64,

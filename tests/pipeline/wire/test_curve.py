@@ -5,8 +5,8 @@ import pytest
 import zmq
 import zmq.auth
 
-from engines.errors import InputError
-from pipeline.keys import (
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.wire.curve import (
     ClientKeys,
     ServerKeys,
     new_keys,

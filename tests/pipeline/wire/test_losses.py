@@ -3,9 +3,9 @@ import tracemalloc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import ledger as ledger_module
-from pipeline.ledger import Gap, Ledger
-from pipeline.wire import EventHeader, InstancesHeader
+from maskcast.pipeline.wire import losses as losses_module
+from maskcast.pipeline.wire.losses import Gap, LossTracker
+from maskcast.pipeline.wire.message import EventHeader, InstancesHeader
 
 A, B = "a" * 16, "b" * 16
 
@@ -31,7 +31,7 @@ def event(name, seq=0, sent=0, publisher=A, **data):
 @settings(max_examples=200, deadline=None)
 @given(arrived=st.sets(st.integers(0, 60), min_size=1))
 def test_received_and_lost_are_all_that_was_sent_since_the_first(arrived):
-    ledger, arrived = Ledger(), sorted(arrived)
+    ledger, arrived = LossTracker(), sorted(arrived)
     gaps = [ledger.enter_instances("cam1", instances(seq)) for seq in arrived]
     assert gaps[0] == Gap(0, restarted=False)
     assert ledger.tally.received == len(arrived)
@@ -40,14 +40,14 @@ def test_received_and_lost_are_all_that_was_sent_since_the_first(arrived):
 
 
 def test_losses_are_kept_apart_by_source():
-    ledger = Ledger()
+    ledger = LossTracker()
     for source, seq in (("a", 0), ("b", 7), ("a", 1), ("b", 8)):
         assert ledger.enter_instances(source, instances(seq)).lost == 0
     assert ledger.enter_instances("a", instances(4)).lost == 2
 
 
 def test_a_restarted_publisher_is_told_of_once_and_nothing_is_lost():
-    ledger = Ledger()
+    ledger = LossTracker()
     ledger.enter_instances("cam1", instances(100))
     assert ledger.enter_instances("cam1", instances(0, B)) == Gap(0, restarted=True)
     assert ledger.enter_instances("cam1", instances(1, B)) == Gap(0, restarted=False)
@@ -55,7 +55,7 @@ def test_a_restarted_publisher_is_told_of_once_and_nothing_is_lost():
 
 
 def test_a_message_that_comes_twice_counts_once():
-    ledger = Ledger()
+    ledger = LossTracker()
     ledger.enter_instances("cam1", instances(3))
     assert ledger.enter_instances("cam1", instances(3)) is None
     assert ledger.enter_instances("cam1", instances(4)).lost == 0
@@ -63,7 +63,7 @@ def test_a_message_that_comes_twice_counts_once():
 
 
 def test_the_messages_lost_before_an_event_are_counted():
-    ledger = Ledger()
+    ledger = LossTracker()
     ledger.enter_instances("cam1", instances(0))
     assert ledger.enter_event("cam1", event("ended", sent=5)).lost == 4
     assert ledger.tally.lost == 4
@@ -71,7 +71,7 @@ def test_the_messages_lost_before_an_event_are_counted():
 
 
 def test_an_event_that_is_sent_again_is_none():
-    ledger = Ledger()
+    ledger = LossTracker()
     assert ledger.enter_event("cam1", event("state", seq=4, state="running")) is not None
     assert ledger.enter_event("cam1", event("labels", seq=0, id="x", names=["n"])) is not None
     assert ledger.enter_event("cam1", event("state", seq=4, state="running")) is None
@@ -80,7 +80,7 @@ def test_an_event_that_is_sent_again_is_none():
 
 
 def test_label_names_are_known_by_their_id():
-    ledger = Ledger()
+    ledger = LossTracker()
     ledger.enter_event("cam1", event("labels", id="0a", names=["background", "cat"]))
     ledger.enter_event("cam1", event("labels", seq=1, id="0b", names="nonsense"))
     assert ledger.label_names("0a") == ("background", "cat")
@@ -88,7 +88,7 @@ def test_label_names_are_known_by_their_id():
 
 
 def test_all_have_ended_when_each_one_wanted_has():
-    ledger = Ledger()
+    ledger = LossTracker()
     assert not ledger.all_ended(None)
     ledger.enter_event("a", event("ended"))
     assert ledger.all_ended(None)
@@ -103,7 +103,7 @@ def test_all_have_ended_when_each_one_wanted_has():
 
 
 def test_a_publisher_that_invents_without_end_takes_no_memory_without_end():
-    ledger = Ledger()
+    ledger = LossTracker()
 
     def invent(start):
         for number in range(start, start + 5000):
@@ -126,11 +126,11 @@ def test_a_publisher_that_invents_without_end_takes_no_memory_without_end():
     finally:
         tracemalloc.stop()
     assert grown < 3_000_000  # what is kept was replaced; 5000 more of each would be 9 MB
-    assert len(ledger.states()) <= ledger_module.MOST_SOURCES
+    assert len(ledger.states()) <= losses_module.MOST_SOURCES
 
 
 def test_who_is_heard_often_is_not_forgotten_for_those_that_are_invented():
-    ledger = Ledger()
+    ledger = LossTracker()
     ledger.enter_event("cam1", event("state", state="running"))
     for number in range(5000):
         assert ledger.enter_instances("cam1", instances(2 * number)).lost == bool(number)

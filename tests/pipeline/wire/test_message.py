@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines.errors import InputError
-from engines.instances import Instances, PolygonMasks
-from pipeline.wire import (
+from maskcast.engines.errors import InputError
+from maskcast.engines.instances import Instances, PolygonMasks
+from maskcast.pipeline.wire.message import (
     EventHeader,
     EventMessage,
     InstancesHeader,
@@ -26,8 +26,8 @@ from pipeline.wire import (
     topic,
 )
 
-GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.json"))
-SPECIFICATION = Path(__file__).parents[2] / "docs" / "wire.md"
+GOLDEN = sorted((Path(__file__).parents[2] / "golden").glob("*.json"))
+SPECIFICATION = Path(__file__).parents[3] / "docs" / "wire.md"
 FORMATS = ("crop_u8", "crop_bits", "coco_rle", "polygon", "none")
 
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import zmq
 
-from engines.errors import InputError
-from engines.instances import Instances
-from pipeline.frame import Frame
-from pipeline.keys import ServerKeys, new_keys
-from pipeline.publisher import Publisher
-from pipeline.wire import EventMessage, InstancesMessage, decode
+from maskcast.engines.errors import InputError
+from maskcast.engines.instances import Instances
+from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.wire.curve import ServerKeys, new_keys
+from maskcast.pipeline.wire.message import EventMessage, InstancesMessage, decode
+from maskcast.pipeline.wire.publisher import Publisher
 
 NAMES = ("background", "person")
 PICTURE = av.VideoFrame(64, 48)

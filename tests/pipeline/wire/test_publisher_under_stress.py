@@ -18,11 +18,11 @@ import zmq
 from numpy.typing import NDArray
 
 import maskcast
-from engines.instances import Instances
-from pipeline import publisher as publisher_module
-from pipeline.frame import Frame
-from pipeline.publisher import Publisher
-from pipeline.subscriber import subscribe
+from maskcast.engines.instances import Instances
+from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.wire import publisher as publisher_module
+from maskcast.pipeline.wire.publisher import Publisher
+from maskcast.pipeline.wire.subscriber import subscribe
 
 NAMES = ("background", "person")
 PICTURE = av.VideoFrame(64, 48)
@@ -30,7 +30,7 @@ BOX = np.array([[4, 4, 40, 40]], np.float32)
 
 READ_ALL = """
 import json, sys
-from pipeline.subscriber import subscribe
+from maskcast.pipeline.wire.subscriber import subscribe
 with subscribe(sys.argv[1], policy="all", timeout_s=30) as frames:
     told = sum(frame.lost_before for frame in frames)
     tally = frames.tally
@@ -61,9 +61,9 @@ sys.stdin.read()
 PUBLISH_FOREVER = """
 import itertools, sys, time
 import av, numpy as np
-from engines.instances import Instances
-from pipeline.frame import Frame
-from pipeline.publisher import Publisher
+from maskcast.engines.instances import Instances
+from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.wire.publisher import Publisher
 nothing = Instances(
     64, 48, np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32), None
 )
@@ -123,7 +123,7 @@ def process(code, endpoint):
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(maskcast.__file__).parent)},
+        env=os.environ | {"PYTHONPATH": str(Path(maskcast.__file__).parents[1])},
     )
     try:
         yield started

@@ -12,16 +12,16 @@ from PIL import Image
 from publishers import NAMES, frame, seen
 from witnesses import wait_until
 
-from engines.errors import InputError
-from pipeline import subscriber
-from pipeline.publisher import Publisher
-from pipeline.subscriber import EndOfStreams, PublishedFrame, StreamEvent, subscribe
-from pipeline.wire import (
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.wire import subscriber
+from maskcast.pipeline.wire.message import (
     InstancesHeader,
     InstancesMessage,
     WireError,
     encode,
 )
+from maskcast.pipeline.wire.publisher import Publisher
+from maskcast.pipeline.wire.subscriber import EndOfStreams, PublishedFrame, StreamEvent, subscribe
 
 
 @pytest.mark.parametrize("form", ["crop_u8", "crop_bits", "coco_rle", "polygon", "none"])
@@ -323,7 +323,7 @@ def run_script(code):
 
 def test_control_c_ends_a_waiting_loop_at_once():
     process = run_script(
-        "from pipeline.subscriber import subscribe\n"
+        "from maskcast.pipeline.wire.subscriber import subscribe\n"
         "print('waiting', flush=True)\n"
         "for frame in subscribe('tcp://127.0.0.1:9', timeout_s=60): pass\n"
     )
@@ -339,7 +339,7 @@ def test_control_c_ends_a_waiting_loop_at_once():
 
 def test_a_program_that_forgets_to_close_ends_all_the_same():
     process = run_script(
-        "from pipeline.subscriber import subscribe\n"
+        "from maskcast.pipeline.wire.subscriber import subscribe\n"
         "frames = subscribe('tcp://127.0.0.1:9').open()\n"
         "print('done')\n"
     )

@@ -7,8 +7,8 @@ import pytest
 from publishers import NAMES, frame, seen
 from witnesses import wait_until
 
-from pipeline.publisher import Publisher
-from pipeline.subscriber import subscribe
+from maskcast.pipeline.wire.publisher import Publisher
+from maskcast.pipeline.wire.subscriber import subscribe
 
 
 def test_a_gap_is_told_of_exactly(script):

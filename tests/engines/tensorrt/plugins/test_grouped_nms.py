@@ -9,7 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import nms
 
-from engines.plugins.launch import MAX_CANDIDATES, grouped_nms, nms_workspace_bytes
+from maskcast.engines.tensorrt.plugins.launch import (
+    MAX_CANDIDATES,
+    grouped_nms,
+    nms_workspace_bytes,
+)
 
 GUARD = 64
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from engines.plugins import launch
+from maskcast.engines.tensorrt.plugins import launch
 
 
 def pool(kernels, features, rois, batch_index, *, size=7, ratio=2, aligned=False, backwards=False):

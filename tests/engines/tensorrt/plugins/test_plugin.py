@@ -9,10 +9,10 @@ import pytest
 import torch
 from torchvision.ops import nms, roi_align
 
-from engines.cuda import Gpu
-from engines.plugins.driver import CudaError, compute_capability, kernels
-from engines.plugins.operator import GroupedNms, MultiscaleRoiAlign, Tensor
-from engines.plugins.plugin import make_plugin
+from maskcast.engines.tensorrt.device import Gpu
+from maskcast.engines.tensorrt.plugins.driver import CudaError, compute_capability, kernels
+from maskcast.engines.tensorrt.plugins.operator import GroupedNms, MultiscaleRoiAlign, Tensor
+from maskcast.engines.tensorrt.plugins.plugin import make_plugin
 
 pytestmark = pytest.mark.host_gpu
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
-from engines.plugins import launch
+from maskcast.engines.tensorrt.plugins import launch
 
 
 def prepare(kernels, pictures, contents, height, width, *, pad=114.0, dtype="f4"):

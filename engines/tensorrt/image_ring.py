@@ -1,4 +1,4 @@
-"""PictureRing: pictures on their way to the GPU, ahead of the batch that they will be part of."""
+"""ImageRing: pictures on their way to the GPU, ahead of the batch that they will be part of."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.cuda import Event, Memory
-from engines.image import NetworkImage
+from maskcast.engines.image import NetworkImage
+from maskcast.engines.tensorrt.device import Event, Memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Place:
     uploaded: Event
 
 
-class PictureRing:
+class ImageRing:
     """Uploads pictures on a stream of its own, so that they go up while the GPU computes.
 
     ``prefetch`` and ``taken`` may be called from two threads. Both need the CUDA context.

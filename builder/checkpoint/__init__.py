@@ -1,0 +1,1 @@
+"""Checkpoints of maskcast, torchvision and detectron2."""

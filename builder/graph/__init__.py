@@ -1,0 +1,1 @@
+"""The portable ONNX graphs: export, operators, precision, quantisation."""

@@ -1,0 +1,1 @@
+"""TensorRT plans from the portable graphs."""

@@ -1,0 +1,5 @@
+"""``python -m maskcast``."""
+
+from maskcast import main
+
+main()

@@ -1,0 +1,1 @@
+"""The run-time commands: run, watch, profile, demo, ctl, keys."""

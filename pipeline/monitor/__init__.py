@@ -1,0 +1,1 @@
+"""What a running pipeline says of itself: metrics, health, traces."""

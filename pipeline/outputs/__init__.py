@@ -1,0 +1,1 @@
+"""Files written from a run: annotated video and JSON lines."""

@@ -1,0 +1,1 @@
+"""Where frames come from: files, streams, cameras, images, a test pattern."""

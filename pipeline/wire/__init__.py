@@ -1,0 +1,1 @@
+"""Messages over ZeroMQ (docs/wire.md): encoding, publisher, subscriber, keys."""
