@@ -1,6 +1,6 @@
 """Compile the CUDA kernels ahead, so that a user's machine needs no compiler.
 
-``python -m maskcast.builder.kernels`` writes ``kernels.fatbin`` (machine code for every architecture
+``python -m maskcast.builder.kernels`` writes ``kernels.fatbin`` (machine code for the architectures
 that we name, PTX for those to come) and ``kernels.json`` (what it was made from).
 """
 

@@ -11,6 +11,7 @@ import pytest
 import maskcast
 
 PUBLIC = [
+    "Annotator",
     "Bundle",
     "Config",
     "Detections",
@@ -20,7 +21,6 @@ PUBLIC = [
     "Instances",
     "JsonlRecorder",
     "Manifest",
-    "Annotator",
     "Pipeline",
     "PublishedFrame",
     "StreamEvent",
@@ -68,7 +68,7 @@ def test_type_checkers_see_the_same_names() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
-        if alias.asname
+        if alias.asname == alias.name
     ]
     assert {name: module for module, name in imports} == maskcast._HOME_OF
 
