@@ -155,11 +155,13 @@ class PublishStage(Stage[Seen, None]):
         if self._publisher is not None:
             self._publisher.event(event.source, event.name, **event.data)
         if event.name == "ended":
+            self._ended.intersection_update(self._sources.names())
             self._ended.add(event.source)
             self._lost.pop(event.source, None)
             self._size.pop(event.source, None)
-        if event.data.get("reason") == REMOVED:
+        else:
             self._ended.discard(event.source)
+        if event.data.get("reason") == REMOVED:
             if self._publisher is not None:
                 self._publisher.forget(event.source)
             self._sources.on_removed(event.source)
@@ -173,20 +175,26 @@ class PublishStage(Stage[Seen, None]):
     def close(self) -> None:
         """Finish the files and free the endpoint, each whatever becomes of the others.
 
-        That a source has ended is said here where it could not come in line with its frames: the
-        engine failed, or is at work for too long.
+        ``ended`` events that could not pass the stages behind the last frame are published here:
+        a stage failed, or the engine takes too long.
         """
         with ExitStack() as closing:
             if self._publisher is not None:
                 closing.callback(self._publisher.close)
-                closing.callback(self._say_last_words, self._publisher)
+                closing.callback(self._publish_missing_ends, self._publisher)
             for recorder in self._recorders:
                 closing.callback(recorder.close)
 
-    def _say_last_words(self, publisher: Publisher) -> None:
-        for word in self._sources.ended_events():
-            if word.source not in self._ended:
-                publisher.event(word.source, word.name, **word.data)
+    def _publish_missing_ends(self, publisher: Publisher) -> None:
+        """Publish ``ended`` for every source that has not ended on the wire.
+
+        A source without an ``ended`` event of its own is still being read: this stage failed.
+        """
+        known = {event.source: event for event in self._sources.ended_events()}
+        for name in self._sources.names():
+            if name not in self._ended:
+                event = known.get(name) or Event(name, "ended", {"reason": "failed"})
+                publisher.event(name, event.name, **event.data)
 
     def _publish(self, frame: Frame, instances: Instances) -> Published:
         source = frame.source

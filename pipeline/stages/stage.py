@@ -52,6 +52,7 @@ class Stage(threading.Thread, ABC, Generic[In, Out]):
     as young as it can be when the next stage gets it.
 
     When its inbox ends it closes the next one, so the end runs down the line behind the last item.
+    A stage that fails leaves the next inbox open; whoever receives its report closes it.
 
     Args:
         name: the thread's name and the stage's in timelines.
@@ -93,10 +94,12 @@ class Stage(threading.Thread, ABC, Generic[In, Out]):
             finally:
                 self.close()
         except BaseException as error:
+            # The next inbox stays open: the supervisor closes it once every source has its reason.
             self._report(error)
-        finally:
+        else:
             if self._outbox is not None:
                 self._outbox.close()
+        finally:
             self._report(None)
 
     def open(self) -> None:

@@ -121,17 +121,45 @@ def test_an_engine_at_work_for_long_does_not_delay_what_is_published(
     assert source.captured == source.processed + sum(source.dropped.values())
 
 
-def test_a_failure_is_published_as_the_end_of_every_source(timed_engine, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["detect", "segment", "recorder"])
+def test_a_failure_ends_every_source_for_the_subscribers(
+    timed_engine, tmp_path: Path, where: str
+) -> None:
+    def fail(frame, instances, published) -> None:
+        raise ZeroDivisionError("no space")
+
     endpoint = f"ipc://{tmp_path}/socket"
     listener = Listener(endpoint)
     engine = timed_engine(0.002)
-    engine.fails_at = {"detect": 5}
+    engine.fails_at = {where: 5}
     urls = [{"url": "test://64x48@100", "name": name} for name in "ab"]
     publish = {"endpoint": endpoint, "wait_subscribers": 1}
+    on_frame = fail if where == "recorder" else None
     with pytest.raises(ZeroDivisionError):
-        Pipeline(configured(*urls, publish=publish), engine).run()
+        Pipeline(configured(*urls, publish=publish), engine, on_frame=on_frame).run()
     listener.finish()
     assert listener.ended() == {"a": "failed", "b": "failed"}
+
+
+def test_a_source_that_ended_before_the_failure_keeps_its_reason(
+    timed_engine, make_clip, tmp_path: Path
+) -> None:
+    def fail(frame, instances, published) -> None:
+        if frame.source == "live" and pipeline.stats().sources[0].ended:
+            raise ZeroDivisionError("no space")
+
+    endpoint = f"ipc://{tmp_path}/socket"
+    listener = Listener(endpoint)
+    urls = [
+        {"url": str(make_clip()), "name": "file"},
+        {"url": "test://64x48@100", "name": "live"},
+    ]
+    publish = {"endpoint": endpoint, "wait_subscribers": 1}
+    pipeline = Pipeline(configured(*urls, publish=publish), timed_engine(), on_frame=fail)
+    with pytest.raises(ZeroDivisionError):
+        pipeline.run()
+    listener.finish()
+    assert listener.ended() == {"file": "end of stream", "live": "failed"}
 
 
 def test_a_signal_handler_may_stop_the_pipeline(timed_engine) -> None:
