@@ -204,9 +204,12 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     limit: Annotated[int | None, typer.Option(help="Only the first pictures.")] = None,
 ) -> None:
-    """Measure a bundle's accuracy: COCO average precision of boxes and masks.
+    """Measure a bundle's accuracy on annotated images.
 
-    Categories are matched by name; only those that the model knows are scored.
+    Prints COCO's average precision of boxes and masks, and the precision, recall and false alarms
+    per image at the bundle's score threshold, where a detection counts as right if its box overlaps
+    an instance with an IoU of at least 0.5. Images without annotations count. Categories are
+    matched by name; only those that the model knows are scored.
     """
     with _builder_extra():
         from maskcast.builder.evaluate import Prediction
@@ -225,8 +228,8 @@ def evaluate(
         masks = [found.rle(i) for i in range(len(found))] if with_masks else None
         return Prediction(found.boxes, found.scores, found.labels, masks)
 
-    def show(pictures: list[Any]) -> Iterable[Any]:
-        return track(pictures, "measuring", console=Console(stderr=True), transient=True)
+    def show(entries: list[Any]) -> Iterable[Any]:
+        return track(entries, "measuring", console=Console(stderr=True), transient=True)
 
     try:
         scores = evaluate_predictor(
@@ -235,6 +238,7 @@ def evaluate(
             annotations,
             tuple(label_names[1:]),
             with_masks=with_masks,
+            threshold=engine.manifest.score_threshold,
             limit=limit,
             track=show,
         )
@@ -250,15 +254,32 @@ def _print_scores(scores: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", title=f"COCO average precision, percent, {scores['images']} pictures")
+    console = Console()
+    images = scores["images"]
+    table = Table("", title=f"COCO average precision, percent, {images} images")
     kinds = {"bbox": "boxes", "segm": "masks"}
     for name in scores["bbox"]:
         table.add_column(name, justify="right")
     for kind, title in kinds.items():
         if kind in scores:
             figures = scores[kind].values()
-            table.add_row(title, *(f"{100 * ap:.1f}" if ap >= 0 else "-" for ap in figures))
-    Console().print(table)
+            table.add_row(title, *(_percent(ap) for ap in figures))
+    console.print(table)
+    point = scores["at_threshold"]
+    table = Table(title=f"At the bundle's threshold, {point['threshold']:g}, boxes")
+    for name in ("precision %", "recall %", "false alarms per image"):
+        table.add_column(name, justify="right")
+    table.add_row(
+        _percent(point["precision"]),
+        _percent(point["recall"]),
+        f"{point['false_per_image']:.3f}",
+    )
+    console.print(table)
+
+
+def _percent(fraction: float | None) -> str:
+    """Format a fraction; COCO's -1 and None mean that there was nothing to measure."""
+    return "-" if fraction is None or fraction < 0 else f"{100 * fraction:.1f}"
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from faster_coco_eval import COCO, COCOeval_faster
 from pycocotools import mask as coco_mask
 
+from maskcast.builder.operating_point import measure_operating_point
 from maskcast.builder.training.augment import Pixels
 from maskcast.builder.training.dataset import encode_segmentation, read_annotations, read_image
 from maskcast.engines.errors import InputError
@@ -21,13 +22,13 @@ Scores = dict[str, Any]
 
 
 class Prediction(NamedTuple):
-    """What a predictor found in one picture.
+    """What a predictor found in one image.
 
     Attributes:
-        boxes: float32 ``[N, 4]``, xyxy in pixels of the source picture.
+        boxes: float32 ``[N, 4]``, xyxy in pixels of the source image.
         scores: float32 ``[N]``, 0..1.
         labels: integer ``[N]``, from 1, of the predictor's label names.
-        masks: COCO's compressed RLE of each, of the source picture's size; None without masks.
+        masks: COCO's compressed RLE of each, in the size of the source image; None without masks.
     """
 
     boxes: npt.NDArray[np.float32]
@@ -46,26 +47,29 @@ def evaluate(
     labels: tuple[str, ...],
     *,
     with_masks: bool = True,
+    threshold: float | None = None,
     limit: int | None = None,
     track: Callable[[list[Any]], Iterable[Any]] = iter,
 ) -> Scores:
     """Score a predictor against an annotation file.
 
     Categories are matched by name, and only those among ``labels`` are scored. Crowds and size
-    ranges follow COCO's rules.
+    ranges follow COCO's rules. A file without annotations gives the false alarms alone.
 
     Args:
         predict: maps uint8 ``[H, W, 3]`` RGB to what it found.
-        images: folder of the pictures.
+        images: folder of the images.
         annotations: COCO's JSON.
         labels: names of the labels 1, 2, ...
         with_masks: score masks too.
-        limit: only the first so many pictures.
-        track: wraps the list of pictures, to show progress.
+        threshold: score, 0..1, to report an ``OperatingPoint`` for.
+        limit: use only the first N images.
+        track: wraps the list of images, to show progress.
 
     Returns:
-        ``bbox`` and, with masks, ``segm``: the fractions AP, AP50, AP75, APs, APm, APl (-1 where
-        there is no instance of that size), and ``images``, their number.
+        ``images``, their number; ``bbox`` and, with masks, ``segm``: the fractions AP, AP50, AP75,
+        APs, APm, APl (-1 where there is no instance of that size); with a threshold,
+        ``at_threshold``: an ``OperatingPoint``.
 
     Raises:
         InputError: the annotations have no masks, or no category that the predictor knows.
@@ -79,27 +83,31 @@ def evaluate(
     }
     if not category_of_label:
         raise InputError(f"{annotations}: none of its categories is one of {', '.join(labels)}")
-    pictures = content["images"][:limit]
-    truth = _truth(content, pictures, set(category_of_label.values()), with_masks, annotations)
+    chosen = content["images"][:limit]
+    truth = _truth(content, chosen, set(category_of_label.values()), with_masks, annotations)
     found: list[dict[str, Any]] = []
-    for picture in track(pictures):
-        prediction = predict(read_image(images / picture["file_name"]))
-        found += _results(prediction, picture["id"], category_of_label)
-    scores: Scores = {"images": len(pictures)}
+    for image in track(chosen):
+        prediction = predict(read_image(images / image["file_name"]))
+        found += _results(prediction, image["id"], category_of_label)
+    scores: Scores = {"images": len(chosen)}
     for kind in ("bbox", "segm") if with_masks else ("bbox",):
         scores[kind] = _average_precision(truth, found, kind)
+    if threshold is not None:
+        scores["at_threshold"] = measure_operating_point(
+            truth["annotations"], found, len(chosen), threshold
+        )
     return scores
 
 
 def _truth(
     content: dict[str, Any],
-    pictures: list[dict[str, Any]],
+    images: list[dict[str, Any]],
     categories: set[int],
     with_masks: bool,
     path: Path,
 ) -> dict[str, Any]:
     """Select what is scored, in the form that the evaluation wants."""
-    size = {p["id"]: (int(p["height"]), int(p["width"])) for p in pictures}
+    size = {p["id"]: (int(p["height"]), int(p["width"])) for p in images}
     annotations: list[dict[str, Any]] = []
     for annotation in content["annotations"]:
         if annotation["category_id"] not in categories or annotation["image_id"] not in size:
@@ -121,7 +129,7 @@ def _truth(
             entry.pop("segmentation", None)
         annotations.append(entry)
     return {
-        "images": pictures,
+        "images": images,
         "annotations": annotations,
         "categories": [c for c in content["categories"] if c["id"] in categories],
     }
@@ -154,6 +162,8 @@ def _average_precision(
     names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
     if kind == "bbox":
         found = [{k: v for k, v in result.items() if k != "segmentation"} for result in found]
+    if all(annotation["iscrowd"] for annotation in truth["annotations"]):
+        return dict.fromkeys(names, -1.0)
     if not found:
         return dict.fromkeys(names, 0.0)
     with contextlib.redirect_stdout(io.StringIO()):

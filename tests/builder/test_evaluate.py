@@ -142,6 +142,34 @@ def test_annotations_of_other_categories_are_an_input_error(draw_ellipses) -> No
         evaluate(Oracle(folder), folder.images, folder.annotations, ("green",))
 
 
+def test_the_operating_point_counts_what_the_threshold_keeps(draw_ellipses) -> None:
+    folder = draw_ellipses()
+    scores = evaluate(
+        Oracle(folder), folder.images, folder.annotations, LABELS, threshold=0.85
+    )  # of the two instances of an image, one scores 0.9 and one 0.8
+    assert scores["at_threshold"] == {
+        "threshold": 0.85,
+        "precision": 1,
+        "recall": 0.5,
+        "false_per_image": 0,
+    }
+
+
+def test_a_file_without_annotations_gives_the_false_alarms_alone(draw_ellipses) -> None:
+    folder = draw_ellipses()
+    oracle = Oracle(folder)
+    empty = folder.annotations.with_name("empty.json")
+    empty.write_text(json.dumps({**folder.content(), "annotations": []}))
+    scores = evaluate(oracle, folder.images, empty, LABELS, threshold=0.5)
+    assert scores["at_threshold"] == {
+        "threshold": 0.5,
+        "precision": 0,
+        "recall": None,
+        "false_per_image": 2,
+    }
+    assert set(scores["bbox"].values()) == set(scores["segm"].values()) == {-1}
+
+
 @pytest.mark.parametrize("with_masks", [True, False])
 def test_a_torch_network_predicts_in_pixels_of_the_picture(with_masks: bool) -> None:
     config = network_config("lite0-fpn", ("a", "b"), with_masks)
