@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.url import redact, source_name
+from maskcast.pipeline.url import MAX_URL_LENGTH, redact, source_name
 from maskcast.pipeline.wire.message import MaskFormat
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ class SourceConfig(
         required: whether ``/healthz`` calls the pipeline ill while this source does not stream.
     """
 
-    url: Annotated[str, Meta(min_length=1)]
+    url: Annotated[str, Meta(min_length=1, max_length=MAX_URL_LENGTH)]
     name: SourceName | None = None
     policy: Policy | None = None
     every_nth: Count = 1

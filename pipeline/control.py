@@ -17,7 +17,7 @@ from maskcast.pipeline.log import fields
 from maskcast.pipeline.sources.state import SourceState
 from maskcast.pipeline.stages.stage import Report
 from maskcast.pipeline.stats import SourceStats, Stats
-from maskcast.pipeline.url import redact
+from maskcast.pipeline.url import redact, shorten
 from maskcast.pipeline.wire.authenticator import Authenticator
 from maskcast.pipeline.wire.curve import ServerKeys
 from maskcast.pipeline.wire.endpoint import (
@@ -176,7 +176,7 @@ class ControlServer:
         try:
             answer = self._obey(decode_request(request))
         except InputError as error:
-            answer = Answer(ok=False, error=_one_line(str(error)))
+            answer = Answer(ok=False, error=shorten(str(error)))
             _logger.info("control_refused", extra=fields(reason=answer.error))
         return msgspec.msgpack.encode(answer)
 
@@ -209,7 +209,7 @@ def decode_request(data: bytes) -> Request:
         request: Request = msgspec.msgpack.decode(data, type=Request)
         return request
     except msgspec.ValidationError as error:
-        raise InputError(f"not a request: {redact(str(error))}") from None
+        raise InputError(f"not a request: {shorten(redact(str(error)))}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
         raise InputError("not a request: a msgpack map with the key 'request' is wanted") from None
 
@@ -220,7 +220,7 @@ def report_source(config: SourceConfig, stats: SourceStats) -> SourceReport:
         name=stats.name,
         url=redact(config.url),
         state=stats.state,
-        detail=_one_line(stats.detail),
+        detail=shorten(stats.detail),
         policy=config.policy,
         width=stats.last.width if stats.last is not None else None,
         height=stats.last.height if stats.last is not None else None,
@@ -235,9 +235,3 @@ def report_source(config: SourceConfig, stats: SourceStats) -> SourceReport:
 def _receive(socket: zmq.Socket[bytes]) -> bytes:
     """Return a request's first part; what stands behind it belongs to a later version."""
     return socket.recv_multipart()[0]
-
-
-def _one_line(text: str) -> str:
-    """Return a text without breaks, cut where a path or name in it is absurdly long."""
-    line = " ".join(text.split())
-    return line if len(line) <= 500 else f"{line[:499]}…"

@@ -74,8 +74,9 @@ def event(record: logging.LogRecord) -> dict[str, object]:
         "logger": record.name,
     }
     if record.exc_info:
-        shown["traceback"] = logging.Formatter().formatException(record.exc_info)
-    return {key: _plain(value) for key, value in shown.items()}
+        lines = logging.Formatter().formatException(record.exc_info).splitlines()
+        shown["traceback"] = "\n".join(map(redact, lines))  # a whole one is too long for redact
+    return {key: value if key == "traceback" else _plain(value) for key, value in shown.items()}
 
 
 class TextFormatter(logging.Formatter):

@@ -1,36 +1,56 @@
-"""Source addresses: what they point to, what may be shown of them, and names made from them."""
+"""Source URLs: what they point to, what may be shown of them, and names made from them."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path, PurePath
+from urllib.parse import urlsplit
+
+MAX_URL_LENGTH = 2048
+"""Characters of a URL."""
+
+MAX_SHOWN_LENGTH = 500
+"""Characters of a text that comes from outside and is shown in a message, a log line or a table."""
 
 _HIDDEN = "***"
 
-_SCHEME_AND_REST = re.compile(
-    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?<!test://)(?P<rest>.*)", re.DOTALL
-)
+_SCHEME = re.compile(r"(?<![A-Za-z0-9+.-])(?!(?i:test)://)[A-Za-z0-9+.-]*+://")
+"""Possessive, and only from the start of a word: the search is linear in the length of the text."""
 
-_SECRET_PARAMETER = re.compile(
-    r"(?P<name>[^=&;?/#\s]*"
-    r"(?:pas|pwd|psw|token|key|secret|auth|sig|cred|user|usr|login|jwt|sid|session)"
-    r"[^=&;?/#\s]*)=[^&]*",
-    re.IGNORECASE,
+_PARAMETER_NAME = re.compile(r"(?<![^=&;?/#\s])[^=&;?/#\s]++=")
+
+_SECRET_WORD = re.compile(
+    r"pas|pwd|psw|token|key|secret|auth|sig|cred|user|usr|login|jwt|sid|session", re.IGNORECASE
 )
 
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
 
+_NETWORK_SCHEMES = frozenset({"http", "https", "rtsp", "rtsps"})
 
-def redact(url: str) -> str:
-    """Return a URL without its credentials.
 
-    The user part (``user:password@``) and the values of parameters that are named like secrets
-    (``?token=``, and cameras' ``/user=admin_password=…``) become ``***``. A password may hold an
-    unescaped ``/``, ``?``, ``@`` or blank, so where the address could be read in two ways more is
-    hidden, never less. In a text with a URL in it, what follows the URL may be hidden too.
+def redact(text: str) -> str:
+    """Return a URL, or a text with a URL in it, without credentials.
+
+    The user part (``user:password@``) and the values of parameters with names like those of secrets
+    (``?token=``, and the ``/user=admin_password=…`` of some cameras) become ``***``. A password may
+    contain an unescaped ``/``, ``?``, ``@`` or blank, so an ambiguous URL is hidden in full. What
+    follows a URL in a text may be hidden too.
+
+    The time is linear in the length of the text. A longer text is cut at ``MAX_URL_LENGTH``, and a
+    URL in it is hidden in full, because its host may be in the part that was cut.
     """
-    shown = _SCHEME_AND_REST.sub(lambda match: match["scheme"] + _without_user(match["rest"]), url)
-    return _SECRET_PARAMETER.sub(lambda match: f"{match['name']}={_HIDDEN}", shown)
+    is_cut = len(text) > MAX_URL_LENGTH
+    text = text[:MAX_URL_LENGTH]
+    if found := _SCHEME.search(text):
+        rest = _HIDDEN if is_cut else _without_user(text[found.end() :])
+        text = text[: found.end()] + rest
+    return _without_secret_parameters(text) + ("…" if is_cut else "")
+
+
+def shorten(text: str) -> str:
+    """Return a text on one line, cut at ``MAX_SHOWN_LENGTH`` characters; redact it before."""
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_SHOWN_LENGTH else f"{line[: MAX_SHOWN_LENGTH - 1]}…"
 
 
 def _without_user(rest: str) -> str:
@@ -39,20 +59,37 @@ def _without_user(rest: str) -> str:
     return f"{_HIDDEN}@{address}" if at and (":" in user or "@" in authority) else rest
 
 
+def _without_secret_parameters(text: str) -> str:
+    parts, done = [], 0
+    while name := _PARAMETER_NAME.search(text, done):
+        parts.append(text[done : name.end()])
+        done = name.end()
+        if _SECRET_WORD.search(name[0]):
+            end = text.find("&", done)
+            done = len(text) if end < 0 else end
+            parts.append(_HIDDEN)
+    return "".join([*parts, text[done:]])
+
+
 def scheme(url: str) -> str:
-    """Return the scheme in lower case, or "" for a path of this machine."""
+    """Return the scheme in lower case, or "" for a path on this machine."""
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", url)
     return match[1].lower() if match else ""
 
 
 def is_local(url: str) -> bool:
-    """Tell whether an address is of this machine: a file or a folder, but no device."""
+    """Tell whether a URL names a file or folder on this machine, and no device."""
     return scheme(url) in ("", "file") and not is_device(url)
 
 
 def is_device(url: str) -> bool:
-    """Tell whether an address is a V4L2 camera."""
+    """Tell whether a URL names a V4L2 camera."""
     return re.fullmatch(r"(file://)?/dev/video\d+", url) is not None
+
+
+def is_remote(url: str) -> bool:
+    """Tell whether a URL names something on the network: RTSP or HTTP."""
+    return scheme(url) in _NETWORK_SCHEMES
 
 
 def local_path(url: str) -> Path:
@@ -60,10 +97,27 @@ def local_path(url: str) -> Path:
     return Path(url.removeprefix("file://"))
 
 
-def source_name(url: str) -> str:
-    """Return a short name for a source: a file's stem, a camera's host, a device's node.
+def host_and_port(url: str) -> tuple[str, int | None]:
+    """Return the host of a network URL, and its port, None where the URL does not give one.
 
-    It holds only what is legal in a topic (``A-Z a-z 0-9 . _ -``) and no credentials.
+    Raises:
+        ValueError: there is no host, or the port is not a number from 0 to 65535.
+    """
+    address = urlsplit(redact(url))  # a password may contain signs that urlsplit stops at
+    if not address.hostname:
+        raise ValueError("the host is missing")
+    try:
+        return address.hostname, address.port
+    except ValueError:
+        raise ValueError("the port is not a number from 0 to 65535") from None
+
+
+def source_name(url: str) -> str:
+    """Return a short name for a source.
+
+    A file is named by its stem, a device by its node, an RTSP camera by its host and path
+    (``nvr-Streaming-Channels-101``), an HTTP stream by its file's stem or its host. The name
+    contains only what is legal in a topic (``A-Z a-z 0-9 . _ -``) and no credentials.
     """
     kind = scheme(url)
     if kind == "test":
@@ -75,6 +129,10 @@ def source_name(url: str) -> str:
         address = redact(url).partition("://")[2].removeprefix(f"{_HIDDEN}@")
         host, _, path_part = re.split(r"[?#]", address, maxsplit=1)[0].partition("/")
         file = PurePath(path_part)
-        is_file = kind.startswith("http") and file.suffix and _HIDDEN not in path_part
-        name = file.stem if is_file else re.sub(r":\d+$", "", host)
+        host = re.sub(r":\d+$", "", host)
+        has_secret = _HIDDEN in path_part
+        if kind.startswith("http"):
+            name = file.stem if file.suffix and not has_secret else host
+        else:
+            name = host if has_secret else f"{host}/{path_part}"
     return _NOT_IN_A_NAME.sub("-", name).strip("-._") or "source"

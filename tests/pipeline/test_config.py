@@ -143,7 +143,7 @@ def test_an_override_of_an_unknown_key_names_it(key: str) -> None:
 
 
 def test_sources_get_names_of_their_own() -> None:
-    urls = ["rtsp://cam/1", "rtsp://cam/2", "x/cam.mp4", "clip.mp4"]
+    urls = ["rtsp://cam/", "http://cam/2", "x/cam.mp4", "clip.mp4"]
     sources = [SourceConfig(url=url) for url in urls]
     named = name_sources([*sources, SourceConfig(url="y", name="cam-2")])
     assert [source.name for source in named] == ["cam", "cam-3", "cam-4", "clip", "cam-2"]

@@ -1,10 +1,21 @@
 import re
+import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskcast.pipeline.url import is_device, is_local, redact, scheme, source_name
+from maskcast.pipeline.url import (
+    MAX_SHOWN_LENGTH,
+    MAX_URL_LENGTH,
+    host_and_port,
+    is_device,
+    is_local,
+    redact,
+    scheme,
+    shorten,
+    source_name,
+)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +59,49 @@ def test_whatever_stands_before_the_host_is_hidden(user: str, password: str) -> 
     assert redact(f"rtsp://{user}:{password}@camera/live") == "rtsp://***@camera/live"
 
 
+def test_a_url_in_a_text_that_is_cut_is_hidden_in_full() -> None:
+    password = "x" * MAX_URL_LENGTH
+    assert redact(f"cannot open rtsp://admin:{password}@camera/live") == ("cannot open rtsp://***…")
+    assert redact("a" * (MAX_URL_LENGTH + 1)) == "a" * MAX_URL_LENGTH + "…"
+
+
+def seconds(text: str) -> float:
+    """The least of some runs: other work on the machine only adds to it."""
+    times_s = []
+    for _ in range(7):
+        began_s = time.perf_counter()
+        for _ in range(20):
+            redact(text)
+        times_s.append(time.perf_counter() - began_s)
+    return min(times_s)
+
+
+@pytest.mark.parametrize(
+    "part", ["x", "pas", "x=", "pas=", "http://pas", "http://a@", "=pas&", "test://", "a b", "://"]
+)
+def test_the_time_grows_with_the_length_and_not_with_its_square(monkeypatch, part: str) -> None:
+    monkeypatch.setattr("maskcast.pipeline.url.MAX_URL_LENGTH", 1 << 20)
+    small, large = part * 1_000, part * 16_000
+    # 16 times the length: 16 times the time if linear, 256 times if quadratic, 4096 if cubic.
+    assert seconds(large) < 64 * seconds(small)
+
+
+def test_a_shown_text_is_one_line_of_bounded_length() -> None:
+    assert shorten("a\nb  c") == "a b c"
+    assert len(shorten("x" * 10_000)) == MAX_SHOWN_LENGTH
+
+
+def test_a_host_and_port_are_found_behind_any_password() -> None:
+    assert host_and_port("rtsp://cam/x") == ("cam", None)
+    assert host_and_port("rtsp://admin:a/b?c#d@[::1]:8554/x?y=1") == ("::1", 8554)
+
+
+@pytest.mark.parametrize("url", ["rtsp:///cam", "rtsp://cam:99999/x", "rtsp://[::1/x", "http://"])
+def test_a_malformed_host_or_port_is_an_error(url: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - urlsplit's own texts differ
+        host_and_port(url)
+
+
 @pytest.mark.parametrize(
     ("url", "name"),
     [
@@ -55,7 +109,10 @@ def test_whatever_stands_before_the_host_is_hidden(user: str, password: str) -> 
         ("frames/", "frames"),
         ("file:///data/clip.mkv", "clip"),
         ("/dev/video0", "video0"),
-        ("rtsp://admin:secret@cam-1.local:554/stream", "cam-1.local"),
+        ("rtsp://admin:secret@cam-1.local:554/stream", "cam-1.local-stream"),
+        ("rtsp://10.0.0.9/Streaming/Channels/101", "10.0.0.9-Streaming-Channels-101"),
+        ("rtsp://cam:554/user=admin_password=x_channel=1.sdp", "cam"),
+        ("rtsp://cam/", "cam"),
         ("https://example.com/a/clip.mp4?sig=1", "clip"),
         ("http://cam/mjpeg?user=a", "cam"),
         ("test://1280x720@30", "test"),
