@@ -67,6 +67,8 @@ class Instances:
         masks: ``[N, 28, 28]`` uint8, probability x 255 inside the box, as the network gives it; or
             None where the model has no mask branch; or, after a wire that carries another format,
             run lengths or outlines. ``patch``, ``mask``, ``rle`` and ``polygons`` hide which.
+        track_ids: ``[N]`` int32, which object each instance is: 1 and up, the same number from
+            frame to frame; 0 where an instance belongs to no track. None where nothing is tracked.
     """
 
     width: int
@@ -75,17 +77,19 @@ class Instances:
     scores: NDArray[np.float32]
     labels: NDArray[np.int32]
     masks: NDArray[np.uint8] | RleMasks | PolygonMasks | None = None
+    track_ids: NDArray[np.int32] | None = None
 
     def __post_init__(self) -> None:
-        count = len(self.boxes)
-        parts = (
-            (self.scores, self.labels)
-            if self.masks is None
-            else (self.scores, self.labels, self.masks)
-        )
-        if any(len(part) != count for part in parts):
-            lengths = [count, *map(len, parts)]
-            raise ValueError(f"boxes, scores, labels and masks differ in length: {lengths}")
+        arrays = {
+            "boxes": self.boxes,
+            "scores": self.scores,
+            "labels": self.labels,
+            "masks": self.masks,
+            "track_ids": self.track_ids,
+        }
+        lengths = {name: len(array) for name, array in arrays.items() if array is not None}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"the arrays of Instances differ in length: {lengths}")
 
     @classmethod
     def empty(cls, width: int, height: int) -> Instances:
@@ -111,6 +115,7 @@ class Instances:
             scores=self.scores[chosen],
             labels=self.labels[chosen],
             masks=None if self.masks is None else self.masks[chosen],
+            track_ids=None if self.track_ids is None else self.track_ids[chosen],
         )
 
     def patch(self, i: int) -> Patch:
@@ -159,7 +164,8 @@ class Instances:
         """Make COCO results, one object an instance, ready for JSON.
 
         Keys: ``category_id``, ``score``, ``bbox`` (x y width height), ``segmentation`` (RLE; absent
-        where there are no masks) and, given the model's names, ``category``.
+        where there are no masks), ``track_id`` (absent where there are no tracks; 0 for none) and,
+        given the model's names, ``category``.
         """
         objects: list[dict[str, Any]] = []
         all_counts = None if self.masks is None else self.counts()
@@ -169,6 +175,8 @@ class Instances:
             if label_names is not None:
                 found["category"] = label_names[label]
             found["bbox"] = [x1, y1, x2 - x1, y2 - y1]
+            if self.track_ids is not None:
+                found["track_id"] = int(self.track_ids[i])
             if all_counts is not None:
                 counts = all_counts[i].decode("ascii")
                 found["segmentation"] = {"size": [self.height, self.width], "counts": counts}
@@ -176,7 +184,10 @@ class Instances:
         return objects
 
     def to_supervision(self, label_names: Sequence[str] | None = None) -> Any:
-        """Make a ``supervision.Detections``; its masks take N x height x width bytes."""
+        """Make a ``supervision.Detections``; its masks take N x height x width bytes.
+
+        Its ``tracker_id`` is -1 for an instance without a track, as supervision's trackers have it.
+        """
         import supervision
 
         masks = None
@@ -191,6 +202,9 @@ class Instances:
             mask=masks,
             confidence=self.scores.copy(),
             class_id=self.labels.astype(np.int64),
+            tracker_id=None
+            if self.track_ids is None
+            else np.where(self.track_ids > 0, self.track_ids, -1).astype(np.int64),
             data={} if names is None else {"class_name": names},
         )
 

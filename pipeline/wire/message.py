@@ -29,6 +29,7 @@ __all__ = [
     "MaskFormat",
     "Message",
     "WireError",
+    "array_names",
     "check_source_name",
     "decode",
     "decode_header",
@@ -43,6 +44,9 @@ MAX_SIDE = 16384
 
 MAX_HEADER_BYTES = 1 << 20
 """Longest part 1: unpacked, it takes many times as much memory as on the wire."""
+
+TRACK_IDS = "track_ids"
+"""In ``InstancesHeader.arrays``: int32, which object each instance is."""
 
 Kind = Literal["instances", "event"]
 Whole = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -72,6 +76,10 @@ class InstancesHeader(Struct, frozen=True, kw_only=True, omit_defaults=True):
             "sender", told by the camera.
         stage_ms: time that each stage worked on the picture, milliseconds.
         drops: pictures of this source dropped since the start, by stage, by reason.
+        arrays: what stands behind the labels in part 2, in this order: "track_ids".
+        zones: instances in each zone, by the zone's name.
+        lines: instances that have crossed each line since the start, by the line's name, then by
+            direction: "forward" and "backward".
     """
 
     publisher: Hex16
@@ -88,6 +96,9 @@ class InstancesHeader(Struct, frozen=True, kw_only=True, omit_defaults=True):
     clock: ShortText = "receipt"
     stage_ms: dict[str, float] = {}
     drops: dict[str, dict[str, Whole]] = {}
+    arrays: Annotated[tuple[ShortText, ...], Meta(max_length=64)] = ()
+    zones: dict[ShortText, Whole] = {}
+    lines: dict[ShortText, dict[ShortText, Whole]] = {}
 
 
 class EventHeader(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -166,7 +177,8 @@ def labels_id(names: Sequence[str]) -> str:
 def encode(message: Message) -> list[bytes]:
     """Turn a message into its parts. Boxes are clipped to the picture.
 
-    The masks are written in the format that the header names; ``header.count`` must be theirs.
+    The masks are written in the format that the header names; ``header.count`` must be theirs, and
+    ``header.arrays`` must name the arrays that the instances have.
 
     Raises:
         WireError: the message is none that a reader would take.
@@ -180,17 +192,29 @@ def encode(message: Message) -> list[bytes]:
         instances.height,
     ):
         raise WireError("the header's count, width and height are not those of the instances")
+    if header.arrays != array_names(instances):
+        raise WireError("the header's arrays are not those of the instances")
     limit = np.array([instances.width, instances.height] * 2, dtype="<f4")
     boxes = np.clip(instances.boxes.astype("<f4"), 0, limit)
     scores, labels = instances.scores.astype("<f4"), instances.labels.astype("<i4")
     _check_arrays(boxes, scores, labels, header)
+    arrays = [boxes, scores, labels]
+    if instances.track_ids is not None:
+        _check_track_ids(instances.track_ids)
+        arrays.append(instances.track_ids.astype("<i4"))
     parts = [
         topic(message.source, "instances"),
-        _encoder.encode(header),
-        boxes.tobytes() + scores.tobytes() + labels.tobytes(),
+        # As a mapping, which is counted in one byte: a struct of more than 15 fields is not.
+        _encoder.encode(msgspec.to_builtins(header)),
+        b"".join(array.tobytes() for array in arrays),
         encode_masks(instances, header.masks),
     ]
     return parts if message.jpeg is None else [*parts, message.jpeg]
+
+
+def array_names(instances: Instances) -> tuple[str, ...]:
+    """Name the arrays that stand behind the labels in part 2, as the header must."""
+    return () if instances.track_ids is None else (TRACK_IDS,)
 
 
 def decode_header(parts: Sequence[bytes]) -> tuple[str, Header]:
@@ -235,8 +259,15 @@ def decode(parts: Sequence[bytes]) -> Message:
     scores = np.frombuffer(parts[2], dtype="<f4", count=count, offset=16 * count)
     labels = np.frombuffer(parts[2], dtype="<i4", count=count, offset=20 * count)
     _check_arrays(boxes, scores, labels, header)
+    # Of the arrays behind these, the first is ours or none is: what it is known by is its place.
+    track_ids = None
+    if header.arrays[:1] == (TRACK_IDS,):
+        if len(parts[2]) < 28 * count:
+            raise WireError(f"{len(parts[2])} bytes of arrays for {count} instances and their ids")
+        track_ids = np.frombuffer(parts[2], dtype="<i4", count=count, offset=24 * count)
+        _check_track_ids(track_ids)
     masks = decode_masks(parts[3], header.masks, count, header.width, header.height)
-    instances = Instances(header.width, header.height, boxes, scores, labels, masks)
+    instances = Instances(header.width, header.height, boxes, scores, labels, masks, track_ids)
     return InstancesMessage(source, header, instances, bytes(parts[4]) if len(parts) > 4 else None)
 
 
@@ -260,3 +291,12 @@ def _check_arrays(
         raise WireError("a score is not between 0 and 1")
     if not np.all(labels >= 0):
         raise WireError("a label is negative")
+
+
+def _check_track_ids(track_ids: NDArray[np.int32]) -> None:
+    """Raise WireError unless ids are not negative, and no two instances are one object."""
+    if not np.all(track_ids >= 0):
+        raise WireError("a track id is negative")
+    known = track_ids[track_ids > 0]
+    if len(np.unique(known)) != len(known):
+        raise WireError("two instances have the same track id")

@@ -31,6 +31,7 @@ from maskcast.pipeline.wire.message import (
     InstancesHeader,
     InstancesMessage,
     MaskFormat,
+    array_names,
     check_source_name,
     encode,
     labels_id,
@@ -142,6 +143,8 @@ class Publisher:
         instances: Instances,
         *,
         drops: Mapping[str, Mapping[str, int]] | None = None,
+        zones: Mapping[str, int] | None = None,
+        lines: Mapping[str, Mapping[str, int]] | None = None,
         clock: str = "receipt",
         jpeg: bytes | None = None,
     ) -> Sent:
@@ -153,6 +156,8 @@ class Publisher:
             frame: its timeline gives the time that each stage took.
             instances: what was seen in it.
             drops: frames of this source dropped since the start, by stage, by reason.
+            zones: instances in each zone.
+            lines: crossings of each line since the start, by direction.
             clock: whose time ``frame.capture_ns`` is: "receipt" or "sender".
             jpeg: the picture, to be sent along.
 
@@ -185,6 +190,9 @@ class Publisher:
                 for stage, end_ns in timeline.end_ns.items()
             },
             drops={stage: dict(reasons) for stage, reasons in (drops or {}).items()},
+            arrays=array_names(instances),
+            zones=dict(zones or {}),
+            lines={line: dict(crossings) for line, crossings in (lines or {}).items()},
         )
         self._socket.send_multipart(encode(InstancesMessage(source, header, instances, jpeg)))
         return sent

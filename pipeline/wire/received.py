@@ -35,6 +35,9 @@ class PublishedFrame:
         clock: whose time ``capture_ns`` is: "receipt" (the publisher's host) or "sender" (camera).
         stage_ms: time that each stage worked on the picture, milliseconds.
         drops: pictures of this source dropped by the publisher so far, by stage, by reason.
+        zones: instances in each zone, by the zone's name; empty where there are none.
+        lines: instances that have crossed each line since the start, by the line's name, then by
+            direction: "forward" and "backward".
         instances: what was seen.
         label_names: ``label_names[instances.labels[i]]``; empty while the table is not known.
         jpeg: the picture, where the publisher sends it.
@@ -55,6 +58,8 @@ class PublishedFrame:
     clock: str
     stage_ms: dict[str, float]
     drops: dict[str, dict[str, int]]
+    zones: dict[str, int]
+    lines: dict[str, dict[str, int]]
     instances: Instances
     label_names: tuple[str, ...]
     jpeg: bytes | None

@@ -360,6 +360,8 @@ class Subscription:
             clock=header.clock,
             stage_ms=header.stage_ms,
             drops=header.drops,
+            zones=header.zones,
+            lines=header.lines,
             instances=message.instances,
             label_names=label_names,
             jpeg=message.jpeg,

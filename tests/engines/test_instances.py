@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -143,3 +144,17 @@ def test_arrays_of_different_lengths_are_refused(three):
         Instances(160, 120, three.boxes, three.scores[:2], three.labels, three.masks)
     with pytest.raises(ValueError, match="length"):
         Instances(160, 120, three.boxes, three.scores, three.labels, three.masks[:1])
+
+
+def test_track_ids_are_chosen_with_the_rest_and_reach_other_libraries(three):
+    tracked = replace(three, track_ids=np.array([5, 0, 9], np.int32))
+    assert tracked[np.array([2, 0])].track_ids.tolist() == [9, 5]
+    assert tracked.to_supervision().tracker_id.tolist() == [5, -1, 9]
+    assert [found["track_id"] for found in tracked.to_coco()] == [5, 0, 9]
+    assert three.to_supervision().tracker_id is None
+    assert "track_id" not in three.to_coco()[0]
+
+
+def test_track_ids_of_another_length_are_refused(three):
+    with pytest.raises(ValueError, match="track_ids"):
+        replace(three, track_ids=np.array([5], np.int32))

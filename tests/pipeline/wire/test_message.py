@@ -2,6 +2,7 @@ import contextlib
 import json
 import re
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -84,6 +85,8 @@ def test_golden_messages_hold_what_their_files_say(path):
         assert found.instances.boxes.tolist() == expected["boxes"]
         assert found.instances.scores.tolist() == expected["scores"]
         assert found.instances.labels.tolist() == expected["labels"]
+        ids = found.instances.track_ids
+        assert (None if ids is None else ids.tolist()) == expected.get("track_ids")
 
 
 def test_there_is_a_golden_message_of_every_format():
@@ -111,6 +114,86 @@ def test_the_specifications_example_is_the_golden_file():
     dumps = re.findall(r"```hex\n(.*?)```", example, re.DOTALL)
     parts = [bytes.fromhex("".join(line.split("|")[0] for line in d.splitlines())) for d in dumps]
     assert parts == parts_of(GOLDEN[0].parent / "instances_worked.json")
+
+
+OLD_HEADER_KEYS = [
+    "publisher",
+    "seq",
+    "index",
+    "capture_ns",
+    "publish_ns",
+    "width",
+    "height",
+    "count",
+    "masks",
+    "labels",
+    "pts_s",
+    "clock",
+    "stage_ms",
+    "drops",
+]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_reader_without_track_ids_reads_the_same_from_a_message_that_has_them(form):
+    plain = seen(5)
+    tracked = replace(plain, track_ids=np.array([9, 4, 0, 12, 0], np.int32))
+    new = encode(
+        message(
+            tracked,
+            form,
+            arrays=("track_ids",),
+            zones={"door": 2},
+            lines={"gate": {"forward": 3, "backward": 1}},
+        )
+    )
+    old = encode(message(plain, form))
+    fields = msgspec.msgpack.decode(new[1])
+    assert {key: fields[key] for key in OLD_HEADER_KEYS if key in fields} == msgspec.msgpack.decode(
+        old[1]
+    )
+    assert new[2][: 24 * 5] == old[2]
+    assert new[3] == old[3]
+    assert len(new) == len(old)
+
+
+def test_a_message_without_tracks_is_byte_for_byte_what_it_was_before_there_were_any():
+    fields = msgspec.msgpack.decode(encode(message(seen(2), "none"))[1])
+    assert not {"arrays", "zones", "lines"} & set(fields)
+
+
+def test_track_ids_and_counts_come_back():
+    tracked = replace(seen(3), track_ids=np.array([7, 0, 2**31 - 1], np.int32))
+    lines = {"gate": {"forward": 3, "backward": 1}}
+    found = decode(
+        encode(message(tracked, "none", arrays=("track_ids",), zones={"door": 2}, lines=lines))
+    )
+    assert found.instances.track_ids.tolist() == [7, 0, 2**31 - 1]
+    assert found.header.zones == {"door": 2}
+    assert found.header.lines == lines
+
+
+@pytest.mark.parametrize("ids", [[1, 1, 2], [-1, 2, 3]])
+def test_track_ids_that_cannot_be_are_refused(ids):
+    tracked = replace(seen(3), track_ids=np.array([1, 2, 3], np.int32))
+    parts = encode(message(tracked, "none", arrays=("track_ids",)))
+    parts[2] = parts[2][: 24 * 3] + np.array(ids, "<i4").tobytes()
+    with pytest.raises(WireError, match="track id"):
+        decode(parts)
+
+
+def test_a_message_that_is_too_short_for_its_track_ids_is_refused():
+    tracked = replace(seen(3), track_ids=np.array([1, 2, 3], np.int32))
+    parts = encode(message(tracked, "none", arrays=("track_ids",)))
+    with pytest.raises(WireError, match="ids"):
+        decode([*parts[:2], parts[2][:-1], parts[3]])
+
+
+def test_arrays_of_a_later_version_are_ignored():
+    parts = encode(message(seen(3), "none"))
+    fields = msgspec.msgpack.decode(parts[1]) | {"arrays": ["colours", "track_ids"]}
+    found = decode([parts[0], msgspec.msgpack.encode(fields), parts[2] + bytes(36), parts[3]])
+    assert found.instances.track_ids is None
 
 
 @pytest.mark.parametrize("form", FORMATS)
