@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from maskcast.pipeline.config import load_config as load_config
     from maskcast.pipeline.frame import Frame as Frame
     from maskcast.pipeline.outputs.draw import Annotator as Annotator
-    from maskcast.pipeline.outputs.recorder import JsonlRecorder as JsonlRecorder
-    from maskcast.pipeline.outputs.recorder import VideoRecorder as VideoRecorder
+    from maskcast.pipeline.outputs.jsonl import JsonlRecorder as JsonlRecorder
+    from maskcast.pipeline.outputs.video import VideoRecorder as VideoRecorder
     from maskcast.pipeline.pipeline import Pipeline as Pipeline
     from maskcast.pipeline.wire.subscriber import PublishedFrame as PublishedFrame
     from maskcast.pipeline.wire.subscriber import StreamEvent as StreamEvent
@@ -49,7 +49,8 @@ _HOMES = {
     "maskcast.pipeline.outputs.draw": ("Annotator",),
     "maskcast.pipeline.frame": ("Frame",),
     "maskcast.pipeline.pipeline": ("Pipeline",),
-    "maskcast.pipeline.outputs.recorder": ("JsonlRecorder", "VideoRecorder"),
+    "maskcast.pipeline.outputs.jsonl": ("JsonlRecorder",),
+    "maskcast.pipeline.outputs.video": ("VideoRecorder",),
     "maskcast.pipeline.wire.subscriber": (
         "PublishedFrame",
         "StreamEvent",

@@ -186,6 +186,8 @@ class RoundRobin(Generic[T]):
         inboxes: the first ones.
         changed: the condition of them all.
         open_end: wait for further inboxes when all are closed and empty, until ``close``.
+        is_held: while it returns True, items of inboxes with the policy ``block`` stay where they
+            are. It is called under ``changed`` and evaluated again when that is notified.
     """
 
     def __init__(
@@ -194,10 +196,12 @@ class RoundRobin(Generic[T]):
         changed: threading.Condition,
         *,
         open_end: bool = False,
+        is_held: Callable[[], bool] = lambda: False,
     ) -> None:
         self._inboxes = list(inboxes)
         self._changed = changed
         self._open_end = open_end
+        self._is_held = is_held
         self._is_over = False
         self._next = 0
 
@@ -239,9 +243,10 @@ class RoundRobin(Generic[T]):
                 self._let_go_of_drained()
                 for step in range(len(self._inboxes)):
                     place = (self._next + step) % len(self._inboxes)
-                    if len(self._inboxes[place]):
+                    inbox = self._inboxes[place]
+                    if len(inbox) and not self._stays(inbox):
                         self._next = place + 1
-                        return self._inboxes[place].take(limit, alike)
+                        return inbox.take(limit, alike)
                 if not self._inboxes and not self._open_end:
                     self._is_over = True
                     raise InboxClosed
@@ -249,6 +254,10 @@ class RoundRobin(Generic[T]):
                 if left_s is not None and left_s <= 0:
                     return []
                 self._changed.wait(left_s)
+
+    def _stays(self, inbox: Inbox[T]) -> bool:
+        """Tell whether what waits in an inbox is held; events alone never are."""
+        return inbox.policy == "block" and inbox.waiting > 0 and self._is_held()
 
     def _let_go_of_drained(self) -> None:
         """Forget inboxes from which nothing will come; whose turn it is does not change."""

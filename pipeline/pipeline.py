@@ -17,12 +17,14 @@ from maskcast.pipeline.control import ControlServer
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.inbox import Inbox, RoundRobin
 from maskcast.pipeline.monitor.health import Health, check_health
+from maskcast.pipeline.outputs.recorder import Recorder
 from maskcast.pipeline.stages.decoders import Decoders
 from maskcast.pipeline.stages.infer import Detected, InferStage, MasksStage, Seen, load_engine_for
 from maskcast.pipeline.stages.preprocess import Prepared, PreprocessStage
-from maskcast.pipeline.stages.publish import OnFrame, PublishStage, Recorder
+from maskcast.pipeline.stages.publish import PublishStage
+from maskcast.pipeline.stages.record import OnFrame, Recorded, RecordStage
 from maskcast.pipeline.stages.stage import Event, Stage
-from maskcast.pipeline.stats import Meter, Stats, Witness
+from maskcast.pipeline.stats import RECORD, Meter, Stats, Witness
 
 if TYPE_CHECKING:
     from maskcast.pipeline.monitor.server import MetricsServer
@@ -32,6 +34,9 @@ STOP_GRACE_S = 1.0
 
 DRAIN_S = 0.7
 """What the engine has begun when the pipeline stops may take so long to be published."""
+
+RECORD_CAPACITY = 8
+"""Frames that wait for the record stage at most: a third of a second of one camera."""
 
 _STOP, _REVIEW, _HURRY = "stop", "review", "hurry"
 
@@ -46,8 +51,11 @@ class Pipeline:
         config: what to run; the pipeline is a function of it and holds no global state.
         engine: runs the model; loaded from ``config.model`` where absent. One that is given is left
             open.
-        recorders: get every frame after its message is out; closed at the end.
-        on_frame: called with every frame, on the publish stage's thread.
+        recorders: get every frame after its message is out, besides the files of
+            ``config.outputs``; closed at the end.
+        on_frame: called with every frame after its message is out, on the record stage's thread.
+            A slow callback delays no message: a live source's frames then skip it, counted in
+            ``SourceStats.unrecorded``; files wait for it. An error that it raises ends the run.
         limit: the most frames to read from each source.
         witness: is shown every frame as it leaves, the dropped ones too.
     """
@@ -218,6 +226,10 @@ class Pipeline:
             return engine.prepare(*input_shape(frame.picture, frame.rotation, manifest.input))
 
         self._reading = threading.Event()
+        changed = threading.Condition()
+        recording: Inbox[Recorded | Event] | None = None
+        if self._recorders or self._on_frame is not None:
+            recording = Inbox(RECORD_CAPACITY, "latest", self._drop_recorded, changed)
         self._sources = sources = Decoders(
             self._configs,
             meter,
@@ -227,6 +239,8 @@ class Pipeline:
             lambda: report(_REVIEW),
             is_ready,
             stays=self.config.control is not None,
+            changed=changed,
+            is_held=lambda: recording is not None and len(recording) >= RECORD_CAPACITY,
         )
         prepared: Inbox[Prepared | Event] = Inbox(engine.max_batch, on_drop=self._drop_prepared)
         detected: Inbox[Detected | Event] = Inbox(on_drop=self._drop_detected)
@@ -248,13 +262,17 @@ class Pipeline:
                 self.config.publish,
                 manifest.labels,
                 sources,
-                self._recorders,
-                self._on_frame,
+                recording,
                 meter,
                 self._reading,
                 report,
             ),
         )
+        if recording is not None:
+            self._queues[RECORD] = recording
+            self._stages += (
+                RecordStage(recording, self._recorders, self._on_frame, meter, report),
+            )
         return sources
 
     def _supervise(self, engine: Engine, sources: Decoders) -> None:
@@ -325,6 +343,10 @@ class Pipeline:
         item.detections.release()
         for frame in item.frames:
             self._meter.dropped(frame, "masks", reason)
+
+    def _drop_recorded(self, item: Recorded | Event, reason: str) -> None:
+        assert isinstance(item, Recorded)
+        self._meter.unrecorded(item.frame, reason)
 
     def _drop_seen(self, item: Seen | Event, reason: str) -> None:
         assert isinstance(item, Seen)

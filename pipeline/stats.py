@@ -19,7 +19,7 @@ RATE_WINDOW_S = 5.0
 """Frames per second are over so many of the last seconds."""
 
 RECORD = "record"
-"""Where the time goes that recorders take, after the message is out."""
+"""The stage behind ``publish``, which only runs with outputs: files and ``on_frame``."""
 
 _MOST_RATED = 512
 """Of a source that is faster, the rate is over as many frames."""
@@ -68,6 +68,8 @@ class SourceStats:
         detail: why it is in this state, one line without credentials; "" where it needs none.
         reconnects: how often it has come back after it was reconnecting.
         last: what was seen in its last frame.
+        unrecorded: published frames that are missing in an output, by reason: ``replaced`` (the
+            record stage was behind a live source) or ``failed`` (the output could not be written).
     """
 
     name: str
@@ -83,6 +85,7 @@ class SourceStats:
     detail: str
     reconnects: int
     last: Instances | None = field(repr=False)
+    unrecorded: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def latency_ms(self) -> Percentiles | None:
@@ -101,6 +104,7 @@ class Stats:
         subscribers: how many listen.
         queue_depth: frames that wait before each stage now, by the stage's name.
         at_work_s: how long each stage has been at what it is doing now; idle ones are absent.
+        outputs: why each output is not written at the moment, "" where it is written; by name.
     """
 
     wall_s: float
@@ -109,6 +113,7 @@ class Stats:
     subscribers: int
     queue_depth: Mapping[str, int]
     at_work_s: Mapping[str, float]
+    outputs: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def latency_ms(self) -> Percentiles | None:
@@ -161,6 +166,7 @@ class _SourceMeter:
     detail: str = ""
     reconnects: int = 0
     last: Instances | None = None
+    unrecorded: Counter[str] = field(default_factory=Counter)
     first_ns: int = 0
     published_ns: deque[int] = field(default_factory=lambda: deque(maxlen=_MOST_RATED))
     latency: Durations = field(default_factory=Durations)
@@ -182,7 +188,8 @@ class Meter:
         self._sources = {name: _SourceMeter() for name in sources}
         self._witness = witness
         self._work = {stage: Durations() for stage in (*STAGES, RECORD)}
-        self._wait = {stage: Durations() for stage in STAGES[1:]}
+        self._wait = {stage: Durations() for stage in (*STAGES[1:], RECORD)}
+        self._outputs: dict[str, str] = {}
         self._busy_ns: Counter[str] = Counter()
         self._last_start_ns: dict[str, int] = {}
         self._first_ns: int | None = None
@@ -239,6 +246,25 @@ class Meter:
             if self._witness is not None:
                 self._witness.published(frame, seq)
 
+    def recorded(self, frame: Frame) -> None:
+        """Count the record stage's work on a frame that was published before."""
+        start_ns, end_ns = frame.timeline.start_ns, frame.timeline.end_ns
+        with self._lock:
+            self._work[RECORD].add(end_ns[RECORD] - start_ns[RECORD])
+            self._wait[RECORD].add(start_ns[RECORD] - end_ns["publish"])
+            self._busy_ns[RECORD] += end_ns[RECORD] - start_ns[RECORD]
+
+    def unrecorded(self, frame: Frame, reason: str) -> None:
+        """Count a published frame that is missing in an output."""
+        with self._lock:
+            if (source := self._sources.get(frame.source)) is not None:
+                source.unrecorded[reason] += 1
+
+    def output(self, name: str, problem: str = "") -> None:
+        """Note why an output is not written at the moment, "" where it is."""
+        with self._lock:
+            self._outputs[name] = problem
+
     def opened(self, name: str, frame_count: int | None) -> None:
         """Note how many frames a source will have."""
         with self._lock:
@@ -292,6 +318,7 @@ class Meter:
                 subscribers=self.subscribers,
                 queue_depth=queue_depth or {},
                 at_work_s=at_work_s or {},
+                outputs=dict(self._outputs),
             )
 
     def _add_up(self, frame: Frame) -> None:
@@ -318,6 +345,7 @@ def _source_stats(name: str, meter: _SourceMeter) -> SourceStats:
         detail=meter.detail,
         reconnects=meter.reconnects,
         last=meter.last,
+        unrecorded=dict(meter.unrecorded),
     )
 
 

@@ -19,11 +19,12 @@ from maskcast.pipeline.cli.live_table import LiveTable
 from maskcast.pipeline.cli.watch import count_labels
 from maskcast.pipeline.config import Config
 from maskcast.pipeline.memory import limit_heaps
-from maskcast.pipeline.outputs.recorder import JsonlRecorder, VideoRecorder
+from maskcast.pipeline.outputs.jsonl import JsonlRecorder
+from maskcast.pipeline.outputs.recorder import Recorder
+from maskcast.pipeline.outputs.video import VideoRecorder
 from maskcast.pipeline.pipeline import Pipeline
 from maskcast.pipeline.sources.state import SourceState
 from maskcast.pipeline.stages.infer import load_engine_for
-from maskcast.pipeline.stages.publish import Recorder
 from maskcast.pipeline.stats import SourceStats, Stats
 
 COLUMNS = ("source", "captured", "processed", "dropped", "fps", "latency ms", "now")

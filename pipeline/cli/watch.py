@@ -11,7 +11,7 @@ from itertools import islice
 import msgspec
 
 from maskcast.pipeline.cli.live_table import LiveTable
-from maskcast.pipeline.outputs.recorder import FrameRecord, instance_records, label_name
+from maskcast.pipeline.outputs.jsonl import FrameRecord, instance_records, label_name
 from maskcast.pipeline.wire.subscriber import PublishedFrame, Subscription
 
 RATE_OVER_S = 3.0

@@ -22,7 +22,7 @@ from maskcast.pipeline.durations import BOUNDS_S, Distribution
 from maskcast.pipeline.frame import STAGES
 from maskcast.pipeline.memory import read_memory
 from maskcast.pipeline.sources.state import SourceState
-from maskcast.pipeline.stats import SourceStats, Stats
+from maskcast.pipeline.stats import RECORD, SourceStats, Stats
 
 _ORDINARY_DROP = ("preprocess", "replaced")
 """Told of from the beginning, as 0: a rate needs a first value."""
@@ -63,6 +63,12 @@ class PipelineCollector(Collector):
         stats = self._read()
         yield from _source_families(stats.sources)
         yield from _stage_families(stats)
+        failed = GaugeMetricFamily(
+            "maskcast_output_failed", "1 while an output cannot be written.", labels=["output"]
+        )
+        for name, problem in stats.outputs.items():
+            failed.add_metric([name], bool(problem))
+        yield failed
         yield GaugeMetricFamily(
             "maskcast_subscribers",
             "Subscribers, of the source that has the most.",
@@ -85,7 +91,7 @@ def _source_families(sources: Iterable[SourceStats]) -> Iterator[Metric]:
     )
     dropped = CounterMetricFamily(
         "maskcast_frames_dropped",
-        "Frames lost before a stage, by reason.",
+        "Frames lost before a stage, by reason; those before record were published.",
         labels=["source", "stage", "reason"],
     )
     corrupt = CounterMetricFamily(
@@ -108,6 +114,8 @@ def _source_families(sources: Iterable[SourceStats]) -> Iterator[Metric]:
         processed.add_metric(name, source.processed)
         for reason, count in {_ORDINARY_DROP: 0, **source.dropped}.items():
             dropped.add_metric([source.name, *reason], count)
+        for why, count in source.unrecorded.items():
+            dropped.add_metric([source.name, RECORD, why], count)
         corrupt.add_metric(name, source.corrupt)
         reconnects.add_metric(name, source.reconnects)
         for possible in SourceState:
@@ -144,7 +152,7 @@ def _stage_families(stats: Stats) -> Iterator[Metric]:
         stage = stats.stages.get(name)
         _add_histogram(work, [name], stage.work if stage else Distribution())
         busy.add_metric([name], stage.busy_s if stage else 0.0)
-        if name in STAGES[1:]:
+        if name != STAGES[0]:
             waited = stage.wait if stage else None
             _add_histogram(wait, [name], waited or Distribution())
             depth.add_metric([name], stats.queue_depth.get(name, 0))

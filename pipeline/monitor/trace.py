@@ -106,6 +106,8 @@ def _tracks(passages: Sequence[Passage]) -> dict[str, int]:
     """Give each track a number: first a decoder for each source, then the stages."""
     sources = dict.fromkeys(passage.source for passage in passages)
     names = [*(f"decode {source}" for source in sources), *STAGES[1:]]
+    if any(RECORD in passage.timeline.end_ns for passage in passages):
+        names.append(RECORD)
     return {name: number for number, name in enumerate(names, 1)}
 
 
@@ -151,8 +153,8 @@ def _frame_events(
 
 
 def _track(stage: str, source: str) -> str:
-    """Name the thread that did it: recorders work on the publish stage's."""
-    return f"decode {source}" if stage == "decode" else "publish" if stage == RECORD else stage
+    """Name the thread that did it."""
+    return f"decode {source}" if stage == "decode" else stage
 
 
 def _depth_events(passages: Sequence[Passage], base_ns: int) -> Iterator[TraceEvent]:

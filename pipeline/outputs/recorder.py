@@ -1,257 +1,47 @@
-"""Recorders: what was seen, written to files beside (or instead of) the wire."""
+"""Recorder: what writes published frames to an output."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from fractions import Fraction
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
-import av
-import msgspec
-import numpy as np
-from av.container import OutputContainer
-from av.video.stream import VideoStream
-from PIL import Image, ImageOps
-
-from maskcast.engines.errors import InputError
 from maskcast.engines.instances import Instances
 from maskcast.pipeline.frame import Frame
-from maskcast.pipeline.outputs.draw import Annotator
-
-if TYPE_CHECKING:
-    from maskcast.pipeline.stages.publish import Published
-
-CLOCK_HZ = 90_000
-"""Ticks a second of a recorded video's clock (that of RTP and MPEG): exact for every usual rate."""
 
 
-class Segmentation(msgspec.Struct, frozen=True):
-    """A mask as COCO's compressed run-length code; ``size`` is height, width."""
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What became of a frame on the wire.
 
-    size: tuple[int, int]
-    counts: str
+    Attributes:
+        seq: the message's number, counted by publisher and source from 0.
+        publish_ns: when it was sent, UTC nanoseconds.
+        lost_before: frames of the source that were captured since its last message and dropped.
+    """
 
-
-class InstanceRecord(msgspec.Struct, frozen=True):
-    """One instance: its class, its score, its box (x1 y1 x2 y2, source pixels) and its mask."""
-
-    label: str
-    score: float
-    box: list[float]
-    segmentation: Segmentation | None
-
-
-class FrameRecord(msgspec.Struct, frozen=True):
-    """One frame as a line of JSON: the same for ``run --jsonl`` and ``watch --json``."""
-
-    source: str
     seq: int
-    pts_s: float | None
-    capture_ns: int
-    age_ms: float
+    publish_ns: int
     lost_before: int
-    width: int
-    height: int
-    instances: list[InstanceRecord]
 
 
-def instance_records(instances: Instances, label_names: Sequence[str]) -> list[InstanceRecord]:
-    """Turn instances into records: boxes to a hundredth of a pixel, scores to four digits."""
-    boxes = np.round(instances.boxes.astype(np.float64), 2).tolist()
-    scores = np.round(instances.scores.astype(np.float64), 4).tolist()
-    names = [label_name(label, label_names) for label in instances.labels.tolist()]
-    size = (instances.height, instances.width)
-    masks = (
-        [None] * len(instances)
-        if instances.masks is None
-        else [Segmentation(size, counts.decode()) for counts in instances.counts()]
-    )
-    return [
-        InstanceRecord(label=name, score=score, box=box, segmentation=mask)
-        for name, score, box, mask in zip(names, scores, boxes, masks, strict=True)
-    ]
-
-
-def label_name(label: int, label_names: Sequence[str]) -> str:
-    """Name a label; by its number while a publisher's table of names has not arrived."""
-    return label_names[label] if 0 <= label < len(label_names) else str(label)
-
-
-class JsonlRecorder:
-    """Writes one ``FrameRecord`` a line.
-
-    Every line goes to the operating system whole and at once, so the file of a process that was
-    killed ends with a complete line.
-
-    Args:
-        path: the file; what it held before is gone.
-        label_names: the model's names, indexed by label.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-
-    def __init__(self, path: Path, label_names: Sequence[str]) -> None:
-        self._label_names = label_names
-        try:
-            self._file = path.open("wb")
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+class Recorder(Protocol):
+    """Writes published frames. All methods are called on the record stage's thread."""
 
     def write(self, frame: Frame, instances: Instances, published: Published) -> None:
-        """Append one frame of any source."""
-        record = FrameRecord(
-            source=frame.source,
-            seq=published.seq,
-            pts_s=frame.pts_s,
-            capture_ns=frame.capture_ns,
-            age_ms=round((time.time_ns() - frame.capture_ns) / 1e6, 3),
-            lost_before=published.lost_before,
-            width=instances.width,
-            height=instances.height,
-            instances=instance_records(instances, self._label_names),
-        )
-        self._file.write(msgspec.json.encode(record) + b"\n")
-        self._file.flush()
+        """Write one frame, of any source, after its message has been sent.
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-class VideoRecorder:
-    """Writes annotated H.264 video (MP4), with the source's own timing.
-
-    The first source goes to ``path``; every further one to a file of its own beside it, its name
-    with the source's added. The file is fragmented while it grows, so that it plays up to the
-    last fragment if the process is killed, and becomes an ordinary MP4 file when it is closed.
-
-    Args:
-        path: the file; what it held before is gone.
-        label_names: the model's names, indexed by label.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-
-    def __init__(self, path: Path, label_names: Sequence[str]) -> None:
-        self._path = path
-        self._label_names = label_names
-        self._films: dict[str, _Film] = {}
-        try:
-            path.open("wb").close()  # so that a wrong path is known before the first frame
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written: {error.strerror}") from None
-
-    @property
-    def paths(self) -> list[Path]:
-        """The files written so far."""
-        return [film.path for film in self._films.values()]
-
-    def write(self, frame: Frame, instances: Instances, published: Published) -> None:
-        """Append one annotated frame to its source's file."""
-        film = self._films.get(frame.source)
-        if film is None:
-            path = self._path
-            if self._films:
-                path = path.with_stem(f"{path.stem}-{frame.source}")
-            film = self._films[frame.source] = _Film(path, self._label_names)
-        film.append(frame, instances)
-
-    def close(self) -> None:
-        """Finish the files; without a frame there is none."""
-        for film in self._films.values():
-            film.close()
-        if not self._films and self._path.is_file():
-            self._path.unlink()
-
-
-class _Film:
-    """One source's video file.
-
-    The first picture decides the size. A picture of another size (a camera that was set anew) is
-    scaled into it, with bars where its shape differs.
-    """
-
-    def __init__(self, path: Path, label_names: Sequence[str]) -> None:
-        self.path = path
-        self._painter = Annotator(label_names)
-        self._container: OutputContainer | None = None
-        self._stream: VideoStream | None = None
-        self._clock = _Clock()
-
-    def append(self, frame: Frame, instances: Instances) -> None:
-        """Draw the instances into the frame's picture and encode it."""
-        image = Image.fromarray(frame.picture.to_ndarray(format="rgb24"))
-        image = image.rotate(frame.rotation, expand=True)
-        self._painter.draw(image, instances)
-        if self._stream is None:
-            self._open(image.size)
-        assert self._stream is not None
-        size = (self._stream.width, self._stream.height)
-        if image.size != size:
-            one_pixel_off = abs(image.width - size[0]) <= 1 and abs(image.height - size[1]) <= 1
-            image = image.crop((0, 0, *size)) if one_pixel_off else ImageOps.pad(image, size)
-        picture = av.VideoFrame.from_ndarray(np.asarray(image), format="rgb24")
-        picture.pts = self._clock.ticks(frame)
-        picture.time_base = Fraction(1, CLOCK_HZ)
-        self._mux(picture)
-
-    def close(self) -> None:
-        """Flush the encoder and write the index that makes the file an ordinary one."""
-        if self._container is not None:
-            self._mux(None)
-            self._container.close()
-
-    def _open(self, size: tuple[int, int]) -> None:
-        options = {
-            "movflags": "hybrid_fragmented+frag_keyframe+empty_moov+default_base_moof",
-            "flush_packets": "1",
-        }
-        self._container = av.open(str(self.path), "w", format="mp4", options=options)
-        self._stream = self._container.add_stream(
-            # Without B-frames: their delay would move every time in a fragmented file.
-            "libx264",
-            rate=25,
-            options={"preset": "veryfast", "crf": "21", "bf": "0"},
-        )
-        # Every other column and row of colour: H.264 4:2:0 wants even sides.
-        self._stream.width, self._stream.height = (side + side % 2 for side in size)
-        self._stream.pix_fmt = "yuv420p"
-        self._stream.codec_context.time_base = Fraction(1, CLOCK_HZ)
-        self._stream.codec_context.gop_size = 50  # a fragment ends with each group of pictures
-
-    def _mux(self, picture: av.VideoFrame | None) -> None:
-        assert self._container is not None
-        assert self._stream is not None
-        for packet in self._stream.encode(picture):
-            self._container.mux(packet)
-
-
-class _Clock:
-    """Turns a source's times into the strictly rising ticks that a file needs."""
-
-    def __init__(self) -> None:
-        self._offset_s: float | None = None
-        self._last = -1
-        self._step = CLOCK_HZ // 25
-
-    def ticks(self, frame: Frame) -> int:
-        """Return the frame's time in the file, 0 for the first one.
-
-        Where the source's clock jumps back or far ahead (a camera that came back, a clip that
-        starts again), the file goes on with the last distance between two frames.
+        Raises:
+            OSError, av.FFmpegError: it cannot be written. Everything else runs on, and the
+                recorder is called again some seconds later.
         """
-        time_s = frame.pts_s if frame.pts_s is not None else frame.capture_ns / 1e9
-        if self._offset_s is None:
-            self._offset_s = time_s
-        ticks = round((time_s - self._offset_s) * CLOCK_HZ)
-        if self._last >= 0:
-            if not self._last < ticks <= self._last + 60 * CLOCK_HZ:
-                ticks = self._last + self._step
-                self._offset_s = time_s - ticks / CLOCK_HZ
-            self._step = ticks - self._last
-        self._last = ticks
-        return ticks
+
+    def close(self) -> None:
+        """Finish the output. Called once, also after a failure."""
+
+
+@runtime_checkable
+class SourceEnding(Protocol):
+    """A recorder that finishes a source's file when the source ends."""
+
+    def end_source(self, source: str) -> None:
+        """Finish what was written of a source. The name may be used again later."""

@@ -59,6 +59,8 @@ class Decoders:
         review: called when ``review`` should be.
         is_ready: tells whether the engine is ready for frames like one.
         stays: there may be no source left, and the outlet still waits for others.
+        changed: the condition that all inboxes share.
+        is_held: as of ``RoundRobin``: sources that may not lose a frame wait.
 
     Attributes:
         outlet: where frames and events of all sources come out, in turn.
@@ -75,6 +77,8 @@ class Decoders:
         is_ready: Callable[[Frame], bool],
         *,
         stays: bool,
+        changed: threading.Condition | None = None,
+        is_held: Callable[[], bool] = lambda: False,
     ) -> None:
         self._meter = meter
         self._reading = reading
@@ -85,8 +89,10 @@ class Decoders:
         self._stays = stays
         self._lock = threading.Lock()
         self._is_over = False
-        self._changed = threading.Condition()
-        self.outlet: RoundRobin[Frame | Event] = RoundRobin([], self._changed, open_end=stays)
+        self._changed = changed or threading.Condition()
+        self.outlet: RoundRobin[Frame | Event] = RoundRobin(
+            [], self._changed, open_end=stays, is_held=is_held
+        )
         self._members: dict[str, _Member] = {}
         for config in configs:
             self._enter(config, required=True)
@@ -155,6 +161,12 @@ class Decoders:
         """Return the names of all, in the order in which they came."""
         with self._lock:
             return list(self._members)
+
+    def is_lossless(self, name: str) -> bool:
+        """Return whether a source waits for the pipeline instead of losing frames."""
+        with self._lock:
+            member = self._members.get(name)
+        return member is not None and member.decoder.policy == "block"
 
     def configs(self) -> list[SourceConfig]:
         """Return what each is made from, with its name and, once it is open, its policy."""

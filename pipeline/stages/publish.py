@@ -1,4 +1,4 @@
-"""The publish stage: messages out, and into files."""
+"""Publish stage: sends a message for every frame and event."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import io
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Protocol
 
 from PIL import Image
@@ -17,42 +16,16 @@ from maskcast.engines.instances import Instances
 from maskcast.pipeline.config import PublishConfig
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.inbox import Inbox
+from maskcast.pipeline.outputs.recorder import Published
 from maskcast.pipeline.sources.state import REMOVED
 from maskcast.pipeline.stages.infer import Seen
+from maskcast.pipeline.stages.record import Recorded
 from maskcast.pipeline.stages.stage import Event, Report, Stage
-from maskcast.pipeline.stats import RECORD, Meter
+from maskcast.pipeline.stats import Meter
 from maskcast.pipeline.wire.curve import ServerKeys
 from maskcast.pipeline.wire.publisher import Publisher
 
 SUBSCRIBER_POLL_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """What became of a frame on the wire.
-
-    Attributes:
-        seq: the message's number, counted by publisher and source from 0.
-        publish_ns: when it went out, UTC nanoseconds.
-        lost_before: frames of the source that were captured since its last message and dropped.
-    """
-
-    seq: int
-    publish_ns: int
-    lost_before: int
-
-
-class Recorder(Protocol):
-    """Keeps what is published. Both methods are called on the publish stage's thread."""
-
-    def write(self, frame: Frame, instances: Instances, published: Published) -> None:
-        """Keep one frame, of any source, after its message has gone out."""
-
-    def close(self) -> None:
-        """Finish the file. Called once, also after a failure."""
-
-
-OnFrame = Callable[[Frame, Instances, Published], None]
 
 
 class PublishedSources(Protocol):
@@ -60,6 +33,9 @@ class PublishedSources(Protocol):
 
     def names(self) -> Sequence[str]:
         """Return the names of all."""
+
+    def is_lossless(self, name: str) -> bool:
+        """Return whether a source waits for the pipeline instead of losing frames."""
 
     def ended_events(self) -> Sequence[Event]:
         """Return the ``ended`` of each that has ended."""
@@ -69,15 +45,15 @@ class PublishedSources(Protocol):
 
 
 class PublishStage(Stage[Seen, None]):
-    """Owns the socket and the recorders; every frame and event ends here.
+    """Owns the socket. Hands every frame on to the record stage, and never waits for it.
 
     Args:
         inbox: frames and events.
         config: the socket's; None for none.
         label_names: the model's.
         sources: tells of all sources, and is told when the last of one is out.
-        recorders: get every frame; closed at the end.
-        on_frame: called with every frame.
+        recording: the record stage's inbox; None where there are no outputs. Frames of sources
+            that may lose some replace one another in it, the others always find space.
         meter: told of every frame.
         start: set when enough subscribers are there.
         report: as of ``Stage``.
@@ -91,8 +67,7 @@ class PublishStage(Stage[Seen, None]):
         config: PublishConfig | None,
         label_names: Sequence[str],
         sources: PublishedSources,
-        recorders: Sequence[Recorder],
-        on_frame: OnFrame | None,
+        recording: Inbox[Recorded | Event] | None,
         meter: Meter,
         start: threading.Event,
         report: Report,
@@ -101,8 +76,7 @@ class PublishStage(Stage[Seen, None]):
         self._config = config
         self._label_names = label_names
         self._sources = sources
-        self._recorders = recorders
-        self._on_frame = on_frame
+        self._recording = recording
         self._meter = meter
         self._start_reading = start
         self._publisher: Publisher | None = None
@@ -134,20 +108,19 @@ class PublishStage(Stage[Seen, None]):
         self._start_reading.set()
 
     def work(self, items: list[Seen]) -> list[None]:
-        """Publish one frame, then record it."""
+        """Publish one frame, then hand it on to the record stage."""
         (seen,) = items
         frame, instances = seen.frame, seen.instances
         frame.timeline.begin("publish")
         published = self._publish(frame, instances)
         frame.timeline.end("publish")
-        if self._recorders or self._on_frame is not None:
-            frame.timeline.begin(RECORD)
-            for recorder in self._recorders:
-                recorder.write(frame, instances, published)
-            if self._on_frame is not None:
-                self._on_frame(frame, instances, published)
-            frame.timeline.end(RECORD)
         self._meter.processed(frame, instances)
+        if self._recording is not None:
+            recorded = Recorded(frame, instances, published)
+            if self._sources.is_lossless(frame.source):
+                self._recording.post(recorded)
+            else:
+                self._recording.put(recorded)
         return []
 
     def event(self, event: Event) -> None:
@@ -155,6 +128,8 @@ class PublishStage(Stage[Seen, None]):
         if self._publisher is not None:
             self._publisher.event(event.source, event.name, **event.data)
         if event.name == "ended":
+            if self._recording is not None:
+                self._recording.post(event)
             self._ended.intersection_update(self._sources.names())
             self._ended.add(event.source)
             self._lost.pop(event.source, None)
@@ -173,7 +148,7 @@ class PublishStage(Stage[Seen, None]):
             self._count_subscribers(self._publisher)
 
     def close(self) -> None:
-        """Finish the files and free the endpoint, each whatever becomes of the others.
+        """Free the endpoint and let the record stage end.
 
         ``ended`` events that could not pass the stages behind the last frame are published here:
         a stage failed, or the engine takes too long.
@@ -182,8 +157,8 @@ class PublishStage(Stage[Seen, None]):
             if self._publisher is not None:
                 closing.callback(self._publisher.close)
                 closing.callback(self._publish_missing_ends, self._publisher)
-            for recorder in self._recorders:
-                closing.callback(recorder.close)
+            if self._recording is not None:
+                closing.callback(self._recording.close)
 
     def _publish_missing_ends(self, publisher: Publisher) -> None:
         """Publish ``ended`` for every source that has not ended on the wire.

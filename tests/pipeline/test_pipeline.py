@@ -252,10 +252,10 @@ def test_a_limit_is_for_each_source(make_clip, timed_engine) -> None:
     assert [source.frame_count for source in pipeline.stats().sources] == [4, 4]
 
 
-def test_recorders_are_used_and_closed_on_the_publish_thread(make_clip, timed_engine) -> None:
+def test_recorders_are_used_and_closed_on_the_record_thread(make_clip, timed_engine) -> None:
     log = Log()
     Pipeline(configured(make_clip()), timed_engine(), recorders=[log]).run()
-    assert log.threads == {"publish"}
+    assert log.threads == {"record"}
     assert log.closed == 1
 
 

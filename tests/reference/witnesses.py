@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from maskcast.pipeline.config import Config, make_config
-from maskcast.pipeline.stages.publish import Published
+from maskcast.pipeline.outputs.recorder import Published
 from maskcast.pipeline.wire.subscriber import PublishedFrame, StreamEvent, subscribe
 
 

@@ -81,7 +81,7 @@ def test_every_stage_thread_is_a_track_in_the_order_of_the_stages(
     order = {e["tid"]: e["args"]["sort_index"] for e in events if e["name"] == "thread_sort_index"}
     shown = [names[thread] for thread in sorted(names, key=order.__getitem__)]
     assert set(shown[:2]) == {"decode fast", "decode slow"}
-    assert shown[2:] == ["preprocess", "infer", "masks", "publish"]
+    assert shown[2:] == ["preprocess", "infer", "masks", "publish", "record"]
     assert {event["tid"] for event in events if event["ph"] == "X"} == set(names)
 
 
