@@ -27,7 +27,7 @@ from maskcast.engines.instances import Instances
 from maskcast.pipeline.config import make_config
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.pipeline import Pipeline
-from maskcast.pipeline.stages.publish import Published
+from maskcast.pipeline.outputs.recorder import Published
 from maskcast.pipeline.wire.subscriber import StreamEvent, Subscription, subscribe
 
 KINDS = ("detect", "segment", "recorder")
