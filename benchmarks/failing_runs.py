@@ -26,8 +26,8 @@ from maskcast.engines.image import NetworkImage
 from maskcast.engines.instances import Instances
 from maskcast.pipeline.config import make_config
 from maskcast.pipeline.frame import Frame
-from maskcast.pipeline.pipeline import Pipeline
 from maskcast.pipeline.outputs.recorder import Published
+from maskcast.pipeline.pipeline import Pipeline
 from maskcast.pipeline.wire.subscriber import StreamEvent, Subscription, subscribe
 
 KINDS = ("detect", "segment", "recorder")

@@ -28,6 +28,7 @@ NAMES = {
     "maskcast_stage_busy_seconds_total": "counter",
     "maskcast_stage_at_work_seconds": "gauge",
     "maskcast_queue_depth": "gauge",
+    "maskcast_output_failed": "gauge",
     "maskcast_subscribers": "gauge",
     "maskcast_resident_memory_peak_bytes": "gauge",
     "maskcast_engine_info": "gauge",
