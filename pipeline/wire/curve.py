@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import zmq
 import zmq.auth
@@ -72,6 +72,12 @@ class ClientKeys:
             InputError: a file cannot be read or is another one, or others can read the secret.
         """
         return cls(read_key_pair(client_key), read_public_key(server_key))
+
+    def apply(self, socket: zmq.Socket[Any]) -> None:
+        """Encrypt a socket that is not connected yet."""
+        socket.set(zmq.CURVE_SERVERKEY, self.server)
+        socket.set(zmq.CURVE_PUBLICKEY, self.own.public)
+        socket.set(zmq.CURVE_SECRETKEY, self.own.secret)
 
 
 def new_keys(name: Path) -> tuple[Path, Path]:

@@ -1,4 +1,4 @@
-"""Endpoints: where those who speak over ZeroMQ meet."""
+"""Endpoints: ZeroMQ addresses, and the options that all sockets share."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ import zmq
 from maskcast.engines.errors import InputError
 
 HEARTBEAT_MS = 1000
-"""How often a peer is asked whether it is still there."""
+"""Interval of ZMTP heartbeats."""
 
 DEAD_AFTER_MS = 3000
-"""A peer that does not answer for so long is disconnected."""
+"""A peer that does not answer heartbeats for this long is disconnected."""
 
 STALLED_AFTER_MS = 10_000
-"""A peer that takes in nothing of what is sent to it for so long is disconnected."""
+"""A peer that acknowledges no data for this long is disconnected."""
 
 LONGEST_PATH = 107
 """Bytes of a socket file's path that fit in a ``sockaddr_un``."""
 
 
 def check_endpoint(endpoint: str, example: str) -> str:
-    """Return an endpoint if ZeroMQ will understand it.
+    """Return an endpoint if it is valid.
 
-    libzmq takes a port of 99999 for 34463, and cuts off a path that is too long.
+    libzmq does not check: it turns port 99999 into 34463, and cuts off a path that is too long.
 
     Args:
         endpoint: "tcp://<host>:<port>" or "ipc://<path>".
-        example: one that would do, for the message.
+        example: a valid one, for the error message.
 
     Raises:
         InputError: it is neither.
@@ -47,6 +47,22 @@ def check_endpoint(endpoint: str, example: str) -> str:
     elif scheme == "ipc" and 0 < len(address.encode()) <= LONGEST_PATH:
         return endpoint
     raise InputError(f"{endpoint[:200]!r} is no endpoint: use {example} or ipc:///path/to/socket")
+
+
+def set_common_options(socket: zmq.Socket[Any], *, linger_ms: int, max_part_bytes: int) -> None:
+    """Set the options that every socket of maskcast has: heartbeats, linger and sizes.
+
+    Args:
+        socket: not bound or connected yet.
+        linger_ms: how long closing waits until queued messages are sent.
+        max_part_bytes: a peer that sends a longer part is disconnected.
+    """
+    socket.set(zmq.LINGER, linger_ms)
+    socket.set(zmq.MAXMSGSIZE, max_part_bytes)
+    socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    socket.set(zmq.HEARTBEAT_TIMEOUT, DEAD_AFTER_MS)
+    socket.set(zmq.HEARTBEAT_TTL, DEAD_AFTER_MS)
+    socket.set(zmq.TCP_MAXRT, STALLED_AFTER_MS)
 
 
 def is_loopback(endpoint: str) -> bool:
@@ -91,14 +107,14 @@ def bind(socket: zmq.Socket[Any], endpoint: str, purpose: str) -> str:
 
 
 def remove_socket_file(endpoint: str) -> None:
-    """Remove what a bound ``ipc://`` endpoint leaves behind; of others nothing is left."""
+    """Remove the file of a bound ``ipc://`` endpoint; do nothing for others."""
     scheme, _, path = endpoint.partition("://")
     if scheme == "ipc":
         Path(path).unlink(missing_ok=True)
 
 
 def _listens(path: str) -> bool:
-    """Whether somebody accepts connections on the socket file ``path``."""
+    """Whether a program accepts connections on the socket file ``path``."""
     if not Path(path).is_socket():
         return False
     with posix_socket.socket(posix_socket.AF_UNIX, posix_socket.SOCK_STREAM) as probe:

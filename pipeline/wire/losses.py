@@ -1,4 +1,4 @@
-"""LossTracker: what arrived at a subscriber, what did not, and what the sources said last."""
+"""LossTracker: counts lost and repeated messages, and keeps label names and source states."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TypeVar
 
 from maskcast.pipeline.wire.message import EventHeader, InstancesHeader
 
-MOST_SOURCES = 1024
-"""So many sources, and as many streams, are kept account of: those that were heard last."""
+MAX_SOURCES = 1024
+"""Sources tracked, and pairs of publisher and source: those heard of last."""
 
-MOST_EVENTS = 64
-"""Likewise names of events of one stream."""
+MAX_EVENTS = 64
+"""Event names tracked per stream."""
 
-MOST_TABLES = 64
-"""Likewise tables of label names."""
+MAX_TABLES = 64
+"""Tables of label names kept."""
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -24,14 +24,14 @@ V = TypeVar("V")
 
 @dataclass(slots=True)
 class Tally:
-    """How messages fared, counted since the subscription began.
+    """Message counts since the subscription was opened.
 
     Attributes:
         received: well-formed ``instances`` messages.
-        lost: messages that the sequence numbers show were sent and did not arrive.
-        skipped: messages that arrived and gave way to a newer one before they were asked for.
+        lost: messages that never arrived, according to the sequence numbers.
+        skipped: messages that a newer one replaced before they were handed out.
         duplicate: messages that arrived twice, for instance over two endpoints.
-        malformed: messages that could not be read.
+        malformed: messages that could not be read, or were too long.
     """
 
     received: int = 0
@@ -57,18 +57,26 @@ class _Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Gap:
-    """What lies between a message and the one before it."""
+class SequenceGap:
+    """What lies between a message and the one before it.
+
+    Attributes:
+        lost: messages that never arrived.
+        restarted: the publisher was restarted.
+    """
 
     lost: int
     restarted: bool
 
+    def __add__(self, other: SequenceGap) -> SequenceGap:
+        return SequenceGap(self.lost + other.lost, self.restarted or other.restarted)
+
 
 class LossTracker:
-    """Keeps account of sequence numbers, label names and states. Pure: knows no socket, no clock.
+    """Tracks sequence numbers, label names and source states. Uses no socket and no clock.
 
-    However many sources, publishers, events and tables a publisher invents, its memory is bounded:
-    what was not heard for longest is forgotten, and if it comes again it is as if it were new.
+    Its memory is bounded whatever a publisher sends: the least recently heard entries are
+    forgotten, and count as new if they return.
 
     Attributes:
         tally: the counts so far.
@@ -80,14 +88,14 @@ class LossTracker:
         self._sources: OrderedDict[str, _Source] = OrderedDict()
         self._label_names: OrderedDict[str, tuple[str, ...]] = OrderedDict()
 
-    def enter_instances(self, source: str, header: InstancesHeader) -> Gap | None:
-        """Enter an ``instances`` message; None where it came before."""
-        stream = _recall(self._streams, (header.publisher, source), _Stream, MOST_SOURCES)
+    def add_instances(self, source: str, header: InstancesHeader) -> SequenceGap | None:
+        """Count an ``instances`` message; None if it is a repetition."""
+        stream = _recall(self._streams, (header.publisher, source), _Stream, MAX_SOURCES)
         if stream.next_seq is not None and header.seq < stream.next_seq:
             self.tally.duplicate += 1
             return None
-        known = _recall(self._sources, source, _Source, MOST_SOURCES)
-        # A publisher that is heard for the first time began before us: nothing of it is lost.
+        known = _recall(self._sources, source, _Source, MAX_SOURCES)
+        # What a publisher sent before its first message here is not lost.
         first = stream.next_seq is None
         restarted = first and known.publisher not in ("", header.publisher)
         lost = 0 if stream.next_seq is None else header.seq - stream.next_seq
@@ -95,15 +103,15 @@ class LossTracker:
         known.publisher, known.ended = header.publisher, False
         self.tally.received += 1
         self.tally.lost += lost
-        return Gap(lost, restarted)
+        return SequenceGap(lost, restarted)
 
-    def enter_event(self, source: str, header: EventHeader) -> Gap | None:
-        """Enter an ``event`` message; None where it came before."""
-        stream = _recall(self._streams, (header.publisher, source), _Stream, MOST_SOURCES)
+    def add_event(self, source: str, header: EventHeader) -> SequenceGap | None:
+        """Count an ``event`` message; None if it is a repetition."""
+        stream = _recall(self._streams, (header.publisher, source), _Stream, MAX_SOURCES)
         if header.seq <= stream.event_seq.get(header.event, -1):
             return None
-        _keep(stream.event_seq, header.event, header.seq, MOST_EVENTS)
-        known = _recall(self._sources, source, _Source, MOST_SOURCES)
+        keep(stream.event_seq, header.event, header.seq, MAX_EVENTS)
+        known = _recall(self._sources, source, _Source, MAX_SOURCES)
         lost = 0
         if stream.next_seq is not None and header.sent > stream.next_seq:
             lost = header.sent - stream.next_seq
@@ -113,38 +121,38 @@ class LossTracker:
             names = header.data.get("names")
             if isinstance(names, list) and all(isinstance(name, str) for name in names):
                 table = str(header.data.get("id"))
-                _keep(self._label_names, table, tuple(names), MOST_TABLES)
+                keep(self._label_names, table, tuple(names), MAX_TABLES)
         elif header.event == "ended":
             known.ended, known.state = True, "ended"
         elif header.event == "state":
             known.ended, known.state = False, str(header.data.get("state", ""))
-        return Gap(lost, restarted=False)
+        return SequenceGap(lost, restarted=False)
 
     def label_names(self, labels: str) -> tuple[str, ...]:
-        """Return the table that a header names; empty where it was not heard."""
+        """Return the table with the id ``labels``; empty if it has not arrived."""
         return self._label_names.get(labels, ())
 
     def all_ended(self, sources: tuple[str, ...] | None) -> bool:
-        """Whether each of the sources has ended; given None, each that was ever heard of."""
+        """Whether all of the sources have ended; None means every source heard of."""
         names = sources or tuple(self._sources)
         return bool(names) and all(
             name in self._sources and self._sources[name].ended for name in names
         )
 
     def states(self) -> dict[str, str]:
-        """Return what each source said last of its state."""
+        """Return the last known state of each source."""
         return {name: source.state for name, source in self._sources.items() if source.state}
 
 
 def _recall(kept: OrderedDict[K, V], key: K, make: Callable[[], V], most: int) -> V:
-    """Return what is kept under a key, made if there is nothing, as the last heard of ``most``."""
+    """Return the value of a key, made if absent, as the most recent of at most ``most``."""
     value = kept[key] if key in kept else make()
-    _keep(kept, key, value, most)
+    keep(kept, key, value, most)
     return value
 
 
-def _keep(kept: OrderedDict[K, V], key: K, value: V, most: int) -> None:
-    """Keep a value as the last heard of ``most``."""
+def keep(kept: OrderedDict[K, V], key: K, value: V, most: int) -> None:
+    """Store a value as the most recent of at most ``most``; the oldest is dropped."""
     kept[key] = value
     kept.move_to_end(key)
     if len(kept) > most:

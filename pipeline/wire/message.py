@@ -32,6 +32,7 @@ __all__ = [
     "array_names",
     "check_source_name",
     "decode",
+    "decode_body",
     "decode_header",
     "encode",
     "labels_id",
@@ -249,6 +250,20 @@ def decode(parts: Sequence[bytes]) -> Message:
     source, header = decode_header(parts)
     if isinstance(header, EventHeader):
         return EventMessage(source, header)
+    return decode_body(source, header, parts)
+
+
+def decode_body(source: str, header: InstancesHeader, parts: Sequence[bytes]) -> InstancesMessage:
+    """Read the rest of an ``instances`` message whose header is decoded already.
+
+    Args:
+        source: from ``decode_header``.
+        header: likewise.
+        parts: all parts of the message; the arrays are read-only views of them.
+
+    Raises:
+        WireError: it is malformed.
+    """
     if len(parts) < 4:
         raise WireError(f"an instances message has 4 parts or more, not {len(parts)}")
     count = header.count

@@ -1,46 +1,46 @@
-"""PublishedFrame and StreamEvent: what a subscriber is handed."""
+"""PublishedFrame and StreamEvent: what a subscription yields."""
 
 from __future__ import annotations
 
 import io
+import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maskcast.engines.instances import Instances
-from maskcast.pipeline.wire.message import WireError
+from maskcast.pipeline.wire.message import InstancesMessage, WireError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PublishedFrame:
-    """What was seen in one frame, as it came over the wire.
+    """One frame as received from a publisher.
 
     Attributes:
         source: the source's name.
-        publisher: identifies one start of the publisher.
-        seq: number of this message among the publisher's of this source, from 0.
-        index: which picture of the source this is, from 0, those never processed included.
-        pts_s: presentation time in the stream's own clock, seconds; None where it has none.
-        capture_ns: when the picture was captured, UTC nanoseconds.
+        publisher: 16 hexadecimal digits, new at each start of the publisher.
+        seq: number of this message, counted by publisher and source from 0.
+        index: index of the frame in its source, from 0; dropped frames count too.
+        pts_s: presentation time in the stream's own clock, seconds; None if the stream has none.
+        capture_ns: when the frame was captured, UTC nanoseconds.
         publish_ns: when the message was sent, UTC nanoseconds.
         received_ns: when it arrived here, UTC nanoseconds.
-        age_ms: time from capture until it was handed to you. Across machines it is only as good as
-            their clocks agree.
-        lost_before: messages of this source, since the one handed to you before, that never
-            arrived.
-        skipped_before: likewise, that arrived and gave way to a newer one (policy "latest").
-        restarted: the publisher was started anew since the frame before; ``seq`` began again.
+        age_ms: time from capture until the frame was handed to you. Between machines it is only as
+            accurate as their clocks.
+        lost_before: messages of this source that never arrived, since the frame before this one.
+        skipped_before: messages that a newer one replaced, likewise (policy "latest").
+        restarted: the publisher was restarted since the frame before; ``seq`` began again.
         clock: whose time ``capture_ns`` is: "receipt" (the publisher's host) or "sender" (camera).
-        stage_ms: time that each stage worked on the picture, milliseconds.
-        drops: pictures of this source dropped by the publisher so far, by stage, by reason.
-        zones: instances in each zone, by the zone's name; empty where there are none.
-        lines: instances that have crossed each line since the start, by the line's name, then by
-            direction: "forward" and "backward".
-        instances: what was seen.
-        label_names: ``label_names[instances.labels[i]]``; empty while the table is not known.
-        jpeg: the picture, where the publisher sends it.
+        stage_ms: processing time of each stage, milliseconds.
+        drops: frames of this source that the publisher has dropped so far, by stage and reason.
+        zones: instances in each zone, by the zone's name; empty if there are none.
+        lines: instances that have crossed each line since the start, by the line's name and
+            direction, "forward" or "backward".
+        instances: boxes, scores, labels and masks.
+        label_names: ``label_names[instances.labels[i]]``; empty until the table has arrived.
+        jpeg: the image as JPEG, if the publisher sends it.
     """
 
     source: str
@@ -64,11 +64,47 @@ class PublishedFrame:
     label_names: tuple[str, ...]
     jpeg: bytes | None
 
-    def picture(self) -> NDArray[np.uint8] | None:
-        """Decode the picture: ``[h, w, 3]`` uint8 RGB; None where the publisher sends none.
+    @classmethod
+    def from_message(
+        cls,
+        message: InstancesMessage,
+        *,
+        received_ns: int,
+        lost_before: int,
+        skipped_before: int,
+        restarted: bool,
+        label_names: tuple[str, ...],
+    ) -> Self:
+        """Make a frame from a message that is handed out now."""
+        header = message.header
+        return cls(
+            source=message.source,
+            publisher=header.publisher,
+            seq=header.seq,
+            index=header.index,
+            pts_s=header.pts_s,
+            capture_ns=header.capture_ns,
+            publish_ns=header.publish_ns,
+            received_ns=received_ns,
+            age_ms=(time.time_ns() - header.capture_ns) / 1e6,
+            lost_before=lost_before,
+            skipped_before=skipped_before,
+            restarted=restarted,
+            clock=header.clock,
+            stage_ms=header.stage_ms,
+            drops=header.drops,
+            zones=header.zones,
+            lines=header.lines,
+            instances=message.instances,
+            label_names=label_names,
+            jpeg=message.jpeg,
+        )
+
+    def image(self) -> NDArray[np.uint8] | None:
+        """Decode the image: RGB, uint8 ``[H, W, 3]``; None if the message has none.
 
         Raises:
-            WireError: it is no JPEG.
+            WireError: part 4 is not a JPEG file.
         """
         if self.jpeg is None:
             return None
@@ -78,18 +114,18 @@ class PublishedFrame:
             with Image.open(io.BytesIO(self.jpeg), formats=("JPEG",)) as image:
                 return np.asarray(image.convert("RGB"))
         except (OSError, Image.DecompressionBombError) as error:
-            raise WireError(f"the picture is malformed: {error}") from error
+            raise WireError(f"the image is malformed: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
 class StreamEvent:
-    """Something that happened to a source: "state", "size", "labels", "ended", ...
+    """An event of a source: "state", "size", "labels", "ended" and others.
 
     Attributes:
         source: the source's name.
         publisher: identifies one start of the publisher.
-        name: which event; docs/wire.md lists them.
-        data: what belongs to it.
+        name: the event; docs/wire.md lists them.
+        data: the event's data.
         publish_ns: when it happened, UTC nanoseconds.
         received_ns: when it arrived here, UTC nanoseconds.
     """

@@ -275,7 +275,7 @@ def test_a_subscriber_that_is_waited_for_sees_everything(
         assert all(len(frame.instances) == 1 for frame in frames)
         assert set(frames[0].stage_ms) == {"decode", "preprocess", "infer", "masks"}
     turned = next(frame for frame in listener.frames if frame.source == "b")
-    assert turned.picture().shape == (64, 48, 3)
+    assert turned.image().shape == (64, 48, 3)
     assert listener.ended() == {"a": "end of stream", "b": "end of stream"}
 
 

@@ -44,9 +44,12 @@ class Script:
             for _ in range(2)
         )
 
-    def wait(self):
-        assert self._socket.poll(3000)
-        self._socket.recv()
+    def wait(self, timeout_s=3):
+        """Wait for a subscription."""
+        while True:
+            assert self._socket.poll(timeout_s * 1000)
+            if self._socket.recv()[:1] == b"\x01":
+                return
 
     def send(self, parts):
         self._socket.send_multipart(parts)

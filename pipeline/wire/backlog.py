@@ -1,0 +1,124 @@
+"""Backlog: messages that a subscriber has received and not yet handed out."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from maskcast.pipeline.wire.losses import MAX_SOURCES, LossTracker, SequenceGap, keep
+from maskcast.pipeline.wire.message import (
+    EventHeader,
+    InstancesHeader,
+    WireError,
+    decode_header,
+)
+from maskcast.pipeline.wire.received import StreamEvent
+
+Policy = Literal["latest", "all"]
+
+_NO_GAP = SequenceGap(0, restarted=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """An ``instances`` message in the backlog. It is decoded when it is handed out."""
+
+    source: str
+    header: InstancesHeader
+    parts: list[bytes]
+    received_ns: int
+    gap: SequenceGap
+    skipped: int = 0
+
+
+class Backlog:
+    """Counts messages and queues them between two threads.
+
+    With policy "latest" a message replaces the one of the same source that is still queued.
+
+    Args:
+        policy: "latest" or "all".
+        events: queue events too.
+        high_water_mark: queued items; ``add`` waits while there are that many.
+
+    Attributes:
+        changed: the lock of everything here; notified of every change.
+        losses: counts, label names and states.
+        notify: called whenever something was added, for a waiting event loop.
+        closed: ``add`` waits no longer.
+    """
+
+    def __init__(self, policy: Policy, *, events: bool, high_water_mark: int) -> None:
+        self.changed = threading.Condition()
+        self.losses = LossTracker()
+        self.notify: Callable[[], object] | None = None
+        self.closed = False
+        self._policy = policy
+        self._events = events
+        self._high_water_mark = high_water_mark
+        self._queue: dict[object, Arrival | StreamEvent] = {}  # in the order to hand out
+        # Gaps that belong to no queued frame; the next frame of the source reports them.
+        self._pending_gaps: OrderedDict[str, SequenceGap] = OrderedDict()
+
+    def take(self) -> Arrival | StreamEvent | None:
+        """Remove the oldest item; None if there is none. The lock is held."""
+        if not self._queue:
+            return None
+        item = self._queue.pop(next(iter(self._queue)))
+        self.changed.notify_all()  # ``add`` may be waiting for space
+        return item
+
+    def add(self, parts: list[bytes], received_ns: int) -> None:
+        """Count a message and append it to the queue. The lock is held."""
+        try:
+            source, header = decode_header(parts)
+        except WireError:
+            self.losses.tally.malformed += 1
+            return
+        if isinstance(header, EventHeader):
+            if (gap := self.losses.add_event(source, header)) is None:
+                return
+            self.carry_over(source, gap)
+            if self._events:
+                event = StreamEvent(
+                    source,
+                    header.publisher,
+                    header.event,
+                    header.data,
+                    header.publish_ns,
+                    received_ns,
+                )
+                self._enqueue((source, header.event), event)
+            self.wake()
+        elif (gap := self.losses.add_instances(source, header)) is not None:
+            gap += self._pending_gaps.pop(source, _NO_GAP)
+            self._enqueue((source, None), Arrival(source, header, parts, received_ns, gap))
+            self.wake()
+
+    def _enqueue(self, key: object, item: Arrival | StreamEvent) -> None:
+        """Append an item, or replace the older one of its key (policy "latest")."""
+        if self._policy == "all":
+            key = object()
+        while (
+            key not in self._queue and len(self._queue) >= self._high_water_mark and not self.closed
+        ):
+            self.changed.wait()
+        if isinstance(item, Arrival) and isinstance(older := self._queue.get(key), Arrival):
+            self.losses.tally.skipped += 1
+            item = replace(item, gap=item.gap + older.gap, skipped=older.skipped + 1)
+        self._queue[key] = item
+
+    def carry_over(self, source: str, gap: SequenceGap) -> None:
+        """Keep a gap for the next frame of the source."""
+        gap += self._pending_gaps.get(source, _NO_GAP)
+        if gap != _NO_GAP:
+            keep(self._pending_gaps, source, gap, MAX_SOURCES)
+
+    def wake(self) -> None:
+        """Wake both threads. The lock is held."""
+        self.changed.notify_all()
+        if self.notify is not None:
+            self.notify()
