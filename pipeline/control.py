@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -15,7 +16,6 @@ from maskcast.engines.errors import InputError
 from maskcast.pipeline.config import CurveConfig, Policy, SourceConfig, make_source
 from maskcast.pipeline.log import fields
 from maskcast.pipeline.sources.state import SourceState
-from maskcast.pipeline.stages.stage import Report
 from maskcast.pipeline.stats import SourceStats, Stats
 from maskcast.pipeline.url import redact, shorten
 from maskcast.pipeline.wire.authenticator import Authenticator
@@ -110,18 +110,23 @@ class ControlServer:
         endpoint: "ipc:///run/maskcast.control" or "tcp://127.0.0.1:5556".
         curve: the publisher's keys, which hold here too. Without them only this machine is served.
         pipeline: what is controlled.
-        report: called with an error that ends the pipeline: the endpoint cannot be bound, or one of
-            ours.
+        on_error: called when the endpoint cannot be bound, or with an unexpected error; the server
+            has then ended.
     """
 
     def __init__(
-        self, endpoint: str, curve: CurveConfig | None, pipeline: Controllable, report: Report
+        self,
+        endpoint: str,
+        curve: CurveConfig | None,
+        pipeline: Controllable,
+        on_error: Callable[[BaseException], None],
     ) -> None:
         self._endpoint = endpoint
         self._curve = curve
         self._pipeline = pipeline
-        self._report = report
+        self._on_error = on_error
         self._context = zmq.Context()
+        self._closing = threading.Event()
         self._authenticator: Authenticator | None = None
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
 
@@ -131,6 +136,7 @@ class ControlServer:
 
     def close(self) -> None:
         """Serve no longer, and free the endpoint."""
+        self._closing.set()
         self._context.term()
         if self._thread.ident is not None:
             self._thread.join()
@@ -146,10 +152,10 @@ class ControlServer:
                         socket.send(self.answer(_receive(socket)))
                 finally:
                     remove_socket_file(bound)
-        except zmq.ContextTerminated:
-            pass
         except BaseException as error:
-            self._report(error)
+            # Closing ends every call on the socket with an error, the first ones too.
+            if not self._closing.is_set():
+                self._on_error(error)
 
     def _open(self, socket: zmq.Socket[bytes]) -> str:
         socket.set(zmq.LINGER, LINGER_MS)

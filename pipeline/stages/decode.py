@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.config import SourceConfig
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.inbox import Inbox
 from maskcast.pipeline.log import fields
+from maskcast.pipeline.orders import Failed, Review
 from maskcast.pipeline.sources.open import open_source
 from maskcast.pipeline.sources.source import Source, SourceLostError
 from maskcast.pipeline.sources.state import SourceState, StateChange
 from maskcast.pipeline.stages.frame_rate import thinnings
-from maskcast.pipeline.stages.stage import Event, Report
-from maskcast.pipeline.stats import Meter
+from maskcast.pipeline.stages.stage import Event, PipelineContext
 from maskcast.pipeline.url import is_local
 
 START_POLL_S = 0.05
@@ -33,14 +32,11 @@ class DecodeStage(threading.Thread):
     Args:
         config: the source; its name is set.
         inbox: where frames go; it takes on the source's policy.
-        meter: counts them.
-        start: until it is set files are not read, and frames of live sources pass by uncounted.
-        limit: the most frames to read.
-        report: called with an error that is ours, or of a required file that cannot be read.
-        review: called when it has ended, or never yet answered: there may be nothing
-            left to run for.
-        is_ready: tells whether the engine is ready for frames like one. What a live source shows
-            before passes by uncounted; where it changes its shape later, frames are dropped.
+        context: what it shares with the stages. Until ``reading`` is set, files are not read, and
+            frames of live sources are skipped and not counted; so are those that come before
+            ``is_ready``. If a live source changes its shape later, frames are dropped until the
+            engine is ready. ``Failed`` is sent for an unexpected error, and for a required file
+            that cannot be read; ``Review`` when the source has ended or cannot be reached.
         required: that a file cannot be read is reported; else the source ends.
 
     Attributes:
@@ -56,12 +52,7 @@ class DecodeStage(threading.Thread):
         self,
         config: SourceConfig,
         inbox: Inbox[Frame | Event],
-        meter: Meter,
-        start: threading.Event,
-        limit: int | None,
-        report: Report,
-        review: Callable[[], None],
-        is_ready: Callable[[Frame], bool],
+        context: PipelineContext,
         *,
         required: bool = True,
     ) -> None:
@@ -76,12 +67,7 @@ class DecodeStage(threading.Thread):
         self._required = required
         self._source_name = config.name
         self._inbox = inbox
-        self._meter = meter
-        self._start_reading = start
-        self._limit = limit
-        self._report = report
-        self._review = review
-        self._is_ready = is_ready
+        self._context = context
         self._state: SourceState | None = None
         self._has_answered = False
         self._thinnings = thinnings(config)
@@ -97,7 +83,7 @@ class DecodeStage(threading.Thread):
                 self._source = source
                 if self._state is not SourceState.STREAMING:
                     self._note(StateChange(SourceState.STREAMING))
-                self._meter.opened(self._source_name, self._frame_count(source))
+                self._context.meter.opened(self._source_name, self._frame_count(source))
                 self.policy = self._inbox.policy = source.policy
                 self._inbox.capacity = 1 if source.policy == "latest" else self._inbox.capacity
                 try:
@@ -114,14 +100,14 @@ class DecodeStage(threading.Thread):
             if not is_local(self.config.url):
                 self.unreachable = error
             elif self._required:
-                self._report(error)
+                self._context.send(Failed(error))
         except BaseException as error:
-            self._report(error)
+            self._context.send(Failed(error))
         finally:
             self._source = None
             self.end(reason, detail, corrupt)
             self.has_returned = True
-            self._review()
+            self._context.send(Review())
 
     def stop(self) -> None:
         """Ask, from any thread, for the end. A read that hangs ends by the source's timeout."""
@@ -148,7 +134,7 @@ class DecodeStage(threading.Thread):
         if not self._inbox.close(last_word, discard=discard):
             return False
         self.last_word = last_word
-        self._meter.ended(self._source_name, detail or reason, corrupt)
+        self._context.meter.ended(self._source_name, detail or reason, corrupt)
         # Of a failure, and of a required one that was not reached, an error tells by itself.
         bad = reason == "lost" or (reason == "unreachable" and not self._required)
         shown = fields(
@@ -159,7 +145,7 @@ class DecodeStage(threading.Thread):
 
     def _read(self, source: Source) -> str:
         if not source.live:
-            while not self._start_reading.wait(START_POLL_S):
+            while not self._context.reading.wait(START_POLL_S):
                 if self._stopping.is_set():
                     return "stopped"
         count = corrupt = 0
@@ -168,27 +154,29 @@ class DecodeStage(threading.Thread):
             if self._stopping.is_set():
                 return "stopped"
             if not has_begun:
-                if source.live and not (self._is_ready(frame) and self._start_reading.is_set()):
+                if source.live and not (
+                    self._context.is_ready(frame) and self._context.reading.is_set()
+                ):
                     continue
                 # A file that is played like a camera can wait.
-                while self.policy == "latest" and not self._is_ready(frame):
+                while self.policy == "latest" and not self._context.is_ready(frame):
                     if self._stopping.wait(START_POLL_S):
                         return "stopped"
                 has_begun = True
-            self._meter.captured(frame, source.corrupt)
+            self._context.meter.captured(frame, source.corrupt)
             if source.corrupt > corrupt:
                 corrupt = source.corrupt
                 shown = fields(source=self._source_name, corrupt=corrupt)
                 _logger.warning("source_damaged", extra=shown)
             if not self._is_wanted(frame):
                 continue
-            if self.policy == "latest" and not self._is_ready(frame):
-                self._meter.dropped(frame, "decode", "engine_not_ready")
+            if self.policy == "latest" and not self._context.is_ready(frame):
+                self._context.meter.dropped(frame, "decode", "engine_not_ready")
                 continue
             if not self._inbox.put(frame):
                 return "stopped"
             count += 1
-            if count == self._limit:
+            if count == self._context.limit:
                 return "limit"
         return "stopped" if self._stopping.is_set() else "end of stream"
 
@@ -197,7 +185,7 @@ class DecodeStage(threading.Thread):
         time_s = frame.pts_s if frame.pts_s is not None else start_s
         for thinning in self._thinnings:
             if not thinning.keeps(time_s):
-                self._meter.dropped(frame, "decode", thinning.reason)
+                self._context.meter.dropped(frame, "decode", thinning.reason)
                 return False
         return True
 
@@ -206,7 +194,7 @@ class DecodeStage(threading.Thread):
         if change.state is SourceState.ENDED:
             return
         self._state = change.state
-        self._meter.changed(self._source_name, change)
+        self._context.meter.changed(self._source_name, change)
         self._log(change)
         data: dict[str, str | int] = {"state": change.state, "reconnects": change.reconnects}
         if change.reason:
@@ -216,7 +204,7 @@ class DecodeStage(threading.Thread):
             self._has_answered, self.unreachable = True, None
         elif change.state is SourceState.RECONNECTING and not self._has_answered:
             self.unreachable = InputError(change.reason)
-            self._review()
+            self._context.send(Review())
 
     def _log(self, change: StateChange) -> None:
         """Log a change of state.
@@ -234,5 +222,5 @@ class DecodeStage(threading.Thread):
         _logger.log(level, "source_state", extra=shown)
 
     def _frame_count(self, source: Source) -> int | None:
-        counts = [count for count in (source.frame_count, self._limit) if count is not None]
+        counts = [count for count in (source.frame_count, self._context.limit) if count is not None]
         return min(counts, default=None)

@@ -18,8 +18,7 @@ from maskcast.pipeline.log import fields
 from maskcast.pipeline.sources.open import check_address
 from maskcast.pipeline.sources.state import REMOVED
 from maskcast.pipeline.stages.decode import DecodeStage
-from maskcast.pipeline.stages.stage import Event, Report
-from maskcast.pipeline.stats import Meter
+from maskcast.pipeline.stages.stage import Event, PipelineContext
 
 BLOCK_CAPACITY = 2
 """Frames that wait for each source that may not lose any: one in hand, one to come."""
@@ -52,12 +51,7 @@ class Decoders:
 
     Args:
         configs: the first sources; their names are set.
-        meter: counts their frames; it knows the first sources already.
-        reading: until it is set nothing is read.
-        limit: the most frames to read from each.
-        report: called with an error that ends the pipeline.
-        review: called when ``review`` should be.
-        is_ready: tells whether the engine is ready for frames like one.
+        context: what they share with the stages; its meter already knows the first sources.
         stays: there may be no source left, and the outlet still waits for others.
         changed: the condition that all inboxes share.
         is_held: as of ``RoundRobin``: sources that may not lose a frame wait.
@@ -69,23 +63,13 @@ class Decoders:
     def __init__(
         self,
         configs: Sequence[SourceConfig],
-        meter: Meter,
-        reading: threading.Event,
-        limit: int | None,
-        report: Report,
-        review: Callable[[], None],
-        is_ready: Callable[[Frame], bool],
+        context: PipelineContext,
         *,
         stays: bool,
         changed: threading.Condition | None = None,
         is_held: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._meter = meter
-        self._reading = reading
-        self._limit = limit
-        self._report = report
-        self._review = review
-        self._is_ready = is_ready
+        self._context = context
         self._stays = stays
         self._lock = threading.Lock()
         self._is_over = False
@@ -98,11 +82,12 @@ class Decoders:
             self._enter(config, required=True)
 
     def start(self) -> None:
-        """Begin to read the first sources, unless all is over before it has begun."""
+        """Begin to read the first sources, unless the pipeline has been stopped already."""
         with self._lock:
             if not self._is_over:
                 for member in self._members.values():
-                    member.decoder.start()
+                    if member.decoder.ident is None:  # one that was added has been started
+                        member.decoder.start()
 
     def add(self, config: SourceConfig) -> None:
         """Read one more source. That it cannot be read ends it alone.
@@ -125,9 +110,9 @@ class Decoders:
                     else f"there is a source {name!r} already; remove it first, or choose another "
                     "name"
                 )
-            self._meter.add(name)
+            self._context.meter.add(name)
             if not (decoder := self._enter(config, required=False)):
-                self._meter.remove(name)
+                self._context.meter.remove(name)
                 raise InputError("the pipeline is at its end and takes no more sources")
             decoder.start()
         _logger.info("source_added", extra=fields(source=name, url=config.url))
@@ -177,11 +162,11 @@ class Decoders:
             ]
 
     def on_removed(self, name: str) -> None:
-        """Note that nothing of a source that was removed is on its way any more."""
+        """Note that the last message of a removed source is published."""
         with self._lock:
             if (member := self._members.get(name)) is not None:
                 member.told = True
-        self._review()
+        self.review()
 
     def review(self) -> None:
         """Forget removed sources that are gone, and give up hope where nothing else is left.
@@ -198,7 +183,7 @@ class Decoders:
             ]
             for name in gone:
                 del self._members[name]
-                self._meter.remove(name)
+                self._context.meter.remove(name)
             members = list(self._members.values())
         left = [member.decoder for member in members if not member.decoder.is_over]
         if not self._stays and all(decoder.unreachable for decoder in left):
@@ -242,17 +227,7 @@ class Decoders:
         inbox: Inbox[Frame | Event] = Inbox(
             BLOCK_CAPACITY, on_drop=self._drop, changed=self._changed
         )
-        decoder = DecodeStage(
-            config,
-            inbox,
-            self._meter,
-            self._reading,
-            self._limit,
-            self._report,
-            self._review,
-            self._is_ready,
-            required=required,
-        )
+        decoder = DecodeStage(config, inbox, self._context, required=required)
         if not self.outlet.add(inbox):
             return None
         self._members[decoder.config.name or ""] = _Member(decoder, inbox)
@@ -260,4 +235,4 @@ class Decoders:
 
     def _drop(self, item: Frame | Event, reason: str) -> None:
         assert isinstance(item, Frame)
-        self._meter.dropped(item, "preprocess", reason)
+        self._context.meter.dropped(item, "preprocess", reason)

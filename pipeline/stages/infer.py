@@ -12,7 +12,7 @@ from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.inbox import Inbox
 from maskcast.pipeline.sources.open import is_live
 from maskcast.pipeline.stages.preprocess import Prepared
-from maskcast.pipeline.stages.stage import Event, Report, Stage
+from maskcast.pipeline.stages.stage import Event, PipelineContext, Stage
 
 
 def load_engine_for(config: Config) -> Engine:
@@ -58,9 +58,9 @@ class InferStage(Stage[Prepared, Detected]):
         outbox: Inbox[Detected | Event],
         engine: Engine,
         min_score: float,
-        report: Report,
+        context: PipelineContext,
     ) -> None:
-        super().__init__("infer", inbox, outbox, report)
+        super().__init__("infer", inbox, outbox, context)
         self.batch_size = engine.max_batch
         self._engine = engine
         self._min_score = min_score
@@ -86,9 +86,9 @@ class MasksStage(Stage[Detected, Seen]):
         inbox: Inbox[Detected | Event],
         outbox: Inbox[Seen | Event],
         engine: Engine,
-        report: Report,
+        context: PipelineContext,
     ) -> None:
-        super().__init__("masks", inbox, outbox, report)
+        super().__init__("masks", inbox, outbox, context)
         self._engine = engine
 
     def work(self, items: list[Detected]) -> list[Seen]:

@@ -11,8 +11,7 @@ from maskcast.engines.bundle import Manifest
 from maskcast.engines.image import NetworkImage, fit_image
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.inbox import Inbox
-from maskcast.pipeline.stages.stage import Event, Outlet, Report, Stage
-from maskcast.pipeline.stats import Meter
+from maskcast.pipeline.stages.stage import Event, Outlet, PipelineContext, Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +34,11 @@ class PreprocessStage(Stage[Frame, Prepared]):
         outbox: Inbox[Prepared | Event],
         manifest: Manifest,
         prefetch: Callable[[NetworkImage], None],
-        meter: Meter,
-        report: Report,
+        context: PipelineContext,
     ) -> None:
-        super().__init__("preprocess", inbox, outbox, report)
+        super().__init__("preprocess", inbox, outbox, context)
         self._manifest = manifest
         self._prefetch = prefetch
-        self._meter = meter
 
     def work(self, items: list[Frame]) -> list[Prepared]:
         """Prepare the one frame."""
@@ -50,7 +47,7 @@ class PreprocessStage(Stage[Frame, Prepared]):
         try:
             image = fit_image(frame.picture, frame.rotation, self._manifest.input)
         except av.error.FFmpegError:
-            self._meter.dropped(frame, "preprocess", "unreadable")
+            self._context.meter.dropped(frame, "preprocess", "unreadable")
             return []
         self._prefetch(image)
         frame.timeline.end("preprocess")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -16,12 +15,12 @@ from maskcast.engines.instances import Instances
 from maskcast.pipeline.config import PublishConfig
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.inbox import Inbox
+from maskcast.pipeline.orders import SourceRemoved
 from maskcast.pipeline.outputs.recorder import Published
 from maskcast.pipeline.sources.state import REMOVED
 from maskcast.pipeline.stages.infer import Seen
 from maskcast.pipeline.stages.record import Recorded
-from maskcast.pipeline.stages.stage import Event, Report, Stage
-from maskcast.pipeline.stats import Meter
+from maskcast.pipeline.stages.stage import Event, PipelineContext, Stage
 from maskcast.pipeline.wire.curve import ServerKeys
 from maskcast.pipeline.wire.publisher import Publisher
 
@@ -40,9 +39,6 @@ class PublishedSources(Protocol):
     def ended_events(self) -> Sequence[Event]:
         """Return the ``ended`` of each that has ended."""
 
-    def on_removed(self, name: str) -> None:
-        """Note that nothing of a source that was removed is on its way any more."""
-
 
 class PublishStage(Stage[Seen, None]):
     """Owns the socket. Hands every frame on to the record stage, and never waits for it.
@@ -51,12 +47,10 @@ class PublishStage(Stage[Seen, None]):
         inbox: frames and events.
         config: the socket's; None for none.
         label_names: the model's.
-        sources: tells of all sources, and is told when the last of one is out.
+        sources: tells of all sources.
         recording: the record stage's inbox; None where there are no outputs. Frames of sources
             that may lose some replace one another in it, the others always find space.
-        meter: told of every frame.
-        start: set when enough subscribers are there.
-        report: as of ``Stage``.
+        context: as of ``Stage``; ``reading`` is set when enough subscribers are connected.
     """
 
     idle_timeout_s = SUBSCRIBER_POLL_S
@@ -68,17 +62,13 @@ class PublishStage(Stage[Seen, None]):
         label_names: Sequence[str],
         sources: PublishedSources,
         recording: Inbox[Recorded | Event] | None,
-        meter: Meter,
-        start: threading.Event,
-        report: Report,
+        context: PipelineContext,
     ) -> None:
-        super().__init__("publish", inbox, None, report)
+        super().__init__("publish", inbox, None, context)
         self._config = config
         self._label_names = label_names
         self._sources = sources
         self._recording = recording
-        self._meter = meter
-        self._start_reading = start
         self._publisher: Publisher | None = None
         self._seq: Counter[str] = Counter()
         self._lost: Counter[str] = Counter()
@@ -100,12 +90,12 @@ class PublishStage(Stage[Seen, None]):
                 keys=keys,
             )
             wanted = self._config.wait_subscribers
-            while wanted and not self._start_reading.is_set():
+            while wanted and not self._context.reading.is_set():
                 if self._publisher.wait_for_subscribers(
                     wanted, SUBSCRIBER_POLL_S, self._sources.names()
                 ):
                     break
-        self._start_reading.set()
+        self._context.reading.set()
 
     def work(self, items: list[Seen]) -> list[None]:
         """Publish one frame, then hand it on to the record stage."""
@@ -114,7 +104,7 @@ class PublishStage(Stage[Seen, None]):
         frame.timeline.begin("publish")
         published = self._publish(frame, instances)
         frame.timeline.end("publish")
-        self._meter.processed(frame, instances)
+        self._context.meter.processed(frame, instances)
         if self._recording is not None:
             recorded = Recorded(frame, instances, published)
             if self._sources.is_lossless(frame.source):
@@ -139,7 +129,7 @@ class PublishStage(Stage[Seen, None]):
         if event.data.get("reason") == REMOVED:
             if self._publisher is not None:
                 self._publisher.forget(event.source)
-            self._sources.on_removed(event.source)
+            self._context.send(SourceRemoved(event.source))
 
     def idle(self) -> None:
         """Answer those who subscribe while nothing is published."""
@@ -173,7 +163,7 @@ class PublishStage(Stage[Seen, None]):
 
     def _publish(self, frame: Frame, instances: Instances) -> Published:
         source = frame.source
-        drops = self._meter.drops(source)
+        drops = self._context.meter.drops(source)
         lost = sum(sum(reasons.values()) for reasons in drops.values())
         lost_before = lost - self._lost[source]
         self._lost[source] = lost
@@ -194,7 +184,9 @@ class PublishStage(Stage[Seen, None]):
         return Published(sent.seq, sent.publish_ns, lost_before)
 
     def _count_subscribers(self, publisher: Publisher) -> None:
-        self._meter.subscribers = max(map(publisher.subscribers, self._sources.names()), default=0)
+        self._context.meter.subscribers = max(
+            map(publisher.subscribers, self._sources.names()), default=0
+        )
 
 
 def encode_jpeg(frame: Frame, quality: int) -> bytes:

@@ -15,8 +15,8 @@ from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.inbox import Inbox
 from maskcast.pipeline.log import fields
 from maskcast.pipeline.outputs.recorder import Published, Recorder, SourceEnding
-from maskcast.pipeline.stages.stage import Event, Report, Stage
-from maskcast.pipeline.stats import RECORD, Meter
+from maskcast.pipeline.stages.stage import Event, PipelineContext, Stage
+from maskcast.pipeline.stats import RECORD
 
 RETRY_S = 10.0
 """An output that could not be written is tried again after this long."""
@@ -56,8 +56,7 @@ class RecordStage(Stage[Recorded, None]):
         inbox: published frames, and ``ended`` events.
         recorders: get every frame; closed at the end, each once.
         on_frame: called with every frame.
-        meter: counts them.
-        report: as of ``Stage``.
+        context: as of ``Stage``.
         clock_s: a monotonic clock.
     """
 
@@ -66,20 +65,18 @@ class RecordStage(Stage[Recorded, None]):
         inbox: Inbox[Recorded | Event],
         recorders: Sequence[Recorder],
         on_frame: OnFrame | None,
-        meter: Meter,
-        report: Report,
+        context: PipelineContext,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(RECORD, inbox, None, report)
+        super().__init__(RECORD, inbox, None, context)
         self._outputs = [
             _Output(getattr(recorder, "name", type(recorder).__name__), recorder)
             for recorder in recorders
         ]
         self._on_frame = on_frame
-        self._meter = meter
         self._clock_s = clock_s
         for output in self._outputs:
-            meter.output(output.name)
+            context.meter.output(output.name)
 
     def work(self, items: list[Recorded]) -> list[None]:
         """Write one frame to every output."""
@@ -90,9 +87,9 @@ class RecordStage(Stage[Recorded, None]):
         if self._on_frame is not None:
             self._on_frame(item.frame, item.instances, item.published)
         timeline.end(RECORD)
-        self._meter.recorded(item.frame)
+        self._context.meter.recorded(item.frame)
         if not all(written):
-            self._meter.unrecorded(item.frame, "failed")
+            self._context.meter.unrecorded(item.frame, "failed")
         return []
 
     def event(self, event: Event) -> None:
@@ -121,7 +118,7 @@ class RecordStage(Stage[Recorded, None]):
             return False
         if output.failed_s is not None:
             output.failed_s, output.problem = None, ""
-            self._meter.output(output.name)
+            self._context.meter.output(output.name)
             _logger.warning("recording_resumed", extra=fields(output=output.name))
         return True
 
@@ -132,7 +129,7 @@ class RecordStage(Stage[Recorded, None]):
             shown = fields(output=output.name, reason=reason, file=getattr(error, "filename", None))
             _logger.error("recording_failed", extra=shown)
         output.failed_s, output.problem = self._clock_s(), reason
-        self._meter.output(output.name, reason)
+        self._context.meter.output(output.name, reason)
 
     def _close(self, output: _Output) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Stage: one thread that takes from an inbox, works, and hands on."""
+"""Stage: a thread that takes items from an inbox, works on them and passes the results on."""
 
 from __future__ import annotations
 
@@ -9,23 +9,45 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.inbox import Inbox, InboxClosed
+from maskcast.pipeline.orders import Failed, Order, StageEnded
+from maskcast.pipeline.stats import Meter
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 T = TypeVar("T")
 
-Report = Callable[[BaseException | None], None]
+
+@dataclass(frozen=True, slots=True)
+class PipelineContext:
+    """What all stages and decoders of one pipeline share. Every member is thread-safe.
+
+    Attributes:
+        meter: counts frames and times stages.
+        send: passes an order to the supervisor.
+        reading: set when the sources may be read: enough subscribers are connected, or the
+            pipeline ends.
+        is_ready: tells whether the engine is ready for frames of the same shape; if not, it
+            prepares for them in the background.
+        limit: the number of frames to read from each source; None for all.
+    """
+
+    meter: Meter
+    send: Callable[[Order], None]
+    reading: threading.Event
+    is_ready: Callable[[Frame], bool]
+    limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to a source. It passes the stages in line with the frames.
+    """Something that happened to a source. It passes the stages in order with the frames.
 
     Attributes:
         source: the source's name.
         name: ``state`` or ``ended`` (docs/wire.md).
-        data: what belongs to it; it goes out over the wire.
+        data: details, published with the event.
     """
 
     source: str
@@ -34,7 +56,7 @@ class Event:
 
 
 class Outlet(Protocol[T]):
-    """What a stage takes from: one inbox, or many in turn."""
+    """What a stage takes from: one inbox, or several in turn."""
 
     def take(
         self,
@@ -42,51 +64,53 @@ class Outlet(Protocol[T]):
         alike: Callable[[T, T], bool] | None = None,
         timeout_s: float | None = None,
     ) -> list[T]:
-        """As ``Inbox.take``."""
+        """See ``Inbox.take``."""
 
 
 class Stage(threading.Thread, ABC, Generic[In, Out]):
-    """One thread with a place in the line: it owns whatever its work needs.
+    """One thread of the pipeline. It owns the resources that its work needs.
 
-    It takes an item only when there is room behind it: with the policy ``latest`` the item is then
-    as young as it can be when the next stage gets it.
+    It takes an item only when the next inbox has room, so that with the policy ``latest`` an item
+    is as recent as possible when the next stage receives it.
 
-    When its inbox ends it closes the next one, so the end runs down the line behind the last item.
-    A stage that fails leaves the next inbox open; whoever receives its report closes it.
+    When its inbox is closed and empty, the stage closes the next inbox: the end of the run follows
+    the last item from stage to stage. A stage that fails leaves the next inbox open; the supervisor
+    closes it.
 
     Args:
-        name: the thread's name and the stage's in timelines.
-        inbox: what it takes from.
-        outbox: what it hands on to; None for the last stage.
-        report: called with an error of its own, and with None when the stage is over.
+        name: name of the thread, and of the stage in timelines.
+        inbox: where it takes items from.
+        outbox: where it puts results; None for the last stage.
+        context: what it shares with the other stages. An error is sent as ``Failed``, and its end
+            as ``StageEnded``.
     """
 
     batch_size = 1
-    """The most items that ``work`` takes at once."""
+    """Maximum number of items per call of ``work``."""
     idle_timeout_s: float | None = None
-    """``idle`` is called after so long without an item."""
+    """Seconds without an item after which ``idle`` is called; None for never."""
 
     def __init__(
         self,
         name: str,
         inbox: Outlet[In | Event],
         outbox: Inbox[Out | Event] | None,
-        report: Report,
+        context: PipelineContext,
     ) -> None:
         super().__init__(name=name, daemon=True)
         self._inbox = inbox
         self._outbox = outbox
-        self._report = report
+        self._context = context
         self._work_since_ns: int | None = None
 
     @property
     def at_work_s(self) -> float | None:
-        """How long it has been at what it is doing now; None while it waits. Ask any time."""
-        since_ns = self._work_since_ns  # may change at any moment
+        """Seconds since the current call of ``work`` began; None while waiting. Thread-safe."""
+        since_ns = self._work_since_ns  # read once: another thread changes it
         return None if since_ns is None else (time.monotonic_ns() - since_ns) / 1e9
 
     def run(self) -> None:
-        """Work until the inbox ends."""
+        """Work until the inbox is closed and empty."""
         try:
             try:
                 self.open()
@@ -95,22 +119,22 @@ class Stage(threading.Thread, ABC, Generic[In, Out]):
                 self.close()
         except BaseException as error:
             # The next inbox stays open: the supervisor closes it once every source has its reason.
-            self._report(error)
+            self._context.send(Failed(error))
         else:
             if self._outbox is not None:
                 self._outbox.close()
         finally:
-            self._report(None)
+            self._context.send(StageEnded())
 
     def open(self) -> None:
-        """Make, on the stage's own thread, what belongs to it."""
+        """Create the stage's resources, on its own thread."""
 
     @abstractmethod
     def work(self, items: list[In]) -> list[Out]:
-        """Work on 1 to ``batch_size`` items; return what goes to the next stage."""
+        """Work on 1 to ``batch_size`` items; return the items for the next stage."""
 
     def alike(self, first: In, other: In) -> bool:
-        """Tell whether two items may be worked on at once."""
+        """Tell whether two items may be in the same batch."""
         return True
 
     def event(self, event: Event) -> None:
@@ -119,10 +143,10 @@ class Stage(threading.Thread, ABC, Generic[In, Out]):
             self._outbox.post(event)
 
     def idle(self) -> None:
-        """Do what must be done now and then while nothing comes."""
+        """Do periodic work while no items arrive."""
 
     def close(self) -> None:
-        """Free what ``open`` made. Called on the stage's own thread, also after a failure."""
+        """Free the stage's resources. Called on its own thread, also after an error."""
 
     def _work_through(self) -> None:
         while True:

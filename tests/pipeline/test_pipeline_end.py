@@ -12,8 +12,11 @@ import pytest
 from witnesses import Listener, Log, configured, wait_until
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import override
+from maskcast.pipeline.config import SourceConfig, override
+from maskcast.pipeline.control import ControlServer
+from maskcast.pipeline.monitor.server import MetricsServer
 from maskcast.pipeline.pipeline import Pipeline
+from maskcast.pipeline.stages.chain import StageChain
 from maskcast.pipeline.stages.decoders import Decoders
 
 
@@ -217,3 +220,84 @@ def test_a_run_that_fails_before_its_sources_begin_ends_all_the_same(
         config = configured(make_clip(), publish={"endpoint": endpoint})
         with pytest.raises(InputError, match="in use"):
             Pipeline(config, timed_engine()).run()
+
+
+def test_joining_a_pipeline_that_was_never_started_is_an_error(make_clip, timed_engine) -> None:
+    pipeline = Pipeline(configured(make_clip()), timed_engine())
+    for wait in (pipeline.join, pipeline.wait):
+        with pytest.raises(RuntimeError, match="not started"):
+            wait()
+
+
+@pytest.mark.parametrize(
+    ("owner", "step"),
+    [
+        (Decoders, "start"),
+        (Decoders, "review"),
+        (Decoders, "join"),
+        (ControlServer, "start"),
+        (ControlServer, "close"),
+        (MetricsServer, "close"),
+        (StageChain, "start"),
+        (StageChain, "drain"),
+    ],
+)
+def test_an_error_of_the_supervisor_fails_the_run_and_everything_is_closed(
+    timed_engine, monkeypatch, tmp_path: Path, owner: type, step: str
+) -> None:
+    original = getattr(owner, step)
+
+    def fail(*arguments: object) -> None:
+        original(*arguments)
+        raise ZeroDivisionError(step)
+
+    monkeypatch.setattr(owner, step, fail)
+    log, before = Log(), threading.active_count()
+    config = override(
+        configured("test://64x48@50", publish={"endpoint": f"ipc://{tmp_path}/messages"}),
+        {"control": f"ipc://{tmp_path}/control", "metrics.address": "127.0.0.1:0"},
+    )
+    pipeline = Pipeline(config, timed_engine(), recorders=[log])
+    pipeline.start()
+    pipeline.add(SourceConfig(url="test://64x48@50", name="b"))
+    pipeline.stop()
+    with pytest.raises(ZeroDivisionError, match=step):
+        pipeline.join()
+    assert log.closed == 1
+    wait_until(lambda: threading.active_count() == before)
+    assert list(tmp_path.iterdir()) == []  # the sockets' files
+
+
+def test_stopping_before_or_while_it_starts_ends_a_controlled_run(
+    timed_engine, tmp_path: Path
+) -> None:
+    engine, before = timed_engine(), threading.active_count()
+    for number in range(30):
+        config = override(configured("test://64x48@50"), {"control": f"ipc://{tmp_path}/control"})
+        pipeline = Pipeline(config, engine)
+        if number % 2:
+            pipeline.stop()
+            pipeline.start()
+        else:
+            starting = threading.Thread(target=pipeline.start)
+            starting.start()
+            pipeline.stop()
+            starting.join()
+        pipeline.join()
+        assert pipeline.stats().sources[0].ended == "stopped"
+    wait_until(lambda: threading.active_count() == before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_start_closes_what_it_opened(make_clip, timed_engine, monkeypatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(StageChain, "__init__", fail)
+    log, before = Log(), threading.active_count()
+    config = override(configured(make_clip()), {"metrics.address": "127.0.0.1:0"})
+    pipeline = Pipeline(config, timed_engine(), recorders=[log])
+    with pytest.raises(ZeroDivisionError):
+        pipeline.start()
+    assert log.closed == 1
+    assert threading.active_count() == before

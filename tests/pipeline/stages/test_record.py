@@ -11,9 +11,11 @@ from witnesses import Log, configured, wait_until
 
 from maskcast.pipeline.inbox import Inbox
 from maskcast.pipeline.monitor.health import check_health
-from maskcast.pipeline.pipeline import RECORD_CAPACITY, Pipeline
+from maskcast.pipeline.orders import Order, StageEnded
+from maskcast.pipeline.pipeline import Pipeline
+from maskcast.pipeline.stages.chain import RECORD_CAPACITY
 from maskcast.pipeline.stages.record import RETRY_S, Recorded, RecordStage
-from maskcast.pipeline.stages.stage import Event
+from maskcast.pipeline.stages.stage import Event, PipelineContext
 from maskcast.pipeline.stats import Meter
 
 
@@ -54,6 +56,10 @@ class Failing(Log):
         super().close()
         if self.error is not None:
             raise self.error
+
+
+def context_of(meter: Meter, orders: list[Order]) -> PipelineContext:
+    return PipelineContext(meter, orders.append, threading.Event(), lambda frame: True)
 
 
 def recorded(index: int) -> Recorded:
@@ -125,9 +131,8 @@ def test_an_output_that_fails_is_paused_and_tried_again_and_the_other_goes_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     meter, failing, log, now_s = Meter(["cam"]), Failing(), Log(), [100.0]
-    stage = RecordStage(
-        Inbox(), [failing, log], None, meter, lambda error: None, clock_s=lambda: now_s[0]
-    )
+    context = context_of(meter, [])
+    stage = RecordStage(Inbox(), [failing, log], None, context, clock_s=lambda: now_s[0])
     with caplog.at_level(logging.INFO, "maskcast"):
         for index in range(5):
             stage.work([recorded(index)])
@@ -156,13 +161,13 @@ def test_an_output_that_fails_is_paused_and_tried_again_and_the_other_goes_on(
 
 
 def test_an_output_that_fails_at_the_end_keeps_no_other_from_being_closed() -> None:
-    failing, log, errors = Failing(), Log(), []
+    failing, log, orders = Failing(), Log(), []
     inbox: Inbox[Recorded | Event] = Inbox()
-    stage = RecordStage(inbox, [log, failing, Failing()], None, Meter(["cam"]), errors.append)
+    stage = RecordStage(inbox, [log, failing, Failing()], None, context_of(Meter(["cam"]), orders))
     inbox.post(Event("cam", "ended", {"reason": "removed"}))
     inbox.close()
     stage.run()
-    assert errors == [None]
+    assert orders == [StageEnded()]
     assert failing.calls["end cam"] == 1
     assert (failing.closed, log.closed) == (1, 1)
 

@@ -5,19 +5,24 @@ from collections.abc import Iterator
 import pytest
 
 from maskcast.pipeline.inbox import Inbox
-from maskcast.pipeline.stages.stage import Event, Stage
+from maskcast.pipeline.orders import Failed, Order, StageEnded
+from maskcast.pipeline.stages.stage import Event, PipelineContext, Stage
+from maskcast.pipeline.stats import Meter
 
 
 class Doubling(Stage[int, int]):
-    """Doubles numbers; thirteen is bad luck."""
+    """Doubles numbers; fails at 13."""
 
     batch_size = 3
 
     def __init__(self, inbox: Inbox, outbox: Inbox | None) -> None:
-        self.reports: list[BaseException | None] = []
+        self.orders: list[Order] = []
         self.batches: list[list[int]] = []
         self.calls: list[str] = []
-        super().__init__("doubling", inbox, outbox, self.reports.append)
+        context = PipelineContext(
+            Meter([]), self.orders.append, threading.Event(), lambda frame: True
+        )
+        super().__init__("doubling", inbox, outbox, context)
 
     def open(self) -> None:
         self.calls.append(f"open on {threading.current_thread().name}")
@@ -25,7 +30,7 @@ class Doubling(Stage[int, int]):
     def work(self, items: list[int]) -> list[int]:
         self.batches.append(items)
         if 13 in items:
-            raise ValueError("bad luck")
+            raise ValueError("13")
         return [2 * item for item in items]
 
     def alike(self, first: int, other: int) -> bool:
@@ -56,7 +61,7 @@ def test_events_stay_between_the_items_they_came_between(inbox: Inbox) -> None:
     stage.join(5)
     assert list(taken(outbox)) == [2, 6, 4, event, 8, 10, Event("cam", "ended")]
     assert stage.batches == [[1, 3], [2], [4], [5]]
-    assert stage.reports == [None]
+    assert stage.orders == [StageEnded()]
     assert stage.calls == ["open on doubling", "close on doubling"]
 
 
@@ -81,9 +86,10 @@ def test_an_error_is_reported_once_and_the_next_inbox_stays_open(inbox: Inbox) -
     stage = Doubling(inbox, outbox)
     stage.start()
     stage.join(5)
-    error, end = stage.reports
-    assert isinstance(error, ValueError)
-    assert end is None
+    failed, end = stage.orders
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, ValueError)
+    assert end == StageEnded()
     # Closed here, the end would overtake the reason why each source ends.
     assert outbox.put(1)
     assert stage.calls[-1] == "close on doubling"

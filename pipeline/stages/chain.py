@@ -1,0 +1,155 @@
+"""StageChain: all stages of a pipeline, from decode to record, and the inboxes between them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from maskcast.engines.engine import Engine
+from maskcast.pipeline.config import Config, SourceConfig
+from maskcast.pipeline.inbox import Inbox, RoundRobin
+from maskcast.pipeline.outputs.recorder import Recorder
+from maskcast.pipeline.stages.decoders import Decoders
+from maskcast.pipeline.stages.infer import Detected, InferStage, MasksStage, Seen
+from maskcast.pipeline.stages.preprocess import Prepared, PreprocessStage
+from maskcast.pipeline.stages.publish import PublishStage
+from maskcast.pipeline.stages.record import OnFrame, Recorded, RecordStage
+from maskcast.pipeline.stages.stage import Event, PipelineContext, Stage
+
+RECORD_CAPACITY = 8
+"""Frames that wait for the record stage at most: a third of a second of one camera."""
+
+
+class StageChain:
+    """One decoder per source, then one thread per stage, connected by bounded inboxes.
+
+    Args:
+        config: the pipeline's configuration.
+        configs: its sources, all named.
+        engine: runs the model.
+        recorders: receive every frame after it is published; closed at the end.
+        on_frame: called with every published frame.
+        context: what the stages share.
+
+    Attributes:
+        decoders: the sources' decoders.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        configs: Sequence[SourceConfig],
+        engine: Engine,
+        recorders: Sequence[Recorder],
+        on_frame: OnFrame | None,
+        context: PipelineContext,
+    ) -> None:
+        manifest, changed = engine.manifest, threading.Condition()
+        threshold = config.model.score_threshold
+        min_score = manifest.score_threshold if threshold is None else threshold
+        recording: Inbox[Recorded | Event] | None = None
+        if recorders or on_frame is not None:
+            recording = Inbox(RECORD_CAPACITY, "latest", self._drop_recorded, changed)
+        self.decoders = Decoders(
+            configs,
+            context,
+            stays=config.control is not None,
+            changed=changed,
+            is_held=lambda: recording is not None and len(recording) >= RECORD_CAPACITY,
+        )
+        self._meter = context.meter
+        self._prepared: Inbox[Prepared | Event] = Inbox(
+            engine.max_batch, on_drop=self._drop_prepared
+        )
+        self._detected: Inbox[Detected | Event] = Inbox(on_drop=self._drop_detected)
+        self._seen: Inbox[Seen | Event] = Inbox(on_drop=self._drop_seen)
+        decoded = self.decoders.outlet
+        self._stages: list[Stage[Any, Any]] = [
+            PreprocessStage(decoded, self._prepared, manifest, engine.prefetch, context),
+            InferStage(self._prepared, self._detected, engine, min_score, context),
+            MasksStage(self._detected, self._seen, engine, context),
+            PublishStage(
+                self._seen, config.publish, manifest.labels, self.decoders, recording, context
+            ),
+        ]
+        self._inboxes: dict[str, Inbox[Any] | RoundRobin[Any]] = {
+            "preprocess": decoded,
+            "infer": self._prepared,
+            "masks": self._detected,
+            "publish": self._seen,
+        }
+        self._behind_engine = self._stages[3:]
+        if recording is not None:
+            record = RecordStage(recording, recorders, on_frame, context)
+            self._stages.append(record)
+            self._behind_engine.append(record)
+            self._inboxes[record.name] = recording
+
+    def start(self) -> None:
+        """Start all threads, the last stage's first: it closes the recorders at the end."""
+        try:
+            self._stages[-1].start()
+        except BaseException:
+            self._stages[-1].close()
+            raise
+        for stage in reversed(self._stages[:-1]):
+            stage.start()
+        self.decoders.start()
+
+    @property
+    def started(self) -> int:
+        """The number of stages that were started: each sends one ``StageEnded``."""
+        return sum(stage.ident is not None for stage in self._stages)
+
+    @property
+    def is_published(self) -> bool:
+        """Whether everything is sent and recorded, and sockets and files are closed."""
+        return all(
+            stage.ident is not None and not stage.is_alive() for stage in self._behind_engine
+        )
+
+    def queue_depth(self) -> dict[str, int]:
+        """Return the number of frames that wait before each stage, by the stage's name."""
+        return {stage: inbox.waiting for stage, inbox in self._inboxes.items()}
+
+    def at_work_s(self) -> dict[str, float]:
+        """Return for how long each stage has been at its current work; idle ones are absent."""
+        return {stage.name: s for stage in self._stages if (s := stage.at_work_s) is not None}
+
+    def drain(self) -> None:
+        """Drop the frames that the engine has not begun; the others are still published."""
+        self._prepared.discard()
+
+    def bypass_engine(self) -> None:
+        """Let the publish stage end although the engine is still at work on frames it has begun.
+
+        The first frame of a size can take an engine seconds; on a CPU a large model always does.
+        The publish stage itself publishes the ``ended`` events that wait behind those frames.
+        """
+        self._prepared.close(discard=True)
+        self._detected.close(discard=True)
+        self._seen.close()
+
+    def abort(self) -> None:
+        """Drop every frame that waits: after a failure a stage that would take it may be gone."""
+        for inbox in (self._prepared, self._detected, self._seen):
+            inbox.close(discard=True)
+
+    def _drop_prepared(self, item: Prepared | Event, reason: str) -> None:
+        assert isinstance(item, Prepared)
+        self._meter.dropped(item.frame, "infer", reason)
+
+    def _drop_detected(self, item: Detected | Event, reason: str) -> None:
+        assert isinstance(item, Detected)
+        item.detections.release()
+        for frame in item.frames:
+            self._meter.dropped(frame, "masks", reason)
+
+    def _drop_seen(self, item: Seen | Event, reason: str) -> None:
+        assert isinstance(item, Seen)
+        self._meter.dropped(item.frame, "publish", reason)
+
+    def _drop_recorded(self, item: Recorded | Event, reason: str) -> None:
+        assert isinstance(item, Recorded)
+        self._meter.unrecorded(item.frame, reason)
