@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -122,25 +122,43 @@ def fix_segmenter(model: Model, size: tuple[int, int], boxes: int) -> Model:
     return model
 
 
-class Graph:
-    """A compiled graph and requests to run it.
+Parts = Sequence[tuple[Model, str]]
+"""A model, or the parts of one in order of computation, each with its precision."""
 
-    In bf16 the graph runs in parts, since OpenVINO computes everything before the last matrix
-    product in the precision that it is told, coordinates as well: with the 8 bits of a bfloat16
-    a box at x = 500 moves by up to 2 pixels. So the part from the first convolutions' outputs to
-    the pooled regions computes in fp32, what lies around it in bf16. The parts hand tensors on
-    without copies.
+
+def split(model: Model, precision: str) -> Parts:
+    """Cut a model into the parts that compute in different precision.
+
+    For bf16 the model is cut, since OpenVINO computes everything before the last matrix product
+    in the precision that is asked for, coordinates as well: with the 8 bits of a bfloat16 a box at
+    x = 500 moves by up to 2 pixels. The part from the outputs of the first convolutions to the
+    pooled regions computes in fp32, the parts before and after it in bf16.
+
+    Args:
+        model: is changed.
+        precision: "f32" or "bf16".
+    """
+    return [(model, _FP32)] if precision == _FP32 else _cut(model)
+
+
+class Graph:
+    """A compiled graph: its parts hand tensors on without copies.
 
     Args:
         core: of OpenVINO.
-        model: to compile.
-        precision: "f32" or "bf16".
-        streams: how many requests run at the same time: they share the cores.
+        parts: from ``split``.
+        threads: that compute one inference; None for as many as there are cores.
     """
 
-    def __init__(self, core: ov.Core, model: Model, precision: str, streams: int = 1) -> None:
-        parts = [(model, _FP32)] if precision == _FP32 else _split(model)
-        options = {"PERFORMANCE_HINT": "LATENCY"} if streams == 1 else {"NUM_STREAMS": streams}
+    def __init__(self, core: ov.Core, parts: Parts, threads: int | None = None) -> None:
+        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        if threads is not None:
+            # Not pinned: every compiled graph would be pinned to the same first cores.
+            options = {
+                "NUM_STREAMS": 1,
+                "INFERENCE_NUM_THREADS": threads,
+                "ENABLE_CPU_PINNING": False,
+            }
         self._parts = [
             core.compile_model(part, "CPU", options | {"INFERENCE_PRECISION_HINT": kind})
             for part, kind in parts
@@ -177,6 +195,10 @@ class Request:
         """Take an output; its memory is the request's, until it runs again."""
         return self._outputs[name].get_tensor(name)
 
+    def set_output(self, name: str, tensor: ov.Tensor) -> None:
+        """Say where to write an output; the tensor's memory is used, not copied."""
+        self._outputs[name].set_tensor(name, tensor)
+
     def infer(self) -> None:
         """Run, without the interpreter's lock."""
         for run in self._runs:
@@ -186,7 +208,7 @@ class Request:
             run.infer()
 
 
-def _split(model: Model) -> list[tuple[Model, str]]:
+def _cut(model: Model) -> list[tuple[Model, str]]:
     """Cut a graph into trunk (bf16), regions (fp32) and heads (bf16); the trunk may be missing."""
     # First the arithmetic of shapes goes: cut in two, it would make shapes unknown.
     passes = Manager()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import queue
 import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,24 +16,22 @@ from numpy.typing import NDArray
 from maskcast.engines.bundle import Bundle, FixedInput
 from maskcast.engines.engine import Detections, Engine, Mode
 from maskcast.engines.image import NetworkImage
-from maskcast.engines.instances import MASK_SIZE, Instances
+from maskcast.engines.instances import Instances
 from maskcast.engines.result import keep_detections, to_instances
 
 if TYPE_CHECKING:
-    import openvino as ov
-
-    from maskcast.engines.openvino.compiled import Request
+    from maskcast.engines.openvino.streams import CompiledShape
 
 T = TypeVar("T")
 
 _IN_FLIGHT = 3
 """Batches that can wait for their masks: one in each of the two stages, and one between."""
 _IMAGES_OF_A_STREAM = 2
-"""In a batch: a stream that is done early takes another image while the others finish."""
-_BOXES_AT_ONCE = (32, 16, 8, 4, 2, 1)
-"""Numbers of boxes that the segmenter is compiled for; any other is a sum of them."""
+"""In a batch: a stream that finishes early takes another image while the others finish."""
+_MOST_STREAMS = 8
+"""Each stream has graphs and packed weights of its own; with more cores, streams get several."""
 _COMPILED_SHAPES = 8
-"""Input shapes whose compiled graphs are kept, the latest used."""
+"""Input shapes whose compiled graphs are kept, those used last."""
 
 
 def has_bf16() -> bool:
@@ -47,21 +44,24 @@ def has_bf16() -> bool:
 class OpenVinoEngine(Engine):
     """Runs a bundle through OpenVINO on the CPU.
 
-    Graphs are compiled, on a thread of their own, when a picture of a new shape comes or
-    ``prepare`` asks for it, in about a second; the latest few shapes are kept.
+    Graphs are compiled on a separate thread when an image of a new shape arrives or ``prepare``
+    asks for it, in about a second for each core; the eight shapes used last are kept. In mode
+    "throughput" every compiled graph is checked before it is used, see ``compile_shape``.
 
     Args:
         bundle: of any backend; its portable graphs are read. In ``precision`` bf16 it computes in
-            bfloat16, otherwise in fp32; what an int8 graph has quantised is computed in int8.
-        mode: "latency" takes one image at a time and gives it all cores. "throughput" takes twice
-            as many as there are cores and gives each one core: an image takes longer, but no core
-            waits for the others at the end of a layer.
+            bfloat16, otherwise in fp32; quantised layers are computed in int8.
+        mode: "latency" takes one image at a time and gives it all cores. "throughput" takes two
+            images for each core, up to 8 cores, and gives each one core (with more cores, an
+            eighth of them): an image takes longer, but no core waits for the others at the end of
+            a layer.
     """
 
     def __init__(self, bundle: Bundle, mode: Mode = "latency") -> None:
         import openvino as ov
 
         from maskcast.engines.openvino.operators import read_graph
+        from maskcast.engines.openvino.streams import Models
 
         self.manifest = bundle.manifest
         precision = "f32"
@@ -71,47 +71,54 @@ class OpenVinoEngine(Engine):
                 warnings.warn("this CPU does not compute in bf16: fp32 is used", stacklevel=2)
         computes = {"bf16": precision.replace("f32", "fp32"), "int8": "int8"}
         self.device = f"OpenVINO CPU {computes.get(bundle.manifest.precision, 'fp32')}"
-        self._streams = 1 if mode == "latency" else len(os.sched_getaffinity(0))
+        cores = len(os.sched_getaffinity(0))
+        self._streams = 1 if mode == "latency" else min(cores, _MOST_STREAMS)
+        self._threads_of_a_stream = None if mode == "latency" else cores // self._streams
         self.max_batch = 1 if mode == "latency" else _IMAGES_OF_A_STREAM * self._streams
-        # For the masks of one batch beside the boxes of the next. As each batch's first image runs
-        # on its caller's thread, two are always left to compile.
+        # Streams 1 and up of two batches: the boxes of one, the masks of the one before it. Stream
+        # 0 runs on the caller's thread.
         self._threads = ThreadPoolExecutor(2 * self._streams, "openvino")
         self._core = ov.Core()
-        self._precision = precision
-        self._detector = read_graph(bundle.detector)
-        self._segmenter = None if bundle.segmenter is None else read_graph(bundle.segmenter)
+        segmenter = None if bundle.segmenter is None else read_graph(bundle.segmenter)
+        self._models = Models(read_graph(bundle.detector), segmenter, precision)
         self._compiling = threading.Lock()
-        self._shapes: OrderedDict[tuple[int, int], Future[_Shape]] = OrderedDict()
+        self._shapes: OrderedDict[tuple[int, int], Future[CompiledShape]] = OrderedDict()
         self._lock = threading.Lock()
+        self._is_closed = False
         shape = bundle.manifest.input
         if isinstance(shape, FixedInput):
             self._compiled((shape.height, shape.width)).result()
 
     def prepare(self, height: int, width: int) -> bool:
         """Begin to compile for a shape; see ``Engine.prepare``."""
-        compiled = self._compiled((height, width))
-        return compiled.done() and (compiled.exception() is not None or compiled.result().is_whole)
+        return self._compiled((height, width)).done()
 
     def detect(self, images: Sequence[NetworkImage], min_score: float) -> Detections:
-        """Find boxes; see ``Engine.detect``."""
+        """Find boxes; see ``Engine.detect``.
+
+        Raises:
+            RuntimeError: the engine is closed, or its graphs compute different results.
+            ValueError: there are more images than ``max_batch``, or none.
+        """
+        if not 1 <= len(images) <= self.max_batch:
+            raise ValueError(f"{len(images)} images: this engine takes 1 to {self.max_batch}")
         height, width = images[0].pixels.shape[:2]
         shape = self._compiled((height, width)).result()
-        held = [_Release(shape, shape.requests.get()) for _ in images]
+        held: list[_Release] = []
 
         def release() -> None:
             for one in held:
                 one()
 
-        def run(number: int, stream: int) -> None:
-            image, request = images[number], held[number].request
-            request.set_input("images", _tensor(image.pixels[None]))
-            request.set_input("sizes", _tensor(np.array([image.content], np.float32)))
-            request.infer()
+        def run(number: int, stream: int) -> dict[str, NDArray[Any]]:
+            image = images[number]
+            return shape.streams[stream].detect(image.pixels, image.content, held[number].features)
 
         try:
-            self._side_by_side(run, len(images))
+            held.extend(_Release(shape) for _ in images)
+            outputs = self._side_by_side(run, len(images))
             boxes, scores, labels = (
-                np.concatenate([one.request.output(name).data for one in held])
+                np.concatenate([one[name] for one in outputs])
                 for name in ("boxes", "scores", "labels")
             )
             kept = keep_detections(boxes, scores, labels, min_score)
@@ -126,21 +133,24 @@ class OpenVinoEngine(Engine):
         shape = held[0].shape
 
         def run(number: int, stream: int) -> NDArray[np.float32]:
-            assert shape.segment is not None
             mine = detections.image_index == number
             boxes, labels = detections.boxes[mine], detections.labels[mine]
-            return shape.segment(stream, held[number].request, boxes, labels)
+            return shape.streams[stream].segment(held[number].features, boxes, labels)
 
         try:
+            self._check_open()
             masks = None
-            if shape.segment is not None:
+            if shape.has_masks:
                 masks = np.concatenate(self._side_by_side(run, len(held)))
             return to_instances(detections, masks)
         finally:
             detections.release()
 
     def _side_by_side(self, run: Callable[[int, int], T], count: int) -> list[T]:
-        """Call with 0 .. count - 1 and the number of the stream that has nothing else to do."""
+        """Call ``run(number, stream)`` for 0 .. count - 1, each on a stream that is free.
+
+        Returns, or raises, when nothing runs any more.
+        """
         numbers = iter(range(count))
         results: dict[int, T] = {}
 
@@ -150,19 +160,29 @@ class OpenVinoEngine(Engine):
 
         streams = range(1, min(count, self._streams))
         others = [self._threads.submit(work, stream) for stream in streams]
-        work(0)
+        try:
+            work(0)
+        finally:
+            wait(others)
         for other in others:
             other.result()
         return [results[number] for number in range(count)]
 
     def close(self) -> None:
-        """Free the compiled graphs. One that is being compiled goes when that is done."""
+        """Free the compiled graphs; those that are being compiled are freed when that is done."""
+        self._is_closed = True
         self._threads.shutdown(cancel_futures=True)
-        self._shapes.clear()
-
-    def _compiled(self, size: tuple[int, int]) -> Future[_Shape]:
-        """Return the graphs of a shape, which are being compiled if they were not yet."""
         with self._lock:
+            self._shapes.clear()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise RuntimeError("the engine is closed; load it again")
+
+    def _compiled(self, size: tuple[int, int]) -> Future[CompiledShape]:
+        """Return the graphs of a shape; begin to compile them if they are not known yet."""
+        with self._lock:
+            self._check_open()
             if size not in self._shapes:
                 self._shapes[size] = Future()
                 if len(self._shapes) > _COMPILED_SHAPES:
@@ -176,18 +196,18 @@ class OpenVinoEngine(Engine):
             self._shapes.move_to_end(size)
             return self._shapes[size]
 
-    def _compile(self, size: tuple[int, int], compiled: Future[_Shape]) -> None:
+    def _compile(self, size: tuple[int, int], compiled: Future[CompiledShape]) -> None:
+        from maskcast.engines.openvino.streams import compile_shape
+
         try:
             with self._compiling:
-                shape = _Shape(
+                shape = compile_shape(
                     self._core,
-                    self._detector,
-                    self._segmenter,
+                    self._models,
                     size,
-                    self._precision,
-                    self._streams,
-                    self.max_batch,
-                    self._threads,
+                    streams=self._streams,
+                    threads=self._threads_of_a_stream,
+                    in_flight=_IN_FLIGHT * self.max_batch,
                 )
         except BaseException as error:
             compiled.set_exception(error)
@@ -195,92 +215,12 @@ class OpenVinoEngine(Engine):
             compiled.set_result(shape)
 
 
-class _Shape:
-    """Both graphs compiled for one input shape, and the requests that run them."""
-
-    def __init__(
-        self,
-        core: ov.Core,
-        detector: ov.Model,
-        segmenter: ov.Model | None,
-        size: tuple[int, int],
-        precision: str,
-        streams: int,
-        max_batch: int,
-        threads: Executor,
-    ) -> None:
-        from maskcast.engines.openvino.compiled import Graph, fix_detector
-
-        self.segment = None
-        if segmenter is not None:
-            self.segment = _Segment(core, segmenter, size, precision, streams, threads)
-        self.requests: queue.Queue[Request] = queue.Queue()
-        compiled = Graph(core, fix_detector(detector, size), precision, streams)
-        for _ in range(_IN_FLIGHT * max_batch):
-            self.requests.put(compiled.request())
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether everything is compiled: the segmenter's graphs come last."""
-        return self.segment is None or self.segment.is_compiled
-
-
-class _Segment:
-    """Runs the segmenter on any number of boxes, by graphs for a few numbers of them.
-
-    They are compiled on other threads: whoever needs one waits for it.
-    """
-
-    def __init__(
-        self,
-        core: ov.Core,
-        model: ov.Model,
-        size: tuple[int, int],
-        precision: str,
-        streams: int,
-        threads: Executor,
-    ) -> None:
-        from maskcast.engines.openvino.compiled import Graph, fix_segmenter
-
-        def make(boxes: int) -> list[Request]:
-            graph = Graph(core, fix_segmenter(model, size, boxes), precision, streams)
-            return [graph.request() for _ in range(streams)]
-
-        self._requests = {boxes: threads.submit(make, boxes) for boxes in _BOXES_AT_ONCE}
-
-    @property
-    def is_compiled(self) -> bool:
-        """Whether no call will have to wait for a graph."""
-        return all(made.done() for made in self._requests.values())
-
-    def __call__(
-        self, stream: int, detector: Request, boxes: NDArray[np.float32], labels: NDArray[np.int32]
-    ) -> NDArray[np.float32]:
-        """Compute mask crops ``[R, 28, 28]``; two calls at once must be of two streams."""
-        from maskcast.engines.openvino.compiled import FEATURES
-
-        masks = np.empty((len(boxes), MASK_SIZE, MASK_SIZE), np.float32)
-        done = 0
-        while done < len(boxes):
-            count = next(number for number in _BOXES_AT_ONCE if number <= len(boxes) - done)
-            request = self._requests[count].result()[stream]
-            part = slice(done, done + count)
-            request.set_input(FEATURES, detector.output(FEATURES))
-            request.set_input("boxes", _tensor(boxes[part]))
-            request.set_input("labels", _tensor(labels[part].astype(np.int64)))
-            request.set_input("batch_index", _tensor(np.zeros(count, np.int32)))
-            request.infer()
-            masks[part] = request.output("masks").data
-            done += count
-        return masks
-
-
 class _Release:
-    """Holds a detector's request, with the features in it, until called: once or more."""
+    """Holds the memory of an image's features until called, once or more often."""
 
-    def __init__(self, shape: _Shape, request: Request) -> None:
+    def __init__(self, shape: CompiledShape) -> None:
         self.shape = shape
-        self.request = request
+        self.features = shape.features.get()
         self._lock = threading.Lock()
         self._held = True
 
@@ -288,10 +228,4 @@ class _Release:
         with self._lock:
             if self._held:
                 self._held = False
-                self.shape.requests.put(self.request)
-
-
-def _tensor(array: NDArray[np.generic]) -> ov.Tensor:
-    import openvino as ov
-
-    return ov.Tensor(np.ascontiguousarray(array))
+                self.shape.features.put(self.features)

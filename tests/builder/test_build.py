@@ -24,7 +24,7 @@ from maskcast.engines.bundle import (
 )
 from maskcast.engines.errors import InputError
 from maskcast.engines.load import load_engine
-from maskcast.engines.openvino.compiled import FEATURES, levels
+from maskcast.engines.openvino.compiled import levels
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +218,7 @@ def test_int8_computes_nearly_what_its_bundle_computes(
     assert coarse_engine.device == "OpenVINO CPU int8"
     image = parity.fit(rgb)
     exact, found = (engine.detect([image], 0.0) for engine in (exact_engine, coarse_engine))
-    expected, given = (one.features[0].request.output(FEATURES).data for one in (exact, found))
+    expected, given = (one.features[0].features.data for one in (exact, found))
     rows, columns = levels(image.pixels.shape[:2])["p5"]
     for level in (slice(None, -rows * columns), slice(-rows * columns, None)):
         error = given[level] - expected[level]

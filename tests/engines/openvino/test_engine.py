@@ -98,9 +98,9 @@ def test_bf16_stays_near_fp32(
     image = parity.fit(parity.draw_picture(288, 512, seed=288))
     coarse_engine = OpenVinoEngine(in_bf16(unthresholded_bundle))
     exact, coarse = (engine.detect([image], 0.0) for engine in (small_engine, coarse_engine))
-    from maskcast.engines.openvino.compiled import FEATURES, levels
+    from maskcast.engines.openvino.compiled import levels
 
-    tables = [one.features[0].request.output(FEATURES).data for one in (exact, coarse)]
+    tables = [one.features[0].features.data for one in (exact, coarse)]
     ends = np.cumsum([rows * columns for rows, columns in levels((288, 512)).values()])
     for level in zip(*(np.split(table, ends[:-1]) for table in tables), strict=True):
         expected, found = level
@@ -117,7 +117,7 @@ def test_bf16_pools_where_fp32_pools(calibrated_bundle: Bundle) -> None:
     # Coordinates stay fp32: far right in a wide picture a bfloat16 would be off by 4 pixels.
     import openvino as ov
 
-    from maskcast.engines.openvino.compiled import Graph
+    from maskcast.engines.openvino.compiled import Graph, split
     from maskcast.engines.openvino.operators import read_graph
 
     assert calibrated_bundle.segmenter is not None
@@ -126,7 +126,7 @@ def test_bf16_pools_where_fp32_pools(calibrated_bundle: Bundle) -> None:
         model = read_graph(calibrated_bundle.segmenter)
         features = {f"p{n}": [1, 256, 256 >> n, 1280 >> n] for n in range(2, 6)}
         model.reshape(features | {"boxes": [2, 4], "labels": [2], "batch_index": [2]})
-        request = Graph(ov.Core(), model, precision).request()
+        request = Graph(ov.Core(), split(model, precision)).request()
         ramp = {}
         for name, (_, channels, rows, columns) in features.items():
             x = np.linspace(0, 20, columns, dtype=np.float32)
@@ -194,6 +194,68 @@ def test_throughput_sees_what_latency_sees_several_pictures_at_once(
         np.testing.assert_allclose(instances.boxes, alone.boxes, atol=1e-3)
         assert np.abs(instances.masks.astype(int) - alone.masks).max() <= 1
     engine.close()
+
+
+def test_throughput_mode_keeps_three_batches_in_flight(
+    unthresholded_bundle: Bundle, parity: Any
+) -> None:
+    engine = OpenVinoEngine(unthresholded_bundle, "throughput")
+    image = parity.fit(parity.draw_picture(96, 160))
+    held = [engine.detect([image] * engine.max_batch, 0.0) for _ in range(3)]
+    boxes = [instances.boxes for one in held for instances in engine.segment(one)]
+    assert len(boxes) == 3 * engine.max_batch
+    for found in boxes:
+        np.testing.assert_array_equal(found, boxes[0])
+    engine.close()
+
+
+def test_a_failure_on_one_stream_is_raised_when_no_stream_runs_any_more(
+    unthresholded_bundle: Bundle, parity: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    engine = OpenVinoEngine(unthresholded_bundle, "throughput")
+    image = parity.fit(parity.draw_picture(96, 160))
+    engine.detect([image], 0.5).release()
+    shape = engine._compiled(image.pixels.shape[:2]).result()
+    free = shape.features.qsize()
+    entered, leave, running = threading.Event(), threading.Event(), threading.Event()
+
+    def fail(*_: Any) -> None:
+        assert entered.wait(60)  # the other stream is at work
+        threading.Timer(0.2, leave.set).start()
+        raise ZeroDivisionError
+
+    def block(*_: Any) -> Any:
+        running.set()
+        entered.set()
+        assert leave.wait(60)
+        running.clear()
+        return {name: np.zeros((1, 1)) for name in ("boxes", "scores", "labels")}
+
+    monkeypatch.setattr(shape.streams[0], "detect", fail)
+    monkeypatch.setattr(shape.streams[1], "detect", block)
+    with pytest.raises(ZeroDivisionError):
+        engine.detect([image, image], 0.5)
+    assert not running.is_set()
+    assert shape.features.qsize() == free
+    engine.close()
+
+
+def test_a_batch_of_the_wrong_length_is_refused(small_engine: OpenVinoEngine, parity: Any) -> None:
+    image = parity.fit(parity.draw_picture(96, 160))
+    for images in ([], [image, image]):
+        with pytest.raises(ValueError, match="takes 1 to 1"):
+            small_engine.detect(images, 0.5)
+
+
+def test_a_closed_engine_says_so(unthresholded_bundle: Bundle, parity: Any) -> None:
+    image = parity.fit(parity.draw_picture(96, 160))
+    engine = OpenVinoEngine(unthresholded_bundle)
+    detections = engine.detect([image], 0.5)
+    engine.close()
+    for use in (lambda: engine.detect([image], 0.5), lambda: engine.segment(detections)):
+        with pytest.raises(RuntimeError, match="the engine is closed"):
+            use()
 
 
 def test_detect_waits_until_a_detection_is_released(
