@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.models import get_model_weights
 
 from maskcast.builder.checkpoint import detectron2
+from maskcast.builder.checkpoint.array_pickle import read_pickle
 from maskcast.builder.graph.quantization import restore_float
 from maskcast.builder.network.network import NetworkConfig, build_network, network_config
 from maskcast.engines.bundle import Bundle
@@ -60,12 +61,12 @@ def load_network(source: str | Path) -> tuple[NetworkConfig, Any]:
             raise InputError(
                 f"{source}: no such checkpoint; give a file or one of {', '.join(_TORCHVISION)}"
             )
-        content = detectron2.read_pickle(path) if path.suffix == ".pkl" else read_state(path)
+        content = read_pickle(path) if path.suffix == ".pkl" else read_state(path)
         config, state = _recognise(content, path)
     network = build_network(config)
     try:
         network.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         reasons = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
         raise InputError(
             f"{source}: not the weights of a {config.backbone} network ({reasons[0][:120]})"
@@ -91,14 +92,20 @@ def _recognise(content: dict[str, Any], path: Path) -> tuple[NetworkConfig, dict
             return msgspec.convert(content["network"], NetworkConfig), content["model"]
         except (KeyError, msgspec.ValidationError) as error:
             raise InputError(f"{path}: its configuration is damaged ({error})") from None
+    if "run" in content and "optimizer" in content:
+        raise InputError(
+            f"{path}: the state of an unfinished training run; give the model.pth that a finished "
+            "run leaves in the same folder"
+        )
     state = content.get("model", content)
-    if isinstance(state, dict) and detectron2.is_detectron2(state):
-        try:
-            return detectron2.convert(state)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from None
-    if isinstance(state, dict) and "roi_heads.box_predictor.cls_score.bias" in state:
-        return _torchvision_config(state), state
+    if isinstance(state, dict) and all(isinstance(key, str) for key in state):
+        if detectron2.is_detectron2(state):
+            try:
+                return detectron2.convert(state)
+            except InputError as error:
+                raise InputError(f"{path}: {error}") from None
+        if isinstance(state.get("roi_heads.box_predictor.cls_score.bias"), Tensor):
+            return _torchvision_config(state), state
     raise InputError(
         f"{path}: not a checkpoint of maskcast, of torchvision's R-CNNs or of detectron2's"
     )
@@ -162,7 +169,7 @@ def read_state(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint") from None
-    except Exception as error:  # what an unpickler makes of arbitrary bytes is anything
+    except Exception as error:  # arbitrary bytes make an unpickler raise anything
         raise InputError(f"{path}: {_unreadable(error)}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: not a checkpoint, it holds a {type(content).__name__}")
@@ -170,9 +177,12 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def _unreadable(error: Exception) -> str:
-    if isinstance(error, pickle.UnpicklingError):
-        return "not a checkpoint, it holds more than tensors and builtins or is damaged"
-    return "not a checkpoint, or a truncated one"
+    if isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower():
+        return (
+            "holds more than tensors and builtins, perhaps a whole model; give a file that "
+            "torch.save(model.state_dict(), FILE) wrote"
+        )
+    return "not a checkpoint, or damaged or truncated"
 
 
 def load_matching(network: Any, state: dict[str, Tensor]) -> list[str]:

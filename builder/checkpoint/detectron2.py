@@ -1,20 +1,13 @@
-"""Checkpoints of detectron2's model zoo, read without running anything that they hold.
+"""Weights of detectron2's model zoo, converted to torchvision's modules.
 
-The zoo's files are pickles, and a pickle is a program. Here it may name the parts that a numpy
-array is put together from, and nothing else.
-
-Representable in torchvision's modules, and carried into the configuration: RoIAlign with
-``aligned=True``, anchors that are not rounded, the stride in a bottleneck's first convolution,
-pixel mean and deviation, the order of classes (detectron2 has the background last) and of colours
-(BGR). Not representable: detectron2 resizes with Pillow's antialiasing, samples as many points of a
-RoIAlign bin as it has pixels (here 2x2), and pastes masks without torchvision's rounding of boxes.
-Results are therefore close to detectron2's, not equal.
+The configuration carries over RoIAlign with ``aligned=True``, anchors that are not rounded, the
+stride in a bottleneck's first convolution, pixel mean and deviation, the order of classes
+(detectron2 has the background last) and of colours (BGR). It cannot carry over that detectron2
+resizes with Pillow's antialiasing, samples a RoIAlign bin at each of its pixels (here 2x2), and
+pastes masks without torchvision's rounding of boxes. Results are close to detectron2's, not equal.
 """
 
-import pickle
 import re
-from collections import OrderedDict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,61 +46,8 @@ _RENAMED = [
 _IGNORED = re.compile(r"anchor_generator|^pixel_mean$|^pixel_std$|num_batches_tracked$")
 
 
-class ArrayUnpickler(pickle.Unpickler):
-    """Unpickles builtins and numpy arrays; anything else that a file names is refused."""
-
-    _PERMITTED = frozenset(
-        {
-            ("numpy", "dtype"),
-            ("numpy", "ndarray"),
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy.core.multiarray", "scalar"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "scalar"),
-            ("numpy._core.numeric", "_frombuffer"),
-            ("numpy.core.numeric", "_frombuffer"),
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Resolve a name that the file asks for."""
-        if (module, name) in self._PERMITTED:
-            return super().find_class(module, name)
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if (module, name) == ("_codecs", "encode"):
-            return _encode_latin1
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of an array")
-
-
-def _encode_latin1(text: str, encoding: str) -> bytes:
-    """Stands in for ``codecs.encode``, by which Python 2's pickles spell bytes."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it asks for the codec {encoding!r}")
-    return text.encode("latin1")
-
-
-def read_pickle(path: Path) -> dict[str, Any]:
-    """Read a pickle of arrays and builtins.
-
-    Raises:
-        InputError: it is missing, truncated, or names anything else.
-    """
-    try:
-        with path.open("rb") as file:
-            content = ArrayUnpickler(file, encoding="latin1").load()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such checkpoint") from None
-    # A damaged pickle can fail in whatever way its instructions take it; none of them is ours.
-    except Exception as error:
-        raise InputError(f"{path}: not a checkpoint of arrays ({error})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: not a checkpoint, it holds a {type(content).__name__}")
-    return content
-
-
 def is_detectron2(state: dict[str, Any]) -> bool:
-    """Tells detectron2's names of weights from torchvision's."""
+    """Tell detectron2's names of weights from torchvision's."""
     return any(key.startswith("backbone.bottom_up.") for key in state)
 
 
@@ -123,23 +63,26 @@ def convert(state: dict[str, Any]) -> tuple[NetworkConfig, dict[str, Tensor]]:
     Raises:
         InputError: it is another architecture.
     """
-    tensors = {
-        _rename(key): torch.as_tensor(np.array(value))
-        for key, value in state.items()
-        if not _IGNORED.search(key)
-    }
     try:
+        tensors = {
+            _rename(key): torch.as_tensor(np.array(value))
+            for key, value in state.items()
+            if not _IGNORED.search(key)
+        }
         stem = tensors["backbone.body.conv1.weight"]
         tensors["backbone.body.conv1.weight"] = stem.flip(1).contiguous()
         _put_background_first(tensors)
+        labels = _labels(len(tensors["roi_heads.box_predictor.cls_score.bias"]) - 1)
+        mean = np.reshape(state.get("pixel_mean", _PIXEL_MEAN), 3)[::-1] / 255
+        std = np.reshape(state.get("pixel_std", _PIXEL_STD), 3)[::-1] / 255
     except KeyError as error:
         raise InputError(
             f"not a ResNet-FPN R-CNN of detectron2, it has no {error.args[0]}"
         ) from None
-    labels = _labels(len(tensors["roi_heads.box_predictor.cls_score.bias"]) - 1)
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:  # other types and shapes
+        reason = str(error).splitlines()[0]
+        raise InputError(f"not a ResNet-FPN R-CNN of detectron2 ({reason})") from None
     is_resnet101 = "backbone.body.layer3.22.conv1.weight" in tensors
-    mean = np.ravel(state.get("pixel_mean", _PIXEL_MEAN))[::-1] / 255
-    std = np.ravel(state.get("pixel_std", _PIXEL_STD))[::-1] / 255
     config = NetworkConfig(
         labels=labels,
         with_masks="roi_heads.mask_predictor.mask_fcn_logits.weight" in tensors,
@@ -176,7 +119,7 @@ def _put_background_first(tensors: dict[str, Tensor]) -> None:
 
 
 def _labels(count: int) -> tuple[str, ...]:
-    """Return COCO's 80 names; a model of other classes does not say how they are called."""
+    """Return COCO's 80 names; a checkpoint of other classes does not hold their names."""
     categories = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     names = tuple(name for name in categories if name not in ("__background__", "N/A"))
     return names if count == len(names) else tuple(f"class {i}" for i in range(1, count + 1))

@@ -139,6 +139,37 @@ def test_anything_else_is_an_input_error(tmp_path: Path, content, complaint: str
         load_checkpoint(path)
 
 
+def test_a_whole_model_is_refused_with_advice(tmp_path: Path) -> None:
+    path = tmp_path / "whole.pth"
+    torch.save(torch.nn.Conv2d(1, 1, 1), path)
+    with pytest.raises(InputError, match=r"whole\.pth: .*a whole model; give .*state_dict"):
+        load_checkpoint(path)
+
+
+def test_the_state_of_a_training_run_is_refused_with_advice(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"run": {}, "iteration": 3, "network": {}, "optimizer": {}}, path)
+    with pytest.raises(InputError, match=r"unfinished training run; give the model\.pth"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"roi_heads.box_predictor.cls_score.bias": 3},
+        {3: "roi_heads.box_predictor.cls_score.bias"},
+        {"backbone.bottom_up.stem.conv1.weight": "text"},
+        {"backbone.bottom_up.stem.conv1.weight": torch.tensor(1.0)},
+    ],
+)
+def test_weights_of_another_type_or_shape_are_an_input_error(tmp_path: Path, state) -> None:
+    path = tmp_path / "other.pth"
+    torch.save({"model": state}, path)
+    with pytest.raises(InputError, match=r"other\.pth: not a") as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
 def test_weights_of_another_architecture_are_an_input_error(network, tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
     other = network_config("lite2-fpn", CONFIG.labels)

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from maskcast.builder.checkpoint.checkpoint import load_checkpoint, load_network
-from maskcast.builder.checkpoint.detectron2 import read_pickle
 from maskcast.builder.network.network import ExactAnchorGenerator
 from maskcast.engines.errors import InputError
 
@@ -157,32 +156,6 @@ def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path: Path) -> None:
         load_checkpoint(path)
     assert not (tmp_path / "executed").exists()
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "program",
-    [
-        b"cos\nsystem\n(S'true'\ntR.",
-        b"cbuiltins\neval\n(S'1'\ntR.",
-        b"cnumpy\nload\n(S'x'\ntR.",
-        b"c_codecs\nencode\n(Vx\nVbz2\ntR.",
-    ],
-)
-def test_no_other_name_is_resolved(tmp_path: Path, program: bytes) -> None:
-    path = tmp_path / "model.pkl"
-    path.write_bytes(program)
-    with pytest.raises(InputError, match=r"no part of an array|asks for the codec"):
-        read_pickle(path)
-
-
-def test_arrays_of_every_protocol_come_back(tmp_path: Path) -> None:
-    array = np.arange(6, dtype=np.float32).reshape(2, 3)
-    content = {"a": array, "b": np.float64(2.5), "c": OrderedDict(d=[1, "e", None])}
-    for protocol in range(6):
-        found = read_pickle(write(tmp_path / "model.pkl", content, protocol))
-        assert np.array_equal(found["a"], array)
-        assert found["b"] == 2.5
-        assert found["c"] == {"d": [1, "e", None]}
 
 
 def test_a_truncated_or_foreign_file_is_an_input_error(state, tmp_path: Path) -> None:
