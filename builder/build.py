@@ -13,7 +13,7 @@ from onnx import ModelProto
 from maskcast.builder.bundle_writer import check_bundle_folder, new_bundle, write_manifest
 from maskcast.builder.graph.folding import halve_weights
 from maskcast.builder.graph.quantization import is_quantised, quantise_graphs, restore_float
-from maskcast.builder.images import read_pictures
+from maskcast.builder.images import read_calibration_images
 from maskcast.engines.bundle import (
     Bundle,
     FixedInput,
@@ -86,7 +86,7 @@ def build(
         pad = shape.pad_value
         shape = LongestSideInput(size, pad) if isinstance(size, int) else FixedInput(*size, pad)
     if calibration is not None:
-        quantise_graphs(graphs, read_pictures(calibration, shape))
+        quantise_graphs(graphs, read_calibration_images(calibration, shape))
     elif precision == "int8" and not is_quantised(graphs["detector"]):
         raise InputError(
             "precision int8 finds its ranges with pictures: give a folder of a few dozen with "

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,14 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from faster_coco_eval import COCO, COCOeval_faster
-from pycocotools import mask as coco_mask
+from faster_coco_eval import mask as coco_mask
 
+from maskcast.builder.coco import Annotation, Rle, check_size, encode_mask, read_annotations
 from maskcast.builder.operating_point import measure_operating_point
-from maskcast.builder.training.augment import Pixels
-from maskcast.builder.training.dataset import encode_segmentation, read_annotations, read_image
 from maskcast.engines.errors import InputError
+from maskcast.engines.image_file import read_image
 
-Rle = dict[str, Any]
 Scores = dict[str, Any]
 
 
@@ -37,7 +37,7 @@ class Prediction(NamedTuple):
     masks: list[Rle] | None
 
 
-Predictor = Callable[[Pixels], Prediction]
+Predictor = Callable[[npt.NDArray[np.uint8]], Prediction]
 
 
 def evaluate(
@@ -75,79 +75,77 @@ def evaluate(
         InputError: the annotations have no masks, or no category that the predictor knows.
     """
     content = read_annotations(annotations)
-    category_of_name = {str(c["name"]): int(c["id"]) for c in content["categories"]}
-    category_of_label = {
-        label: category_of_name[name]
+    category_of_name = {str(c["name"]): c["id"] for c in content["categories"]}
+    # The evaluation counts with labels: the file's ids need not be numbers.
+    label_of_category = {
+        category_of_name[name]: label
         for label, name in enumerate(labels, start=1)
         if name in category_of_name
     }
-    if not category_of_label:
+    if not label_of_category:
         raise InputError(f"{annotations}: none of its categories is one of {', '.join(labels)}")
+    annotated: defaultdict[Any, list[Annotation]] = defaultdict(list)
+    for annotation in content["annotations"]:
+        if annotation["category_id"] in label_of_category:
+            annotated[annotation["image_id"]].append(annotation)
     chosen = content["images"][:limit]
-    truth = _truth(content, chosen, set(category_of_label.values()), with_masks, annotations)
+    truth: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
-    for image in track(chosen):
-        prediction = predict(read_image(images / image["file_name"]))
-        found += _results(prediction, image["id"], category_of_label)
+    for number, entry in enumerate(track(chosen), start=1):
+        image = read_image(images / entry["file_name"])
+        check_size(image, entry, annotations)
+        for annotation in annotated[entry["id"]]:
+            record = _truth(annotation, with_masks, image.shape[:2], annotations)
+            label = label_of_category[annotation["category_id"]]
+            truth.append({**record, "id": len(truth) + 1, "image_id": number, "category_id": label})
+        found += _results(predict(image), number, set(label_of_category.values()))
     scores: Scores = {"images": len(chosen)}
+    dataset = {
+        "images": [
+            {"id": number, "height": entry["height"], "width": entry["width"]}
+            for number, entry in enumerate(chosen, start=1)
+        ],
+        "annotations": truth,
+        "categories": [{"id": label} for label in label_of_category.values()],
+    }
     for kind in ("bbox", "segm") if with_masks else ("bbox",):
-        scores[kind] = _average_precision(truth, found, kind)
+        scores[kind] = _average_precision(dataset, found, kind)
     if threshold is not None:
-        scores["at_threshold"] = measure_operating_point(
-            truth["annotations"], found, len(chosen), threshold
-        )
+        scores["at_threshold"] = measure_operating_point(truth, found, len(chosen), threshold)
     return scores
 
 
 def _truth(
-    content: dict[str, Any],
-    images: list[dict[str, Any]],
-    categories: set[int],
-    with_masks: bool,
-    path: Path,
+    annotation: Annotation, with_masks: bool, size: tuple[int, int], path: Path
 ) -> dict[str, Any]:
-    """Select what is scored, in the form that the evaluation wants."""
-    size = {p["id"]: (int(p["height"]), int(p["width"])) for p in images}
-    annotations: list[dict[str, Any]] = []
-    for annotation in content["annotations"]:
-        if annotation["category_id"] not in categories or annotation["image_id"] not in size:
-            continue
-        entry = {
-            "iscrowd": 0,
-            "area": annotation["bbox"][2] * annotation["bbox"][3],
-            **annotation,
-            "id": len(annotations) + 1,
-        }
-        if with_masks:
-            if not annotation.get("segmentation"):
-                raise InputError(
-                    f"{path}: annotation {annotation.get('id')} has no mask; score boxes alone"
-                )
-            rle = encode_segmentation(annotation["segmentation"], *size[annotation["image_id"]])
-            entry["segmentation"] = rle
-        else:
-            entry.pop("segmentation", None)
-        annotations.append(entry)
-    return {
-        "images": images,
-        "annotations": annotations,
-        "categories": [c for c in content["categories"] if c["id"] in categories],
+    """Select the keys of an annotation that the evaluation reads."""
+    area = annotation.get("area")
+    if not isinstance(area, int | float):
+        area = annotation["bbox"][2] * annotation["bbox"][3]
+    record = {
+        "bbox": annotation["bbox"],
+        "area": area,
+        "iscrowd": int(bool(annotation.get("iscrowd"))),
     }
+    if with_masks:
+        if not annotation.get("segmentation"):
+            raise InputError(
+                f"{path}: annotation {annotation['id']} has no mask; score boxes alone"
+            )
+        record["segmentation"] = encode_mask(annotation, *size, path)
+    return record
 
 
-def _results(
-    prediction: Prediction, image_id: int, category_of_label: dict[int, int]
-) -> Iterable[dict[str, Any]]:
+def _results(prediction: Prediction, image_id: int, labels: set[int]) -> Iterable[dict[str, Any]]:
     for index, (box, score, label) in enumerate(
         zip(prediction.boxes, prediction.scores, prediction.labels, strict=True)
     ):
-        category = category_of_label.get(int(label))
-        if category is None:
+        if int(label) not in labels:
             continue
         left, top, right, bottom = (float(side) for side in box)
         result = {
             "image_id": image_id,
-            "category_id": category,
+            "category_id": int(label),
             "bbox": [left, top, right - left, bottom - top],
             "score": float(score),
         }
@@ -176,7 +174,7 @@ def _average_precision(
 
 
 def _discard(*_: Any) -> None:
-    """Take the place of the evaluation's own report."""
+    """Replace the evaluation's own report."""
 
 
 def encode_masks(masks: npt.NDArray[np.bool_]) -> list[Rle]:
@@ -187,10 +185,10 @@ def encode_masks(masks: npt.NDArray[np.bool_]) -> list[Rle]:
 
 
 def torch_predictor(network: Any) -> Predictor:
-    """Make a predictor of a torchvision detection network in evaluation mode."""
+    """Return a predictor that runs a torchvision detection network in evaluation mode."""
     device = next(network.parameters()).device
 
-    def predict(image: Pixels) -> Prediction:
+    def predict(image: npt.NDArray[np.uint8]) -> Prediction:
         pixels = torch.from_numpy(image.transpose(2, 0, 1).copy()).to(device).float().div_(255)
         with torch.inference_mode():
             output = {name: value.cpu() for name, value in network([pixels])[0].items()}

@@ -1,39 +1,37 @@
-"""The pictures that int8 finds its ranges with."""
+"""Calibration images: what int8 ranges are measured on."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import av
-import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from maskcast.engines.bundle import Input
 from maskcast.engines.errors import InputError
 from maskcast.engines.image import NetworkImage, fit_image
+from maskcast.engines.image_file import read_image
 
-_MOST_PICTURES = 200
-"""Ranges hardly move after so many."""
+_MOST_IMAGES = 200
+"""More images hardly change the ranges."""
 
 
-def read_pictures(folder: Path, shape: Input) -> list[NetworkImage]:
-    """Read up to 200 pictures of a folder as the network would see them.
+def read_calibration_images(folder: Path, shape: Input) -> list[NetworkImage]:
+    """Read up to 200 images of a folder, resized to the network's input. Other files are skipped.
 
     Raises:
-        InputError: there is no such folder, or no picture in it.
+        InputError: there is no such folder, or no readable image in it.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder of pictures")
-    images = []
+        raise InputError(f"{folder}: no such folder of images")
+    images: list[NetworkImage] = []
     for path in sorted(folder.iterdir()):
         try:
-            with Image.open(path) as picture:
-                rgb = np.array(picture.convert("RGB"))
-        except (UnidentifiedImageError, OSError):
-            continue  # captions, folders and the like may lie beside the pictures
+            rgb = read_image(path)
+        except InputError:
+            continue
         images.append(fit_image(av.VideoFrame.from_ndarray(rgb, "rgb24"), 0, shape))
-        if len(images) == _MOST_PICTURES:
+        if len(images) == _MOST_IMAGES:
             break
     if not images:
-        raise InputError(f"{folder}: holds no picture")
+        raise InputError(f"{folder}: holds no image that can be read")
     return images

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from maskcast.builder.build import build
-from maskcast.builder.images import read_pictures
+from maskcast.builder.images import read_calibration_images
 from maskcast.builder.tensorrt.plans import Precision, rebuild
 from maskcast.builder.tensorrt.process import Built
 from maskcast.engines.bundle import Bundle, FixedInput, is_bundle, open_bundle
@@ -60,7 +60,7 @@ def build_for_tensorrt(
         raise InputError(
             f"--size {size}: TensorRT builds for one size of the input: give HEIGHTxWIDTH"
         )
-    images = () if calibration is None else read_pictures(calibration, FixedInput(*size))
+    images = () if calibration is None else read_calibration_images(calibration, FixedInput(*size))
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory() as scratch:
         if is_bundle(checkpoint):

@@ -1,48 +1,38 @@
 """Instance annotations in COCO's JSON form as training examples."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
-from pycocotools import mask as coco_mask
+from faster_coco_eval import mask as coco_mask
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from maskcast.builder.coco import Annotation, check_size, encode_mask, read_annotations
 from maskcast.builder.training import augment
 from maskcast.builder.training.augment import Example
 from maskcast.builder.training.recipe import Recipe
 from maskcast.engines.errors import InputError
-
-Annotation = dict[str, Any]
-
-# What is read of an annotation file; COCO's files have more.
-_REQUIRED = {
-    "images": {"id", "file_name", "height", "width"},
-    "annotations": {"id", "image_id", "category_id", "bbox"},
-    "categories": {"id", "name"},
-}
+from maskcast.engines.image_file import read_image
 
 
 class InstanceDataset:
-    """The pictures of one annotation file, read on demand.
+    """The images of one annotation file, read on demand.
 
-    Crowds (``iscrowd``) are no targets. Pictures without any instance stay: they teach what is
-    background. Categories are matched to ``labels`` by name, others are left out.
+    Crowds (``iscrowd``) are left out. Images without instances are kept: they teach what is
+    background. Categories are matched to ``labels`` by name; others are left out.
 
     Args:
-        images: folder of the pictures.
+        images: folder of the images.
         annotations: JSON file.
-        labels: class names; the label of ``labels[i]`` is ``i + 1``. By default all the file's
-            categories in the order of their ids.
-        with_masks: read masks, and demand one for every instance.
+        labels: class names; the label of ``labels[i]`` is ``i + 1``. By default all categories of
+            the file in the order of their ids.
+        with_masks: read masks, and require one for every instance.
 
     Raises:
-        InputError: a path is missing, the JSON is not COCO's, a mask or a category is.
+        InputError: a path, a mask or every category is missing, or the JSON is not COCO's.
     """
 
     def __init__(
@@ -55,8 +45,8 @@ class InstanceDataset:
     ) -> None:
         content = read_annotations(annotations)
         if not images.is_dir():
-            raise InputError(f"{images}: no such folder of pictures")
-        categories = sorted(content["categories"], key=lambda category: int(category["id"]))
+            raise InputError(f"{images}: no such folder of images")
+        categories = sorted(content["categories"], key=lambda category: category["id"])
         self.labels = labels or tuple(str(category["name"]) for category in categories)
         label_of_name = {name: label for label, name in enumerate(self.labels, start=1)}
         self._label_of_category = {
@@ -82,28 +72,30 @@ class InstanceDataset:
                 )
             instances[annotation["image_id"]].append(annotation)
         self.with_masks = with_masks
-        self._entries = [
-            (images / image["file_name"], instances[image["id"]]) for image in content["images"]
-        ]
-        for path, _ in self._entries:
+        self._images, self._annotations = images, annotations
+        self._entries = [(image, instances[image["id"]]) for image in content["images"]]
+        for image, _ in self._entries:
+            path = images / image["file_name"]
             if not path.is_file():
-                raise InputError(f"{path}: no such picture, though {annotations} names it")
+                raise InputError(f"{path}: no such image, but {annotations} names it")
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def count(self, index: int) -> int:
-        """Tell how many instances a picture has."""
+        """Return the number of instances of an image."""
         return len(self._entries[index][1])
 
     def read(self, index: int) -> Example:
-        """Decode the picture and rasterise its instances.
+        """Decode an image and rasterise its instances.
 
         Raises:
-            InputError: the picture is missing or broken.
+            InputError: the image is missing, damaged or of another size than its entry says, or a
+                mask is not one of this image.
         """
-        path, annotations = self._entries[index]
-        image = read_image(path)
+        entry, annotations = self._entries[index]
+        image = read_image(self._images / entry["file_name"])
+        check_size(image, entry, self._annotations)
         height, width = image.shape[:2]
         boxes = np.array([a["bbox"] for a in annotations], np.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
@@ -112,66 +104,16 @@ class InstanceDataset:
         if self.with_masks:
             masks = np.zeros((len(annotations), height, width), np.uint8)
             for mask, annotation in zip(masks, annotations, strict=True):
-                rle = encode_segmentation(annotation["segmentation"], height, width)
+                rle = encode_mask(annotation, height, width, self._annotations)
                 mask[:] = coco_mask.decode(rle)
         return Example(image, boxes, np.array(labels, np.int64), masks)
-
-
-def read_annotations(path: Path) -> dict[str, Any]:
-    """Read a COCO annotation file.
-
-    Raises:
-        InputError: it is missing, is no JSON, or lacks one of COCO's lists or keys.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the annotations ({error.strerror})") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: not a COCO annotation file, it holds no object")
-    for name, keys in _REQUIRED.items():
-        if not isinstance(content.get(name), list):
-            raise InputError(f"{path}: not a COCO annotation file, it has no list {name!r}")
-        for entry in content[name]:
-            missing = keys - entry.keys() if isinstance(entry, dict) else keys
-            if missing:
-                raise InputError(f"{path}: an entry of {name!r} has no {min(missing)!r}")
-    return content
-
-
-def read_image(path: Path) -> augment.Pixels:
-    """Decode a picture to uint8 ``[H, W, 3]``, RGB.
-
-    Raises:
-        InputError: it is missing or broken.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such picture") from None
-    except (OSError, UnidentifiedImageError) as error:
-        raise InputError(f"{path}: cannot decode the picture ({error})") from None
-
-
-def encode_segmentation(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """Convert polygons, or either form of RLE, to COCO's compressed RLE."""
-    if isinstance(segmentation, list):
-        parts: dict[str, Any] = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-        return parts
-    if isinstance(segmentation["counts"], list):
-        whole: dict[str, Any] = coco_mask.frPyObjects(segmentation, height, width)
-        return whole
-    return dict(segmentation)
 
 
 class AugmentedDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     """Examples of several data sets, augmented, as tensors.
 
-    An item is asked for by (epoch, index), and its augmentation is a function of that pair and the
-    seed alone: a resumed run sees what the uninterrupted one would have seen, whoever loads it.
+    An item's key is (epoch, index). Its augmentation is a function of the key and the seed alone,
+    so that a resumed run sees what an uninterrupted one would have seen, in any worker.
     """
 
     def __init__(self, datasets: list[InstanceDataset], recipe: Recipe, seed: int) -> None:
@@ -213,7 +155,7 @@ def augment_example(example: Example, recipe: Recipe, rng: np.random.Generator) 
 
 
 def to_tensors(example: Example) -> tuple[Tensor, dict[str, Tensor]]:
-    """Convert an example to what ``compute_losses`` takes of one image."""
+    """Convert an example to an image and a target of ``compute_losses``."""
     pixels = np.ascontiguousarray(example.image.transpose(2, 0, 1))
     target = {
         "boxes": torch.from_numpy(example.boxes),
@@ -227,14 +169,14 @@ def to_tensors(example: Example) -> tuple[Tensor, dict[str, Tensor]]:
 def collate(
     items: list[tuple[Tensor, dict[str, Tensor]]],
 ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Make the images and the targets of a batch."""
+    """Separate the images and the targets of a batch."""
     return [image for image, _ in items], [target for _, target in items]
 
 
 class EpochSampler:
-    """Batches of (epoch, index) keys from a given iteration on: each epoch a permutation anew.
+    """Batches of (epoch, index) keys from a given iteration on; a new permutation each epoch.
 
-    What is left over at the end of an epoch, less than a batch, is skipped.
+    An incomplete batch at the end of an epoch is skipped.
     """
 
     def __init__(self, size: int, batch_size: int, *, seed: int, start: int, stop: int) -> None:

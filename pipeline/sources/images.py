@@ -8,10 +8,9 @@ from itertools import chain
 from pathlib import Path
 
 import av
-import numpy as np
-from PIL import Image, ImageOps
 
 from maskcast.engines.errors import InputError
+from maskcast.engines.image_file import read_image
 from maskcast.pipeline.config import SourceConfig
 from maskcast.pipeline.frame import Frame, Timeline
 from maskcast.pipeline.sources.source import Source
@@ -83,12 +82,7 @@ def read_picture(path: Path) -> av.VideoFrame:
     Raises:
         InputError: it is missing or cannot be read.
     """
-    try:
-        with Image.open(path) as image:
-            rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        raise InputError(f"{path}: not an image that can be read") from None
-    return av.VideoFrame.from_ndarray(rgb, "rgb24")
+    return av.VideoFrame.from_ndarray(read_image(path), "rgb24")
 
 
 def _images(path: Path) -> list[Path]:

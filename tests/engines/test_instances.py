@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from pycocotools import mask as coco
+from faster_coco_eval import mask as coco
 
 from maskcast.engines.instances import MASK_SIZE, Instances, PolygonMasks, RleMasks
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
+from faster_coco_eval import mask as coco
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pycocotools import mask as coco
 
 from maskcast.engines.masks import Crossings, fill_crossings
 from maskcast.engines.rle import compress_runs, decode_runs, decompress_runs, encode_runs

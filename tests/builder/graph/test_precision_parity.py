@@ -17,7 +17,7 @@ import pytest
 from msgspec.structs import replace
 
 from maskcast.builder.graph.quantization import quantise_graphs
-from maskcast.builder.images import read_pictures
+from maskcast.builder.images import read_calibration_images
 from maskcast.builder.tensorrt.plans import prepare_graph
 from maskcast.engines.bundle import Bundle, FixedInput, default_bundle, open_bundle
 from maskcast.engines.image import NetworkImage
@@ -62,7 +62,7 @@ def photographs() -> list[Any]:
     if "MASKCAST_PHOTOS" not in os.environ:
         pytest.skip("MASKCAST_PHOTOS names no folder of photographs")
     shape = FixedInput(*SIZE, open_bundle("default").manifest.input.pad_value)
-    return read_pictures(Path(os.environ["MASKCAST_PHOTOS"]), shape)[:40]
+    return read_calibration_images(Path(os.environ["MASKCAST_PHOTOS"]), shape)[:40]
 
 
 @pytest.fixture(scope="module", params=["drawn", "photographed"])

@@ -4,13 +4,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from pycocotools import mask as coco_mask
 
 from maskcast.builder.training.dataset import (
     AugmentedDataset,
     EpochSampler,
     InstanceDataset,
-    encode_segmentation,
 )
 from maskcast.builder.training.recipe import Recipe
 from maskcast.engines.errors import InputError
@@ -70,28 +68,6 @@ def test_annotations_without_masks_are_an_input_error_where_masks_are_needed(
         InstanceDataset(folder.images, folder.boxes)
 
 
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        ("{", "not JSON"),
-        ("[]", "holds no object"),
-        ('{"images": [], "annotations": []}', "no list 'categories'"),
-        ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}', "none of"),
-        ('{"images": [{"id": 1}]}', "an entry of 'images' has no 'file_name'"),
-        ('{"images": [7]}', "an entry of 'images' has no 'file_name'"),
-    ],
-)
-def test_a_broken_annotation_file_is_an_input_error_of_one_line(
-    tmp_path: Path, text: str, complaint: str
-) -> None:
-    path = tmp_path / "a.json"
-    path.write_text(text)
-    with pytest.raises(InputError, match=complaint) as caught:
-        InstanceDataset(tmp_path, path, labels=("dog",))
-    assert "\n" not in str(caught.value)
-    assert str(path) in str(caught.value)
-
-
 def test_missing_paths_are_input_errors(draw_ellipses, tmp_path: Path) -> None:
     folder = draw_ellipses()
     with pytest.raises(InputError, match="cannot read"):
@@ -99,24 +75,11 @@ def test_missing_paths_are_input_errors(draw_ellipses, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         InstanceDataset(tmp_path / "absent", folder.annotations)
     (folder.images / "1.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match="cannot decode"):
+    with pytest.raises(InputError, match="not an image"):
         InstanceDataset(folder.images, folder.annotations).read(1)
     (folder.images / "0.png").unlink()
-    with pytest.raises(InputError, match="no such picture"):
+    with pytest.raises(InputError, match="no such image"):
         InstanceDataset(folder.images, folder.annotations)
-
-
-def test_polygons_and_both_forms_of_rle_encode_the_same_mask() -> None:
-    polygon = [[2.0, 2.0, 12.0, 2.0, 12.0, 9.0, 2.0, 9.0]]
-    compressed = encode_segmentation(polygon, 16, 20)
-    mask = coco_mask.decode(compressed)
-    assert mask.sum() == 70
-    columns = mask.T.ravel()
-    edges = np.flatnonzero(np.diff(columns)) + 1
-    counts = np.diff(np.concatenate([[0], edges, [columns.size]])).tolist()
-    uncompressed = {"size": [16, 20], "counts": counts}
-    for form in (uncompressed, compressed):
-        assert np.array_equal(coco_mask.decode(encode_segmentation(form, 16, 20)), mask)
 
 
 def test_an_item_is_a_function_of_seed_epoch_and_index(draw_ellipses) -> None:

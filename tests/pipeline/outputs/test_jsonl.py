@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pycocotools import mask as coco_mask
+from faster_coco_eval import mask as coco_mask
 from recorded import NAMES, frame, instances, published
 
 from maskcast.engines.errors import InputError

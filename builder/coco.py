@@ -1,0 +1,159 @@
+"""COCO annotation files: read, checked, and their masks encoded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from faster_coco_eval import mask as coco_mask
+from numpy.typing import NDArray
+
+from maskcast.engines.errors import InputError
+from maskcast.engines.rle import compress_runs, decompress_runs
+
+Annotation = dict[str, Any]
+Rle = dict[str, Any]
+"""COCO's compressed RLE: ``{"size": [height, width], "counts": bytes}``."""
+
+# The keys that are read; COCO's files have more.
+_REQUIRED = {
+    "images": {"id", "file_name", "height", "width"},
+    "annotations": {"id", "image_id", "category_id", "bbox"},
+    "categories": {"id", "name"},
+}
+_POINTS = 10_000
+"""Outline, in pixels, that a polygon in the smallest image may have."""
+
+
+def read_annotations(path: Path) -> dict[str, Any]:
+    """Read a COCO annotation file.
+
+    Raises:
+        InputError: it is missing, is not JSON, or an entry lacks one of COCO's keys or holds a
+            value of another type.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the annotations ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a COCO annotation file, it holds no object")
+    for name, keys in _REQUIRED.items():
+        if not isinstance(content.get(name), list):
+            raise InputError(f"{path}: not a COCO annotation file, it has no list {name!r}")
+        for entry in content[name]:
+            missing = keys - entry.keys() if isinstance(entry, dict) else keys
+            if missing:
+                raise InputError(f"{path}: an entry of {name!r} has no {min(missing)!r}")
+            for key in keys & {"id", "image_id", "category_id"}:
+                if not isinstance(entry[key], int | str):
+                    raise InputError(f"{path}: an entry of {name!r} has {entry[key]!r} as {key!r}")
+    for image in content["images"]:
+        if not isinstance(image["file_name"], str) or not _is_size(image["height"], image["width"]):
+            raise InputError(f"{path}: image {image['id']}: its name or size is not COCO's")
+    for annotation in content["annotations"]:
+        if not _is_box(annotation["bbox"]):
+            raise InputError(
+                f"{path}: annotation {annotation['id']}: its bbox is not x, y, width, height"
+            )
+    return content
+
+
+def check_size(image: NDArray[np.uint8], entry: dict[str, Any], path: Path) -> None:
+    """Compare an image with its entry in the annotation file ``path``.
+
+    Raises:
+        InputError: they differ in size, so the annotations cannot be of this image.
+    """
+    height, width = image.shape[:2]
+    if (height, width) != (entry["height"], entry["width"]):
+        raise InputError(
+            f"{entry['file_name']}: {width}x{height} pixels when upright, but {path} says "
+            f"{entry['width']}x{entry['height']}; correct the one or the other"
+        )
+
+
+def encode_mask(annotation: Annotation, height: int, width: int, path: Path) -> Rle:
+    """Convert the polygons or the RLE of an annotation to COCO's compressed RLE.
+
+    Args:
+        annotation: with a ``segmentation``.
+        height: of its image, pixels.
+        width: likewise.
+        path: the annotation file, for messages.
+
+    Raises:
+        InputError: the segmentation is not one of an image of that size.
+    """
+    try:
+        return _encode(annotation["segmentation"], height, width)
+    except ValueError as error:
+        raise InputError(f"{path}: annotation {annotation['id']}: {error}") from None
+
+
+def _encode(segmentation: Any, height: int, width: int) -> Rle:
+    if isinstance(segmentation, list):
+        polygons = [_polygon(points, height, width) for points in segmentation]
+        merged: Rle = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+        return merged
+    if not isinstance(segmentation, dict):
+        raise ValueError("its segmentation is neither polygons nor RLE")
+    if segmentation.get("size") != [height, width]:
+        raise ValueError(
+            f"its RLE is of size {segmentation.get('size')}, its image is {[height, width]}"
+        )
+    counts = segmentation.get("counts")
+    if isinstance(counts, list):
+        if not all(isinstance(run, int) and 0 <= run <= height * width for run in counts):
+            raise ValueError("its RLE has a run that is no number of pixels")
+        runs = np.array(counts, np.int64)
+        if runs.sum() != height * width:
+            raise ValueError(f"its RLE covers {runs.sum()} of {height * width} pixels")
+        (counts,) = compress_runs([runs])
+    elif isinstance(counts, str):
+        counts = counts.encode("ascii", "replace")
+        try:
+            decompress_runs(counts, height * width)
+        except ValueError as error:
+            raise ValueError(f"its RLE is damaged: {error}") from None
+    else:
+        raise ValueError("its RLE has no counts")
+    return {"size": [height, width], "counts": counts}
+
+
+def _polygon(points: Any, height: int, width: int) -> list[float]:
+    """Check a polygon, x and y in turns; COCO's rasteriser clips what is a little outside."""
+    if not isinstance(points, list) or not all(_is_number(value) for value in points):
+        raise ValueError("a polygon is not a list of numbers")
+    if len(points) < 6 or len(points) % 2:
+        raise ValueError("a polygon does not have three points or more, x and y in turns")
+    corners = np.array(points, np.float64).reshape(-1, 2)
+    size = np.array([width, height])
+    if (corners < -size).any() or (corners > 2 * size).any():
+        raise ValueError("a polygon lies far outside of its image")
+    # The rasteriser holds every point of the outline in memory.
+    steps = np.abs(np.diff(corners, axis=0, append=corners[:1])).max(axis=1) + 1
+    if steps.sum() > 2 * height * width + _POINTS:
+        raise ValueError("a polygon has a longer outline than its image has pixels")
+    return [float(value) for value in points]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < 2**40  # false for NaN too
+
+
+def _is_size(height: Any, width: Any) -> bool:
+    return all(isinstance(side, int) and 1 <= side <= 2**16 for side in (height, width))
+
+
+def _is_box(box: Any) -> bool:
+    return (
+        isinstance(box, list)
+        and len(box) == 4
+        and all(_is_number(value) for value in box)
+        and min(box[2:]) >= 0
+    )

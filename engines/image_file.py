@@ -1,0 +1,32 @@
+"""Image files: the one reader for run time, calibration, training and evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from maskcast.engines.errors import InputError
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Read an image file, turned upright as its EXIF orientation says.
+
+    Returns:
+        ``[H, W, 3]`` uint8 RGB.
+
+    Raises:
+        InputError: it is missing, damaged, no image, or larger than Pillow's limit.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such image") from None
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise InputError(f"{path}: larger than {limit} megapixels; resize it") from None
+    except (OSError, SyntaxError, ValueError):  # what Pillow's decoders raise
+        raise InputError(f"{path}: not an image that can be read") from None

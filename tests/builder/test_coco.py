@@ -1,0 +1,131 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faster_coco_eval import mask as coco_mask
+
+from maskcast.builder.coco import check_size, encode_mask, read_annotations
+from maskcast.engines.errors import InputError
+
+HEIGHT, WIDTH = 16, 20
+FILE = Path("a.json")
+
+
+def encode(segmentation):
+    return encode_mask({"id": 7, "segmentation": segmentation}, HEIGHT, WIDTH, FILE)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "holds no object"),
+        ('{"images": [], "annotations": []}', "no list 'categories'"),
+        ('{"images": [{"id": 1}]}', "an entry of 'images' has no 'file_name'"),
+        ('{"images": [7]}', "an entry of 'images' has no 'file_name'"),
+        ('{"images": [{"id": [], "file_name": "", "height": 1, "width": 1}]}', r"has \[\] as 'id'"),
+    ],
+)
+def test_a_damaged_file_is_an_input_error_of_one_line(tmp_path: Path, text, complaint) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=complaint) as caught:
+        read_annotations(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "complaint"),
+    [
+        ("bbox", [1, 2, 3], "annotation 7: its bbox"),
+        ("bbox", [1, 2, -3, 4], "annotation 7: its bbox"),
+        ("bbox", [1, 2, 3, 10**400], "annotation 7: its bbox"),
+        ("bbox", [1, 2, 3, float("nan")], "annotation 7: its bbox"),
+        ("bbox", "text", "annotation 7: its bbox"),
+        ("image_id", None, "has None as 'image_id'"),
+    ],
+)
+def test_an_annotation_with_wrong_values_is_named(tmp_path: Path, key, value, complaint) -> None:
+    annotation = {"id": 7, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], key: value}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"images": [], "categories": [], "annotations": [annotation]}))
+    with pytest.raises(InputError, match=complaint):
+        read_annotations(path)
+
+
+@pytest.mark.parametrize(("height", "width"), [(0, 5), (5, 200_000), ("5", 5), (5.5, 5)])
+def test_an_image_of_an_impossible_size_is_named(tmp_path: Path, height, width) -> None:
+    path = tmp_path / "a.json"
+    image = {"id": 3, "file_name": "x.png", "height": height, "width": width}
+    path.write_text(json.dumps({"images": [image], "categories": [], "annotations": []}))
+    with pytest.raises(InputError, match="image 3: its name or size"):
+        read_annotations(path)
+
+
+def test_an_image_must_have_the_size_that_the_file_says() -> None:
+    entry = {"file_name": "x.png", "height": HEIGHT, "width": WIDTH}
+    check_size(np.zeros((HEIGHT, WIDTH, 3), np.uint8), entry, FILE)
+    with pytest.raises(
+        InputError, match=r"x\.png: 16x20 pixels when upright, but a\.json says 20x16"
+    ):
+        check_size(np.zeros((WIDTH, HEIGHT, 3), np.uint8), entry, FILE)
+
+
+def test_polygons_and_both_forms_of_rle_encode_the_same_mask() -> None:
+    compressed = encode([[2.0, 2.0, 12.0, 2.0, 12.0, 9.0, 2.0, 9.0]])
+    mask = coco_mask.decode(compressed)
+    assert mask.sum() == 70
+    columns = mask.T.ravel()
+    edges = np.flatnonzero(np.diff(columns)) + 1
+    counts = np.diff(np.concatenate([[0], edges, [columns.size]])).tolist()
+    text = {"size": [HEIGHT, WIDTH], "counts": compressed["counts"].decode()}
+    for form in ({"size": [HEIGHT, WIDTH], "counts": counts}, text):
+        assert np.array_equal(coco_mask.decode(encode(form)), mask)
+
+
+def test_several_polygons_are_united_and_clipped_to_the_image() -> None:
+    mask = coco_mask.decode(
+        encode([[-5, -5, 3, -5, 3, 3, -5, 3], [15, 10, 30, 10, 30, 20, 15, 20]])
+    )
+    expected = np.zeros((HEIGHT, WIDTH), np.uint8)
+    expected[:3, :3] = 1
+    expected[10:, 15:] = 1
+    assert np.array_equal(mask, expected)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "complaint"),
+    [
+        ([[0, 0, 1e9, 0, 1e9, 1e9]], "far outside"),
+        ([[0, 0, -1e9, 0, 5, 5]], "far outside"),
+        ([[0, 0, 5, 0, 5, float("nan")]], "not a list of numbers"),
+        ([[0, 0, 5, 0, 5, float("inf")]], "not a list of numbers"),
+        ([[0, 0, 5, 0, 5, 10**400]], "not a list of numbers"),
+        ([[0, 0, 5, 0, 5, "5"]], "not a list of numbers"),
+        ([["text"]], "not a list of numbers"),
+        ([3], "not a list of numbers"),
+        ([[0, 0, 5, 5]], "three points"),
+        ([[0, 0, 5, 5, 5, 0, 1]], "three points"),
+        ([[]], "three points"),
+        ([[0, 0, 19, 15] * 1000], "longer outline"),
+        ("text", "neither polygons nor RLE"),
+        ({"counts": [320]}, "of size None"),
+        ({"size": [200_000, 200_000], "counts": [4 * 10**10]}, r"of size \[200000, 200000\]"),
+        ({"size": [20, 16], "counts": [320]}, "of size"),
+        ({"size": [16, 20]}, "no counts"),
+        ({"size": [16, 20], "counts": []}, "covers 0 of 320"),
+        ({"size": [16, 20], "counts": [100, 100]}, "covers 200 of 320"),
+        ({"size": [16, 20], "counts": [-100, 420]}, "a run that is no number"),
+        ({"size": [16, 20], "counts": [10**30]}, "a run that is no number"),
+        ({"size": [16, 20], "counts": ["x"]}, "a run that is no number"),
+        ({"size": [16, 20], "counts": ""}, "damaged"),
+        ({"size": [16, 20], "counts": "ooooooooooooooooooo"}, "damaged"),
+        ({"size": [16, 20], "counts": "\U0001f600"}, "damaged"),
+    ],
+)  # fmt: skip
+def test_a_mask_that_is_none_of_the_image_is_refused_by_the_id(segmentation, complaint) -> None:
+    with pytest.raises(InputError, match=rf"^a\.json: annotation 7: .*{complaint}"):
+        encode(segmentation)
