@@ -18,7 +18,7 @@ RATE_OVER_S = 3.0
 """The rate that is shown is the mean of this long."""
 
 
-def print_json(subscription: Subscription, limit: int | None) -> None:
+def print_json(subscription: Subscription[PublishedFrame], limit: int | None) -> None:
     """Print one JSON object a frame, a line each, each as soon as it arrives."""
     for frame in islice(subscription, limit):
         sys.stdout.buffer.write(msgspec.json.encode(frame_record(frame)) + b"\n")
@@ -78,7 +78,9 @@ def count_labels(labels: list[int], label_names: tuple[str, ...]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.most_common())
 
 
-def show_table(subscription: Subscription, endpoint: str, limit: int | None) -> None:
+def show_table(
+    subscription: Subscription[PublishedFrame], endpoint: str, limit: int | None
+) -> None:
     """Show a live table with a row for each source."""
     seen: dict[str, _Seen] = {}
     columns = ("source", "frames", "lost", "fps", "age ms", "sees")

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Generic, Literal, Self, TypeVar, cast, overload
 
 import zmq
 
@@ -29,12 +29,63 @@ from maskcast.pipeline.wire.received import PublishedFrame, StreamEvent
 
 __all__ = ["EndOfStreams", "Policy", "PublishedFrame", "StreamEvent", "Subscription", "subscribe"]
 
+Received = TypeVar("Received", bound=PublishedFrame | StreamEvent)
+"""What a subscription yields: frames, or frames and events."""
+
 MAX_PARTS = 5
 """Parts of a message in this version; parts behind them are discarded."""
 
 
 class EndOfStreams(Exception):  # noqa: N818 - not an error
     """Every source has ended."""
+
+
+@overload
+def subscribe(
+    endpoints: str | Sequence[str],
+    sources: str | Sequence[str] | None = ...,
+    *,
+    policy: Policy = ...,
+    timeout_s: float = ...,
+    events: Literal[False] = ...,
+    until_ended: bool = ...,
+    high_water_mark: int = ...,
+    max_message_bytes: int = ...,
+    server_key: str | Path | None = ...,
+    client_key: str | Path | None = ...,
+) -> Subscription[PublishedFrame]: ...
+
+
+@overload
+def subscribe(
+    endpoints: str | Sequence[str],
+    sources: str | Sequence[str] | None = ...,
+    *,
+    policy: Policy = ...,
+    timeout_s: float = ...,
+    events: Literal[True],
+    until_ended: bool = ...,
+    high_water_mark: int = ...,
+    max_message_bytes: int = ...,
+    server_key: str | Path | None = ...,
+    client_key: str | Path | None = ...,
+) -> Subscription[PublishedFrame | StreamEvent]: ...
+
+
+@overload
+def subscribe(
+    endpoints: str | Sequence[str],
+    sources: str | Sequence[str] | None = ...,
+    *,
+    policy: Policy = ...,
+    timeout_s: float = ...,
+    events: bool,
+    until_ended: bool = ...,
+    high_water_mark: int = ...,
+    max_message_bytes: int = ...,
+    server_key: str | Path | None = ...,
+    client_key: str | Path | None = ...,
+) -> Subscription[Any]: ...
 
 
 def subscribe(
@@ -49,7 +100,7 @@ def subscribe(
     max_message_bytes: int = 64 << 20,
     server_key: str | Path | None = None,
     client_key: str | Path | None = None,
-) -> Subscription:
+) -> Subscription[Any]:
     """Subscribe to publishers.
 
     .. code-block:: python
@@ -110,7 +161,7 @@ def subscribe(
     )
 
 
-class Subscription:
+class Subscription(Generic[Received]):
     """Connections to publishers; made by ``subscribe``.
 
     A background thread owns the sockets and receives messages as they arrive. Left in ZeroMQ's
@@ -213,7 +264,7 @@ class Subscription:
     async def __aexit__(self, *_: object) -> None:
         self.close()
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Received]:
         """Yield ``PublishedFrame`` objects, and ``StreamEvent`` objects if ``events`` is set."""
         opened = self._context is not None
         if not opened:
@@ -227,7 +278,7 @@ class Subscription:
             if not opened:
                 self.close()
 
-    async def __aiter__(self) -> AsyncIterator[Any]:
+    async def __aiter__(self) -> AsyncIterator[Received]:
         """Yield like the synchronous loop, without blocking the event loop."""
         opened = self._context is not None
         if not opened:
@@ -241,7 +292,7 @@ class Subscription:
             if not opened:
                 self.close()
 
-    def receive(self, timeout_s: float | None = None) -> PublishedFrame | StreamEvent:
+    def receive(self, timeout_s: float | None = None) -> Received:
         """Wait for the next frame or event.
 
         Args:
@@ -261,9 +312,9 @@ class Subscription:
                         raise TimeoutError(self._timeout_message(timeout_s))
                     self._backlog.changed.wait(min(remaining_s, 3600))
             if (handed := self._hand_out(item)) is not None:
-                return handed
+                return cast("Received", handed)  # events are kept only if they are wanted
 
-    async def receive_async(self, timeout_s: float | None = None) -> PublishedFrame | StreamEvent:
+    async def receive_async(self, timeout_s: float | None = None) -> Received:
         """Wait like ``receive``, without blocking the event loop."""
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
@@ -277,7 +328,7 @@ class Subscription:
                     item = self._next()
                 if item is not None:
                     if (handed := self._hand_out(item)) is not None:
-                        return handed
+                        return cast("Received", handed)
                     continue
                 try:
                     async with asyncio.timeout(max(deadline - time.monotonic(), 0)):

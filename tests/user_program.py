@@ -1,0 +1,33 @@
+"""What a user writes. The types below are claims that mypy and pyright verify (test_package.py)."""
+
+from typing import assert_type
+
+import numpy as np
+import numpy.typing as npt
+
+import maskcast
+
+
+def count(endpoint: str) -> int:
+    total = 0
+    for frame in maskcast.subscribe(endpoint):
+        assert_type(frame, maskcast.PublishedFrame)
+        assert_type(frame.instances, maskcast.Instances)
+        assert_type(frame.instances.boxes, npt.NDArray[np.float32])
+        assert_type(frame.source, str)
+        total += len(frame.instances)
+    return total
+
+
+async def count_events(endpoint: str) -> int:
+    total = 0
+    async for received in maskcast.subscribe(endpoint, events=True):
+        assert_type(received, maskcast.PublishedFrame | maskcast.StreamEvent)
+        total += isinstance(received, maskcast.StreamEvent)
+    return total
+
+
+def find_people(rgb: npt.NDArray[np.uint8]) -> maskcast.Instances:
+    engine = maskcast.load_engine("default")
+    found = maskcast.predict(engine, rgb)
+    return found[found.scores > 0.9]
