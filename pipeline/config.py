@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import force_setattr
 
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.url import MAX_URL_LENGTH, redact, source_name
@@ -155,13 +166,59 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     metrics: MetricsConfig | None = None
     control: Annotated[str, Meta(min_length=1)] | None = None
 
+    if TYPE_CHECKING:  # more is accepted than the attributes hold
+
+        def __init__(
+            self,
+            *,
+            sources: Sequence[SourceConfig | str | Mapping[str, Any]] = (),
+            model: ModelConfig = ...,
+            publish: PublishConfig | None = ...,
+            outputs: OutputConfig = ...,
+            metrics: MetricsConfig | None = None,
+            control: str | None = None,
+        ) -> None: ...
+
     def __post_init__(self) -> None:
+        force_setattr(self, "sources", _as_sources(self.sources))
+        _check_kind("model", self.model, ModelConfig)
+        _check_kind("publish", self.publish, PublishConfig, optional=True)
+        _check_kind("outputs", self.outputs, OutputConfig)
+        _check_kind("metrics", self.metrics, MetricsConfig, optional=True)
         if not self.sources and self.control is None:
-            raise ValueError("no sources; name some, or a control endpoint by which they may come")
+            raise ValueError("no sources: give at least one, or a control endpoint to add them by")
         names = [source.name for source in self.sources if source.name is not None]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two sources are named {name!r}; give each its own name")
+
+
+def _as_sources(sources: object) -> tuple[SourceConfig, ...]:
+    """Make sources from what a Python caller may give: addresses, mappings, ``SourceConfig``."""
+    if isinstance(sources, str | Mapping | SourceConfig):
+        sources = (sources,)
+    if not isinstance(sources, Sequence):
+        raise TypeError(f"sources: expected a list of sources, not {type(sources).__name__}")
+    made = []
+    for index, source in enumerate(sources):
+        if isinstance(source, str):
+            source = {"url": source}
+        elif isinstance(source, Path):
+            source = {"url": str(source)}
+        if isinstance(source, Mapping):
+            source = make_source(source)
+        if not isinstance(source, SourceConfig):
+            raise TypeError(
+                f"sources[{index}]: expected a URL, a mapping or SourceConfig, "
+                f"not {type(source).__name__}"
+            )
+        made.append(source)
+    return tuple(made)
+
+
+def _check_kind(name: str, value: object, kind: type, *, optional: bool = False) -> None:
+    if not isinstance(value, kind) and not (optional and value is None):
+        raise TypeError(f"{name}: expected {kind.__name__}, not {type(value).__name__}")
 
 
 _SECTIONS: dict[str, type[msgspec.Struct]] = {
@@ -186,11 +243,38 @@ def load_config(path: str | Path) -> Config:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InputError(f"cannot read the configuration {path}: {reason}") from None
     try:
-        return msgspec.yaml.decode(text, type=Config)
-    except msgspec.ValidationError as error:
-        raise InputError(f"{path}: {_explain(str(error))}") from None
+        raw = msgspec.yaml.decode(text)
     except msgspec.DecodeError as error:
         raise InputError(f"{path}: not valid YAML{_yaml_place(str(error))}") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: expected keys such as `sources:`; see maskcast config example")
+    try:
+        return make_config(_expand(raw))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _expand(value: Any, place: str = "") -> Any:
+    """Replace ``${NAME}`` in texts by the environment variable NAME; ``$${`` is a literal ``${``.
+
+    Raises:
+        InputError: the variable is not set.
+    """
+    if isinstance(value, dict):
+        return {key: _expand(item, f"{place}.{key}".lstrip(".")) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand(item, f"{place}[{index}]") for index, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def variable(match: re.Match[str]) -> str:
+        if match[0].startswith("$$"):
+            return match[0][1:]
+        if match[1] not in os.environ:
+            raise InputError(f"{place}: environment variable {match[1]} is not set; export it")
+        return os.environ[match[1]]
+
+    return re.sub(r"\$?\$\{([A-Za-z_][A-Za-z0-9_]*)\}", variable, value)
 
 
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
@@ -224,6 +308,11 @@ def make_config(raw: Mapping[str, Any]) -> Config:
     Raises:
         InputError: a key is unknown or a value is wrong; the message names the key.
     """
+    raw = dict(raw)
+    if isinstance(raw.get("sources"), list | tuple):
+        raw["sources"] = [{"url": s} if isinstance(s, str) else s for s in raw["sources"]]
+    if isinstance(raw.get("metrics"), str):
+        raw["metrics"] = {"address": raw["metrics"]}
     return _convert(raw, Config)
 
 
@@ -275,22 +364,41 @@ def _explain(problem: str, section: str = "") -> str:
         return redact(f"unknown key {unknown[1]!r}{where}; {advice}")
     if missing := re.fullmatch(r"Object missing required field `(.*)`", text):
         return f"{key}: {missing[1]!r} is missing" if key else f"{missing[1]!r} is missing"
+    if (wrong := re.fullmatch(r"Invalid enum value (.*)", text)) and (choices := _choices(key)):
+        return redact(f"{key}: {wrong[1]} is not a choice; use {', '.join(choices)}")
     if key.endswith("name") and "regex" in text:
         text = "use 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first"
-    for technical, plain in _PLAIN_TYPES:
-        text = text.replace(technical, plain)
+    text = re.sub(r"`([a-z]+)(?: \| [a-z]+)*`", lambda m: _PLAIN_TYPES.get(m[1], m[0]), text)
     return redact(f"{key}: {text[:1].lower()}{text[1:]}" if key else text)
 
 
-_PLAIN_TYPES = (
-    ("`object`", "a mapping of keys"),
-    ("`array`", "a list"),
-    ("`str`", "a text"),
-    ("`int`", "a whole number"),
-    ("`float`", "a number"),
-    ("`bool`", "true or false"),
-    ("`null`", "nothing"),
-)
+_PLAIN_TYPES = {
+    "object": "a section of keys",
+    "array": "a list",
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "null": "nothing",
+}
+
+
+def _choices(key: str) -> tuple[str, ...]:
+    """Return the values that a key accepts; empty where they are not a fixed set."""
+    hint: Any = Config
+    for part in re.sub(r"\[\d+\]", "", key).split("."):
+        kinds = [kind for kind in _alternatives(hint) if hasattr(kind, "__struct_fields__")]
+        if not kinds:
+            return ()
+        hint = get_type_hints(kinds[0]).get(part)
+    return tuple(value for value in _alternatives(hint) if isinstance(value, str))
+
+
+def _alternatives(hint: Any) -> list[Any]:
+    """Return what a union, a literal or a tuple is made of, or the type itself."""
+    if get_origin(hint) is None:
+        return [hint]
+    return [alternative for part in get_args(hint) for alternative in _alternatives(part)]
 
 
 def _yaml_place(problem: str) -> str:

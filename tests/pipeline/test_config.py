@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -45,13 +46,16 @@ def test_publishing_can_be_switched_off(tmp_path: Path) -> None:
             "sources: [{url: a}]\nmodel: {zoo: 1}",
             "unknown key 'zoo' in model; known keys: bundle",
         ),
-        ("sources: [{url: 5}]", "sources[0].url: expected a text, got a whole number"),
+        ("sources: [{url: 5}]", "sources[0].url: expected text, got a whole number"),
         ("sources: [{name: x}]", "sources[0]: 'url' is missing"),
         ("sources: 4", "sources: expected a list, got a whole number"),
-        ("sources: []", "no sources; name some"),
-        ("model: {}", "no sources; name some"),
-        ("", "Expected a mapping of keys, got nothing"),
-        ("sources: [{url: a, policy: newest}]", "sources[0].policy: invalid enum value 'newest'"),
+        ("sources: []", "no sources: give at least one"),
+        ("model: {}", "no sources: give at least one"),
+        ("", "expected keys such as `sources:`"),
+        (
+            "sources: [{url: a, policy: newest}]",
+            "sources[0].policy: 'newest' is not a choice; use latest, block",
+        ),
         ("sources: [{url: a, name: a/b}]", "sources[0].name: use 1 to 64 letters"),
         ("sources: [{url: a, name: x}, {url: b, name: x}]", "two sources are named 'x'"),
         ("sources: [{url: a}]\nmodel: {score_threshold: 2}", "model.score_threshold: expected a n"),
@@ -174,3 +178,50 @@ def test_keys_are_configured_and_a_wrong_key_of_theirs_is_named() -> None:
         make_config(source | {"publish": {"curve": {"allowed_clients": "clients"}}})
     with pytest.raises(InputError, match="did you mean 'allowed_clients'"):
         make_config(source | {"publish": {"curve": curve | {"allowed_client": "x"}}})
+
+
+def test_sources_and_metrics_have_a_short_form(tmp_path: Path) -> None:
+    short = load_config(written(tmp_path, "sources: [a.mp4]\nmetrics: 127.0.0.1:9100"))
+    long = "sources: [{url: a.mp4}]\nmetrics: {address: 127.0.0.1:9100}"
+    assert short == load_config(written(tmp_path, long))
+
+
+def test_environment_variables_stand_for_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAMERA_PASSWORD", "p:w")
+    path = written(
+        tmp_path, "sources: [{url: 'rtsp://me:${CAMERA_PASSWORD}@cam/1'}, {url: '$${x}'}]"
+    )
+    assert [source.url for source in load_config(path).sources] == ["rtsp://me:p:w@cam/1", "${x}"]
+
+
+def test_an_environment_variable_that_is_not_set_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CAMERA", raising=False)
+    with pytest.raises(
+        InputError, match=r"sources\[0\].url: environment variable CAMERA is not set"
+    ):
+        load_config(written(tmp_path, "sources: [{url: '${CAMERA}'}]"))
+
+
+@pytest.mark.parametrize(
+    "sources", ["a.mp4", ["a.mp4"], [Path("a.mp4")], [{"url": "a.mp4"}], SourceConfig(url="a.mp4")]
+)
+def test_python_callers_may_give_sources_in_a_short_form(sources: Any) -> None:
+    assert Config(sources=sources).sources == (SourceConfig(url="a.mp4"),)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sources": [5]}, r"sources\[0\]: expected a URL, a mapping or SourceConfig, not int"),
+        ({"sources": 5}, "sources: expected a list of sources, not int"),
+        ({"sources": ["a"], "model": "coco"}, "model: expected ModelConfig, not str"),
+        ({"sources": ["a"], "publish": "tcp://*:1"}, "publish: expected PublishConfig, not str"),
+    ],
+)
+def test_a_wrong_argument_in_python_is_named(arguments: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        Config(**arguments)
