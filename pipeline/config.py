@@ -150,12 +150,31 @@ class MetricsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     address: Annotated[str, Meta(min_length=1)] = "127.0.0.1:9100"
 
 
+class ControlConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A ZeroMQ endpoint for adding and removing sources while the pipeline runs (docs/wire.md).
+
+    Attributes:
+        endpoint: the endpoint to bind: ``ipc:///path/to/socket``, which only its owner can use, or
+            ``tcp://HOST:PORT``.
+        allowed_clients: a folder of ``.key`` files, or a list of them, of those who may control.
+            The right to subscribe does not include it. The server's own key is the one of
+            ``publish.curve``. Without this, the endpoint must be ``ipc://`` or on loopback.
+        allow: the sources that may be added: ``rtsp:``, ``rtsp://192.168.0.0/16``,
+            ``http://cam.local``, ``file:/srv/clips``, ``device:/dev/video0``, ``test:``. By default
+            everything by ``ipc://``, and ``rtsp:``, ``rtsps:`` and ``test:`` by ``tcp://``.
+    """
+
+    endpoint: Annotated[str, Meta(min_length=1)]
+    allowed_clients: Annotated[str, Meta(min_length=1)] | tuple[str, ...] | None = None
+    allow: tuple[str, ...] | None = None
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything that a pipeline is a function of.
 
     ``publish=None`` runs without a socket: for recorders and callbacks alone. Without ``metrics``
-    nothing is served over HTTP. ``control`` is a ZeroMQ endpoint by which sources are added and
-    removed while the pipeline runs, secured by the keys of ``publish``; with it there may be no
+    nothing is served over HTTP. ``control`` is the endpoint for adding and removing sources
+    while the pipeline runs, or a section that limits who may do that; with it there may be no
     sources, and a run ends only when it is stopped.
     """
 
@@ -164,7 +183,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     publish: PublishConfig | None = PublishConfig()
     outputs: OutputConfig = OutputConfig()
     metrics: MetricsConfig | None = None
-    control: Annotated[str, Meta(min_length=1)] | None = None
+    control: ControlConfig | Annotated[str, Meta(min_length=1)] | None = None
 
     if TYPE_CHECKING:  # more is accepted than the attributes hold
 
@@ -228,6 +247,7 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "publish.curve": CurveConfig,
     "outputs": OutputConfig,
     "metrics": MetricsConfig,
+    "control": ControlConfig,
 }
 
 
@@ -292,6 +312,8 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     for key, value in changes.items():
         if value is None:
             continue
+        if key == "control" and isinstance(raw.get("control"), dict):
+            key = "control.endpoint"
         *sections, last = key.split(".")
         place = raw
         for section in sections:

@@ -1,10 +1,10 @@
-"""Control: a socket by which sources are added and removed while the pipeline runs."""
+"""Control: a socket for adding and removing sources while the pipeline runs."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -13,7 +13,8 @@ import zmq
 from msgspec import Meta
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import CurveConfig, Policy, SourceConfig, make_source
+from maskcast.pipeline.allow_list import REMOTE_DEFAULT, AllowList
+from maskcast.pipeline.config import ControlConfig, Policy, SourceConfig, make_source
 from maskcast.pipeline.log import fields
 from maskcast.pipeline.sources.state import SourceState
 from maskcast.pipeline.stats import SourceStats, Stats
@@ -30,10 +31,10 @@ from maskcast.pipeline.wire.endpoint import (
 )
 
 LONGEST_REQUEST = 16 << 10
-"""Bytes of a request."""
+"""Bytes of a request at most."""
 
 LONGEST_PART = 1 << 20
-"""Who sends more bytes at once gets no answer but is disconnected."""
+"""A client that sends a longer part is disconnected."""
 
 LINGER_MS = 200
 
@@ -41,7 +42,7 @@ _logger = logging.getLogger(__name__)
 
 
 class ListSources(msgspec.Struct, tag="list", tag_field="request", forbid_unknown_fields=True):
-    """Ask for all sources and how they fare."""
+    """Ask for all sources with their states and figures."""
 
 
 class AddSource(msgspec.Struct, tag="add", tag_field="request", forbid_unknown_fields=True):
@@ -60,7 +61,7 @@ Request = ListSources | AddSource | RemoveSource
 
 
 class SourceReport(msgspec.Struct, frozen=True):
-    """How a source fares: docs/wire.md tells each key."""
+    """A source's state and figures; docs/wire.md describes each key."""
 
     name: str
     url: str
@@ -77,7 +78,7 @@ class SourceReport(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What comes back: ``error`` is one line without credentials, "" where all went well."""
+    """The answer to a request: ``error`` is one line without credentials, "" on success."""
 
     ok: bool
     error: str = ""
@@ -85,44 +86,54 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Controllable(Protocol):
-    """A pipeline whose sources come and go."""
+    """A pipeline whose sources can be added and removed."""
 
     def add(self, source: SourceConfig) -> None:
         """Read one more source."""
 
     def remove(self, name: str) -> None:
-        """Take a source away."""
+        """Remove a source."""
 
     def sources(self) -> list[SourceConfig]:
-        """Return what the sources are made from."""
+        """Return the sources' configurations."""
 
     def stats(self) -> Stats:
-        """Return how they fare."""
+        """Return the current figures."""
 
 
 class ControlServer:
-    """Answers one request after the other, on a thread of its own, which owns the socket.
+    """Answers requests one by one, on a thread of its own, which owns the socket.
 
-    Whatever bytes come are answered, if only with an error. No request waits for a source: it is
-    opened and closed elsewhere.
+    Every request is answered, a malformed one with an error. No request waits for a source: sources
+    are opened and closed on other threads.
 
     Args:
-        endpoint: "ipc:///run/maskcast.control" or "tcp://127.0.0.1:5556".
-        curve: the publisher's keys, which hold here too. Without them only this machine is served.
-        pipeline: what is controlled.
+        config: the endpoint, and who may do what.
+        secret_key: the server's ``.key_secret`` file; needed if ``allowed_clients`` is set.
+        pipeline: the pipeline to control.
         on_error: called when the endpoint cannot be bound, or with an unexpected error; the server
             has then ended.
+
+    Raises:
+        InputError: a rule of ``allow`` cannot be understood, or there is no secret key.
     """
 
     def __init__(
         self,
-        endpoint: str,
-        curve: CurveConfig | None,
+        config: ControlConfig,
+        secret_key: str | None,
         pipeline: Controllable,
         on_error: Callable[[BaseException], None],
     ) -> None:
-        self._endpoint = endpoint
-        self._curve = curve
+        self._endpoint = config.endpoint
+        self._allowed_clients = config.allowed_clients
+        self._secret_key = secret_key
+        if config.allowed_clients is not None and secret_key is None:
+            raise InputError(
+                "control.allowed_clients: there is no key for the server; set "
+                "publish.curve.secret_key, see maskcast keys new"
+            )
+        self._allowed_sources = AllowList(_rules(config))
         self._pipeline = pipeline
         self._on_error = on_error
         self._context = zmq.Context()
@@ -131,11 +142,11 @@ class ControlServer:
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
 
     def start(self) -> None:
-        """Begin to serve."""
+        """Start to serve."""
         self._thread.start()
 
     def close(self) -> None:
-        """Serve no longer, and free the endpoint."""
+        """Stop serving and free the endpoint."""
         self._closing.set()
         self._context.term()
         if self._thread.ident is not None:
@@ -163,22 +174,22 @@ class ControlServer:
         socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
         socket.set(zmq.HEARTBEAT_TIMEOUT, DEAD_AFTER_MS)
         socket.set(zmq.TCP_MAXRT, STALLED_AFTER_MS)
-        if self._curve is not None:
-            keys = ServerKeys.read(self._curve.secret_key, self._curve.allowed_clients)
+        if self._allowed_clients is not None and self._secret_key is not None:
+            keys = ServerKeys.read(self._secret_key, self._allowed_clients)
             self._authenticator = Authenticator(socket, keys)
         bound = bind(socket, self._endpoint, "be controlled")
         if bound.startswith("ipc://"):
             Path(bound.removeprefix("ipc://")).chmod(0o600)
-        elif self._curve is None and not is_loopback(bound):
+        elif self._allowed_clients is None and not is_loopback(bound):
             raise InputError(
                 f"{self._endpoint}: everyone in the network could control this; use "
-                "ipc:///path/to/socket or tcp://127.0.0.1:<port>, or keys, see maskcast keys new"
+                "ipc:///path/to/socket or tcp://127.0.0.1:<port>, or set control.allowed_clients"
             )
         _logger.info("control_open", extra=fields(endpoint=bound))
         return bound
 
     def answer(self, request: bytes) -> bytes:
-        """Do what a request asks for and return the answer, both as msgpack maps."""
+        """Execute a request and return the answer, both as msgpack maps."""
         try:
             answer = self._obey(decode_request(request))
         except InputError as error:
@@ -189,7 +200,9 @@ class ControlServer:
     def _obey(self, request: Request) -> Answer:
         match request:
             case AddSource(source=raw):
-                self._pipeline.add(make_source(raw))
+                source = make_source(raw)
+                self._allowed_sources.check(source.url)
+                self._pipeline.add(source)
             case RemoveSource(name=name):
                 self._pipeline.remove(name)
             case ListSources():
@@ -207,7 +220,7 @@ def decode_request(data: bytes) -> Request:
     """Read a request.
 
     Raises:
-        InputError: it is too long, no msgpack map, or no request that is known.
+        InputError: it is too long, not a msgpack map, or an unknown request.
     """
     if len(data) > LONGEST_REQUEST:
         raise InputError(f"a request has {LONGEST_REQUEST} bytes at most, not {len(data)}")
@@ -217,11 +230,11 @@ def decode_request(data: bytes) -> Request:
     except msgspec.ValidationError as error:
         raise InputError(f"not a request: {shorten(redact(str(error)))}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
-        raise InputError("not a request: a msgpack map with the key 'request' is wanted") from None
+        raise InputError("not a request: expected a msgpack map with the key 'request'") from None
 
 
 def report_source(config: SourceConfig, stats: SourceStats) -> SourceReport:
-    """Put together what is told of a source."""
+    """Make the report of a source."""
     return SourceReport(
         name=stats.name,
         url=redact(config.url),
@@ -239,5 +252,13 @@ def report_source(config: SourceConfig, stats: SourceStats) -> SourceReport:
 
 
 def _receive(socket: zmq.Socket[bytes]) -> bytes:
-    """Return a request's first part; what stands behind it belongs to a later version."""
+    """Return a request's first part; further parts are ignored."""
     return socket.recv_multipart()[0]
+
+
+def _rules(config: ControlConfig) -> Sequence[str] | None:
+    """Return the rules for sources: only the owner of an ipc socket may add any by default."""
+    if config.allow is not None:
+        return config.allow
+    is_owner = config.endpoint.startswith("ipc://") and config.allowed_clients is None
+    return None if is_owner else REMOTE_DEFAULT

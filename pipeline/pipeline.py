@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 from maskcast.engines.engine import Engine
 from maskcast.engines.errors import InputError
 from maskcast.engines.image import input_shape
-from maskcast.pipeline.config import Config, SourceConfig, name_sources
+from maskcast.pipeline.config import Config, ControlConfig, SourceConfig, name_sources
 from maskcast.pipeline.control import ControlServer
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.monitor.health import Health, check_health
@@ -296,11 +296,14 @@ class Pipeline:
         return self._parts
 
     def _make_control(self) -> ControlServer | None:
-        if self.config.control is None:
+        control, publish = self.config.control, self.config.publish
+        if control is None:
             return None
-        curve = self.config.publish.curve if self.config.publish is not None else None
+        if isinstance(control, str):
+            control = ControlConfig(endpoint=control)
+        secret_key = publish.curve.secret_key if publish and publish.curve else None
         return ControlServer(
-            self.config.control, curve, self, lambda error: self._orders.put(Failed(error))
+            control, secret_key, self, lambda error: self._orders.put(Failed(error))
         )
 
     def _serve_metrics(self, engine: Engine) -> MetricsServer | None:

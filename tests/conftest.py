@@ -32,6 +32,9 @@ _HAS_RTSP = (
     "assert Gst.ElementFactory.find('x264enc')"
 )
 
+# Started with nohup or "&", pytest ignores SIGINT, and so would the processes that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ClipMaker = Callable[..., Path]
 
 

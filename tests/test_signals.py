@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM at a real ``maskcast run``, whatever it is doing."""
+"""SIGINT and SIGTERM end a real ``maskcast run`` in every state that it can be in."""
 
 from __future__ import annotations
 
@@ -26,24 +26,25 @@ from maskcast.pipeline.wire.subscriber import StreamEvent, subscribe
 
 ROOT = Path(maskcast.__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-LIMIT_S = 8.0
-"""Two seconds are promised; where these tests run, others may want the processor too."""
+LIMIT_S = 20.0
+"""Less than what hangs in these tests hangs for. The promise, 2 s, needs a processor to itself."""
 
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["INT", "TERM"])
 
-# The real command with an engine of the test's: ``python -c CHEAP "expression" run ...``
+# The real command with a test's engine: ``python -c CHEAP "expression" run ...``
 CHEAP = """
-import sys, time, maskcast, pipeline.run
+import sys, time, maskcast
+from maskcast.pipeline.cli import run
 from conftest import TimedEngine
 make = sys.argv.pop(1)
-assert pipeline.run.load_engine_for
-pipeline.run.load_engine_for = lambda *_, **__: eval(make)
+assert run.load_engine_for
+run.load_engine_for = lambda *_, **__: eval(make)
 maskcast.main()
 """
 
 
 class Run:
-    """A ``maskcast run`` in a session of its own, and a subscriber to all that it publishes."""
+    """A ``maskcast run`` in its own session, and a subscriber to everything it publishes."""
 
     def __init__(self, folder: Path, config: dict[str, Any], engine: str | None = None) -> None:
         self.jsonl, self.video = folder / "out.jsonl", folder / "out.mp4"
@@ -83,10 +84,10 @@ class Run:
         return {}
 
     def end(self, number: signal.Signals) -> float:
-        """Send a signal; return after how many seconds the process was gone, in good order."""
+        """Send a signal; check that the process ends cleanly and return the seconds it took."""
         began_s = time.monotonic()
         self.process.send_signal(number)
-        output, errors = self.process.communicate(timeout=30)
+        output, errors = self.process.communicate(timeout=60)
         took_s = time.monotonic() - began_s
         print(f"gone {took_s:.2f} s after {number.name}")  # noqa: T201
         assert (self.process.returncode, output) == (0, ""), errors
@@ -103,7 +104,7 @@ class Run:
         self._listener.join()
 
     def assert_files_are_whole(self, name: str) -> None:
-        """Every line is one frame; the video of the first source holds as many as lines tell."""
+        """Check that every line is one frame, and that the source's video has as many frames."""
         assert self.jsonl.read_bytes().endswith(b"\n")
         frames = [json.loads(line) for line in self.jsonl.read_text().splitlines()]
         seqs = [frame["seq"] for frame in frames if frame["source"] == name]
@@ -128,7 +129,7 @@ def running(folder: Path, config: dict[str, Any], engine: str | None = None) -> 
 
 
 def processes_of_session(session: int) -> list[str]:
-    """Tell which processes of a session are alive: orphans, once its leader is gone."""
+    """Return the live processes of a session: orphans, once its leader has ended."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -141,13 +142,13 @@ def processes_of_session(session: int) -> list[str]:
 def wait_for(condition: Callable[[], object], timeout_s: float = 120) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline_s, "it did not happen"
+        assert time.monotonic() < deadline_s, "the condition was not met in time"
         time.sleep(0.02)
 
 
 @pytest.fixture
 def silent_camera() -> Iterator[str]:
-    """A camera that takes connections and says nothing."""
+    """A camera that accepts connections and sends nothing."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
         yield f"rtsp://127.0.0.1:{listener.getsockname()[1]}/cam"
 
@@ -213,7 +214,7 @@ def test_an_engine_at_work_for_long_is_not_waited_for(
     engine += "time.sleep(30 * (len(self.batches) > 5)) or TimedEngine.detect(self, *a)})()"
     with running(tmp_path, {"sources": sources}, engine) as run:
         wait_for(lambda: run.jsonl.exists() and run.jsonl.read_bytes().count(b"\n") >= 6)
-        time.sleep(0.3)  # now it is
+        time.sleep(0.3)  # by now the engine is at work
         run.end(number)
     assert run.ended == {"a": "stopped", "b": "stopped"}
     run.assert_files_are_whole("a")

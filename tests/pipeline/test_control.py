@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.cli.control_client import ControlClient
-from maskcast.pipeline.config import SourceConfig, make_config
+from maskcast.pipeline.config import ControlConfig, SourceConfig, make_config
 from maskcast.pipeline.control import (
     LONGEST_PART,
     LONGEST_REQUEST,
@@ -34,7 +34,9 @@ from maskcast.pipeline.wire.subscriber import StreamEvent, subscribe
 
 
 @contextmanager
-def controlled(engine, control: str, *sources: dict[str, Any], **sections) -> Iterator[Pipeline]:
+def controlled(
+    engine, control: str | dict[str, Any], *sources: dict[str, Any], **sections
+) -> Iterator[Pipeline]:
     """A pipeline that runs until the end of the test, and has to end well."""
     sections.setdefault("publish", None)
     raw = {"sources": list(sources), "control": control, **sections}
@@ -277,7 +279,8 @@ def server() -> Iterator[ControlServer]:
         def stats(self):
             return Meter([]).stats()
 
-    server = ControlServer("ipc://nowhere", None, Nothing(), lambda error: None)
+    config = ControlConfig(endpoint="ipc://nowhere")
+    server = ControlServer(config, None, Nothing(), lambda error: None)
     yield server
     server.close()
 
@@ -380,30 +383,96 @@ def test_only_this_machine_is_served_without_keys(timed_engine, endpoint) -> Non
     assert not path.exists()
 
 
-def test_the_publishers_keys_hold_for_control(timed_engine, tmp_path, free_port) -> None:
-    for name in ("server", "friend", "stranger"):
+@pytest.fixture
+def curve(tmp_path: Path) -> dict[str, str]:
+    """Keys of a server, of a viewer who may subscribe, and of an operator who may control."""
+    for name in ("server", "viewers/viewer", "operators/operator"):
         new_keys(tmp_path / name)
-    curve = {
+    return {
         "secret_key": str(tmp_path / "server.key_secret"),
-        "allowed_clients": [str(tmp_path / "friend.key")],
+        "allowed_clients": str(tmp_path / "viewers"),
     }
-    publish = {"endpoint": "tcp://127.0.0.1:0", "curve": curve}
+
+
+def test_viewing_and_controlling_are_two_rights(timed_engine, tmp_path, free_port, curve) -> None:
     endpoint = f"tcp://127.0.0.1:{free_port}"
+    control = {
+        "endpoint": f"tcp://*:{free_port}",
+        "allowed_clients": str(tmp_path / "operators"),
+    }
+    messages = f"ipc://{tmp_path}/messages"
+    publish = {"endpoint": messages, "curve": curve}
     server_key = tmp_path / "server.key"
-    with controlled(timed_engine(), f"tcp://*:{free_port}", publish=publish):
-        friend = ControlClient(
-            endpoint, server_key=server_key, client_key=tmp_path / "friend.key_secret"
-        )
-        add(friend, "a", "test://64x48@10")
-        assert "a" in states(friend)
-        stranger = ControlClient(
-            endpoint, 0.5, server_key=server_key, client_key=tmp_path / "stranger.key_secret"
-        )
-        for refused in (stranger, ControlClient(endpoint, 0.5)):
+
+    def client(key: str) -> ControlClient:
+        return ControlClient(endpoint, 0.5, server_key=server_key, client_key=tmp_path / key)
+
+    with controlled(timed_engine(), control, publish=publish):
+        operator = client("operators/operator.key_secret")
+        wait_until(lambda: answers(operator))
+        add(operator, "a", "test://64x48@10")
+        assert "a" in states(operator)
+        for refused in (client("viewers/viewer.key_secret"), ControlClient(endpoint, 0.5)):
             with pytest.raises(InputError, match="nobody answers"):
                 refused.list()
+        viewer = tmp_path / "viewers/viewer.key_secret"
+        with subscribe(messages, server_key=server_key, client_key=viewer, timeout_s=20) as stream:
+            assert stream.receive().source == "a"
     with pytest.raises(InputError, match="together"):
         ControlClient(endpoint, server_key=server_key)
+
+
+def answers(client: ControlClient) -> bool:
+    with suppress(InputError):
+        client.list()
+        return True
+    return False
+
+
+def test_keys_for_publishing_alone_let_nobody_remote_control(timed_engine, curve) -> None:
+    publish = {"endpoint": "tcp://127.0.0.1:0", "curve": curve}
+    config = make_config({"publish": publish, "control": "tcp://*:0"})
+    with pytest.raises(InputError, match=r"set control\.allowed_clients"):
+        Pipeline(config, timed_engine()).run()
+
+
+def test_allowed_clients_need_a_key_of_the_server(timed_engine, tmp_path) -> None:
+    control = {"endpoint": "tcp://*:0", "allowed_clients": str(tmp_path)}
+    with pytest.raises(InputError, match=r"set publish\.curve\.secret_key"):
+        Pipeline(make_config({"control": control}), timed_engine()).run()
+
+
+def test_by_tcp_only_cameras_may_be_added_and_nothing_tells_which_files_exist(
+    timed_engine, free_port, make_clip, tmp_path
+) -> None:
+    endpoint = f"tcp://127.0.0.1:{free_port}"
+    client = ControlClient(endpoint)
+    with controlled(timed_engine(), endpoint):
+        add(client, "camera", "rtsp://127.0.0.1:1/cam")
+        add(client, "pattern", "test://64x48@10")
+        refusals = set()
+        for path in (make_clip(), tmp_path / "absent.mp4", "/etc/shadow", "/etc/shadow/x"):
+            with pytest.raises(InputError, match="not among the sources") as caught:
+                add(client, "file", path)
+            refusals.add(str(caught.value).replace(str(path), "PATH"))
+        assert len(refusals) == 1
+        for url in ("http://169.254.169.254/latest", "/dev/video0", "file:///etc/passwd"):
+            with pytest.raises(InputError, match="not among the sources"):
+                add(client, "other", url)
+
+
+def test_what_may_be_added_is_configured(
+    timed_engine, endpoint, client, make_clip, tmp_path
+) -> None:
+    clip = make_clip()
+    control = {"endpoint": endpoint, "allow": [f"file:{clip.parent}"]}
+    with controlled(timed_engine(), control):
+        add(client, "clip", clip)
+        with pytest.raises(InputError, match="not among the sources"):
+            add(client, "pattern", "test://64x48@10")
+    wrong = make_config({"control": {"endpoint": endpoint, "allow": ["rtsp//x"]}})
+    with pytest.raises(InputError, match="invalid rule 'rtsp//x'"):
+        Pipeline(wrong, timed_engine()).run()
 
 
 def test_requests_look_on_the_wire_as_documented() -> None:
