@@ -87,4 +87,10 @@ def _session(graph: Path) -> onnxruntime.InferenceSession:
         raise InputError(
             "onnxruntime is not installed: pip install 'maskcast[builder]', or use openvino"
         ) from None
-    return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its own classes, which have no base of their own
+        reason = str(error).partition("\n")[0][:200]
+        raise InputError(
+            f"{graph}: ONNX Runtime cannot load this graph ({reason}); build the bundle again"
+        ) from None
