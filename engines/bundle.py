@@ -238,7 +238,7 @@ def _open_regular(path: Path) -> io.BufferedReader:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(0, "not a regular file")
-    return open(descriptor, "rb")
+    return os.fdopen(descriptor, "rb")
 
 
 def _check(path: Path, expected: str) -> None:

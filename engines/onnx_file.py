@@ -34,6 +34,7 @@ _MESSAGES: dict[str, dict[int, str]] = {
 }
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
 _INPUTS, _OUTPUTS = 11, 12
+_OPERATOR = 4
 
 
 class GraphPorts(NamedTuple):
@@ -53,16 +54,7 @@ def check_graph(path: Path, ports: GraphPorts) -> None:
     Raises:
         InputError: it is another file, or part of its data is in other files.
     """
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            found = _read_ports(data)
-    except (ValueError, OSError):  # an empty file cannot be mapped
-        raise InputError(f"{path}: not an ONNX model; build the bundle again") from None
-    except _ExternalDataError:
-        raise InputError(
-            f"{path}: keeps its weights in other files, which are not checked; "
-            "save it as one file and build the bundle again"
-        ) from None
+    found = _read(path)
     if found.inputs != ports.inputs or not ports.outputs <= found.outputs:
         raise InputError(
             f"{path}: not the graph that it should be (it takes {_join(found.inputs)} and gives "
@@ -70,23 +62,50 @@ def check_graph(path: Path, ports: GraphPorts) -> None:
         )
 
 
+def is_quantised(path: Path) -> bool:
+    """Tell whether a graph has layers that are computed in int8.
+
+    Raises:
+        InputError: it is no ONNX model.
+    """
+    return "QuantizeLinear" in _read(path).operators
+
+
+class _Contents(NamedTuple):
+    inputs: set[str]
+    outputs: set[str]
+    operators: set[str]
+
+
+def _read(path: Path) -> _Contents:
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _read_model(data)
+    except (ValueError, OSError):  # an empty file cannot be mapped
+        raise InputError(f"{path}: not an ONNX model; build the bundle again") from None
+    except _ExternalDataError:
+        raise InputError(
+            f"{path}: keeps its weights in other files, which are not checked; "
+            "save it as one file and build the bundle again"
+        ) from None
+
+
 class _ExternalDataError(Exception):
     """A tensor's data is outside of the file."""
 
 
-def _join(names: frozenset[str]) -> str:
+def _join(names: set[str]) -> str:
     shown = ", ".join(sorted(names)[:8])
     return shown[:200].encode("ascii", "replace").decode() or "nothing"
 
 
-def _read_ports(data: mmap.mmap) -> GraphPorts:
+def _read_model(data: mmap.mmap) -> _Contents:
     """Walk through a model.
 
     Raises:
         ValueError: it is not a model.
     """
-    inputs: set[str] = set()
-    outputs: set[str] = set()
+    contents = _Contents(set(), set(), set())
     waiting = [("model", 0, len(data), 0)]
     graphs = 0
     while waiting:
@@ -101,13 +120,15 @@ def _read_ports(data: mmap.mmap) -> GraphPorts:
             ):
                 raise _ExternalDataError
             if is_main and number in (_INPUTS, _OUTPUTS):
-                names = inputs if number == _INPUTS else outputs
+                names = contents.inputs if number == _INPUTS else contents.outputs
                 names.add(_value_name(data, first, last))
+            if kind == "node" and number == _OPERATOR and first >= 0:
+                contents.operators.add(data[first:last].decode())
             if first >= 0 and number in _MESSAGES[kind]:
                 waiting.append((_MESSAGES[kind][number], first, last, depth + 1))
     if graphs != 1:
         raise ValueError("no graph")
-    return GraphPorts(frozenset(inputs), frozenset(outputs))
+    return contents
 
 
 def _value_name(data: mmap.mmap, start: int, end: int) -> str:

@@ -13,6 +13,7 @@ from maskcast.engines.engine import Detections, Engine
 from maskcast.engines.errors import InputError
 from maskcast.engines.image import NetworkImage
 from maskcast.engines.instances import MASK_SIZE, Instances
+from maskcast.engines.onnx_file import is_quantised
 from maskcast.engines.result import keep_detections, to_instances
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class OnnxRuntimeEngine(Engine):
 
     def __init__(self, bundle: Bundle) -> None:
         self.manifest = bundle.manifest
-        precision = "int8" if bundle.manifest.precision == "int8" else "fp32"
+        precision = "int8" if is_quantised(bundle.detector) else "fp32"
         self.device = f"ONNX Runtime CPU {precision}"
         self._detector = _session(bundle.detector)
         self._segmenter = None if bundle.segmenter is None else _session(bundle.segmenter)
