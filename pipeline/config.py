@@ -87,12 +87,14 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             ``throughput``, many pictures a second; ``auto`` takes the latter where no source is
             live.
         score_threshold: instances below it are not reported; the bundle's own where absent.
+        classes: names of the classes to report; all of the model's where absent.
     """
 
     bundle: Annotated[str, Meta(min_length=1)] = "default"
     engine: Literal["auto", "openvino", "onnxruntime", "tensorrt"] = "auto"
     mode: Literal["auto", "latency", "throughput"] = "auto"
     score_threshold: Annotated[float, Meta(ge=0, le=1)] | None = None
+    classes: Annotated[tuple[str, ...], Meta(min_length=1)] | None = None
 
 
 class CurveConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

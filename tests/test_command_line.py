@@ -452,3 +452,34 @@ def test_eval_prints_average_precision_as_json(tmp_path: Path) -> None:
     assert 0 <= scores["segm"]["AP"] <= 1
     table = run("eval", "default", *arguments)
     assert re.search(r"boxes\W+\d", table.stdout)
+
+
+def test_predict_writes_annotated_images_and_json_lines(tmp_path: Path) -> None:
+    done = run("predict", PORTRAIT, "--out", tmp_path / "out", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["file"] == str(PORTRAIT)
+    assert [found["category"] for found in record["instances"]] == ["person"]
+    assert (tmp_path / "out" / PORTRAIT.name).is_file()
+
+
+def test_predict_does_not_write_over_its_input(tmp_path: Path) -> None:
+    image = tmp_path / "a.png"
+    Image.new("RGB", (64, 48)).save(image)
+    done = run("predict", image, "--json", image)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "is an input" in done.stderr
+    assert Image.open(image).size == (64, 48)
+
+
+def test_the_example_configuration_passes_the_check(tmp_path: Path) -> None:
+    example = tmp_path / "example.yaml"
+    example.write_text(run("config", "example").stdout)
+    done = run("config", "check", example)
+    assert (done.returncode, "valid" in done.stdout) == (0, True), done.stderr
+
+
+def test_doctor_names_what_works() -> None:
+    done = run("doctor")
+    assert done.returncode == 0, done.stderr
+    assert "ok  openvino" in done.stdout

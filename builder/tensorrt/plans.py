@@ -152,14 +152,7 @@ def rebuild(
         images = list(calibration)
         if precision == "int8" and images:
             quantise_bundle(bundle, folder, images)
-        elif precision != "int8":
-            # The portable graphs run where there is no GPU, in the precision that is reported.
-            for path in folder.iterdir():
-                model = onnx.load(path)
-                if is_quantised(model):
-                    restore_float(model)
-                    onnx.save(model, path)
-        manifest = replace(manifest, graphs=_hashed(manifest.graphs, folder))
+            manifest = replace(manifest, graphs=_hashed(manifest.graphs, folder))
         manifest = build_plans(folder, manifest, **options)
         write_manifest(folder, manifest)
     return open_bundle(out)

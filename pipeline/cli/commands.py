@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -30,6 +32,12 @@ def mount(app: typer.Typer) -> None:
     app.command()(watch)
     app.command()(profile)
     app.command()(demo)
+    app.command()(predict)
+    app.command()(doctor)
+    config = typer.Typer(help="Show and check configuration files.")
+    config.command("example")(config_example)
+    config.command("check")(config_check)
+    app.add_typer(config, name="config", no_args_is_help=True)
     keys = typer.Typer(help="Make keys for an encrypted publisher.")
     keys.callback()(lambda: None)  # so that there is a command `new`, though it is the only one
     keys.command("new")(new_keys)
@@ -279,3 +287,87 @@ def new_keys(
 
     public, secret = write_new_keys(name)
     typer.echo(f"{public}  give it to the other side\n{secret}  keep it here, and secret")
+
+
+def predict(
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE...", help="Image files, folders of images, or patterns."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for the annotated images.")
+    ] = None,
+    model: Model = None,
+    score_threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, metavar="SCORE", help="Minimum score.")
+    ] = None,
+    as_json: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="JSON lines; - is stdout.")
+    ] = None,
+) -> None:
+    """Find the instances in images.
+
+    Example: maskcast predict photos/ --out annotated --json instances.jsonl
+    """
+    import msgspec
+    from rich.console import Console
+
+    from maskcast.engines.load import load_engine
+    from maskcast.pipeline.cli.predict import find_images, predict_files
+    from maskcast.pipeline.cli.watch import count_names
+
+    paths = find_images(images)
+    if as_json is not None and any(Path(as_json).resolve() == path.resolve() for path in paths):
+        raise InputError(f"--json {as_json}: is an input; choose another file")
+    engine = load_engine(model or "default")
+    console = Console(stderr=True, highlight=False)
+    try:
+        with open_text(as_json) as lines:
+            for record in predict_files(engine, paths, out, score_threshold):
+                lines.write(msgspec.json.encode(record).decode() + "\n")
+                if as_json != "-":
+                    labels = [str(found["category"]) for found in record.instances]
+                    console.print(f"{record.file}: {count_names(labels) or 'nothing'}")
+    finally:
+        engine.close()
+
+
+@contextmanager
+def open_text(path: str | None) -> Iterator[TextIO]:
+    """Open a text output: a file, standard output for "-", or nothing for None.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    if path == "-":
+        yield sys.stdout
+        return
+    try:
+        file = Path(path or os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+    with file:
+        yield file
+
+
+def doctor() -> None:
+    """Show what is installed, and which backends and codecs work."""
+    from maskcast.pipeline.cli.doctor import report
+
+    typer.echo(report())
+
+
+def config_example() -> None:
+    """Print a configuration with every key, its default and what it does."""
+    from maskcast.pipeline.cli.configuration import example
+
+    typer.echo(example(), nl=False)
+
+
+def config_check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A configuration, YAML.")],
+) -> None:
+    """Check a configuration file."""
+    from maskcast.pipeline.cli.configuration import check
+
+    typer.echo(check(file))

@@ -73,9 +73,13 @@ class _Seen:
 
 
 def count_labels(labels: list[int], label_names: tuple[str, ...]) -> str:
-    """Say what is in a picture: ``3 person, 1 dog``."""
-    counts = Counter(label_name(label, label_names) for label in labels)
-    return ", ".join(f"{count} {name}" for name, count in counts.most_common())
+    """Say what a frame shows: ``3 person, 1 dog``."""
+    return count_names([label_name(label, label_names) for label in labels])
+
+
+def count_names(names: list[str]) -> str:
+    """Count names: ``3 person, 1 dog``, the most frequent first."""
+    return ", ".join(f"{count} {name}" for name, count in Counter(names).most_common())
 
 
 def show_table(

@@ -46,8 +46,6 @@ class StageChain:
         context: PipelineContext,
     ) -> None:
         manifest, changed = engine.manifest, threading.Condition()
-        threshold = config.model.score_threshold
-        min_score = manifest.score_threshold if threshold is None else threshold
         recording: Inbox[Recorded | Event] | None = None
         if recorders or on_frame is not None:
             recording = Inbox(RECORD_CAPACITY, "latest", self._drop_recorded, changed)
@@ -67,7 +65,7 @@ class StageChain:
         decoded = self.decoders.outlet
         self._stages: list[Stage[Any, Any]] = [
             PreprocessStage(decoded, self._prepared, manifest, engine.prefetch, context),
-            InferStage(self._prepared, self._detected, engine, min_score, context),
+            InferStage(self._prepared, self._detected, engine, config.model, context),
             MasksStage(self._detected, self._seen, engine, context),
             PublishStage(
                 self._seen, config.publish, manifest.labels, self.decoders, recording, context

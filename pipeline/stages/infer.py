@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from maskcast.engines.engine import Detections, Engine, Mode
+from maskcast.engines.errors import InputError
 from maskcast.engines.instances import Instances
 from maskcast.engines.load import load_engine
-from maskcast.pipeline.config import Config
+from maskcast.pipeline.config import Config, ModelConfig
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.inbox import Inbox
 from maskcast.pipeline.sources.open import is_live
@@ -31,6 +37,38 @@ def mode_for(config: Config) -> Mode:
         return config.model.mode
     may_be_live = config.control is not None or any(map(is_live, config.sources))
     return "latency" if may_be_live else "throughput"
+
+
+def labels_of(
+    classes: Sequence[str] | None, label_names: Sequence[str]
+) -> NDArray[np.int32] | None:
+    """Return the labels of the named classes, int32 ``[K]``; None for all.
+
+    Raises:
+        InputError: the model has no such class.
+    """
+    if classes is None:
+        return None
+    for name in classes:
+        if name not in label_names[1:]:
+            near = difflib.get_close_matches(name, label_names[1:], n=1)
+            advice = (
+                f"did you mean {near[0]!r}?" if near else f"it has {', '.join(label_names[1:])}"
+            )
+            raise InputError(f"model.classes: the model has no class {name!r}; {advice}")
+    return np.array([label_names.index(name) for name in classes], np.int32)
+
+
+def select(detections: Detections, labels: NDArray[np.int32]) -> Detections:
+    """Return the detections of these labels; the features stay those of the whole batch."""
+    wanted = np.isin(detections.labels, labels)
+    return replace(
+        detections,
+        boxes=detections.boxes[wanted],
+        scores=detections.scores[wanted],
+        labels=detections.labels[wanted],
+        image_index=detections.image_index[wanted],
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +95,15 @@ class InferStage(Stage[Prepared, Detected]):
         inbox: Inbox[Prepared | Event],
         outbox: Inbox[Detected | Event],
         engine: Engine,
-        min_score: float,
+        model: ModelConfig,
         context: PipelineContext,
     ) -> None:
         super().__init__("infer", inbox, outbox, context)
         self.batch_size = engine.max_batch
         self._engine = engine
-        self._min_score = min_score
+        own, chosen = engine.manifest.score_threshold, model.score_threshold
+        self._min_score = own if chosen is None else chosen
+        self._labels = labels_of(model.classes, engine.manifest.labels)
 
     def alike(self, first: Prepared, other: Prepared) -> bool:
         """Only images of one shape make a batch."""
@@ -74,6 +114,8 @@ class InferStage(Stage[Prepared, Detected]):
         frames = [item.frame for item in items]
         begin_ns = _begin(frames, "infer")
         detections = self._engine.detect([item.image for item in items], self._min_score)
+        if self._labels is not None:
+            detections = select(detections, self._labels)
         _end(frames, "infer", begin_ns)
         return [Detected(frames, detections)]
 

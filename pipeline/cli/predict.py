@@ -1,0 +1,104 @@
+"""``maskcast predict``: images in, annotated images and COCO results out."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+from PIL import Image
+
+from maskcast.engines.engine import Engine
+from maskcast.engines.errors import InputError
+from maskcast.engines.image_file import read_image
+from maskcast.engines.load import predict
+from maskcast.pipeline.outputs.draw import Annotator
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+class ImageRecord(msgspec.Struct, frozen=True):
+    """The instances of one image, as a line of JSON.
+
+    Attributes:
+        file: the image's path, as it was given.
+        width, height: its size, pixels.
+        instances: COCO results, as ``Instances.to_coco`` makes them.
+    """
+
+    file: str
+    width: int
+    height: int
+    instances: list[dict[str, object]]
+
+
+def find_images(arguments: Iterable[str]) -> list[Path]:
+    """Return the image files that paths, folders and quoted patterns stand for, without repeats.
+
+    Raises:
+        InputError: one of them stands for nothing.
+    """
+    found: dict[Path, None] = {}
+    for argument in arguments:
+        path = Path(argument).expanduser()
+        if path.is_dir():
+            paths = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            if not paths:
+                raise InputError(f"{path}: no images in this folder ({', '.join(SUFFIXES)})")
+        elif path.exists():
+            paths = [path]
+        else:
+            # A pattern may be absolute, which Path.glob refuses.
+            paths = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207
+            if not paths:
+                raise InputError(f"{path}: no such image")
+        found |= dict.fromkeys(paths)
+    return list(found)
+
+
+def predict_files(
+    engine: Engine, paths: Iterable[Path], out: Path | None, min_score: float | None
+) -> Iterator[ImageRecord]:
+    """Find the instances in image files; with ``out``, write each image with them drawn in.
+
+    Args:
+        engine: runs the model.
+        paths: image files.
+        out: folder for the annotated images, made if it is missing; None writes none.
+        min_score: minimum score; the bundle's own threshold where None.
+
+    Raises:
+        InputError: an image cannot be read or written, or an output is an input.
+    """
+    written: set[Path] = set()
+    for path in paths:
+        rgb = read_image(path)
+        instances = predict(engine, rgb, min_score)
+        if out is not None:
+            image = Image.fromarray(rgb)
+            Annotator(engine.manifest.labels).draw(image, instances)
+            _save(image, _free_path(out, path, written), path)
+        objects = instances.to_coco(engine.manifest.labels)
+        yield ImageRecord(str(path), instances.width, instances.height, objects)
+
+
+def _free_path(out: Path, path: Path, written: set[Path]) -> Path:
+    """Return where the annotated image goes; images of one name in two folders get numbers."""
+    target, number = out / path.name, 1
+    while target in written:
+        number += 1
+        target = out / f"{path.stem}-{number}{path.suffix}"
+    written.add(target)
+    return target
+
+
+def _save(image: Image.Image, target: Path, source: Path) -> None:
+    if target.exists() and target.samefile(source):
+        raise InputError(f"{target}: is an input; choose another --out folder")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        image.save(target)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{target}: cannot be written: {reason}") from None
