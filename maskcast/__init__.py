@@ -141,16 +141,13 @@ def main() -> None:
 
 
 def _leave(exit_code: int) -> None:
-    """End the program, at once if a thread hangs in FFmpeg or in an engine.
-
-    Python would take itself apart under such a thread, which crashes when its call returns.
-    """
+    """End the program, at once if a thread hangs in FFmpeg or in an engine."""
     import os
     import sys
-    import threading
 
-    hanging = ("read", "decode", "load", "infer", "masks")
-    if any(t.daemon and t.name.partition(" ")[0] in hanging for t in threading.enumerate()):
+    from maskcast.engines.threads import is_any_left
+
+    if is_any_left():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code)

@@ -50,6 +50,7 @@ class SourceConfig(
             ``latest`` by default, files ``block``.
         every_nth: take only the first picture of every so many.
         max_fps: take no more than so many pictures per second.
+        fps: frame rate of a folder of images, 25 where absent.
         loop: begin a file again when it ends.
         rtsp_transport: how RTSP carries its packets.
         open_timeout_s: how long the source may take to answer.
@@ -62,6 +63,7 @@ class SourceConfig(
     policy: Policy | None = None
     every_nth: Count = 1
     max_fps: Annotated[float, Meta(gt=0, le=1000)] | None = None
+    fps: Annotated[float, Meta(gt=0, le=1000)] | None = None
     loop: bool = False
     rtsp_transport: Literal["tcp", "udp"] = "tcp"
     open_timeout_s: Seconds = 10.0

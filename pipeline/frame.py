@@ -1,4 +1,4 @@
-"""Frame: one decoded picture and its way through the stages."""
+"""Frame: one decoded video frame, and the times of its way through the stages."""
 
 from __future__ import annotations
 
@@ -8,49 +8,53 @@ from typing import Literal
 
 import av
 
+from maskcast.pipeline.wire.message import MAX_SIDE as MAX_SIDE
+
 STAGES = ("decode", "preprocess", "infer", "masks", "publish")
-"""The five stages, in the order that a frame passes them."""
+"""The five stages, in the order in which a frame passes them."""
 
 
 Clock = Literal["receipt", "sender"]
-"""Whose time a capture is stamped in: the host's that received the picture, or the camera's."""
+"""Which clock a capture time was read from: this machine's, on receipt, or the camera's."""
 
 
 @dataclass(slots=True)
 class Timeline:
     """When each stage began and ended its work on a frame, nanoseconds of ``time.monotonic_ns``.
 
-    The gap between the end of one stage and the start of the next is time spent waiting in the
-    next stage's inbox.
+    The gap between the end of one stage and the start of the next is the time that the frame waited
+    in the inbox of the next stage.
     """
 
     start_ns: dict[str, int] = field(default_factory=dict)
     end_ns: dict[str, int] = field(default_factory=dict)
 
     def begin(self, stage: str) -> None:
-        """Stamp the start of a stage's work."""
+        """Record that a stage begins its work now."""
         self.start_ns[stage] = time.monotonic_ns()
 
     def end(self, stage: str) -> None:
-        """Stamp the end of a stage's work."""
+        """Record that a stage ends its work now."""
         self.end_ns[stage] = time.monotonic_ns()
 
 
 @dataclass(slots=True)
 class Frame:
-    """One decoded picture.
+    """One decoded video frame.
 
     Attributes:
         source: the source's name.
-        index: which picture of the source this is, counted from 0 as captured, drops included.
-        pts_s: presentation time in seconds from the stream's own clock; None where it has none.
-            A live source's begins at 0 and rises, also over reconnects and jumps of that clock.
+        index: position in the source, counted from 0 as captured, dropped frames included.
+        pts_s: presentation time in seconds from the stream's own clock; None if it has none. For a
+            live source it starts at 0 and always increases, also over reconnects and clock jumps.
         capture_ns: when it was captured, UTC nanoseconds.
-        picture: the decoded picture in the decoder's own pixel format.
-        rotation: degrees counter-clockwise that the picture must be turned to stand upright
-            (0, 90, 180, 270), from the container's display matrix.
+        picture: the decoded image in the decoder's own pixel format, at most ``MAX_SIDE`` pixels
+            wide and high.
+        rotation: degrees counter-clockwise (0, 90, 180, 270) by which the image must be rotated to
+            be upright, from the container's display matrix.
         timeline: when each stage worked on it.
-        clock: whose time ``capture_ns`` is.
+        clock: which clock ``capture_ns`` was read from.
+        file: the name of the image file, for a frame from a folder of images or a single image.
     """
 
     source: str
@@ -61,3 +65,14 @@ class Frame:
     rotation: int = 0
     timeline: Timeline = field(default_factory=Timeline)
     clock: Clock = "receipt"
+    file: str | None = None
+
+    def restart_clock(self) -> None:
+        """Set the capture and the end of the decoding to now.
+
+        For a frame that was held back on purpose: its wait is not part of its latency.
+        """
+        by_ns = time.monotonic_ns() - self.timeline.end_ns["decode"]
+        self.capture_ns += by_ns
+        self.timeline.start_ns["decode"] += by_ns
+        self.timeline.end_ns["decode"] += by_ns

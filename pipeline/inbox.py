@@ -113,7 +113,7 @@ class Inbox(Generic[T]):
             self._changed.notify_all()
             return taken
 
-    def wait_for_room(self) -> None:
+    def wait_for_capacity(self) -> None:
         """Wait until ``put`` would not wait, or the inbox is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._droppable < self.capacity)
@@ -122,6 +122,13 @@ class Inbox(Generic[T]):
         """Add an event behind everything else, even if the inbox is closed."""
         with self._changed:
             self._add(item, droppable=False)
+
+    def set_policy(self, policy: Policy) -> None:
+        """Change what a full inbox does; with ``latest`` at most one item waits."""
+        with self._changed:
+            self.policy = policy
+            self.capacity = 1 if policy == "latest" else self.capacity
+            self._changed.notify_all()
 
     def close(self, last: T | None = None, *, discard: bool = False) -> bool:
         """Take nothing more in. What waits can still be taken. False when it was closed already.

@@ -102,8 +102,8 @@ class RepeatFilter(logging.Filter):
     """Lets a source's fault pass at once when it is new, and then once in ``REPEAT_EVERY_S``.
 
     One that passes after others were held back carries their number, ``suppressed``. Faults are
-    told apart by source, event and ``state``; what names no source, or is no warning, always
-    passes. Faults that have not been seen for long are forgotten.
+    told apart by source, event, ``state`` and ``file``; what names no source, or is no warning,
+    always passes. Faults that have not been seen for long are forgotten.
 
     Args:
         clock: seconds that never go back.
@@ -120,7 +120,7 @@ class RepeatFilter(logging.Filter):
         if record.levelno < logging.WARNING or "source" not in values:
             return True
         now_s = self._clock()
-        key = (values["source"], record.msg, values.get("state"))
+        key = (values["source"], record.msg, values.get("state"), values.get("file"))
         told_s, suppressed = self._told.get(key, (-REPEAT_EVERY_S, 0))
         if now_s - told_s < REPEAT_EVERY_S:
             self._told[key] = told_s, suppressed + 1

@@ -123,10 +123,24 @@ def test_what_the_user_got_wrong_is_one_line(arguments: str, message: str, tmp_p
 
 
 def test_credentials_never_reach_the_log(tmp_path: Path) -> None:
-    result = run(
-        *("run", "rtsp://admin:hunter2@127.0.0.1:1/stream", "test://64x48@10", "--limit", "10"),
-        *("--publish", f"ipc://{tmp_path}/messages", "--log-level", "debug"),
+    process = subprocess.Popen(
+        [
+            *(*COMMAND, "run", "rtsp://admin:hunter2@127.0.0.1:1/stream", "test://64x48@10"),
+            *("--limit", "10", "--publish", f"ipc://{tmp_path}/messages", "--log-level", "debug"),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
     )
-    assert result.returncode == 0
-    assert "event=source_unreachable source=127.0.0.1" in result.stderr
-    assert "hunter2" not in result.stdout + result.stderr
+    assert process.stderr is not None
+    with process:
+        told = ""
+        while "event=source_unreachable" not in told or "reason=limit" not in told:
+            line = process.stderr.readline()
+            assert line, told
+            told += line
+        process.terminate()
+        told += process.stderr.read()
+    assert process.returncode == 0
+    assert "source_unreachable source=127.0.0.1-stream" in told
+    assert "hunter2" not in told

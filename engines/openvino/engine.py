@@ -18,6 +18,7 @@ from maskcast.engines.engine import Detections, Engine, Mode
 from maskcast.engines.image import NetworkImage
 from maskcast.engines.instances import Instances
 from maskcast.engines.result import keep_detections, to_instances
+from maskcast.engines.threads import mark_abandonable
 
 if TYPE_CHECKING:
     from maskcast.engines.openvino.streams import CompiledShape
@@ -187,12 +188,14 @@ class OpenVinoEngine(Engine):
                 self._shapes[size] = Future()
                 if len(self._shapes) > _COMPILED_SHAPES:
                     self._shapes.popitem(last=False)
-                threading.Thread(
+                thread = threading.Thread(
                     target=self._compile,
                     args=(size, self._shapes[size]),
                     name="load graphs",
                     daemon=True,  # a compiler in C++ cannot be interrupted: nobody waits for it
-                ).start()
+                )
+                mark_abandonable(thread)
+                thread.start()
             self._shapes.move_to_end(size)
             return self._shapes[size]
 

@@ -19,7 +19,7 @@ from maskcast.pipeline.config import Config, ModelConfig, PublishConfig, SourceC
 from maskcast.pipeline.memory import read_memory
 from maskcast.pipeline.monitor.trace import Trace
 from maskcast.pipeline.pipeline import Pipeline
-from maskcast.pipeline.sources.open import open_source
+from maskcast.pipeline.sources.open import create_source
 from maskcast.pipeline.stages.infer import mode_for
 from maskcast.pipeline.stats import Stats
 from maskcast.pipeline.wire.subscriber import subscribe
@@ -108,7 +108,7 @@ def _extent(config: SourceConfig, limit: int | None) -> tuple[int | None, int | 
     That is whether frames come at their own. The first is None where the source does not tell, the
     second where it ends by itself.
     """
-    with open_source(config) as opened:
+    with create_source(config) as opened:
         count = opened.frame_count
         endless = opened.live or config.loop
         paced = opened.policy == "latest"
@@ -134,7 +134,7 @@ def _time_engine(
     memory stays bounded.
     """
     frames, spent_s, warm = 0, 0.0, set[tuple[int, ...]]()
-    with open_source(config) as source:
+    with create_source(config) as source:
         images = (
             fit_image(frame.picture, frame.rotation, engine.manifest.input)
             for frame in islice(source, 0, limit, stride)

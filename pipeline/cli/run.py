@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from maskcast.engines.engine import Engine
+from maskcast.engines.threads import mark_abandonable
 from maskcast.pipeline.cli.live_table import LiveTable
 from maskcast.pipeline.cli.watch import count_labels
 from maskcast.pipeline.config import Config
@@ -111,7 +112,9 @@ def _load(config: Config) -> Engine:
         except BaseException as error:
             loaded.set_exception(error)
 
-    threading.Thread(target=load, name="load model", daemon=True).start()
+    thread = threading.Thread(target=load, name="load model", daemon=True)
+    mark_abandonable(thread)
+    thread.start()
     return loaded.result()
 
 

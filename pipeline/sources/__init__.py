@@ -1,1 +1,1 @@
-"""Where frames come from: files, streams, cameras, images, a test pattern."""
+"""Sources of frames: files, streams, cameras, images, a test pattern."""

@@ -1,4 +1,4 @@
-"""Backoff: how long to wait before the next try."""
+"""Backoff: the waits between tries."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Callable
 class Backoff:
     """Waits that double from ``first_s`` to ``cap_s``, each shortened at random by up to a half.
 
-    The randomness keeps many cameras behind one switch from being asked all at the same moment.
+    The randomness prevents that many cameras behind one switch are all tried at the same moment.
 
     Args:
         first_s: the longest first wait, seconds.
-        cap_s: the longest wait ever, seconds.
+        cap_s: the longest wait, seconds.
         uniform: draws from an interval.
     """
 

@@ -1,7 +1,9 @@
-"""ImageSource: a folder of images, or one image."""
+"""ImageSource: a folder of images, or a single image."""
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections.abc import Iterator
 from itertools import chain
@@ -13,76 +15,115 @@ from maskcast.engines.errors import InputError
 from maskcast.engines.image_file import read_image
 from maskcast.pipeline.config import SourceConfig
 from maskcast.pipeline.frame import Frame, Timeline
-from maskcast.pipeline.sources.source import Source
-from maskcast.pipeline.url import local_path
+from maskcast.pipeline.log import fields
+from maskcast.pipeline.sources.source import Pace, Source, SourceLostError, oversize
+from maskcast.pipeline.url import local_path, shorten
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
+DEFAULT_FPS = 25.0
+"""Frame rate of a folder of images, unless the configuration gives another."""
+
+_logger = logging.getLogger(__name__)
+
 
 class ImageSource(Source):
-    """The images of a folder in the order of their names, or one image; upright, as EXIF says.
+    """The images of a folder, sorted by name, or a single image; upright, as EXIF says.
 
-    An image of a folder that cannot be read is skipped and counted in ``corrupt``.
-
-    Raises:
-        InputError: the folder holds no readable image, or the one image cannot be read.
+    Presentation times are ``index / fps``. An image of a folder that cannot be read, or is gone, is
+    skipped, counted in ``corrupt``, and named in the log the first time.
     """
 
-    def __init__(self, config: SourceConfig) -> None:
-        super().__init__(config)
-        path = local_path(config.url)
-        self._paths = _images(path)
-        self._loop = config.loop
+    def __init__(self, config: SourceConfig, stopping: threading.Event | None = None) -> None:
+        super().__init__(config, stopping)
+        self.fps = config.fps or DEFAULT_FPS
+        self._path = local_path(config.url)
         self._index = 0
-        self._frames = self._read()
+        self._unreadable: set[Path] = set()
+        self._first: Iterator[Frame] = iter(())
+        self._frames: Iterator[Frame] = iter(())
+
+    def open(self) -> None:
+        """Read the names of the images and the first image.
+
+        Raises:
+            InputError: the folder has no readable image, or the single image cannot be read.
+        """
+        paths = _images(self._path)
+        self._frames = self._read(paths)
         first = next(self._frames, None)
         if first is None:
-            raise InputError(
-                f"{path}: none of its {len(self._paths)} images can be read"
-                if path.is_dir()
-                else f"{path}: not an image that can be read"
-            )
-        self._first = first
-        self.live = False
-        self.fps = None
+            raise InputError(f"{self._path}: none of its {len(paths)} images can be read")
         self.width, self.height = first.picture.width, first.picture.height
-        self.frame_count = None if config.loop else len(self._paths)
+        self.frame_count = None if self._config.loop else len(paths)
+        self._first = iter([first])  # an iterator releases what it has yielded: megabytes
 
     def __iter__(self) -> Iterator[Frame]:
-        for frame in chain([self._first], self._frames):
+        pace = Pace(self._stopping) if self.policy == "latest" else None
+        for frame in chain(self._first, self._frames):
+            if pace is not None and frame.pts_s is not None:
+                pace.wait(frame.pts_s)
+                frame.restart_clock()
             if self._stopping.is_set():
                 return
             yield frame
 
     def close(self) -> None:
-        """Nothing is held open between two images."""
+        """Do nothing: no file stays open between two images."""
 
-    def _read(self) -> Iterator[Frame]:
+    def _read(self, paths: list[Path]) -> Iterator[Frame]:
         while True:
-            for path in self._paths:
-                timeline = Timeline()
-                timeline.begin("decode")
+            index_before = self._index
+            for path in paths:
+                if self._stopping.is_set():
+                    return
                 try:
-                    picture = read_picture(path)
-                except InputError:
-                    self.corrupt += 1
-                    continue
-                timeline.end("decode")
-                yield Frame(
-                    self.name, self._index, None, time.time_ns(), picture, timeline=timeline
-                )
-                self._index += 1
-            if not self._loop or self._index == 0:
+                    yield self._load(path)
+                except InputError as error:
+                    if not self._path.is_dir() and not self._index:
+                        raise
+                    self._skip(path, error)
+                else:
+                    self._index += 1
+            if not self._config.loop or self._index == 0:
                 return
+            if self._index == index_before:
+                raise SourceLostError(f"{self._path}: none of its images can be read any more")
+
+    def _load(self, path: Path) -> Frame:
+        timeline = Timeline()
+        timeline.begin("decode")
+        picture = read_picture(path)
+        timeline.end("decode")
+        assert self.fps is not None
+        return Frame(
+            source=self.name,
+            index=self._index,
+            pts_s=self._index / self.fps,
+            capture_ns=time.time_ns(),
+            picture=picture,
+            timeline=timeline,
+            file=path.name,
+        )
+
+    def _skip(self, path: Path, error: InputError) -> None:
+        self.corrupt += 1
+        if path not in self._unreadable:
+            self._unreadable.add(path)
+            shown = fields(source=self.name, file=path.name, reason=shorten(str(error)))
+            _logger.warning("image_unreadable", extra=shown)
 
 
 def read_picture(path: Path) -> av.VideoFrame:
-    """Read an image file as an upright RGB picture.
+    """Read an image file as an upright RGB image.
 
     Raises:
-        InputError: it is missing or cannot be read.
+        InputError: it is missing, cannot be read, or is too large.
     """
-    return av.VideoFrame.from_ndarray(read_image(path), "rgb24")
+    image = read_image(path)
+    if problem := oversize(image.shape[1], image.shape[0]):
+        raise InputError(f"{path}: {problem}")
+    return av.VideoFrame.from_ndarray(image, "rgb24")
 
 
 def _images(path: Path) -> list[Path]:
@@ -94,5 +135,5 @@ def _images(path: Path) -> list[Path]:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     if not images:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise InputError(f"{path}: the folder holds no images ({kinds})")
+        raise InputError(f"{path}: the folder contains no images ({kinds})")
     return images

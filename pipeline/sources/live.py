@@ -1,4 +1,4 @@
-"""LiveSource: a camera or network stream that is opened again whenever it breaks."""
+"""LiveSource: a camera or network stream that is reopened whenever it breaks."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from maskcast.pipeline.sources.timestamps import PresentationClock
 from maskcast.pipeline.url import redact
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 0.8
-"""Waits between tries. A camera that is back is asked within a second and opens within another."""
+"""Waits between tries. A camera that is back is tried within a second and opens within another."""
 
 FIRST_DENIED_WAIT_S, LONGEST_DENIED_WAIT_S = 30.0, 300.0
-"""The same after a wrong password: cameras lock the account of who tries too often."""
+"""The same after a wrong password: cameras lock an account after too many tries."""
 
 SETTLED_S = 5.0
-"""A connection that has delivered for so long is sound: the waits begin short again."""
+"""After a connection has delivered for this long, the waits begin short again."""
 
 KEYFRAME_PATIENCE_S = 30.0
-"""A stream that sends packets is given so long for its first picture: it may await a key frame."""
+"""How long a stream that sends packets may take to its first frame: it may wait for a key frame."""
 
 OPEN_GRACE_S = 1.0
-"""FFmpeg's own timeout comes first, by so much."""
+"""How long after FFmpeg's own timeout an opening is given up."""
 
 MOST_HANGING = 4
-"""So many abandoned connections may still hang in a read before no further one is made."""
+"""Abandoned connections that may still hang in a read before no further one is made."""
 
 STALLED_SHARE = 0.4
 """A source is stalled after this share of the silence that makes it reconnect."""
@@ -44,21 +44,17 @@ _CLOSE_S = 0.5
 
 
 class LiveSource(Source):
-    """A stream over the network or a V4L2 camera: it ends only when it is stopped.
+    """An RTSP or HTTP stream, or a V4L2 camera: it ends only when it is stopped.
 
-    The first opening, too, is tried until it succeeds. A finite video that comes over the network
-    is no live source; it is read as ``VideoSource`` reads it, and not again.
+    The first connection, too, is retried until it succeeds. An HTTP URL may turn out to be a finite
+    video: it is then read as ``VideoSource`` reads it, once.
 
-    Frame indices and presentation times go on over every reconnect.
+    Frame indices and presentation times continue over every reconnect.
 
     Args:
         config: the source.
         on_change: called, on the iterating thread, with every change of state.
-        stopping: set, from any thread, it ends the opening and the iteration.
-
-    Raises:
-        SourceLostError: it was stopped before its first picture.
-        InputError: it is a finite video that cannot be read.
+        stopping: an event that stops the source, and its opening, when it is set.
     """
 
     def __init__(
@@ -67,9 +63,7 @@ class LiveSource(Source):
         on_change: OnStateChange | None = None,
         stopping: threading.Event | None = None,
     ) -> None:
-        super().__init__(config)
-        self._config = config
-        self._stopping = stopping or self._stopping
+        super().__init__(config, stopping)
         self._machine = StateMachine(
             STALLED_SHARE * config.read_timeout_s, on_change or (lambda change: None)
         )
@@ -81,18 +75,22 @@ class LiveSource(Source):
         self._index = 0
         self._corrupt_before = 0
         self.live = True
-        self.fps, self.frame_count = None, None
         self._frames = self._read()
-        try:
-            first = next(self._frames, None)
-        except BaseException:
-            self.close()
-            raise
+        self._first: Iterator[Frame] = iter(())
+
+    def open(self) -> None:
+        """Connect, as often as it takes, and read the first frame.
+
+        Raises:
+            SourceLostError: it was stopped before its first frame.
+            InputError: it is a finite video that cannot be read.
+        """
+        self._machine.begin()
+        first = next(self._frames, None)
         if first is None:
-            self.close()
-            raise SourceLostError(f"{redact(config.url)}: stopped before its first picture")
-        self._first = iter([first])  # an iterator lets go of what it has given out: megabytes
+            raise SourceLostError(f"{redact(self._config.url)}: stopped before its first frame")
         self.width, self.height = first.picture.width, first.picture.height
+        self._first = iter([first])  # an iterator releases what it has yielded: megabytes
 
     def __iter__(self) -> Iterator[Frame]:
         for frame in chain(self._first, self._frames):
@@ -101,7 +99,7 @@ class LiveSource(Source):
             yield frame
 
     def close(self) -> None:
-        """Give the connection up; one that hangs closes its container when it can."""
+        """Abandon the connection; one that hangs closes its container when it can."""
         self._frames.close()
         deadline_s = time.monotonic() + _CLOSE_S
         for connection in self._hanging:
@@ -109,8 +107,8 @@ class LiveSource(Source):
         self._machine.end("closed")
 
     def _read(self) -> Generator[Frame]:
-        """Yield pictures of one connection after the other."""
-        while self._await_room():
+        """Yield the frames of one connection after the other."""
+        while self._wait_for_hanging():
             probe = self._machine.state is SourceState.RECONNECTING
             connection = Connection(self._config, probe=probe)
             connection.start()
@@ -123,11 +121,11 @@ class LiveSource(Source):
                 self._machine.lost(str(error))
                 wait_s = self._wait_s(error)
             finally:
-                self._leave(connection)
+                self._abandon(connection)
             self._stopping.wait(wait_s)
 
     def _stream(self, connection: Connection) -> Generator[Frame]:
-        """Yield a connection's pictures until it ends well: stopped, or at a finite video's end."""
+        """Yield a connection's frames until it is stopped, or a finite video ends."""
         self._delivering_since_s = None
         quiet_since_s = time.monotonic()
         while not self._stopping.is_set():
@@ -141,12 +139,12 @@ class LiveSource(Source):
                 return
             for frame in frames:
                 yield self._place(frame, connection)
-                quiet_since_s = time.monotonic()  # what the pipeline took for itself is no silence
+                quiet_since_s = time.monotonic()  # the time that the pipeline took is not silence
             if not frames and self.live:
                 self._check(connection, quiet_since_s)
 
     def _place(self, frame: Frame, connection: Connection) -> Frame:
-        """Take a picture into the order of all that came before it."""
+        """Continue the indices and times of the connections before."""
         source = connection.source
         assert source is not None
         if self._index == 0:
@@ -154,7 +152,7 @@ class LiveSource(Source):
         if self._delivering_since_s is None:
             self._delivering_since_s = time.monotonic()
             self._denied_backoff.reset()
-        self._machine.picture()
+        self._machine.frame()
         self.corrupt = self._corrupt_before + source.corrupt
         if self.live:
             frame.index = self._index
@@ -163,10 +161,10 @@ class LiveSource(Source):
         return frame
 
     def _check(self, connection: Connection, quiet_since_s: float) -> None:
-        """See whether there is still hope for a connection from which nothing comes.
+        """Check whether a connection that delivers nothing may still deliver.
 
         Raises:
-            SourceLostError: there is none.
+            SourceLostError: it has been silent for too long.
         """
         config, now_s = self._config, time.monotonic()
         heard_s, age_s = connection.heard_s, now_s - connection.began_s
@@ -174,7 +172,7 @@ class LiveSource(Source):
         if self._delivering_since_s is not None:
             self._machine.silent(now_s - quiet_since_s)
             if now_s - quiet_since_s >= config.read_timeout_s:
-                problem = f"no picture for {config.read_timeout_s:g} s"
+                problem = f"no frame for {config.read_timeout_s:g} s"
         elif heard_s is None:
             if age_s >= config.open_timeout_s + OPEN_GRACE_S:
                 problem = f"no answer within {config.open_timeout_s:g} s; check the address"
@@ -194,8 +192,8 @@ class LiveSource(Source):
             self._backoff.reset()
         return self._backoff.next_s()
 
-    def _await_room(self) -> bool:
-        """Wait until few enough old connections hang; tell whether to go on."""
+    def _wait_for_hanging(self) -> bool:
+        """Wait until few enough old connections hang; return False once stopped."""
         while not self._stopping.is_set():
             self._hanging = [connection for connection in self._hanging if connection.is_alive()]
             if len(self._hanging) < MOST_HANGING:
@@ -204,7 +202,7 @@ class LiveSource(Source):
             self._stopping.wait(_POLL_S)
         return False
 
-    def _leave(self, connection: Connection) -> None:
+    def _abandon(self, connection: Connection) -> None:
         connection.abandon()
         self._hanging.append(connection)
         if connection.source is not None:

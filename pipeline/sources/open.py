@@ -1,4 +1,4 @@
-"""Source kinds: which source an address asks for."""
+"""Which kind of source a URL asks for, and what can be checked without opening it."""
 
 from __future__ import annotations
 
@@ -13,69 +13,79 @@ from maskcast.pipeline.sources.pattern import PatternSource, pattern_format
 from maskcast.pipeline.sources.source import Source
 from maskcast.pipeline.sources.state import OnStateChange
 from maskcast.pipeline.sources.video import VideoSource
-from maskcast.pipeline.url import is_device, local_path, redact, scheme
+from maskcast.pipeline.url import host_and_port, is_device, is_remote, local_path, redact, scheme
 
 
-def open_source(
+def create_source(
     config: SourceConfig,
     on_change: OnStateChange | None = None,
     stopping: threading.Event | None = None,
 ) -> Source:
-    """Open what ``config.url`` names and get its first picture.
-
-    What is not on this machine, and a camera, is tried until it answers.
+    """Return the source that ``config.url`` names, not yet open.
 
     Args:
         config: the source.
-        on_change: called with a live source's changes of state, on the calling thread.
-        stopping: set, from any thread, it ends a live source's opening and iteration.
+        on_change: called with a live source's changes of state, on the thread that opens it and
+            iterates over it.
+        stopping: an event that stops the source, and its opening, when it is set.
 
     Raises:
-        InputError: there is nothing there, it cannot be read, or it holds no pictures.
-        SourceLostError: it was stopped before it answered.
+        InputError: see ``check_source``.
     """
-    check_address(config.url)
-    match scheme(config.url):
-        case "test":
-            return PatternSource(config)
-        case "" | "file" if not is_device(config.url):
-            path = local_path(config.url)
-            if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
-                return ImageSource(config)
-            return VideoSource(config)
-        case _:
-            return LiveSource(config, on_change, stopping)
+    check_source(config)
+    if scheme(config.url) == "test":
+        return PatternSource(config, stopping)
+    if is_remote(config.url) or is_device(config.url):
+        return LiveSource(config, on_change, stopping)
+    if _is_of_images(config.url):
+        return ImageSource(config, stopping)
+    return VideoSource(config, stopping)
 
 
 def is_live(config: SourceConfig) -> bool:
-    """Tell from its address and policy whether a source's pictures come at their own pace."""
-    match scheme(config.url):
-        case "test":
-            return config.policy != "block"
-        case "" | "file":
-            return is_device(config.url)
-        case _:
-            return True
+    """Tell from its URL and policy whether a source's frames arrive at their own rate."""
+    if scheme(config.url) == "test":
+        return config.policy != "block"
+    return is_remote(config.url) or is_device(config.url)
 
 
-def check_address(url: str) -> None:
-    """Find, without opening anything, what is certainly wrong with an address.
+def check_source(config: SourceConfig) -> None:
+    """Check a source without opening it. What may come later, like a camera, is no error.
 
     Raises:
-        InputError: the scheme is unknown, the test pattern is none, or no such file is there.
+        InputError: the URL is malformed, its scheme is unknown, there is no such file, or an option
+            does not apply to this kind of source.
     """
+    url = config.url
     match scheme(url):
         case "http" | "https" | "rtsp" | "rtsps":
-            return
+            try:
+                host_and_port(url)
+            except ValueError as error:
+                raise InputError(
+                    f"{redact(url)}: malformed URL: {error}; check the address"
+                ) from None
         case "test":
             pattern_format(url)
         case "" | "file":
-            _check_path(local_path(url))
+            if not is_device(url):
+                _check_path(local_path(url))
         case unknown:
             raise InputError(
-                f"{redact(url)}: the scheme {unknown!r} is not known; give a file, a folder "
-                "of images, http(s)://, rtsp(s)://, /dev/videoN or test://WIDTHxHEIGHT@FPS"
+                f"{redact(url)}: unknown scheme {unknown!r}; give a file, a folder of images, "
+                "http(s)://, rtsp(s)://, /dev/videoN or test://WIDTHxHEIGHT@FPS"
             )
+    if config.fps is not None and not _is_of_images(url):
+        raise InputError(
+            f"{redact(url)}: 'fps' is for folders of images; to limit the rate use 'max_fps'"
+        )
+
+
+def _is_of_images(url: str) -> bool:
+    if scheme(url) not in ("", "file"):
+        return False
+    path = local_path(url)
+    return path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _check_path(path: Path) -> None:
@@ -84,6 +94,15 @@ def _check_path(path: Path) -> None:
             return
     except (OSError, ValueError):  # too long for a path, or with a zero byte in it
         pass
-    if is_device(str(path)):
-        raise InputError(f"{path}: there is no such camera; plug it in, or see `ls /dev/video*`")
-    raise InputError(f"{path}: there is no such file or folder; check the path")
+    text = str(path)
+    if text.isdecimal():
+        advice = f"for a camera give /dev/video{text}"
+    elif text.startswith("screen"):
+        advice = "screens cannot be read; record the screen to a file or an RTSP stream"
+    elif text.startswith("~"):
+        advice = "the shell did not expand '~', because it is quoted; give the full path"
+    elif any(sign in text for sign in "*?["):
+        advice = "patterns are not expanded here; give the folder, or leave out the quotes"
+    else:
+        advice = "check the path"
+    raise InputError(f"{redact(text)}: no such file or folder; {advice}")

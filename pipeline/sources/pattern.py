@@ -1,8 +1,9 @@
-"""PatternSource: a moving test pattern, for trying things without a camera."""
+"""PatternSource: a moving test pattern."""
 
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Iterator
 from itertools import count
@@ -18,21 +19,23 @@ from maskcast.pipeline.sources.source import Pace, Source
 
 
 class PatternSource(Source):
-    """``test://WIDTHxHEIGHT@FPS``: colour gradients that move, with a white square among them.
+    """``test://WIDTHxHEIGHT@FPS``: moving colour gradients and a white square, without end.
 
-    Picture ``index`` is the same on every machine. The pictures come at their time by the wall
-    clock, without end, as a camera's; with the policy ``block`` they come as fast as they are
-    taken.
-
-    Raises:
-        InputError: the address is not of this form.
+    Frame ``index`` is the same on every machine. The frames arrive at their rate, like a camera's;
+    with the policy ``block`` they arrive as fast as they are taken.
     """
 
-    def __init__(self, config: SourceConfig) -> None:
-        super().__init__(config)
-        self.width, self.height, self.fps = pattern_format(config.url)
+    def __init__(self, config: SourceConfig, stopping: threading.Event | None = None) -> None:
+        super().__init__(config, stopping)
         self.live = config.policy != "block"
-        self.frame_count = None
+
+    def open(self) -> None:
+        """Read size and rate from the URL.
+
+        Raises:
+            InputError: the URL does not have this form.
+        """
+        self.width, self.height, self.fps = pattern_format(self._config.url)
 
     def __iter__(self) -> Iterator[Frame]:
         assert self.fps is not None
@@ -52,23 +55,25 @@ class PatternSource(Source):
             yield Frame(self.name, index, index / self.fps, capture_ns, picture, timeline=timeline)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: nothing is open."""
 
 
 def pattern_format(url: str) -> tuple[int, int, float]:
-    """Read width and height, pixels, and pictures per second from ``test://WIDTHxHEIGHT@FPS``.
+    """Return width and height, pixels, and frames per second of ``test://WIDTHxHEIGHT@FPS``.
 
     Raises:
-        InputError: the address is not of this form.
+        InputError: the URL does not have this form.
     """
     form = re.fullmatch(r"test://([1-9]\d{0,3})x([1-9]\d{0,3})@(\d{1,3}(?:\.\d+)?)", url, re.I)
     if form is None or float(form[3]) == 0:
-        raise InputError(f"{url}: write test://WIDTHxHEIGHT@FPS, as test://1280x720@30")
+        raise InputError(
+            f"{url}: not a test pattern; write test://WIDTHxHEIGHT@FPS, like test://1280x720@30"
+        )
     return int(form[1]), int(form[2]), float(form[3])
 
 
 def draw_pattern(width: int, height: int, index: int) -> NDArray[np.uint8]:
-    """Draw picture ``index`` of the test pattern: ``[height, width, 3]`` uint8 RGB."""
+    """Draw frame ``index`` of the test pattern: ``[height, width, 3]`` uint8 RGB."""
     pattern = np.empty((height, width, 3), np.uint8)
     pattern[..., 0] = (np.arange(width) + 3 * index).astype(np.uint8)
     pattern[..., 1] = (np.arange(height) + index).astype(np.uint8)[:, None]

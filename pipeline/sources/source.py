@@ -1,4 +1,4 @@
-"""Source: where frames come from."""
+"""Source: the interface of everything that frames come from."""
 
 from __future__ import annotations
 
@@ -11,53 +11,62 @@ from typing import Self
 
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.config import Policy, SourceConfig
-from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.frame import MAX_SIDE, Frame
 from maskcast.pipeline.url import source_name
 
 
 class SourceLostError(Exception):
-    """A source that had been open broke off: the world's fault, not the user's.
-
-    The message says what happened and holds no credentials.
-    """
+    """A source that was open broke off. The message is one line and contains no credentials."""
 
 
 class AccessDeniedError(InputError):
-    """The source wants a user and password, or others."""
+    """The source asks for a user and password, or for others than those in the URL."""
 
 
 class Source(ABC):
-    """An open source: iterate over it, once, for its frames.
+    """A source of frames: construct it, ``open`` it, iterate over it once, ``close`` it.
 
-    It belongs to the thread that iterates; only ``stop`` may be called from another one.
+    As a context manager it is opened on entry and closed on exit. A source belongs to the thread
+    that iterates over it; other threads may only call ``stop``.
+
+    Args:
+        config: the source.
+        stopping: an event that stops the source when it is set, from any thread.
 
     Attributes:
         name: its name in topics and tables.
-        live: whether its pictures come at their own pace (a camera) or when asked for (a file).
-        policy: what happens to a frame that comes while the one before it still waits.
-        fps: nominal pictures per second, None where unknown.
-        width, height: size of the first picture, pixels, before rotation. Later ones may differ.
-        frame_count: how many pictures there are, None where unknown or endless.
-        corrupt: damaged packets or images skipped so far.
+        corrupt: damaged packets, or unreadable images, that were skipped so far.
+        live: whether its frames arrive at their own rate (a camera) or on demand (a file).
+        fps: nominal frames per second, None if unknown.
+        width, height: size of the first frame in pixels, before rotation. Later ones may differ.
+        frame_count: number of frames, None if unknown or endless.
+
+    All but the first two are known once the source is open.
     """
 
-    name: str
-    live: bool
-    fps: float | None
-    width: int
-    height: int
-    frame_count: int | None
-
-    def __init__(self, config: SourceConfig) -> None:
+    def __init__(self, config: SourceConfig, stopping: threading.Event | None = None) -> None:
         self.name = config.name or source_name(config.url)
         self.corrupt = 0
-        self._asked_policy = config.policy
-        self._stopping = threading.Event()
+        self.live = False
+        self.fps: float | None = None
+        self.width = self.height = 0
+        self.frame_count: int | None = None
+        self._config = config
+        self._stopping = stopping or threading.Event()
 
     @property
     def policy(self) -> Policy:
-        """The policy asked for, else ``latest`` for live sources and ``block`` for the rest."""
-        return self._asked_policy or ("latest" if self.live else "block")
+        """The configured policy; by default ``latest`` for live sources, ``block`` for others."""
+        return self._config.policy or ("latest" if self.live else "block")
+
+    @abstractmethod
+    def open(self) -> None:
+        """Open the source and read its first frame. Blocks until it is there.
+
+        Raises:
+            InputError: the source does not exist, cannot be read, or has no frames.
+            SourceLostError: it was stopped before its first frame.
+        """
 
     @abstractmethod
     def __iter__(self) -> Iterator[Frame]:
@@ -68,14 +77,19 @@ class Source(ABC):
         """
 
     def stop(self) -> None:
-        """Ask, from any thread, that the iteration ends at the next picture."""
+        """Stop the iteration before the next frame. Safe on any thread."""
         self._stopping.set()
 
     @abstractmethod
     def close(self) -> None:
-        """Give back files, sockets and decoders. Closing twice is safe."""
+        """Release files, sockets and decoders. Safe to call twice, and when it was never open."""
 
     def __enter__(self) -> Self:
+        try:
+            self.open()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(
@@ -87,17 +101,26 @@ class Source(ABC):
         self.close()
 
 
+def oversize(width: int, height: int) -> str:
+    """Return why frames of a size are refused, "" if they are not."""
+    if max(width, height) <= MAX_SIDE:
+        return ""
+    return (
+        f"its frames are {width}x{height} pixels, more than {MAX_SIDE} on a side; scale them down"
+    )
+
+
 class Pace:
-    """Holds pictures back until the wall clock reaches their time, as a camera's shutter would."""
+    """Delays frames until the wall clock reaches their time, so that a file plays like a camera."""
 
     def __init__(self, stopping: threading.Event) -> None:
         self._stopping = stopping
         self._epoch_s: float | None = None
 
     def wait(self, at_s: float) -> None:
-        """Sleep until ``at_s`` seconds of the stream; the first call sets the stream's epoch.
+        """Sleep until ``at_s`` seconds of the stream; the first call sets the stream's start.
 
-        A reader that has fallen behind does not sleep.
+        Does not sleep if that time has passed already.
         """
         now_s = time.monotonic()
         if self._epoch_s is None:

@@ -1,4 +1,4 @@
-"""SourceState: what a source is doing, and which changes of it there can be. Knows no clock."""
+"""SourceState: what a source is doing, and which changes of state are possible."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 REMOVED = "removed"
-"""Why a source ends that was taken away while the pipeline runs: it is forgotten thereafter."""
+"""The reason with which a source ends that was removed while the pipeline runs."""
 
 
 class SourceState(StrEnum):
@@ -41,8 +41,8 @@ class StateChange:
 
     Attributes:
         state: the new state.
-        reason: why, one line without credentials; "" where it needs none.
-        reconnects: how often the source has been streaming again after it was reconnecting.
+        reason: why, one line without credentials; "" if there is nothing to say.
+        reconnects: how often the source has streamed again after it was reconnecting.
     """
 
     state: SourceState
@@ -54,18 +54,18 @@ OnStateChange = Callable[[StateChange], None]
 
 
 class StateMachine:
-    """Goes from state to state and tells of every change.
+    """Follows a source's state and reports every change.
 
-    ``connecting`` becomes ``streaming`` with the first picture. Silence makes that ``stalled``, a
-    picture ends it. Whatever breaks makes it ``reconnecting``, until the next picture. A new reason
-    to be ``reconnecting`` is told too: first "connection refused", then "access denied".
+    ``connecting`` becomes ``streaming`` with the first frame. Silence makes that ``stalled``, until
+    the next frame. Any failure makes it ``reconnecting``, until the next frame. A new reason for
+    ``reconnecting`` is reported too: first "connection refused", then "access denied".
 
     Attributes:
         state: the state now.
 
     Args:
-        silence_s: streaming without a picture for so long is stalled, seconds.
-        on_change: called with every change, the first state included.
+        silence_s: seconds without a frame after which a source is stalled.
+        on_change: called with every change.
     """
 
     def __init__(self, silence_s: float, on_change: OnStateChange) -> None:
@@ -75,10 +75,13 @@ class StateMachine:
         self._has_streamed = False
         self._reconnects = 0
         self.state = SourceState.CONNECTING
-        on_change(StateChange(SourceState.CONNECTING))
 
-    def picture(self) -> None:
-        """Note that a picture has come."""
+    def begin(self) -> None:
+        """Report the first state, ``connecting``."""
+        self._on_change(StateChange(self.state))
+
+    def frame(self) -> None:
+        """Note that a frame has arrived."""
         if self.state is SourceState.STREAMING:
             return
         if self.state is SourceState.RECONNECTING and self._has_streamed:
@@ -87,9 +90,9 @@ class StateMachine:
         self._become(SourceState.STREAMING)
 
     def silent(self, for_s: float) -> None:
-        """Note that no picture has come for so many seconds."""
+        """Note that no frame has arrived for ``for_s`` seconds."""
         if self.state is SourceState.STREAMING and for_s >= self._silence_s:
-            self._become(SourceState.STALLED, f"no picture for {for_s:.1f} s")
+            self._become(SourceState.STALLED, f"no frame for {for_s:.1f} s")
 
     def lost(self, reason: str) -> None:
         """Note that a connection broke, or could not be made."""
@@ -97,7 +100,7 @@ class StateMachine:
             self._become(SourceState.RECONNECTING, reason)
 
     def end(self, reason: str) -> None:
-        """Note that nothing more will come."""
+        """Note that the source has ended."""
         if self.state is not SourceState.ENDED:
             self._become(SourceState.ENDED, reason)
 

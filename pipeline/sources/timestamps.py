@@ -1,17 +1,17 @@
-"""PresentationClock: times that go on rising, from a stream whose own may do anything."""
+"""PresentationClock: increasing times for the frames of a live stream."""
 
 from __future__ import annotations
 
 LARGEST_STEP_S = 10.0
-"""A larger step between two pictures is taken for a jump of the stream's clock."""
+"""A larger step between two frames is treated as a jump of the stream's clock."""
 
 
 class PresentationClock:
-    """Gives every picture of a source a presentation time, seconds from 0, strictly rising.
+    """Gives every frame of a source a presentation time, seconds from 0, strictly increasing.
 
-    Where the stream's own times rise, so do these, by the same steps. Where a time is missing,
-    repeats, goes back or jumps, as after a reconnect or a wrap, the step is the time that passed on
-    the receiver's clock, and later steps are the stream's again.
+    While the stream's own times increase, these increase by the same steps. If a time is missing,
+    repeats, goes back or jumps, for example after a reconnect or a wrap, the step is the time that
+    passed on the receiver's clock, and the next steps are the stream's again.
     """
 
     def __init__(self) -> None:
@@ -20,10 +20,10 @@ class PresentationClock:
         self._time_s = 0.0
 
     def time_s(self, stream_s: float | None, arrival_s: float) -> float:
-        """Return the time of the next picture.
+        """Return the time of the next frame.
 
         Args:
-            stream_s: its time in the stream's clock, None where it has none.
+            stream_s: its time in the stream's clock, None if it has none.
             arrival_s: when it arrived, seconds of a clock that never goes back.
         """
         if self._arrival_s is not None:

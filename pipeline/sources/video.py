@@ -1,8 +1,7 @@
-"""VideoSource: files, network streams and cameras, decoded with FFmpeg through PyAV."""
+"""VideoSource: video files, network streams and V4L2 cameras, decoded with FFmpeg through PyAV."""
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -16,35 +15,49 @@ from av.video.stream import VideoStream
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.config import SourceConfig
 from maskcast.pipeline.frame import Clock, Frame, Timeline
-from maskcast.pipeline.sources.source import AccessDeniedError, Pace, Source, SourceLostError
+from maskcast.pipeline.sources.errors import opening_error, reading_problem
+from maskcast.pipeline.sources.fifo import Fifo, is_fifo
+from maskcast.pipeline.sources.source import Pace, Source, SourceLostError, oversize
 from maskcast.pipeline.url import is_device, is_local, local_path, redact, scheme
 
 _FULL_HD = 1920 * 1088
-"""Pixels of a picture, up to which one thread decodes fast enough."""
+"""Pixels of a frame up to which one thread decodes fast enough."""
 
 _DAMAGED_READS_LIMIT = 100
-"""So many unreadable stretches in a row, without one packet between them, are the end."""
+"""After this many unreadable stretches in a row, without one packet between them, a file ends."""
 
 _RTSP_ANALYSIS_US = 250_000
-"""FFmpeg would watch a camera for a second before its first picture; its SDP has told all."""
+"""FFmpeg would analyse a camera for a second before its first frame; the SDP says enough."""
 
 _SENDER_CLOCK_TOLERANCE_NS = 10_000_000_000
-"""A camera whose clock is further off than this has never been set."""
+"""A camera whose clock differs by more than this has never been set."""
+
+_NO_TIMESTAMPS = 0x80
+"""FFmpeg's AVFMT_NOTIMESTAMPS: it would invent times, at 25 frames per second."""
+
+_ENDLESS_FORMATS = frozenset({"mpjpeg", "hls", "dash"})
+"""FFmpeg formats whose size over HTTP is that of a playlist, or means nothing."""
+
+_PROTOCOLS = {
+    "": "file,crypto,data",
+    "file": "file,crypto,data",
+    "http": "http,https,tcp,tls,crypto,httpproxy,data",
+    "https": "http,https,tcp,tls,crypto,httpproxy,data",
+    "rtsp": "rtsp,rtp,rtcp,srtp,udp,tcp,tls",
+    "rtsps": "rtsp,rtsps,rtp,rtcp,srtp,udp,tcp,tls",
+}
+"""What FFmpeg may open for a URL: playlists and redirects cannot reach files, files no network."""
 
 
 class VideoSource(Source):
-    """A video file, an HTTP or RTSP stream, or a V4L2 camera.
+    """A video file, a named pipe, an HTTP or RTSP stream, or a V4L2 camera.
 
-    A file that is asked for with the policy ``latest`` is played at its own speed, as a camera
-    would deliver it.
+    With the policy ``latest`` a file is played at its own speed, like a camera.
 
     Args:
         config: the source.
-        stopping: set, from any thread, it ends the opening and the iteration at the next packet.
-        on_packet: called with every packet that comes, before its pictures.
-
-    Raises:
-        InputError: it cannot be opened, or holds no pictures.
+        stopping: an event that stops the source when it is set, at the next packet.
+        on_packet: called with every packet that arrives, before its frames.
     """
 
     def __init__(
@@ -53,40 +66,43 @@ class VideoSource(Source):
         stopping: threading.Event | None = None,
         on_packet: Callable[[], None] | None = None,
     ) -> None:
-        super().__init__(config)
-        self._config = config
-        self._stopping = stopping or self._stopping
+        super().__init__(config, stopping)
         self._on_packet = on_packet
         self._container: av.container.InputContainer | None = None
-        self._frames: Generator[Frame] | None = None
+        self._fifo: Fifo | None = None
+        self._has_clock = True
         self._index = 0
+        self._first: Iterator[Frame] = iter(())
+        self._frames: Generator[Frame] | None = None
+
+    def open(self) -> None:
+        """Open the source and decode its first frame.
+
+        Raises:
+            InputError: it cannot be opened, or has no frames.
+        """
+        url = redact(self._config.url)
+        stream = self._open()
+        self._frames = self._read(stream)
         try:
-            stream = self._open()
-            self._frames = self._read(stream)
             first = next(self._frames, None)
-            if first is None:
-                raise InputError(f"{redact(config.url)}: the video holds no pictures")
         except SourceLostError as lost:
-            self.close()
             raise InputError(str(lost)) from None
-        except BaseException:
-            self.close()
-            raise
-        self._first = iter([first])  # an iterator lets go of what it has given out: megabytes
+        if first is None:
+            raise InputError(f"{url}: the video contains no frames")
         self.width, self.height = first.picture.width, first.picture.height
         rate = stream.average_rate or stream.guessed_rate
-        self.fps = float(rate) if rate else None
-        self.frame_count = None if self.live or config.loop else self._count(stream)
-        self._paced = config.policy == "latest" and not self.live
+        self.fps = float(rate) if rate and self._has_clock else None
+        self.frame_count = None if self.live or self._config.loop else self._count(stream)
+        self._first = iter([first])  # an iterator releases what it has yielded: megabytes
 
     def __iter__(self) -> Iterator[Frame]:
-        pace = Pace(self._stopping) if self._paced else None
         assert self._frames is not None
+        pace = Pace(self._stopping) if self.policy == "latest" and not self.live else None
         for frame in chain(self._first, self._frames):
             if pace is not None and frame.pts_s is not None:
-                decoded_ns = time.monotonic_ns()
                 pace.wait(frame.pts_s)
-                _postpone(frame, time.monotonic_ns() - decoded_ns)
+                frame.restart_clock()
             if self._stopping.is_set():
                 return
             yield frame
@@ -94,44 +110,63 @@ class VideoSource(Source):
     def close(self) -> None:
         """Close the container: PyAV leaks decoders and sockets of containers left open.
 
-        Whoever iterates on finds the end. PyAV itself would read from freed memory.
+        An iteration that goes on finds the end. PyAV itself would read from freed memory.
         """
         if self._frames is not None:
             self._frames.close()
-        self._on_packet = None  # who is told of packets often holds this source: a cycle
+        self._on_packet = None  # its owner often holds this source: a reference cycle
         self._close_container()
 
     def _close_container(self) -> None:
         if self._container is not None:
             self._container.close()
             self._container = None
+        if self._fifo is not None:
+            self._fifo.close()
+            self._fifo = None
 
     def _open(self) -> VideoStream:
-        began_s = time.monotonic()
+        config, began_s = self._config, time.monotonic()
+        url = redact(config.url)
         try:
-            container = av.open(
-                _ffmpeg_address(self._config.url),
-                format="v4l2" if is_device(self._config.url) else None,
-                container_options=_ffmpeg_options(self._config),
-                timeout=(self._config.open_timeout_s, self._config.read_timeout_s),
-            )
+            container = self._open_container()
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            kind = AccessDeniedError if isinstance(error, _DENIED) else InputError
-            raise kind(_why_not_open(self._config, error, time.monotonic() - began_s)) from None
+            raise opening_error(config, error, time.monotonic() - began_s) from None
         self._container = container
         if not container.streams.video:
-            held = "only sound" if container.streams.audio else "no pictures"
-            raise InputError(f"{redact(self._config.url)}: this is not a video, it holds {held}")
+            held = "only sound" if container.streams.audio else "no frames"
+            raise InputError(f"{url}: not a video, it contains {held}")
         stream = container.streams.video[0]
-        self.live = not is_local(self._config.url) and not container.duration
-        # Frame threads decode faster, but hold back one picture each, which a camera cannot afford,
-        # and take two fifths more processor time, which up to Full HD the model puts to better use.
+        # PyAV's types do not say that it has no codec context without a decoder.
+        if getattr(stream, "codec_context", None) is None:
+            raise InputError(f"{url}: FFmpeg has no decoder for this video; convert it to H.264")
+        if problem := oversize(stream.width, stream.height):
+            raise InputError(f"{url}: {problem}")
+        self.live = not is_local(config.url) and not _is_finite(container)
+        no_timestamps = container.format.flags & _NO_TIMESTAMPS
+        self._has_clock = not (self.live and (no_timestamps or container.format.name == "mpjpeg"))
+        # Frame threads decode faster, but each holds back one frame, which adds latency for a
+        # camera, and they take two fifths more processor time, which up to Full HD is better spent
+        # on the model.
         is_large = stream.width * stream.height > _FULL_HD
         stream.thread_type = "SLICE" if self.live else "AUTO" if is_large else "NONE"
         return stream
 
+    def _open_container(self) -> av.container.InputContainer:
+        config = self._config
+        if is_local(config.url) and is_fifo(local_path(config.url)):
+            self._fifo = Fifo(local_path(config.url), self._stopping)
+            return av.open(self._fifo, "r")
+        return av.open(
+            _ffmpeg_address(config.url),
+            "r",
+            format="v4l2" if is_device(config.url) else None,
+            container_options=_ffmpeg_options(config),
+            timeout=(config.open_timeout_s, config.read_timeout_s),
+        )
+
     def _read(self, stream: VideoStream) -> Generator[Frame]:
-        """Yield all pictures; those of a loop's later rounds with times that go on rising."""
+        """Yield all frames; with ``loop``, times keep increasing from one round to the next."""
         offset_s = 0.0
         while True:
             last_s = None
@@ -153,7 +188,7 @@ class VideoSource(Source):
     def _decode(self, stream: VideoStream) -> Iterator[Frame]:
         begin_ns = time.monotonic_ns()
         for packet in self._packets(stream):
-            if self.live:  # waiting for the camera is no work
+            if self.live:  # waiting for the camera is not work
                 begin_ns = time.monotonic_ns()
             try:
                 pictures = packet.decode()
@@ -161,7 +196,7 @@ class VideoSource(Source):
                 self.corrupt += 1
                 continue
             except av.error.FFmpegError as error:
-                raise SourceLostError(_lost(self._config, error)) from None
+                raise SourceLostError(reading_problem(self._config, error)) from None
             for picture in pictures:
                 yield self._frame(picture, begin_ns)
                 begin_ns = time.monotonic_ns()
@@ -186,9 +221,11 @@ class VideoSource(Source):
             except av.error.EOFError:
                 return
             except (av.error.FFmpegError, OSError) as error:
-                raise SourceLostError(_lost(self._config, error)) from None
+                raise SourceLostError(reading_problem(self._config, error)) from None
 
     def _frame(self, picture: av.VideoFrame, begin_ns: int) -> Frame:
+        if problem := oversize(picture.width, picture.height):
+            raise SourceLostError(f"{redact(self._config.url)}: {problem}")
         timeline = Timeline()
         timeline.start_ns["decode"] = begin_ns
         timeline.end("decode")
@@ -196,7 +233,7 @@ class VideoSource(Source):
         frame = Frame(
             source=self.name,
             index=self._index,
-            pts_s=picture.time,
+            pts_s=picture.time if self._has_clock else None,
             capture_ns=capture_ns,
             picture=picture,
             rotation=round(picture.rotation / 90) * 90 % 360,
@@ -207,10 +244,10 @@ class VideoSource(Source):
         return frame
 
     def _capture(self, picture: av.VideoFrame) -> tuple[int, Clock]:
-        """Return when a picture was captured, UTC nanoseconds, and by whose clock.
+        """Return when a frame was captured, UTC nanoseconds, and by which clock.
 
-        RTCP sender reports tie a stream's times to the camera's clock (RFC 3550, 6.4.1); the first
-        comes after some seconds.
+        RTCP sender reports relate a stream's times to the camera's clock (RFC 3550, 6.4.1); the
+        first arrives after some seconds.
         """
         now_ns = time.time_ns()
         assert self._container is not None
@@ -230,11 +267,11 @@ class VideoSource(Source):
         return None
 
 
-def _postpone(frame: Frame, by_ns: int) -> None:
-    """Shift a frame's capture to when it was let go: its wait was not the pipeline's doing."""
-    frame.capture_ns = time.time_ns()
-    frame.timeline.start_ns["decode"] += by_ns
-    frame.timeline.end_ns["decode"] += by_ns
+def _is_finite(container: av.container.InputContainer) -> bool:
+    """Tell whether a container read over the network has an end: a duration, or a size."""
+    if container.duration:
+        return True
+    return container.format.name not in _ENDLESS_FORMATS and container.size > 0
 
 
 def _ffmpeg_address(url: str) -> str:
@@ -245,44 +282,9 @@ def _ffmpeg_address(url: str) -> str:
 
 
 def _ffmpeg_options(config: SourceConfig) -> dict[str, str]:
-    if scheme(config.url).startswith("rtsp"):
-        return {
-            "rtsp_transport": config.rtsp_transport,
-            "analyzeduration": str(_RTSP_ANALYSIS_US),
-        }
-    return {}
-
-
-_DENIED = (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError)
-
-
-def _why_not_open(config: SourceConfig, error: Exception, waited_s: float) -> str:
-    """Say in one line why a source cannot be opened and what to do; FFmpeg's text has the URL."""
-    shown = redact(config.url)
-    if isinstance(error, av.error.ExitError | av.error.TimeoutError) or (
-        not is_local(config.url) and waited_s >= config.open_timeout_s
-    ):
-        return f"{shown}: no answer within {config.open_timeout_s:g} s; check the address"
-    if isinstance(error, ConnectionRefusedError):
-        return f"{shown}: connection refused; check the address and that the server is running"
-    if isinstance(error, _DENIED):
-        return f"{shown}: access denied; put the user and password in: scheme://user:password@…"
-    if isinstance(error, av.error.HTTPNotFoundError):
-        return f"{shown}: the server has nothing at this path; check the address"
-    if isinstance(error, PermissionError):
-        return f"{shown}: permission denied; let this user read it"
-    if isinstance(error, av.error.InvalidDataError | av.error.EOFError | ValueError):
-        return f"{shown}: not a video that FFmpeg can read"
-    return f"{shown}: cannot be opened: {_reason(error)}"
-
-
-def _lost(config: SourceConfig, error: Exception) -> str:
-    if isinstance(error, av.error.ExitError | av.error.TimeoutError):
-        return f"{redact(config.url)}: nothing came for {config.read_timeout_s:g} s"
-    return f"{redact(config.url)}: broke off: {_reason(error)}"
-
-
-def _reason(error: Exception) -> str:
-    code = getattr(error, "errno", None)
-    text = getattr(error, "strerror", None) or (os.strerror(code) if code else "")
-    return text[:1].lower() + text[1:] if text else type(error).__name__
+    kind = scheme(config.url)
+    options = {"protocol_whitelist": _PROTOCOLS.get(kind, "")}
+    if kind.startswith("rtsp"):
+        options["rtsp_transport"] = config.rtsp_transport
+        options["analyzeduration"] = str(_RTSP_ANALYSIS_US)
+    return options

@@ -1,4 +1,4 @@
-"""Decoders: those of a running pipeline, which come and go."""
+"""Decoders: the decode stages of a pipeline, to which sources are added and removed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from maskcast.pipeline.config import SourceConfig
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.inbox import Inbox, RoundRobin
 from maskcast.pipeline.log import fields
-from maskcast.pipeline.sources.open import check_address
+from maskcast.pipeline.sources.open import check_source
 from maskcast.pipeline.sources.state import REMOVED
 from maskcast.pipeline.stages.decode import DecodeStage
 from maskcast.pipeline.stages.stage import Event, PipelineContext
 
 BLOCK_CAPACITY = 2
-"""Frames that wait for each source that may not lose any: one in hand, one to come."""
+"""Frames that wait per source with the policy ``block``: one to take, one ready behind it."""
 
 _logger = logging.getLogger(__name__)
 
@@ -31,33 +31,35 @@ class _Member:
     """One source.
 
     Attributes:
-        removed: nobody wants it any more.
-        told: its removal has been published, behind the last frame of it that was on its way.
-        warned: the last reason for its silence that the log was told.
+        added: it was added by ``add``; its errors are not errors of the run.
+        removed: it was removed by ``remove``.
+        told: its removal has been published, after its last frame.
+        reported: the log says that it could not be read.
     """
 
     decoder: DecodeStage
     inbox: Inbox[Frame | Event]
+    added: bool = False
     removed: bool = False
     told: bool = False
-    warned: InputError | None = None
+    reported: bool = False
 
 
 class Decoders:
     """A decoder and an inbox for each source, and one outlet behind them all. Thread-safe.
 
-    A source that is removed keeps its name until its last frame and its ``ended`` are out and its
-    thread has returned: whoever takes the name next begins with nothing of it.
+    A source that is removed keeps its name until its last frame and its ``ended`` are published and
+    its thread has returned, so that a new source of that name has nothing in common with it.
 
     Args:
         configs: the first sources; their names are set.
         context: what they share with the stages; its meter already knows the first sources.
-        stays: there may be no source left, and the outlet still waits for others.
+        stays: the outlet stays open when no source is left, because others may be added.
         changed: the condition that all inboxes share.
         is_held: as of ``RoundRobin``: sources that may not lose a frame wait.
 
     Attributes:
-        outlet: where frames and events of all sources come out, in turn.
+        outlet: where the frames and events of all sources are taken from, in turn.
     """
 
     def __init__(
@@ -72,14 +74,14 @@ class Decoders:
         self._context = context
         self._stays = stays
         self._lock = threading.Lock()
-        self._is_over = False
+        self._is_over = self._is_stopped = False
         self._changed = changed or threading.Condition()
         self.outlet: RoundRobin[Frame | Event] = RoundRobin(
             [], self._changed, open_end=stays, is_held=is_held
         )
         self._members: dict[str, _Member] = {}
         for config in configs:
-            self._enter(config, required=True)
+            self._enter(config)
 
     def start(self) -> None:
         """Begin to read the first sources, unless the pipeline has been stopped already."""
@@ -90,16 +92,16 @@ class Decoders:
                         member.decoder.start()
 
     def add(self, config: SourceConfig) -> None:
-        """Read one more source. That it cannot be read ends it alone.
+        """Read one more source. If it cannot be read, it alone ends.
 
         Raises:
-            InputError: it has no name or one that is taken, its address is certainly wrong, or the
+            InputError: it has no name or one that is taken, ``check_source`` refuses it, or the
                 pipeline is at its end.
         """
         name = config.name
         if name is None:
             raise InputError("a source that is added needs a name")
-        check_address(config.url)
+        check_source(config)
         with self._lock:
             if self._is_over:
                 raise InputError("the pipeline is at its end and takes no more sources")
@@ -111,14 +113,14 @@ class Decoders:
                     "name"
                 )
             self._context.meter.add(name)
-            if not (decoder := self._enter(config, required=False)):
+            if not (decoder := self._enter(config, added=True)):
                 self._context.meter.remove(name)
                 raise InputError("the pipeline is at its end and takes no more sources")
             decoder.start()
         _logger.info("source_added", extra=fields(source=name, url=config.url))
 
     def remove(self, name: str) -> None:
-        """Read a source no more. What waits of it is dropped; ``ended`` is published at last.
+        """Remove a source. Its waiting frames are dropped, then ``ended`` is published.
 
         Raises:
             InputError: there is no such source.
@@ -129,21 +131,22 @@ class Decoders:
                 known = ", ".join(n for n, other in self._members.items() if not other.removed)
                 raise InputError(f"there is no source {name!r}; there are: {known or 'none'}")
             member.removed = True
+        is_first = member.decoder.end(REMOVED, discard=True)
         member.decoder.stop()
-        if not member.decoder.end(REMOVED, discard=True):
-            # It had ended by itself, and its inbox was closed then: that it is removed comes last.
+        if not is_first:
+            # It had ended by itself and closed its inbox: its removal is one more event.
             member.inbox.add_last(Event(name, "ended", {"reason": REMOVED}))
             self.outlet.add(member.inbox)
         _logger.info("source_removed", extra=fields(source=name))
 
     def ended_events(self) -> list[Event]:
-        """Return the ``ended`` of each that has ended."""
+        """Return the ``ended`` event of each source that has ended."""
         with self._lock:
             words = [member.decoder.last_word for member in self._members.values()]
         return [word for word in words if word is not None]
 
     def names(self) -> list[str]:
-        """Return the names of all, in the order in which they came."""
+        """Return the names of all sources, in the order in which they were added."""
         with self._lock:
             return list(self._members)
 
@@ -154,7 +157,7 @@ class Decoders:
         return member is not None and member.decoder.policy == "block"
 
     def configs(self) -> list[SourceConfig]:
-        """Return what each is made from, with its name and, once it is open, its policy."""
+        """Return the configuration of each source, with its name and, once known, its policy."""
         with self._lock:
             return [
                 replace(member.decoder.config, policy=member.decoder.policy)
@@ -169,11 +172,10 @@ class Decoders:
         self.review()
 
     def review(self) -> None:
-        """Forget removed sources that are gone, and give up hope where nothing else is left.
+        """Forget removed sources that are gone; report those that could not be read.
 
-        A run ends when all that is left of it are sources that have never answered: a typing error
-        in an address is told at once, and a run over files ends with the files; but a camera that
-        comes late joins the others.
+        A source that could not be read is logged while others are running. When none is left, the
+        run ends and ``startup_error`` is its result.
         """
         with self._lock:
             gone = [
@@ -185,52 +187,55 @@ class Decoders:
                 del self._members[name]
                 self._context.meter.remove(name)
             members = list(self._members.values())
-        left = [member.decoder for member in members if not member.decoder.is_over]
-        if not self._stays and all(decoder.unreachable for decoder in left):
-            for decoder in left:
-                decoder.abandon()
-        else:
-            for member in members:
-                reason = member.decoder.unreachable
-                if reason is not None and str(reason) != str(member.warned):
-                    member.warned = reason
-                    shown = fields(source=member.decoder.config.name, reason=reason)
-                    _logger.warning("source_unreachable", extra=shown)
+        if not self._stays and all(member.decoder.is_over for member in members):
+            self._context.reading.set()  # no subscriber needs to be waited for
+            return
+        for member in members:
+            error = member.decoder.error
+            if isinstance(error, InputError) and not member.reported:
+                member.reported = True
+                shown = fields(source=member.decoder.config.name, reason=str(error))
+                _logger.error("source_unreadable", extra=shown)
 
     def stop(self, reason: str) -> None:
-        """Read nothing more, and take no more sources."""
+        """Stop all sources, and accept no more."""
         with self._lock:
-            self._is_over = True
+            self._is_over = self._is_stopped = True
             members = list(self._members.values())
         for member in members:
-            member.decoder.stop()
             member.decoder.end(reason, discard=True)
+            member.decoder.stop()
         self.outlet.close()
 
     def join(self, timeout_s: float) -> None:
-        """Wait for the decoders; one that hangs in a read is left behind."""
+        """Wait for the decoders for at most ``timeout_s``; abandon one that hangs in a read."""
         deadline_s = time.monotonic() + timeout_s
         with self._lock:
             self._is_over = True
             decoders = [member.decoder for member in self._members.values()]
         for decoder in decoders:
-            if decoder.ident is not None:  # else it never began
+            if decoder.ident is not None:  # else it was never started
                 decoder.join(max(0.0, deadline_s - time.monotonic()))
 
-    def startup_error(self) -> InputError | None:
-        """Return why there was nothing to run on, if no source has ever answered."""
-        with self._lock:
-            reasons = [member.decoder.unreachable for member in self._members.values()]
-        return reasons[0] if not self._stays and reasons and all(reasons) else None
+    def startup_error(self) -> Exception | None:
+        """Return why a source could not be read, or failed; None after ``stop``.
 
-    def _enter(self, config: SourceConfig, *, required: bool) -> DecodeStage | None:
+        A run that ends by itself fails with the error of its first source that had one.
+        """
+        with self._lock:
+            if self._stays or self._is_stopped:
+                return None
+            errors = [member.decoder.error for member in self._members.values() if not member.added]
+        return next((error for error in errors if error is not None), None)
+
+    def _enter(self, config: SourceConfig, *, added: bool = False) -> DecodeStage | None:
         inbox: Inbox[Frame | Event] = Inbox(
             BLOCK_CAPACITY, on_drop=self._drop, changed=self._changed
         )
-        decoder = DecodeStage(config, inbox, self._context, required=required)
+        decoder = DecodeStage(config, inbox, self._context)
         if not self.outlet.add(inbox):
             return None
-        self._members[decoder.config.name or ""] = _Member(decoder, inbox)
+        self._members[decoder.config.name or ""] = _Member(decoder, inbox, added)
         return decoder
 
     def _drop(self, item: Frame | Event, reason: str) -> None:

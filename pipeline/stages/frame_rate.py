@@ -1,4 +1,4 @@
-"""FrameRateLimiter: which pictures of a source are wanted at all."""
+"""Frame rate limiters: which frames of a source are processed."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from maskcast.pipeline.config import SourceConfig
 
 
 class FrameRateLimiter(Protocol):
-    """Decides for every picture in turn whether it goes on.
+    """Decides for every frame in turn whether it is processed.
 
     Attributes:
-        reason: what a picture that does not is counted under.
+        reason: the reason under which a frame that is not is counted.
     """
 
     reason: str
 
     def keeps(self, time_s: float) -> bool:
-        """Tell whether the next picture goes on; ``time_s`` is when it was captured, seconds."""
+        """Tell whether the next frame is processed; ``time_s`` is its time in seconds."""
 
 
-def thinnings(config: SourceConfig) -> list[FrameRateLimiter]:
-    """Return what a source asks for, in the order that its pictures pass them."""
-    asked: list[FrameRateLimiter] = []
+def frame_rate_limiters(config: SourceConfig) -> list[FrameRateLimiter]:
+    """Return the limiters that a source is configured with, in the order of their use."""
+    limiters: list[FrameRateLimiter] = []
     if config.every_nth > 1:
-        asked.append(EveryNth(config.every_nth))
+        limiters.append(EveryNth(config.every_nth))
     if config.max_fps is not None:
-        asked.append(MaxFps(config.max_fps))
-    return asked
+        limiters.append(MaxFps(config.max_fps))
+    return limiters
 
 
 class EveryNth:
-    """Keeps the first picture of every ``n``."""
+    """Keeps the first of every ``n`` frames."""
 
     reason = "every_nth"
 
@@ -40,16 +40,16 @@ class EveryNth:
         self._index = -1
 
     def keeps(self, time_s: float) -> bool:
-        """Tell whether the next picture goes on."""
+        """Tell whether the next frame is processed."""
         self._index += 1
         return self._index % self._n == 0
 
 
 class MaxFps:
-    """Keeps no more than ``fps`` pictures per second, as evenly as they come.
+    """Keeps at most ``fps`` frames per second, evenly spaced.
 
-    A picture may come a tenth of an interval early, or a camera that jitters would lose every other
-    picture at its own rate; the average is held all the same.
+    A frame may be early by a tenth of an interval: a camera with jitter would otherwise lose every
+    other frame at its own rate. The average is not exceeded.
     """
 
     reason = "max_fps"
@@ -59,11 +59,11 @@ class MaxFps:
         self._due_s: float | None = None
 
     def keeps(self, time_s: float) -> bool:
-        """Tell whether the next picture goes on."""
+        """Tell whether the next frame is processed."""
         interval_s = self._interval_s
         due_s = self._due_s
         if due_s is None or time_s > due_s + interval_s or time_s < due_s - 2 * interval_s:
-            due_s = time_s  # the first picture, the first after a gap, or a clock that went back
+            due_s = time_s  # the first frame, the first after a gap, or a clock that went back
         if time_s < due_s - interval_s / 10:
             return False
         self._due_s = due_s + interval_s

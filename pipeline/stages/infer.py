@@ -13,6 +13,7 @@ from maskcast.engines.engine import Detections, Engine, Mode
 from maskcast.engines.errors import InputError
 from maskcast.engines.instances import Instances
 from maskcast.engines.load import load_engine
+from maskcast.engines.threads import mark_abandonable
 from maskcast.pipeline.config import Config, ModelConfig
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.inbox import Inbox
@@ -99,6 +100,7 @@ class InferStage(Stage[Prepared, Detected]):
         context: PipelineContext,
     ) -> None:
         super().__init__("infer", inbox, outbox, context)
+        mark_abandonable(self)
         self.batch_size = engine.max_batch
         self._engine = engine
         own, chosen = engine.manifest.score_threshold, model.score_threshold
@@ -131,6 +133,7 @@ class MasksStage(Stage[Detected, Seen]):
         context: PipelineContext,
     ) -> None:
         super().__init__("masks", inbox, outbox, context)
+        mark_abandonable(self)
         self._engine = engine
 
     def work(self, items: list[Detected]) -> list[Seen]:

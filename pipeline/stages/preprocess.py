@@ -1,7 +1,8 @@
-"""The preprocess stage: pictures to network images."""
+"""The preprocess stage: frames to network images."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,21 +12,25 @@ from maskcast.engines.bundle import Manifest
 from maskcast.engines.image import NetworkImage, fit_image
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.inbox import Inbox
+from maskcast.pipeline.log import fields
 from maskcast.pipeline.stages.stage import Event, Outlet, PipelineContext, Stage
+from maskcast.pipeline.url import shorten
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A frame and what the network is shown of it."""
+    """A frame and the network's input made from it."""
 
     frame: Frame
     image: NetworkImage
 
 
 class PreprocessStage(Stage[Frame, Prepared]):
-    """Resizes, pads and converts one picture after the other to RGB, and begins its upload.
+    """Resizes, pads and converts one frame after the other to RGB, and begins its upload.
 
-    A picture that cannot be converted, as the damaged ones of a bad line, is dropped and counted.
+    A frame that cannot be converted, for example a damaged one, is dropped and counted.
     """
 
     def __init__(
@@ -46,8 +51,10 @@ class PreprocessStage(Stage[Frame, Prepared]):
         frame.timeline.begin("preprocess")
         try:
             image = fit_image(frame.picture, frame.rotation, self._manifest.input)
-        except av.error.FFmpegError:
+        except (av.error.FFmpegError, MemoryError, OverflowError, ValueError) as error:
             self._context.meter.dropped(frame, "preprocess", "unreadable")
+            shown = fields(source=frame.source, index=frame.index, reason=shorten(str(error)))
+            _logger.warning("frame_unreadable", extra=shown)
             return []
         self._prefetch(image)
         frame.timeline.end("preprocess")

@@ -151,7 +151,7 @@ class Stage(threading.Thread, ABC, Generic[In, Out]):
     def _work_through(self) -> None:
         while True:
             if self._outbox is not None:
-                self._outbox.wait_for_room()
+                self._outbox.wait_for_capacity()
             try:
                 taken = self._inbox.take(self.batch_size, self._alike, self.idle_timeout_s)
             except InboxClosed:

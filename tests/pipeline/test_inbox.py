@@ -109,9 +109,9 @@ def test_closing_frees_a_waiting_writer_and_drops_its_item() -> None:
 
 def test_room_is_waited_for_until_there_is_some_or_the_end() -> None:
     inbox: Inbox[int] = Inbox(1)
-    inbox.wait_for_room()
+    inbox.wait_for_capacity()
     inbox.put(0)
-    waiter = threading.Thread(target=inbox.wait_for_room)
+    waiter = threading.Thread(target=inbox.wait_for_capacity)
     waiter.start()
     waiter.join(0.05)
     assert waiter.is_alive()
@@ -119,7 +119,7 @@ def test_room_is_waited_for_until_there_is_some_or_the_end() -> None:
     waiter.join(5)
     assert not waiter.is_alive()
     inbox.put(1)
-    waiter = threading.Thread(target=inbox.wait_for_room)
+    waiter = threading.Thread(target=inbox.wait_for_capacity)
     waiter.start()
     inbox.close()
     waiter.join(5)

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from witnesses import Listener, Log, configured, wait_until
 
-from maskcast.engines.errors import InputError
 from maskcast.pipeline.pipeline import Pipeline
 
 
@@ -124,20 +123,49 @@ def test_a_pipeline_runs_once(make_clip, timed_engine) -> None:
         pipeline.start()
 
 
-def test_an_unreachable_camera_does_not_stop_the_others(make_clip, timed_engine, free_port) -> None:
-    camera = f"rtsp://admin:secret@127.0.0.1:{free_port}/cam"
-    pipeline = Pipeline(configured(camera, make_clip()), timed_engine())
-    pipeline.run()
-    absent, clip = pipeline.stats().sources
-    assert clip.processed == 10
-    assert absent.ended is not None
-    assert "connection refused" in absent.ended
-    assert "secret" not in absent.ended
+ABSENT = {
+    "RTSP": "rtsp://admin:secret@127.0.0.1:{port}/cam",
+    "HTTP": "http://admin:secret@127.0.0.1:{port}/cam",
+    "V4L2": "/dev/video99",
+}
 
 
-def test_an_unreachable_camera_alone_is_an_error(timed_engine, free_port) -> None:
-    with pytest.raises(InputError, match="connection refused"):
-        Pipeline(configured(f"rtsp://127.0.0.1:{free_port}/cam"), timed_engine()).run()
+@pytest.mark.parametrize("required", [True, False])
+@pytest.mark.parametrize("kinds", [["RTSP"], ["HTTP"], ["V4L2"], list(ABSENT)])
+def test_absent_cameras_are_retried_until_the_pipeline_is_stopped(
+    timed_engine, free_port: int, caplog, kinds: list[str], required: bool
+) -> None:
+    cameras = [
+        {"url": ABSENT[kind].format(port=free_port), "name": kind, "required": required}
+        for kind in kinds
+    ]
+    pipeline = Pipeline(configured(*cameras), timed_engine())
+    pipeline.start()
+    try:
+        wait_until(
+            lambda: all(source.state == "reconnecting" for source in pipeline.stats().sources)
+        )
+        assert not pipeline.wait(1.0)
+        assert all(source.ended is None for source in pipeline.stats().sources)
+    finally:
+        pipeline.stop()
+        pipeline.join()
+    told = [record.fields for record in caplog.records if record.msg == "source_unreachable"]
+    assert [fields["source"] for fields in told].count(kinds[0]) == 1  # while the cause is the same
+    assert "secret" not in repr(told) + repr(pipeline.stats())
+
+
+def test_a_run_over_files_goes_on_while_a_camera_may_still_come(
+    make_clip, timed_engine, rtsp_server
+) -> None:
+    pipeline = Pipeline(configured(rtsp_server.url, make_clip()), timed_engine())
+    pipeline.start()
+    wait_until(lambda: pipeline.stats().sources[1].ended == "end of stream")
+    assert not pipeline.wait(0.5)
+    rtsp_server.start()
+    wait_until(lambda: pipeline.stats().sources[0].processed > 5)
+    pipeline.stop()
+    pipeline.join()
 
 
 def test_a_source_that_breaks_off_does_not_stop_the_others(timed_engine, stalling_server) -> None:

@@ -58,10 +58,37 @@ def test_an_engine_that_was_given_is_left_open(make_clip, timed_engine) -> None:
     assert not engine.closed
 
 
-def test_a_missing_file_ends_the_run(make_clip, timed_engine, tmp_path: Path) -> None:
-    pipeline = Pipeline(configured("test://64x48@50", tmp_path / "gone.mp4"), timed_engine())
+def test_a_missing_file_alone_is_an_error_at_once(timed_engine, tmp_path: Path) -> None:
+    publish = {"endpoint": f"ipc://{tmp_path}/socket", "wait_subscribers": 1}
+    config = configured(tmp_path / "gone.mp4", publish=publish)
+    with pytest.raises(InputError, match=r"gone\.mp4"):
+        Pipeline(config, timed_engine()).run()
+
+
+def test_a_missing_file_is_an_error_when_the_other_sources_have_ended(
+    make_clip, timed_engine, tmp_path: Path, caplog
+) -> None:
+    config = configured(make_clip(frames=40), tmp_path / "gone.mp4")
+    pipeline = Pipeline(config, timed_engine(0.02))
     with pytest.raises(InputError, match=r"gone\.mp4"):
         pipeline.run()
+    clip, gone = pipeline.stats().sources
+    assert (clip.processed, clip.ended) == (40, "end of stream")
+    assert gone.ended is not None
+    assert [record.levelname for record in caplog.records if record.msg == "source_unreadable"] == [
+        "ERROR"
+    ]
+
+
+def test_a_pipeline_that_is_stopped_has_no_error_of_a_missing_file(
+    timed_engine, tmp_path: Path
+) -> None:
+    pipeline = Pipeline(configured("test://64x48@50", tmp_path / "gone.mp4"), timed_engine())
+    pipeline.start()
+    wait_until(lambda: pipeline.stats().sources[1].ended)
+    wait_until(lambda: pipeline.stats().processed > 5)
+    pipeline.stop()
+    pipeline.join()
 
 
 def test_a_read_that_hangs_does_not_delay_the_end(timed_engine, stalling_server) -> None:

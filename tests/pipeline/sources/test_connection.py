@@ -10,7 +10,8 @@ from maskcast.pipeline.config import SourceConfig
 from maskcast.pipeline.inbox import InboxClosed
 from maskcast.pipeline.sources import connection as connection_module
 from maskcast.pipeline.sources import live as live_source
-from maskcast.pipeline.sources.connection import Connection, probe_tcp
+from maskcast.pipeline.sources.connection import Connection
+from maskcast.pipeline.sources.errors import probe_tcp
 from maskcast.pipeline.sources.live import MOST_HANGING, LiveSource
 from maskcast.pipeline.sources.source import SourceLostError
 from maskcast.pipeline.sources.state import StateChange
@@ -78,9 +79,15 @@ def test_a_connection_that_breaks_after_it_was_left_goes_too(monkeypatch, no_col
 
     class Hanging:
         def __init__(self, *_: object) -> None:
+            pass
+
+        def __enter__(self) -> None:
             opening.set()
             left.wait(10)
             raise SourceLostError("gone")
+
+        def __exit__(self, *_: object) -> None:
+            """Never called."""
 
     monkeypatch.setattr(connection_module, "VideoSource", Hanging)
     connection = Connection(SourceConfig(url="/dev/video7"))
@@ -152,8 +159,14 @@ def test_reads_that_hang_are_left_behind_but_never_too_many(monkeypatch) -> None
         """As FFmpeg does in the name service and in some camera drivers."""
 
         def __init__(self, *_: object) -> None:
+            pass
+
+        def __enter__(self) -> None:
             released.wait(20)
             raise InputError("released")
+
+        def __exit__(self, *_: object) -> None:
+            """Never called."""
 
     monkeypatch.setattr(connection_module, "VideoSource", Hanging)
     monkeypatch.setattr(live_source, "OPEN_GRACE_S", 0.0)
@@ -163,7 +176,7 @@ def test_reads_that_hang_are_left_behind_but_never_too_many(monkeypatch) -> None
 
     def read() -> None:
         with pytest.raises(live_source.SourceLostError, match="stopped"):
-            LiveSource(config, changes.append, stopping)
+            LiveSource(config, changes.append, stopping).open()
 
     reader = threading.Thread(target=read)
     reader.start()

@@ -6,7 +6,7 @@ from PIL import Image
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.config import SourceConfig
 from maskcast.pipeline.sources.images import ImageSource
-from maskcast.pipeline.sources.open import open_source
+from maskcast.pipeline.sources.open import create_source
 
 
 def save(path: Path, colour: tuple[int, int, int] = (9, 9, 9), size=(40, 30), **options) -> Path:
@@ -15,7 +15,9 @@ def save(path: Path, colour: tuple[int, int, int] = (9, 9, 9), size=(40, 30), **
 
 
 def open_pictures(path: Path, **options) -> ImageSource:
-    return ImageSource(SourceConfig(url=str(path), **options))
+    source = ImageSource(SourceConfig(url=str(path), **options))
+    source.open()
+    return source
 
 
 def test_a_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:
@@ -26,7 +28,8 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:
     frames = list(source)
     assert [int(frame.picture.to_ndarray()[0, 0, 0]) for frame in frames] == [1, 2, 3]
     assert [frame.index for frame in frames] == [0, 1, 2]
-    assert all(frame.pts_s is None for frame in frames)
+    assert [frame.pts_s for frame in frames] == [0, 0.04, 0.08]
+    assert [frame.file for frame in frames] == ["a.png", "b.png", "c.PNG"]
     assert source.frame_count == 3
     assert source.policy == "block"
 
@@ -76,17 +79,17 @@ def test_a_loop_begins_again(tmp_path: Path) -> None:
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(InputError, match="holds no images"):
-        open_source(SourceConfig(url=str(tmp_path)))
+    with pytest.raises(InputError, match="contains no images"):
+        create_source(SourceConfig(url=str(tmp_path))).open()
 
 
 def test_an_unreadable_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"this is no picture")
     with pytest.raises(InputError, match=r"a\.jpg: not an image"):
-        open_source(SourceConfig(url=str(tmp_path / "a.jpg")))
+        create_source(SourceConfig(url=str(tmp_path / "a.jpg"))).open()
 
 
 def test_a_folder_of_nothing_but_damaged_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"this is no picture")
     with pytest.raises(InputError, match="none of its 1 images"):
-        open_source(SourceConfig(url=str(tmp_path)))
+        create_source(SourceConfig(url=str(tmp_path))).open()

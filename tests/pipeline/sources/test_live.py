@@ -16,7 +16,7 @@ from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.sources import live as live_source
 from maskcast.pipeline.sources.connection import Connection
 from maskcast.pipeline.sources.live import LiveSource
-from maskcast.pipeline.sources.open import open_source
+from maskcast.pipeline.sources.open import create_source
 from maskcast.pipeline.sources.source import SourceLostError
 from maskcast.pipeline.sources.state import StateChange
 
@@ -382,6 +382,6 @@ def test_motion_jpeg_over_http_is_read_and_opened_again(make_clip) -> None:
 
 def test_a_finite_video_over_http_is_no_live_source(make_clip, http_server: str) -> None:
     make_clip("a.mp4", frames=12)
-    with open_source(SourceConfig(url=f"{http_server}/a.mp4")) as source:
+    with create_source(SourceConfig(url=f"{http_server}/a.mp4")) as source:
         assert (source.live, source.policy, source.frame_count) == (False, "block", 12)
         assert len(list(source)) == 12

@@ -1,3 +1,4 @@
+import threading
 from pathlib import Path
 
 import pytest
@@ -6,45 +7,72 @@ from PIL import Image
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.config import SourceConfig
 from maskcast.pipeline.sources.images import ImageSource
-from maskcast.pipeline.sources.open import check_address, open_source
+from maskcast.pipeline.sources.live import LiveSource
+from maskcast.pipeline.sources.open import check_source, create_source
 from maskcast.pipeline.sources.pattern import PatternSource
+from maskcast.pipeline.sources.source import Source
 from maskcast.pipeline.sources.video import VideoSource
 
 
-def test_the_address_decides_what_reads_it(make_clip, tmp_path: Path) -> None:
+def test_the_url_decides_the_kind_of_source(make_clip, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     clip = make_clip()
-    for url, kind in [
-        (str(clip), VideoSource),
-        (f"file://{clip}", VideoSource),
-        (str(tmp_path), ImageSource),
-        (str(tmp_path / "a.png"), ImageSource),
-        ("test://64x48@10", PatternSource),
-    ]:
-        with open_source(SourceConfig(url=url)) as source:
-            assert type(source) is kind
+    kinds: dict[str, type[Source]] = {
+        str(clip): VideoSource,
+        f"file://{clip}": VideoSource,
+        str(tmp_path): ImageSource,
+        str(tmp_path / "a.png"): ImageSource,
+        "test://64x48@10": PatternSource,
+        "rtsp://camera/stream": LiveSource,
+        "http://camera/stream": LiveSource,
+        "/dev/video99": LiveSource,
+    }
+    assert {url: type(create_source(SourceConfig(url=url))) for url in kinds} == kinds
 
 
-def test_an_unknown_scheme_is_refused_without_its_credentials() -> None:
-    with pytest.raises(InputError, match="'gopher' is not known") as caught:
-        open_source(SourceConfig(url="gopher://admin:secret@host/x"))
+def test_creating_a_source_opens_nothing(tmp_path: Path) -> None:
+    before = threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
+    (tmp_path / "empty.mp4").touch()
+    urls = ("rtsp://10.255.255.1/x", "http://10.255.255.1/x", "/dev/video99", str(tmp_path))
+    for url in (*urls, str(tmp_path / "empty.mp4")):
+        create_source(SourceConfig(url=url)).close()
+    assert (threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))) == before
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("gopher://admin:secret@host/x", "unknown scheme 'gopher'"),
+        ("ftp://host/clip", "unknown scheme 'ftp'"),
+        ("gone.mp4", "gone.mp4: no such file or folder; check the path"),
+        ("0", "for a camera give /dev/video0"),
+        ("screen:0", "screens cannot be read"),
+        ("~/clip.mp4", "did not expand '~'"),
+        ("clips/*.png", "patterns are not expanded"),
+        ("x" * 2000, "no such file"),
+        ("a\0b", "no such file"),
+        ("rtsp://admin:secret@cam:99999/x", "the port is not a number"),
+        ("rtsp:///cam", "the host is missing"),
+        ("http://", "the host is missing"),
+        ("test://8x8", "not a test pattern"),
+    ],
+)
+def test_what_is_certainly_wrong_is_an_error_at_once(url: str, problem: str) -> None:
+    with pytest.raises(InputError) as caught:
+        check_source(SourceConfig(url=url))
+    assert problem in str(caught.value)
     assert "secret" not in str(caught.value)
 
 
-def test_a_path_with_nothing_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"gone\.mp4: there is no such file"):
-        open_source(SourceConfig(url=str(tmp_path / "gone.mp4")))
-
-
-def test_an_absent_camera_is_named() -> None:
-    with pytest.raises(InputError, match="/dev/video99: there is no such camera"):
-        open_source(SourceConfig(url="/dev/video99"))
-
-
-def test_an_address_is_checked_without_opening_it(free_port, tmp_path: Path) -> None:
+def test_what_may_come_later_is_no_error(free_port: int, tmp_path: Path) -> None:
     (tmp_path / "empty.mp4").touch()
-    for url in (f"rtsp://127.0.0.1:{free_port}/cam", str(tmp_path / "empty.mp4"), "test://8x8@1"):
-        check_address(url)
-    for url in ("test://8x8", "x" * 5000, "a\0b", "ftp://host/clip"):
-        with pytest.raises(InputError):
-            check_address(url)
+    camera = f"rtsp://admin:a/b?c#d@127.0.0.1:{free_port}/cam"
+    for url in (camera, "http://nowhere.invalid/x", "/dev/video99", str(tmp_path / "empty.mp4")):
+        check_source(SourceConfig(url=url))
+
+
+def test_a_frame_rate_is_only_for_images(make_clip, tmp_path: Path) -> None:
+    check_source(SourceConfig(url=str(tmp_path), fps=5))
+    for url in (str(make_clip()), "rtsp://camera/stream", "test://8x8@1"):
+        with pytest.raises(InputError, match="'fps' is for folders of images"):
+            check_source(SourceConfig(url=url, fps=5))

@@ -18,6 +18,7 @@ def test_every_picture_differs_from_the_last_and_none_is_random() -> None:
 
 def test_a_live_pattern_keeps_time() -> None:
     source = PatternSource(SourceConfig(url="test://65x47@50"))
+    source.open()
     began_s = time.monotonic()
     frames = list(islice(source, 11))
     assert 0.2 <= time.monotonic() - began_s < 1.0
@@ -29,6 +30,7 @@ def test_a_live_pattern_keeps_time() -> None:
 
 def test_a_blocking_pattern_runs_as_fast_as_it_is_read() -> None:
     source = PatternSource(SourceConfig(url="test://64x48@1", policy="block"))
+    source.open()
     began_s = time.monotonic()
     assert len(list(islice(source, 20))) == 20
     assert time.monotonic() - began_s < 5.0
@@ -36,6 +38,7 @@ def test_a_blocking_pattern_runs_as_fast_as_it_is_read() -> None:
 
 def test_a_stopped_pattern_ends() -> None:
     source = PatternSource(SourceConfig(url="test://64x48@10"))
+    source.open()
     frames = iter(source)
     next(frames)
     source.stop()
@@ -45,4 +48,4 @@ def test_a_stopped_pattern_ends() -> None:
 @pytest.mark.parametrize("url", ["test://", "test://64x48", "test://0x48@30", "test://64x48@0"])
 def test_another_form_of_address_is_explained(url: str) -> None:
     with pytest.raises(InputError, match="write test://WIDTHxHEIGHT@FPS"):
-        PatternSource(SourceConfig(url=url))
+        PatternSource(SourceConfig(url=url)).open()

@@ -2,7 +2,7 @@ import threading
 import time
 
 from maskcast.pipeline.config import SourceConfig
-from maskcast.pipeline.sources.open import open_source
+from maskcast.pipeline.sources.open import create_source
 from maskcast.pipeline.sources.source import Pace
 
 
@@ -14,7 +14,7 @@ def test_files_block_and_cameras_replace_unless_told_otherwise(make_clip) -> Non
         ("test://64x48@10", None, "latest"),
         ("test://64x48@10", "block", "block"),
     ]:
-        with open_source(SourceConfig(url=url, policy=asked)) as source:
+        with create_source(SourceConfig(url=url, policy=asked)) as source:
             assert source.policy == policy
 
 

@@ -18,7 +18,7 @@ LEGAL = {
 }
 EVENTS = st.lists(
     st.one_of(
-        st.just(("picture",)),
+        st.just(("frame",)),
         st.tuples(st.just("silent"), st.floats(0, 10)),
         st.tuples(st.just("lost"), st.sampled_from(["refused", "denied"])),
     ),
@@ -30,6 +30,7 @@ EVENTS = st.lists(
 def test_every_change_is_legal_and_told_once(events) -> None:
     told: list[StateChange] = []
     machine = StateMachine(2.0, told.append)
+    machine.begin()
     for name, *arguments in events:
         getattr(machine, name)(*arguments)
         assert told[-1].state is machine.state
@@ -51,20 +52,22 @@ def test_every_change_is_legal_and_told_once(events) -> None:
 def test_silence_stalls_after_its_time_and_the_next_picture_ends_it() -> None:
     told: list[StateChange] = []
     machine = StateMachine(2.0, told.append)
+    machine.begin()
     machine.silent(60.0)  # a source that has not begun is not stalled
-    machine.picture()
+    machine.frame()
     machine.silent(1.9)
     assert machine.state is SourceState.STREAMING
     machine.silent(2.1)
-    assert told[-1] == StateChange(SourceState.STALLED, "no picture for 2.1 s")
+    assert told[-1] == StateChange(SourceState.STALLED, "no frame for 2.1 s")
     machine.silent(3.0)
-    machine.picture()
+    machine.frame()
     assert [change.state for change in told] == ["connecting", "streaming", "stalled", "streaming"]
 
 
 def test_a_new_reason_is_told_and_the_same_one_is_not() -> None:
     told: list[StateChange] = []
     machine = StateMachine(2.0, told.append)
+    machine.begin()
     for reason in ("refused", "refused", "denied", "denied"):
         machine.lost(reason)
     assert [change.reason for change in told] == ["", "refused", "denied"]
@@ -72,6 +75,7 @@ def test_a_new_reason_is_told_and_the_same_one_is_not() -> None:
 
 def test_nothing_follows_the_end() -> None:
     machine = StateMachine(2.0, lambda change: None)
+    machine.begin()
     machine.end("stopped")
     with pytest.raises(RuntimeError, match="ended cannot become streaming"):
-        machine.picture()
+        machine.frame()

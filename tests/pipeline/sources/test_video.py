@@ -11,7 +11,7 @@ from maskcast.engines.errors import InputError
 from maskcast.pipeline.config import SourceConfig
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.sources import video
-from maskcast.pipeline.sources.open import open_source
+from maskcast.pipeline.sources.open import create_source
 from maskcast.pipeline.sources.source import SourceLostError
 from maskcast.pipeline.sources.video import VideoSource
 
@@ -150,18 +150,18 @@ def test_a_file_that_is_no_video_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "notes.mp4"
     path.write_text("this is no video" * 100)
     with pytest.raises(InputError, match=r"notes\.mp4: not a video"):
-        open_source(SourceConfig(url=str(path)))
+        create_source(SourceConfig(url=str(path))).open()
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.mp4").write_bytes(b"")
     with pytest.raises(InputError, match=r"empty\.mp4: not a video"):
-        open_source(SourceConfig(url=str(tmp_path / "empty.mp4")))
+        create_source(SourceConfig(url=str(tmp_path / "empty.mp4"))).open()
 
 
 def test_a_video_without_pictures_is_refused(make_clip) -> None:
-    with pytest.raises(InputError, match=r"a\.avi: the video holds no pictures"):
-        open_source(SourceConfig(url=str(make_clip("a.avi", frames=0))))
+    with pytest.raises(InputError, match=r"a\.avi: the video contains no frames"):
+        create_source(SourceConfig(url=str(make_clip("a.avi", frames=0)))).open()
 
 
 def test_a_sound_file_is_refused(tmp_path: Path) -> None:
@@ -172,8 +172,8 @@ def test_a_sound_file_is_refused(tmp_path: Path) -> None:
         sound.sample_rate = 44100
         container.mux(stream.encode(sound))
         container.mux(stream.encode(None))
-    with pytest.raises(InputError, match="holds only sound"):
-        open_source(SourceConfig(url=str(path)))
+    with pytest.raises(InputError, match="contains only sound"):
+        create_source(SourceConfig(url=str(path))).open()
 
 
 def test_a_file_without_permission_is_refused(make_clip) -> None:
@@ -182,7 +182,7 @@ def test_a_file_without_permission_is_refused(make_clip) -> None:
     if _can_read(clip):
         pytest.skip("this user may read everything")
     with pytest.raises(InputError, match="permission denied"):
-        open_source(SourceConfig(url=str(clip)))
+        create_source(SourceConfig(url=str(clip))).open()
 
 
 def _can_read(path: Path) -> bool:
@@ -196,7 +196,7 @@ def _can_read(path: Path) -> bool:
 @pytest.mark.parametrize("scheme", ["rtsp", "http"])
 def test_a_refused_connection_is_named_without_its_credentials(free_port: int, scheme: str) -> None:
     with pytest.raises(InputError, match="connection refused") as caught:
-        open_video(f"{scheme}://admin:secret@127.0.0.1:{free_port}/cam")
+        open_video(f"{scheme}://admin:secret@127.0.0.1:{free_port}/cam").open()
     assert "secret" not in str(caught.value)
     assert f"127.0.0.1:{free_port}" in str(caught.value)
 
@@ -207,7 +207,7 @@ def test_a_server_that_never_answers_is_given_up(scheme: str) -> None:
         url = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/cam"
         began_s = time.monotonic()
         with pytest.raises(InputError, match=r"no answer within 0\.5 s"):
-            open_video(url, open_timeout_s=0.5)
+            open_video(url, open_timeout_s=0.5).open()
         assert time.monotonic() - began_s < 3.0
 
 
@@ -220,7 +220,7 @@ def test_a_file_is_read_over_http(make_clip, http_server: str) -> None:
 
 def test_a_file_that_http_does_not_have_is_named(http_server: str) -> None:
     with pytest.raises(InputError, match="the server has nothing at this path"):
-        open_video(f"{http_server}/gone.mp4")
+        open_video(f"{http_server}/gone.mp4").open()
 
 
 def test_a_stream_that_falls_silent_is_lost(stalling_server) -> None:
@@ -272,7 +272,7 @@ def test_an_rtsp_camera_that_dies_is_lost_or_ended(rtsp_server) -> None:
 def test_an_rtsp_camera_with_a_password_wants_it(rtsp_server) -> None:
     rtsp_server.start("--credentials", "admin:secret")
     with pytest.raises(InputError, match="access denied") as caught:
-        open_video(rtsp_server.url.replace("//", "//admin:wrong@"))
+        open_video(rtsp_server.url.replace("//", "//admin:wrong@")).open()
     assert "wrong" not in str(caught.value)
     with open_video(rtsp_server.url.replace("//", "//admin:secret@")) as source:
         assert next(iter(source)).index == 0
@@ -281,7 +281,7 @@ def test_an_rtsp_camera_with_a_password_wants_it(rtsp_server) -> None:
 def test_an_rtsp_path_that_is_not_there_is_named(rtsp_server) -> None:
     rtsp_server.start()
     with pytest.raises(InputError, match="nothing at this path"):
-        open_video(rtsp_server.url.replace("/cam", "/yard"))
+        open_video(rtsp_server.url.replace("/cam", "/yard")).open()
 
 
 def test_a_stopped_source_ends_at_the_next_picture(make_clip) -> None:
@@ -310,6 +310,8 @@ def test_a_picture_that_was_given_out_is_not_kept(make_clip, monkeypatch) -> Non
 
 def test_a_closed_source_may_be_closed_again(make_clip) -> None:
     source = open_video(make_clip())
+    source.close()
+    source.open()
     source.close()
     source.close()
 

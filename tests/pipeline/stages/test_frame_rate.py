@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.config import SourceConfig, make_config
-from maskcast.pipeline.stages.frame_rate import EveryNth, MaxFps, thinnings
+from maskcast.pipeline.stages.frame_rate import EveryNth, MaxFps, frame_rate_limiters
 
 
 @given(n=st.integers(1, 10), pictures=st.integers(0, 100))
@@ -57,8 +57,8 @@ def test_a_clock_that_goes_back_stops_nothing() -> None:
 
 
 def test_a_source_that_asks_for_nothing_is_not_thinned() -> None:
-    assert thinnings(SourceConfig(url="a.mp4")) == []
-    both = thinnings(SourceConfig(url="a.mp4", every_nth=2, max_fps=5))
+    assert frame_rate_limiters(SourceConfig(url="a.mp4")) == []
+    both = frame_rate_limiters(SourceConfig(url="a.mp4", every_nth=2, max_fps=5))
     assert [thinning.reason for thinning in both] == ["every_nth", "max_fps"]
 
 

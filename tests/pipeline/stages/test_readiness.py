@@ -66,11 +66,23 @@ def test_a_camera_of_another_shape_loses_pictures_and_others_lose_none(
     assert (file.processed, file.dropped) == (30, {})
 
 
-def test_a_file_waits_for_the_engine_and_loses_nothing(preparing, make_clip) -> None:
+def test_a_file_waits_for_the_engine_loses_nothing_and_is_not_late(preparing, make_clip) -> None:
+    ready_s = time.monotonic() + 1.5
     config = make_config({"sources": [{"url": str(make_clip(frames=12))}]})
-    pipeline = Pipeline(config, preparing(lambda height, width: False))
+    frames = []
+    pipeline = Pipeline(
+        config,
+        preparing(lambda height, width: time.monotonic() > ready_s),
+        on_frame=lambda frame, instances, published: frames.append((frame, published)),
+    )
+    began_ns = time.time_ns()
     pipeline.run()
-    assert (pipeline.stats().processed, pipeline.stats().dropped) == (12, {})
+    stats = pipeline.stats()
+    assert (stats.processed, stats.dropped) == (12, {})
+    first, published = frames[0]
+    assert published.publish_ns - began_ns > 1_000_000_000  # the engine was waited for
+    assert first.capture_ns - began_ns > 1_000_000_000  # and that is not the frame's age
+    assert first.timeline.end_ns["decode"] <= first.timeline.start_ns["preprocess"]
 
 
 def test_a_file_that_is_played_like_a_camera_waits_to_begin(preparing, make_clip) -> None:

@@ -1,0 +1,22 @@
+"""Threads that may hang in a native library when the program ends."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+
+_abandonable: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+
+def mark_abandonable(thread: threading.Thread) -> None:
+    """Note that a daemon thread calls code that cannot be interrupted: FFmpeg, a compiler.
+
+    The interpreter must not shut down while such a call is running: it crashes when the call
+    returns. The program then ends with ``os._exit``.
+    """
+    _abandonable.add(thread)
+
+
+def is_any_left() -> bool:
+    """Tell whether a thread that was marked is still running."""
+    return any(thread.is_alive() for thread in list(_abandonable))
