@@ -28,6 +28,12 @@ from maskcast.pipeline.wire.message import MaskFormat
 
 T = TypeVar("T")
 
+VIDEO_SUFFIXES = (".mp4", ".mkv")
+"""What ``outputs.save`` can write."""
+
+_SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_BYTES = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9}
+
 Policy = Literal["latest", "block"]
 """What a full inbox does: replace the frame that waits, or let the source wait."""
 
@@ -133,15 +139,55 @@ class PublishConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class OutputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Files that are written beside the messages.
+    """Files that are written besides the messages (docs/outputs.md).
 
     Attributes:
-        save: a video with the instances drawn into it.
-        jsonl: one JSON object a frame, a line each.
+        save: video with the instances drawn in, ``.mp4`` or ``.mkv``; the name may hold a time:
+            ``cam-%Y%m%d-%H%M%S.mp4``.
+        jsonl: JSON lines, one object a frame; the name may hold a time, ``-`` is standard output.
+        append: add lines to a JSONL file that exists, instead of replacing it.
+        segment: begin new files after this time: ``30s``, ``10m``, ``1h``, ``1d``.
+        segment_size: begin new files at this size: ``500kB``, ``500MB``, ``2GB``.
     """
 
     save: str | None = None
     jsonl: str | None = None
+    append: bool = False
+    segment: str | None = None
+    segment_size: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.save is not None and Path(self.save).suffix.lower() not in VIDEO_SUFFIXES:
+            known = " or ".join(VIDEO_SUFFIXES)
+            raise ValueError(f"save: {self.save!r}: use a name that ends in {known}")
+        if self.append and self.jsonl is None:
+            raise ValueError("append: there is no jsonl file to append to; set jsonl")
+        if self.append and (self.segment or self.segment_size):
+            raise ValueError("append: not together with segment or segment_size; leave one out")
+        if (self.segment or self.segment_size) and self.save is None and self.jsonl is None:
+            raise ValueError("segment: there is no file to split; set save or jsonl")
+        _ = self.segment_s, self.segment_bytes  # raises where they cannot be read
+
+    @property
+    def segment_s(self) -> float | None:
+        """Seconds after which new files begin; None for never."""
+        return _quantity("segment", self.segment, _SECONDS, "30s, 10m, 1h or 1d")
+
+    @property
+    def segment_bytes(self) -> float | None:
+        """Bytes at which new files begin; None for never."""
+        return _quantity("segment_size", self.segment_size, _BYTES, "500kB, 500MB or 2GB")
+
+
+def _quantity(
+    key: str, text: str | None, units: Mapping[str, float], examples: str
+) -> float | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text)
+    if found is None or found[2].lower() not in units or not float(found[1]):
+        raise ValueError(f"{key}: {text!r}: use a number and a unit, as in {examples}")
+    return float(found[1]) * units[found[2].lower()]
 
 
 class MetricsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

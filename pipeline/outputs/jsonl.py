@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import math
+import os
+import stat
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from maskcast.engines.errors import InputError
 from maskcast.engines.instances import Instances
 from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.outputs.files import (
+    FileNames,
+    PendingFile,
+    check_label_names,
+    check_path,
+    check_writable,
+    expand,
+    is_pattern,
+)
 from maskcast.pipeline.outputs.recorder import Published
+
+STDOUT = "-"
+"""The path that means standard output."""
 
 
 class Segmentation(msgspec.Struct, frozen=True):
@@ -70,26 +88,56 @@ def label_name(label: int, label_names: Sequence[str]) -> str:
 class JsonlRecorder:
     """Writes one ``FrameRecord`` a line.
 
-    Every line goes to the operating system whole and at once, so the file of a process that was
-    killed ends with a complete line.
+    Every line is handed to the operating system whole and at once, so the file of a process that
+    was killed ends with a complete line.
 
     Args:
-        path: the file; what it held before is gone.
-        label_names: the model's names, indexed by label.
+        path: the file, opened at the first frame; a file that exists is replaced then. May hold
+            directives of ``strftime`` (``out-%Y%m%d.jsonl``). ``-`` is standard output; a device or
+            a named pipe is written as it is.
+        label_names: the model's class names, indexed by label.
+        append: add to a file that exists.
+        segment_s: begin a new file after this many seconds of capture time.
+        segment_bytes: begin a new file when this many bytes are reached.
 
     Raises:
         InputError: the file cannot be written.
+        TypeError: an argument has the wrong type.
     """
 
-    def __init__(self, path: Path, label_names: Sequence[str]) -> None:
-        self._label_names = label_names
-        try:
-            self._file = path.open("wb")
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+    name = "jsonl"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        label_names: Sequence[str],
+        *,
+        append: bool = False,
+        segment_s: float | None = None,
+        segment_bytes: float | None = None,
+    ) -> None:
+        self._path = check_path(path)
+        self._label_names = check_label_names(label_names)
+        self._append = append
+        self._segment_s = math.inf if segment_s is None else segment_s
+        self._segment_bytes = math.inf if segment_bytes is None else segment_bytes
+        segmented = segment_s is not None or segment_bytes is not None
+        if append and segmented:
+            raise ValueError("append: not together with segment_s or segment_bytes")
+        self._names = FileNames(self._path, segmented=segmented)
+        self._file: io.FileIO | None = None
+        self._pending: PendingFile | None = None
+        self._interrupted: Path | None = None
+        self._begin_ns = 0
+        if str(path) != STDOUT:
+            check_writable(self._path)
 
     def write(self, frame: Frame, instances: Instances, published: Published) -> None:
-        """Append one frame of any source."""
+        """Append one frame of any source.
+
+        Raises:
+            OSError: it cannot be written; the file ends with a complete line.
+        """
         record = FrameRecord(
             source=frame.source,
             seq=published.seq,
@@ -101,9 +149,86 @@ class JsonlRecorder:
             height=instances.height,
             instances=instance_records(instances, self._label_names),
         )
-        self._file.write(msgspec.json.encode(record) + b"\n")
-        self._file.flush()
+        line = msgspec.json.encode(record) + b"\n"
+        try:
+            if self._file is not None and self._is_full(self._file, frame.capture_ns):
+                self.close()
+            if self._file is None:
+                self._file = self._open(frame.capture_ns)
+            self._write_line(self._file, line)
+            if self._pending is not None and not self._pending.is_kept:
+                self._pending.keep()
+        except OSError:
+            self._interrupt()
+            raise
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; without a frame there is none."""
+        if self._file is not None:
+            self._file.close()
+        if self._pending is not None:
+            self._pending.discard()
+        self._file = self._pending = None
+
+    def _open(self, time_ns: int) -> io.FileIO:
+        self._begin_ns = time_ns
+        if str(self._path) == STDOUT:
+            return io.FileIO(sys.stdout.fileno(), "wb", closefd=False)
+        if self._path.exists() and not self._path.is_file():
+            # Without O_NONBLOCK a pipe that nobody reads would block here.
+            opened = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK)
+            os.set_blocking(opened, True)
+            return io.FileIO(opened, "wb")
+        if self._interrupted is not None:
+            path, self._interrupted = self._interrupted, None
+            return _open_to_append(path)
+        if self._append:
+            path = expand(self._path, time_ns) if is_pattern(self._path) else self._path
+            return _open_to_append(path)
+        pending = self._names.next("", time_ns)
+        file = io.FileIO(pending.path, "wb")
+        self._pending = pending
+        return file
+
+    def _is_full(self, file: io.FileIO, time_ns: int) -> bool:
+        """Return whether a new file is due.
+
+        Raises:
+            FileNotFoundError: the file was deleted.
+        """
+        status = os.fstat(file.fileno())
+        if status.st_nlink == 0 and stat.S_ISREG(status.st_mode):
+            raise FileNotFoundError(errno.ENOENT, "the file was deleted", str(self._path))
+        elapsed_s = (time_ns - self._begin_ns) / 1e9
+        return elapsed_s >= self._segment_s or status.st_size >= self._segment_bytes
+
+    def _write_line(self, file: io.FileIO, line: bytes) -> None:
+        """Write a line whole; what could be written of one that fails is taken back."""
+        is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+        begin = os.fstat(file.fileno()).st_size
+        left = memoryview(line)
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            if is_regular:
+                with suppress(OSError):
+                    file.truncate(begin)
+            raise
+
+    def _interrupt(self) -> None:
+        """Close the file after an error; what it holds is appended to at the next try."""
+        if self._pending is not None and self._pending.is_kept:
+            self._interrupted = self._pending.path
+        with suppress(OSError):
+            self.close()
+
+
+def _open_to_append(path: Path) -> io.FileIO:
+    """Open a file to append whole lines: one that a killed writer left unfinished is ended."""
+    file = io.FileIO(path, "ab+")
+    if file.seek(0, io.SEEK_END):
+        file.seek(-1, io.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
+    return file

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,121 +17,219 @@ from PIL import Image, ImageOps
 
 from maskcast.engines.errors import InputError
 from maskcast.engines.instances import Instances
+from maskcast.pipeline.config import VIDEO_SUFFIXES
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.outputs.draw import Annotator
+from maskcast.pipeline.outputs.files import (
+    FileNames,
+    PendingFile,
+    check_label_names,
+    check_path,
+    check_writable,
+)
 from maskcast.pipeline.outputs.recorder import Published
 
 CLOCK_HZ = 90_000
 """Ticks a second of a recorded video's clock (that of RTP and MPEG): exact for every usual rate."""
 
+DEFAULT_FPS = 25
+"""Frames a second of a recorded folder of images, which has no times."""
+
 
 class VideoRecorder:
-    """Writes annotated H.264 video (MP4), with the source's own timing.
+    """Writes H.264 video with the instances drawn in and the source's own timing.
 
-    The first source goes to ``path``; every further one to a file of its own beside it, its name
-    with the source's added. The file is fragmented while it grows, so that it plays up to the
-    last fragment if the process is killed, and becomes an ordinary MP4 file when it is closed.
+    Each source has a file of its own (``FileNames`` says which name). An MP4 file is fragmented
+    while it grows, so that it plays up to the last fragment if the process is killed, and becomes
+    an ordinary one when it is closed. A file gets its name when its first fragment is on disk.
+    Audio is not recorded.
 
     Args:
-        path: the file; what it held before is gone.
-        label_names: the model's names, indexed by label.
+        path: the file, ``.mp4`` or ``.mkv``; may hold directives of ``strftime``.
+        label_names: the model's class names, indexed by label.
+        sources: the names of the run's sources, in their order; where empty, the first source that
+            delivers a frame is the first one.
+        segment_s: begin a new file after this many seconds of video.
+        segment_bytes: begin a new file when this many bytes are reached; one fragment (50 frames)
+            may lie above.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: the file cannot be written, or has another suffix.
+        TypeError: an argument has the wrong type.
     """
 
-    def __init__(self, path: Path, label_names: Sequence[str]) -> None:
-        self._path = path
-        self._label_names = label_names
-        self._films: dict[str, _Film] = {}
-        try:
-            path.open("wb").close()  # so that a wrong path is known before the first frame
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+    name = "save"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        label_names: Sequence[str],
+        *,
+        sources: Sequence[str] = (),
+        segment_s: float | None = None,
+        segment_bytes: float | None = None,
+    ) -> None:
+        checked = check_path(path)
+        if checked.suffix.lower() not in VIDEO_SUFFIXES:
+            known = " or ".join(VIDEO_SUFFIXES)
+            raise InputError(f"{checked}: not a type of video that can be written; use {known}")
+        check_writable(checked)
+        self._label_names = check_label_names(label_names)
+        self._segment_s = math.inf if segment_s is None else segment_s
+        self._segment_bytes = math.inf if segment_bytes is None else segment_bytes
+        segmented = segment_s is not None or segment_bytes is not None
+        self._names = FileNames(checked, sources, segmented=segmented)
+        self._files: dict[str, _VideoFile] = {}
+        self._annotators: dict[str, Annotator] = {}
 
     @property
     def paths(self) -> list[Path]:
-        """The files written so far."""
-        return [film.path for film in self._films.values()]
+        """The files that are being written."""
+        return [file.path for file in self._files.values()]
 
     def write(self, frame: Frame, instances: Instances, published: Published) -> None:
-        """Append one annotated frame to its source's file."""
-        film = self._films.get(frame.source)
-        if film is None:
-            path = self._path
-            if self._films:
-                path = path.with_stem(f"{path.stem}-{frame.source}")
-            film = self._films[frame.source] = _Film(path, self._label_names)
-        film.append(frame, instances)
+        """Append one annotated frame to its source's file.
 
-    def close(self) -> None:
-        """Finish the files; without a frame there is none."""
-        for film in self._films.values():
-            film.close()
-        if not self._films and self._path.is_file():
-            self._path.unlink()
-
-
-class _Film:
-    """One source's video file.
-
-    The first picture decides the size. A picture of another size (a camera that was set anew) is
-    scaled into it, with bars where its shape differs.
-    """
-
-    def __init__(self, path: Path, label_names: Sequence[str]) -> None:
-        self.path = path
-        self._painter = Annotator(label_names)
-        self._container: OutputContainer | None = None
-        self._stream: VideoStream | None = None
-        self._clock = _Clock()
-
-    def append(self, frame: Frame, instances: Instances) -> None:
-        """Draw the instances into the frame's picture and encode it."""
+        Raises:
+            OSError, av.FFmpegError: it cannot be written. What was written so far is finished; the
+                next frame begins a new file.
+        """
+        source = frame.source
         image = Image.fromarray(frame.picture.to_ndarray(format="rgb24"))
         image = image.rotate(frame.rotation, expand=True)
-        self._painter.draw(image, instances)
-        if self._stream is None:
-            self._open(image.size)
-        assert self._stream is not None
-        size = (self._stream.width, self._stream.height)
-        if image.size != size:
-            one_pixel_off = abs(image.width - size[0]) <= 1 and abs(image.height - size[1]) <= 1
-            image = image.crop((0, 0, *size)) if one_pixel_off else ImageOps.pad(image, size)
-        picture = av.VideoFrame.from_ndarray(np.asarray(image), format="rgb24")
-        picture.pts = self._clock.ticks(frame)
-        picture.time_base = Fraction(1, CLOCK_HZ)
-        self._mux(picture)
+        annotator = self._annotators.get(source)
+        if annotator is None:
+            annotator = self._annotators[source] = Annotator(self._label_names)
+        annotator.draw(image, instances)
+        try:
+            file = self._files.get(source)
+            if file is not None and (
+                file.duration_s >= self._segment_s or file.size >= self._segment_bytes
+            ):
+                del self._files[source]
+                file.close()
+                file = None
+            if file is None:
+                pending = self._names.next(source, frame.capture_ns)
+                file = self._files[source] = _VideoFile(pending, image.size)
+            file.append(image, frame)
+        except (OSError, av.FFmpegError):
+            if (broken := self._files.pop(source, None)) is not None:
+                broken.abandon()
+            raise
+
+    def end_source(self, source: str) -> None:
+        """Finish a source's file.
+
+        Raises:
+            OSError, av.FFmpegError: it could not be finished.
+        """
+        self._annotators.pop(source, None)
+        if (file := self._files.pop(source, None)) is not None:
+            file.close()
 
     def close(self) -> None:
-        """Flush the encoder and write the index that makes the file an ordinary one."""
-        if self._container is not None:
-            self._mux(None)
-            self._container.close()
+        """Finish the files; without a frame there is none.
 
-    def _open(self, size: tuple[int, int]) -> None:
-        options = {
-            "movflags": "hybrid_fragmented+frag_keyframe+empty_moov+default_base_moof",
-            "flush_packets": "1",
-        }
-        self._container = av.open(str(self.path), "w", format="mp4", options=options)
-        self._stream = self._container.add_stream(
+        Raises:
+            OSError, av.FFmpegError: one could not be finished; the others are.
+        """
+        with ExitStack() as closing:
+            for source in list(self._files):
+                closing.callback(self.end_source, source)
+
+
+class _VideoFile:
+    """One video file.
+
+    The first frame decides the size. A frame of another size (a camera that was set up anew) is
+    scaled to fit, with bars where its shape differs. H.264 with 4:2:0 colour needs even sides: the
+    last column or row of an odd one is repeated.
+    """
+
+    def __init__(self, pending: PendingFile, size: tuple[int, int]) -> None:
+        self._pending = pending
+        self._clock = _Clock()
+        self._header_bytes = -1
+        is_mp4 = pending.name.suffix.lower() == ".mp4"
+        options = {"flush_packets": "1"}
+        if is_mp4:
+            options["movflags"] = "hybrid_fragmented+frag_keyframe+empty_moov+default_base_moof"
+        form = "mp4" if is_mp4 else "matroska"
+        self._container: OutputContainer = av.open(
+            str(pending.path), "w", format=form, options=options
+        )
+        self._stream: VideoStream = self._container.add_stream(
             # Without B-frames: their delay would move every time in a fragmented file.
             "libx264",
-            rate=25,
-            options={"preset": "veryfast", "crf": "21", "bf": "0"},
+            rate=None,
+            options={"preset": "veryfast", "crf": "23", "bf": "0"},
         )
-        # Every other column and row of colour: H.264 4:2:0 wants even sides.
         self._stream.width, self._stream.height = (side + side % 2 for side in size)
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.time_base = Fraction(1, CLOCK_HZ)
         self._stream.codec_context.gop_size = 50  # a fragment ends with each group of pictures
 
-    def _mux(self, picture: av.VideoFrame | None) -> None:
-        assert self._container is not None
-        assert self._stream is not None
-        for packet in self._stream.encode(picture):
+    @property
+    def path(self) -> Path:
+        """The file's name now."""
+        return self._pending.path
+
+    @property
+    def duration_s(self) -> float:
+        """From the first frame to the one that would follow."""
+        return self._clock.next_ticks / CLOCK_HZ
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk.
+
+        Raises:
+            FileNotFoundError: the file was deleted.
+        """
+        return self.path.stat().st_size
+
+    def append(self, image: Image.Image, frame: Frame) -> None:
+        """Encode an image (RGB)."""
+        size = (self._stream.width, self._stream.height)
+        missing = (size[0] - image.width, size[1] - image.height)
+        if missing not in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            image, missing = ImageOps.pad(image, size), (0, 0)
+        pixels = np.pad(np.asarray(image), ((0, missing[1]), (0, missing[0]), (0, 0)), mode="edge")
+        encoded = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        encoded.pts = self._clock.ticks(frame)
+        encoded.time_base = Fraction(1, CLOCK_HZ)
+        self._mux(encoded)
+
+    def close(self) -> None:
+        """Flush the encoder and write the index that makes the file an ordinary one."""
+        try:
+            self._mux(None)
+            self._container.close()
+            if not self._pending.is_kept:
+                self._pending.keep()
+        except BaseException:
+            self.abandon()
+            raise
+
+    def abandon(self) -> None:
+        """Close the file as it is, after an error."""
+        with suppress(OSError, av.FFmpegError):
+            self._container.close()
+        self._pending.discard()
+
+    def _mux(self, frame: av.VideoFrame | None) -> None:
+        for packet in self._stream.encode(frame):
             self._container.mux(packet)
+        if not self._pending.is_kept and self._container_has_started():
+            self._pending.keep()
+
+    def _container_has_started(self) -> bool:
+        """Return whether more than the header is on disk."""
+        size = self.size
+        if self._header_bytes < 0:
+            self._header_bytes = size
+        return size > self._header_bytes
 
 
 class _Clock:
@@ -137,22 +238,30 @@ class _Clock:
     def __init__(self) -> None:
         self._offset_s: float | None = None
         self._last = -1
-        self._step = CLOCK_HZ // 25
+        self._step = CLOCK_HZ // DEFAULT_FPS
+
+    @property
+    def next_ticks(self) -> int:
+        """When the next frame is due."""
+        return 0 if self._last < 0 else self._last + self._step
 
     def ticks(self, frame: Frame) -> int:
         """Return the frame's time in the file, 0 for the first one.
 
-        Where the source's clock jumps back or far ahead (a camera that came back, a clip that
-        starts again), the file goes on with the last distance between two frames.
+        Images without times follow one another at ``DEFAULT_FPS``. Where the source's clock jumps
+        back or far ahead (a camera that came back, a clip that starts again), the file goes on with
+        the last distance between two frames.
         """
-        time_s = frame.pts_s if frame.pts_s is not None else frame.capture_ns / 1e9
+        if frame.pts_s is None:
+            self._last = self.next_ticks
+            return self._last
         if self._offset_s is None:
-            self._offset_s = time_s
-        ticks = round((time_s - self._offset_s) * CLOCK_HZ)
+            self._offset_s = frame.pts_s
+        ticks = round((frame.pts_s - self._offset_s) * CLOCK_HZ)
         if self._last >= 0:
             if not self._last < ticks <= self._last + 60 * CLOCK_HZ:
                 ticks = self._last + self._step
-                self._offset_s = time_s - ticks / CLOCK_HZ
+                self._offset_s = frame.pts_s - ticks / CLOCK_HZ
             self._step = ticks - self._last
         self._last = ticks
         return ticks

@@ -133,7 +133,7 @@ def test_only_two_pages_are_there(healthy: MetricsServer) -> None:
     assert "answer 42.0" in get(f"{healthy.url}/metrics")[1]
     assert get(f"{healthy.url}/healthz") == (
         200,
-        '{"healthy":true,"problems":[],"sources":{"a":"streaming"}}\n',
+        '{"healthy":true,"problems":[],"sources":{"a":"streaming"},"outputs":{}}\n',
     )
     assert get(f"{healthy.url}/secrets")[0] == 404
     assert "answer 42.0" in get(f"{healthy.url}/metrics?name[]=answer")[1]

@@ -1,0 +1,71 @@
+"""Outputs: a configuration's recorders, and the checks before they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.config import Config, OutputConfig, name_sources
+from maskcast.pipeline.outputs.files import check_not_input, check_writable, is_pattern
+from maskcast.pipeline.outputs.jsonl import STDOUT, JsonlRecorder
+from maskcast.pipeline.outputs.recorder import Recorder
+from maskcast.pipeline.outputs.video import VideoRecorder
+from maskcast.pipeline.url import is_local, local_path
+
+
+def check_outputs(config: Config) -> None:
+    """Refuse outputs that cannot be written or would destroy an input; touch nothing.
+
+    Raises:
+        InputError: a folder is missing or read-only, or a file is an input or another output.
+    """
+    outputs = config.outputs
+    paths = []
+    if outputs.save is not None:
+        save = Path(outputs.save)
+        names = [source.name for source in name_sources(config.sources)]
+        paths += [save, *(save.with_stem(f"{save.stem}-{name}") for name in names[1:])]
+    if outputs.jsonl is not None and outputs.jsonl != STDOUT:
+        paths.append(Path(outputs.jsonl))
+    inputs = [local_path(source.url) for source in config.sources if is_local(source.url)]
+    for place, path in enumerate(paths):
+        check_writable(path)
+        if not is_pattern(path):
+            check_not_input(path, inputs)
+        if path.resolve() in [other.resolve() for other in paths[:place]]:
+            raise InputError(f"{path}: two outputs have this name; choose another for one of them")
+
+
+def make_recorders(
+    outputs: OutputConfig, label_names: Sequence[str], sources: Sequence[str]
+) -> list[Recorder]:
+    """Make the recorders of a configuration; none of them has opened a file yet.
+
+    Args:
+        outputs: the files to write.
+        label_names: the model's class names.
+        sources: the sources' names, in their order.
+    """
+    recorders: list[Recorder] = []
+    if outputs.jsonl is not None:
+        recorders.append(
+            JsonlRecorder(
+                outputs.jsonl,
+                label_names,
+                append=outputs.append,
+                segment_s=outputs.segment_s,
+                segment_bytes=outputs.segment_bytes,
+            )
+        )
+    if outputs.save is not None:
+        recorders.append(
+            VideoRecorder(
+                outputs.save,
+                label_names,
+                sources=sources,
+                segment_s=outputs.segment_s,
+                segment_bytes=outputs.segment_bytes,
+            )
+        )
+    return recorders
