@@ -23,6 +23,7 @@ from maskcast.pipeline.control import ControlServer
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.monitor.health import Health, check_health
 from maskcast.pipeline.orders import Failed, Order, Review, SourceRemoved, StageEnded, Stop
+from maskcast.pipeline.outputs.outputs import check_outputs, make_recorders
 from maskcast.pipeline.outputs.recorder import Recorder
 from maskcast.pipeline.stages.chain import StageChain
 from maskcast.pipeline.stages.infer import load_engine_for
@@ -115,7 +116,8 @@ class Pipeline:
         """Load the model and start to run, in the background.
 
         Raises:
-            InputError: the model cannot be loaded, or the address for metrics is in use.
+            InputError: the model cannot be loaded, an output cannot be written or is an input, or
+                the address for metrics is in use.
             RuntimeError: the pipeline was started before.
         """
         if self._has_started:
@@ -124,6 +126,7 @@ class Pipeline:
         with ExitStack() as undo:
             for recorder in self._recorders:
                 undo.callback(recorder.close)
+            check_outputs(self.config)
             parts = self._open(undo)
             supervisor = threading.Thread(
                 target=self._supervise, args=(parts,), name="pipeline", daemon=True
@@ -211,6 +214,10 @@ class Pipeline:
         engine = self._given_engine or load_engine_for(self.config)
         if self._given_engine is None:
             undo.callback(engine.close)
+        names = [config.name or "" for config in self._configs]
+        recorders = make_recorders(self.config.outputs, engine.manifest.labels, names)
+        for recorder in recorders:
+            undo.callback(recorder.close)
         metrics = self._serve_metrics(engine)
         if metrics is not None:
             undo.callback(metrics.close)
@@ -223,7 +230,12 @@ class Pipeline:
             self._meter, self._orders.put, self._reading, is_ready, self._limit
         )
         stages = StageChain(
-            self.config, self._configs, engine, self._recorders, self._on_frame, context
+            self.config,
+            self._configs,
+            engine,
+            [*self._recorders, *recorders],
+            self._on_frame,
+            context,
         )
         return _Parts(engine, stages, metrics, self._make_control())
 

@@ -87,10 +87,19 @@ def run(
     ] = None,
     limit: Limit = None,
     save: Annotated[
-        Path | None, typer.Option(metavar="OUT.MP4", help="Write annotated video.")
+        Path | None, typer.Option(metavar="OUT.MP4", help="Write annotated video (.mp4, .mkv).")
     ] = None,
     jsonl: Annotated[
-        Path | None, typer.Option(metavar="OUT.JSONL", help="Write one JSON object a frame.")
+        Path | None, typer.Option(metavar="OUT.JSONL", help="Write one JSON object per frame.")
+    ] = None,
+    append: Annotated[
+        bool | None, typer.Option("--append", help="Add to an existing JSONL file.")
+    ] = None,
+    segment: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Begin new files after 30s, 10m, 1h, ...")
+    ] = None,
+    segment_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Begin new files at 500MB, 2GB, ...")
     ] = None,
     metrics: Annotated[
         str | None,
@@ -134,6 +143,9 @@ def run(
         "publish.curve.allowed_clients": None if allowed_clients is None else str(allowed_clients),
         "outputs.save": None if save is None else str(save),
         "outputs.jsonl": None if jsonl is None else str(jsonl),
+        "outputs.append": append,
+        "outputs.segment": segment,
+        "outputs.segment_size": segment_size,
         "metrics.address": metrics,
         "control": control,
     }

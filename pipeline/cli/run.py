@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
 
@@ -20,9 +19,7 @@ from maskcast.pipeline.cli.live_table import LiveTable
 from maskcast.pipeline.cli.watch import count_labels
 from maskcast.pipeline.config import Config
 from maskcast.pipeline.memory import limit_heaps
-from maskcast.pipeline.outputs.jsonl import JsonlRecorder
-from maskcast.pipeline.outputs.recorder import Recorder
-from maskcast.pipeline.outputs.video import VideoRecorder
+from maskcast.pipeline.outputs.outputs import check_outputs
 from maskcast.pipeline.pipeline import Pipeline
 from maskcast.pipeline.sources.state import SourceState
 from maskcast.pipeline.stages.infer import load_engine_for
@@ -53,6 +50,7 @@ def run_to_end(
         InputError: something in the configuration cannot be had.
     """
     limit_heaps()
+    check_outputs(config)
     with Console(stderr=True).status("loading the model"):
         engine = _load(config)
     with _stopping_on_signals() as stop:
@@ -70,12 +68,7 @@ def _run(
     label_names = engine.manifest.labels
     busy = False
     try:
-        recorders: list[Recorder] = []
-        if config.outputs.jsonl is not None:
-            recorders.append(JsonlRecorder(Path(config.outputs.jsonl), label_names))
-        if config.outputs.save is not None:
-            recorders.append(VideoRecorder(Path(config.outputs.save), label_names))
-        pipeline = Pipeline(config, engine, recorders=recorders, limit=limit)
+        pipeline = Pipeline(config, engine, limit=limit)
         with LiveTable(f"{engine.manifest.name} on {engine.device}", COLUMNS) as table:
             pipeline.start()
             shown_s, stopped_s = 0.0, math.inf

@@ -15,6 +15,8 @@ from maskcast.engines.errors import InputError
 SEGMENT_TIME = "-%Y%m%d-%H%M%S"
 """What segments without a time in their name get."""
 
+_PROBE_BYTES = 65536
+
 _DIRECTIVE = re.compile(r"%[A-Za-z]")
 
 
@@ -77,6 +79,21 @@ class PendingFile:
         self._replace = replace
         self.path = self._final.with_name(f".{self._final.name}.part")
         self.is_kept = False
+
+    def probe(self) -> None:
+        """Make the file, empty, and find out whether anything can be written to it.
+
+        Raises:
+            OSError: disk full, folder gone, no permission.
+        """
+        try:
+            with self.path.open("wb") as file:
+                file.write(bytes(_PROBE_BYTES))
+                file.flush()
+                file.truncate(0)
+        except OSError:
+            self.discard()
+            raise
 
     def keep(self) -> None:
         """Give the file its name, atomically.

@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from fractions import Fraction
-from pathlib import Path
 
 import av
 import numpy as np
@@ -82,11 +81,6 @@ class VideoRecorder:
         self._files: dict[str, _VideoFile] = {}
         self._annotators: dict[str, Annotator] = {}
 
-    @property
-    def paths(self) -> list[Path]:
-        """The files that are being written."""
-        return [file.path for file in self._files.values()]
-
     def write(self, frame: Frame, instances: Instances, published: Published) -> None:
         """Append one annotated frame to its source's file.
 
@@ -148,9 +142,10 @@ class _VideoFile:
     """
 
     def __init__(self, pending: PendingFile, size: tuple[int, int]) -> None:
+        pending.probe()  # the encoder writes nothing yet: a full disk would show seconds later
         self._pending = pending
         self._clock = _Clock()
-        self._header_bytes = -1
+        self._header_bytes = 0
         is_mp4 = pending.name.suffix.lower() == ".mp4"
         options = {"flush_packets": "1"}
         if is_mp4:
@@ -171,23 +166,18 @@ class _VideoFile:
         self._stream.codec_context.gop_size = 50  # a fragment ends with each group of pictures
 
     @property
-    def path(self) -> Path:
-        """The file's name now."""
-        return self._pending.path
-
-    @property
     def duration_s(self) -> float:
         """From the first frame to the one that would follow."""
         return self._clock.next_ticks / CLOCK_HZ
 
     @property
     def size(self) -> int:
-        """Bytes on disk.
+        """Bytes on disk; PyAV makes the file with the first packet.
 
         Raises:
             FileNotFoundError: the file was deleted.
         """
-        return self.path.stat().st_size
+        return self._pending.path.stat().st_size if self._header_bytes else 0
 
     def append(self, image: Image.Image, frame: Frame) -> None:
         """Encode an image (RGB)."""
@@ -221,15 +211,10 @@ class _VideoFile:
     def _mux(self, frame: av.VideoFrame | None) -> None:
         for packet in self._stream.encode(frame):
             self._container.mux(packet)
-        if not self._pending.is_kept and self._container_has_started():
-            self._pending.keep()
-
-    def _container_has_started(self) -> bool:
-        """Return whether more than the header is on disk."""
-        size = self.size
-        if self._header_bytes < 0:
-            self._header_bytes = size
-        return size > self._header_bytes
+            if not self._header_bytes:
+                self._header_bytes = self._pending.path.stat().st_size
+        if not self._pending.is_kept and self.size > self._header_bytes:
+            self._pending.keep()  # frames are on disk now
 
 
 class _Clock:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -61,5 +62,106 @@ def test_every_line_is_on_disk_as_soon_as_it_is_written(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_is_named_at_once(
     recorder: type[JsonlRecorder | VideoRecorder], tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match=r"absent/out: cannot be written: No such file"):
-        recorder(tmp_path / "absent" / "out", NAMES)
+    with pytest.raises(InputError, match=r"absent/out\.mp4: cannot be written: No such file"):
+        recorder(tmp_path / "absent" / "out.mp4", NAMES)
+
+
+@pytest.mark.parametrize("recorder", [JsonlRecorder, VideoRecorder])
+def test_arguments_of_a_wrong_type_are_named(
+    recorder: type[JsonlRecorder | VideoRecorder], tmp_path: Path
+) -> None:
+    with pytest.raises(TypeError, match="path: expected a path, got int"):
+        recorder(3, NAMES)  # type: ignore[arg-type]
+    for wrong in ("person", [1, 2]):
+        with pytest.raises(TypeError, match="label_names: expected a sequence of class names"):
+            recorder(str(tmp_path / "out.mp4"), wrong)  # type: ignore[arg-type]
+
+
+def write(recorder: JsonlRecorder, *seqs: int) -> None:
+    for seq in seqs:
+        recorder.write(frame(seq), instances(), published(seq))
+
+
+def seqs(path: Path) -> list[int]:
+    return [json.loads(line)["seq"] for line in path.read_bytes().splitlines()]
+
+
+def test_a_file_of_an_earlier_run_is_replaced_by_the_first_line_and_not_before(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text("old\n")
+    recorder = JsonlRecorder(path, NAMES)
+    assert path.read_text() == "old\n"
+    recorder.close()
+    assert path.read_text() == "old\n"
+    recorder = JsonlRecorder(path, NAMES)
+    write(recorder, 0)
+    assert seqs(path) == [0]
+    recorder.close()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_lines_are_appended_also_behind_one_that_is_not_whole(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    for seq in (0, 1):
+        recorder = JsonlRecorder(path, NAMES, append=True)
+        write(recorder, seq)
+        recorder.close()
+    assert seqs(path) == [0, 1]
+    with path.open("ab") as file:
+        file.write(b'{"killed')
+    recorder = JsonlRecorder(path, NAMES, append=True)
+    write(recorder, 2)
+    recorder.close()
+    lines = path.read_bytes().splitlines()
+    assert lines[2] == b'{"killed'
+    assert json.loads(lines[3])["seq"] == 2
+
+
+def test_new_files_begin_by_time_and_by_size(tmp_path: Path) -> None:
+    by_time = JsonlRecorder(tmp_path / "t.jsonl", NAMES, segment_s=0.1)  # frames are 40 ms apart
+    write(by_time, *range(7))
+    by_time.close()
+    assert [seqs(path) for path in sorted(tmp_path.glob("t-*"), key=lambda p: seqs(p))] == [
+        [0, 1, 2], [3, 4, 5], [6],
+    ]  # fmt: skip
+    by_size = JsonlRecorder(tmp_path / "s.jsonl", NAMES, segment_bytes=1.0)
+    write(by_size, *range(3))
+    by_size.close()
+    assert sorted(map(seqs, tmp_path.glob("s-*"))) == [[0], [1], [2]]
+    with pytest.raises(ValueError, match="append: not together"):
+        JsonlRecorder(tmp_path / "a.jsonl", NAMES, append=True, segment_s=1.0)
+
+
+def test_a_file_that_was_deleted_is_reported_and_begun_again(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    recorder = JsonlRecorder(path, NAMES)
+    write(recorder, 0)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        write(recorder, 1)
+    write(recorder, 2)
+    recorder.close()
+    assert seqs(path) == [2]
+
+
+def test_lines_can_go_to_a_pipe(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    recorder = JsonlRecorder(path, NAMES)
+    with pytest.raises(OSError, match="No such device"):  # nobody reads: it does not block
+        write(recorder, 0)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    write(recorder, 1)
+    recorder.close()
+    assert json.loads(os.read(reader, 65536))["seq"] == 1
+    os.close(reader)
+    assert path.is_fifo()
+
+
+def test_a_dash_is_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
+    recorder = JsonlRecorder("-", NAMES)
+    write(recorder, 0)
+    recorder.close()
+    assert json.loads(capfd.readouterr().out)["seq"] == 0
