@@ -75,6 +75,7 @@ class SourceReport(msgspec.Struct, frozen=True):
     processed: int
     dropped: int
     reconnects: int
+    skipped: int = 0
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -248,6 +249,7 @@ def report_source(config: SourceConfig, stats: SourceStats) -> SourceReport:
         processed=stats.processed,
         dropped=sum(stats.dropped.values()),
         reconnects=stats.reconnects,
+        skipped=sum(stats.skipped.values()),
     )
 
 

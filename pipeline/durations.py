@@ -1,4 +1,4 @@
-"""Durations: how long something took, the last times exactly and all times in a histogram."""
+"""Durations: the last ones in full, all of them in a histogram."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 WINDOW = 4096
-"""Percentiles are over so many of the last durations."""
+"""Number of durations that percentiles are computed from: the last ones."""
 
 BOUNDS_S = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025,
     0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
-"""Upper bounds of the histogram's buckets: from a message's encoding to a source that hangs, the
-closest where a frame's inference and a live picture's age are."""
+"""Upper bounds of the histogram's buckets, seconds; densest where inference times and latencies of
+live frames are."""
 
 _BOUNDS_NS = tuple(round(bound_s * 1e9) for bound_s in BOUNDS_S)
 
 
 class Percentiles(NamedTuple):
-    """Milliseconds that 50, 95 and 99 of 100 frames do not exceed."""
+    """The 50th, 95th and 99th percentile, milliseconds."""
 
     p50: float
     p95: float
@@ -33,12 +33,12 @@ class Percentiles(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Distribution:
-    """Durations at one moment. It costs little to take; percentiles are reckoned when asked for.
+    """Durations at one moment. Cheap to take; percentiles are computed on access.
 
     Attributes:
-        counts: durations in each bucket: up to each of ``BOUNDS_S``, and one for those above.
-        sum_s: their sum.
-        recent_ns: ``[n]`` int64, the last ``WINDOW`` of them at most, in no order.
+        counts: number in each bucket: up to each of ``BOUNDS_S``, and above the last.
+        sum_s: sum of all, seconds.
+        recent_ns: ``[n]`` int64, the last ``WINDOW`` at most, in no particular order.
     """
 
     counts: tuple[int, ...] = (0,) * (len(BOUNDS_S) + 1)
@@ -47,47 +47,47 @@ class Distribution:
 
     @property
     def count(self) -> int:
-        """How many there have been."""
+        """Number of all durations."""
         return sum(self.counts)
 
     @property
     def percentiles_ms(self) -> Percentiles | None:
-        """Of the last ``WINDOW``; None where there are none."""
+        """Of the last ``WINDOW``; None if there are none."""
         return percentiles_ms([self])
 
     @property
     def mean_ms(self) -> float:
-        """Of all; 0 where there are none."""
+        """Mean of all; 0 if there are none."""
         return 1e3 * self.sum_s / max(1, self.count)
 
 
 class Durations:
-    """Takes durations in. Its memory does not grow. Not thread-safe."""
+    """Collects durations in constant memory. Not thread-safe."""
 
     def __init__(self) -> None:
-        # Filled, and not zeros: their pages would be taken one by one, and look like a leak.
+        # Not zeros: their pages would be allocated one by one, which looks like a leak.
         self._recent_ns = np.full(WINDOW, -1, np.int64)
         self._counts = [0] * (len(BOUNDS_S) + 1)
         self._count = 0
         self._sum_ns = 0
 
     def add(self, duration_ns: int) -> None:
-        """Take one in, nanoseconds."""
+        """Add one, nanoseconds."""
         self._recent_ns[self._count % WINDOW] = duration_ns
         self._counts[bisect_left(_BOUNDS_NS, duration_ns)] += 1
         self._count += 1
         self._sum_ns += duration_ns
 
     def distribution(self) -> Distribution:
-        """Return what there is at this moment."""
+        """Return the current distribution."""
         recent_ns = self._recent_ns[: min(self._count, WINDOW)].copy()
         return Distribution(tuple(self._counts), self._sum_ns / 1e9, recent_ns)
 
 
 def percentiles_ms(distributions: Iterable[Distribution]) -> Percentiles | None:
-    """Return the percentiles of several distributions' recent durations taken together.
+    """Return the percentiles of the recent durations of several distributions together.
 
-    They are interpolated linearly (Hyndman and Fan's type 7). None where there are no durations.
+    They are interpolated linearly (Hyndman and Fan's type 7). None if there are no durations.
     """
     recent_ns = np.concatenate([np.empty(0, np.int64), *(each.recent_ns for each in distributions)])
     if not len(recent_ns):

@@ -1,4 +1,4 @@
-"""Stats: how many frames went where, how fast, and how old they were."""
+"""Stats: counts of frames, rates and latencies, per source and per stage."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from maskcast.pipeline.frame import STAGES, Frame
 from maskcast.pipeline.sources.state import SourceState, StateChange
 
 RATE_WINDOW_S = 5.0
-"""Frames per second are over so many of the last seconds."""
+"""Window of the frame rate, seconds."""
 
 RECORD = "record"
 """The stage behind ``publish``, which only runs with outputs: files and ``on_frame``."""
 
 _MOST_RATED = 512
-"""Of a source that is faster, the rate is over as many frames."""
+"""Window of the frame rate in frames, for faster sources."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageStats:
-    """What a stage did.
+    """A stage's times.
 
     Attributes:
-        work: its work on the frames that were published, waiting excluded; a batch's work counts
-            for each of its frames.
-        wait: how long they waited before it, from the end of the work before. None before the
-            first stage, and where none has passed.
-        busy_s: time that it worked, on frames that were dropped later too; a batch's counts once,
-            several decoders' add up.
-        busy: ``busy_s`` as a share of the wall time, 0..1, times the number of decoders.
+        work: work on each published frame, waiting excluded; a batch's work counts for each of its
+            frames.
+        wait: time that published frames waited for the stage, from the end of the work before.
+            None for the first stage.
+        busy_s: seconds of work, also on frames that were dropped later. A batch counts once; the
+            decoders' times are added.
+        busy: ``busy_s`` as a share of the wall time, 0..1, for ``decode`` 0..number of decoders.
     """
 
     work: Distribution
@@ -46,28 +46,32 @@ class StageStats:
 
     @property
     def frame_ms(self) -> Percentiles:
-        """Work on one frame."""
+        """Work on one frame, lately."""
         return self.work.percentiles_ms or Percentiles(0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class SourceStats:
-    """What became of a source's frames.
+    """A source's counts and state.
+
+    ``captured`` is the sum of ``processed``, ``skipped``, ``dropped`` and the frames in work.
 
     Attributes:
         name: the source's name.
         captured: frames read.
         processed: frames published.
-        dropped: frames lost on the way, by stage (in whose inbox they were) and reason.
-        corrupt: damaged packets or images that were skipped.
-        fps: frames published per second, lately; over its whole life once it has ended.
-        latency: from capture to publication.
-        frame_count: how many frames the source has, None where unknown or endless.
-        ended: why it ended, None while it runs.
+        skipped: frames that the configuration leaves out, by reason: ``every_nth``, ``max_fps``.
+        dropped: frames lost, by stage (in whose inbox they waited) and reason.
+        corrupt: damaged packets or images that were ignored.
+        fps: frames published per second, lately; after its end over its whole time.
+        latency: from the start of decoding to publication, by a monotonic clock. The ``age_ms`` of
+            a message counts from the frame's capture, which may be earlier and by another clock.
+        frame_count: number of frames of the source; None if unknown or endless.
+        ended: why it ended; None while it runs.
         state: what it is doing.
-        detail: why it is in this state, one line without credentials; "" where it needs none.
-        reconnects: how often it has come back after it was reconnecting.
-        last: what was seen in its last frame.
+        detail: the reason for the state, one line without credentials; "" if there is none.
+        reconnects: number of times it was reconnected.
+        last: the instances in its last frame.
         unrecorded: published frames that are missing in an output, by reason: ``replaced`` (the
             record stage was behind a live source) or ``failed`` (the output could not be written).
     """
@@ -75,6 +79,7 @@ class SourceStats:
     name: str
     captured: int
     processed: int
+    skipped: Mapping[str, int]
     dropped: Mapping[tuple[str, str], int]
     corrupt: int
     fps: float
@@ -89,7 +94,7 @@ class SourceStats:
 
     @property
     def latency_ms(self) -> Percentiles | None:
-        """From capture to publication, lately; None before the first frame."""
+        """From decoding to publication, lately; None before the first frame."""
         return self.latency.percentiles_ms
 
 
@@ -98,13 +103,13 @@ class Stats:
     """A pipeline at one moment.
 
     Attributes:
-        wall_s: from the first frame's capture to the last one's publication.
-        sources: one for each source, in the order in which they came; not of removed ones.
-        stages: by name, in the order that a frame passes them; only those that worked.
-        subscribers: how many listen.
-        queue_depth: frames that wait before each stage now, by the stage's name.
-        at_work_s: how long each stage has been at what it is doing now; idle ones are absent.
-        outputs: why each output is not written at the moment, "" where it is written; by name.
+        wall_s: seconds from the start of the first frame to the publication of the last one.
+        sources: the sources in the order in which they were added; removed ones are absent.
+        stages: by name, in the order that a frame passes them; only those that have worked.
+        subscribers: number of subscribers, of the source that has the most.
+        queue_depth: number of frames that wait before each stage, by the stage's name.
+        at_work_s: seconds since each stage began its current work; idle ones are absent.
+        outputs: by name, why an output is not written at the moment; "" if it is written.
     """
 
     wall_s: float
@@ -117,7 +122,7 @@ class Stats:
 
     @property
     def latency_ms(self) -> Percentiles | None:
-        """From capture to publication, over all sources, lately; None before the first frame."""
+        """From decoding to publication, all sources, lately; None before the first frame."""
         return percentiles_ms(source.latency for source in self.sources)
 
     @property
@@ -132,7 +137,7 @@ class Stats:
 
     @property
     def dropped(self) -> Counter[tuple[str, str]]:
-        """Frames lost on the way, by stage and reason, of all sources."""
+        """Frames lost, by stage and reason, of all sources."""
         total: Counter[tuple[str, str]] = Counter()
         for source in self.sources:
             total.update(source.dropped)
@@ -140,24 +145,25 @@ class Stats:
 
     @property
     def fps(self) -> float:
-        """Frames published per second, over the whole time."""
+        """Frames published per second, over the whole run."""
         return self.processed / self.wall_s if self.wall_s else 0.0
 
 
 class Witness(Protocol):
-    """Is shown every frame as it leaves the pipeline, under the meter's lock."""
+    """Is shown every frame that is published or dropped, under the meter's lock."""
 
     def published(self, frame: Frame, seq: int) -> None:
-        """See a frame that was published as its source's ``seq``-th, from 0."""
+        """Note a published frame; ``seq`` counts its source's from 0."""
 
     def dropped(self, frame: Frame, stage: str, reason: str) -> None:
-        """See a frame that was lost, in a stage's inbox."""
+        """Note a frame that was lost in a stage's inbox."""
 
 
 @dataclass(slots=True)
 class _SourceMeter:
     captured: int = 0
     processed: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
     dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
     corrupt: int = 0
     frame_count: int | None = None
@@ -173,14 +179,14 @@ class _SourceMeter:
 
 
 class Meter:
-    """Reads frames' timelines as they leave the pipeline and adds them up. Thread-safe.
+    """Counts frames and adds up their timelines. Thread-safe.
 
-    Sources may be added and removed while frames of theirs are on their way: those of a source that
-    is not known count for the stages alone.
+    Sources may be added and removed while their frames are in work: frames of an unknown source
+    count for the stages only.
 
     Args:
         sources: names of the first sources.
-        witness: is shown every frame too.
+        witness: is shown every frame that is published or dropped.
     """
 
     def __init__(self, sources: Sequence[str], witness: Witness | None = None) -> None:
@@ -197,12 +203,12 @@ class Meter:
         self.subscribers = 0
 
     def add(self, name: str) -> None:
-        """Begin to count for a source; one of that name that was there before is forgotten."""
+        """Count for one more source, from 0, also if there was one of that name."""
         with self._lock:
             self._sources[name] = _SourceMeter()
 
     def remove(self, name: str) -> None:
-        """Forget a source: its figures vanish."""
+        """Forget a source and its figures."""
         with self._lock:
             self._sources.pop(name, None)
 
@@ -214,6 +220,13 @@ class Meter:
             if (source := self._sources.get(frame.source)) is not None:
                 source.captured += 1
                 source.corrupt = corrupt
+
+    def skipped(self, frame: Frame, reason: str) -> None:
+        """Count a frame that the configuration leaves out."""
+        with self._lock:
+            if (source := self._sources.get(frame.source)) is not None:
+                source.skipped[reason] += 1
+            self._add_up(frame)
 
     def dropped(self, frame: Frame, stage: str, reason: str) -> None:
         """Count a frame that was lost in a stage's inbox."""
@@ -266,13 +279,13 @@ class Meter:
             self._outputs[name] = problem
 
     def opened(self, name: str, frame_count: int | None) -> None:
-        """Note how many frames a source will have."""
+        """Note the number of frames of a source."""
         with self._lock:
             if (source := self._sources.get(name)) is not None:
                 source.frame_count = frame_count
 
     def changed(self, name: str, change: StateChange) -> None:
-        """Note what a source is doing now; ``ended`` tells of its end."""
+        """Note a source's new state; ``ended`` notes its end."""
         with self._lock:
             if (source := self._sources.get(name)) is not None:
                 source.state, source.detail = change.state, change.reason
@@ -286,7 +299,7 @@ class Meter:
                 source.state, source.detail = SourceState.ENDED, why
 
     def drops(self, name: str) -> dict[str, dict[str, int]]:
-        """Return a source's dropped frames by stage, then reason; none of one that is unknown."""
+        """Return a source's dropped frames by stage, then reason; {} for an unknown source."""
         by_stage: dict[str, dict[str, int]] = {}
         with self._lock:
             if (source := self._sources.get(name)) is not None:
@@ -299,7 +312,7 @@ class Meter:
         queue_depth: Mapping[str, int] | None = None,
         at_work_s: Mapping[str, float] | None = None,
     ) -> Stats:
-        """Return the figures of this moment; the arguments are those that the meter cannot know."""
+        """Return the current figures; the arguments are passed on."""
         with self._lock:
             wall_ns = max(0, self._last_ns - (self._first_ns or 0))
             return Stats(
@@ -325,7 +338,7 @@ class Meter:
         timeline = frame.timeline
         for stage, end_ns in timeline.end_ns.items():
             start_ns = timeline.start_ns[stage]
-            if self._last_start_ns.get(stage) != start_ns:  # a batch worked once for all its frames
+            if self._last_start_ns.get(stage) != start_ns:  # a batch counts once
                 self._last_start_ns[stage] = start_ns
                 self._busy_ns[stage] += end_ns - start_ns
 
@@ -335,6 +348,7 @@ def _source_stats(name: str, meter: _SourceMeter) -> SourceStats:
         name=name,
         captured=meter.captured,
         processed=meter.processed,
+        skipped=dict(meter.skipped),
         dropped=dict(meter.dropped),
         corrupt=meter.corrupt,
         fps=_rate(meter),
@@ -354,7 +368,7 @@ def _rate(meter: _SourceMeter) -> float:
     if len(times_ns) < 2:
         return 0.0
     if meter.ended is not None:
-        return (meter.processed - 1) / (times_ns[-1] - meter.first_ns) * 1e9
+        return (meter.processed - 1) / max(1, times_ns[-1] - meter.first_ns) * 1e9
     now_ns = time.monotonic_ns()
     begin_ns = max(now_ns - int(RATE_WINDOW_S * 1e9), times_ns[0])
     lately = sum(1 for _ in takewhile(lambda ns: ns > begin_ns, reversed(times_ns)))

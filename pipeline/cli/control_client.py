@@ -1,37 +1,45 @@
-"""What ``maskcast ctl`` does: asks a running pipeline, and shows what it answers."""
+"""ControlClient: adds, removes and lists the sources of a running pipeline."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import zmq
-from rich.table import Table
-from rich.text import Text
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.control import Answer, ListSources, RemoveSource, Request, SourceReport
+from maskcast.pipeline.control import (
+    AddSource,
+    Answer,
+    ListSources,
+    RemoveSource,
+    Request,
+    SourceReport,
+)
+from maskcast.pipeline.sources.state import SourceState
 from maskcast.pipeline.wire.curve import ClientKeys
 from maskcast.pipeline.wire.endpoint import check_endpoint
 
 LONGEST_ANSWER = 16 << 20
-"""Who answers with more bytes is no pipeline."""
+"""Bytes of an answer at most."""
 
 _POLL_S = 0.05
 
 
 class ControlClient:
-    """Asks one pipeline. Not thread-safe.
+    """Sends requests to one pipeline. Not thread-safe.
 
     Args:
         endpoint: the pipeline's control endpoint.
-        timeout_s: how long to wait for each answer.
-        server_key: the publisher's ``.key`` file, where it has keys.
+        timeout_s: seconds to wait for each answer.
+        server_key: the server's ``.key`` file, if it has keys.
         client_key: your ``.key_secret`` file.
 
     Raises:
-        InputError: the endpoint is none, or a key cannot be read.
+        InputError: the endpoint is invalid, or a key cannot be read.
     """
 
     def __init__(
@@ -56,7 +64,7 @@ class ControlClient:
         """Send a request and return the answer to it.
 
         Raises:
-            InputError: the pipeline refuses it, or nobody answers in time.
+            InputError: the pipeline refuses the request, or does not answer in time.
         """
         with zmq.Context() as context, context.socket(zmq.REQ) as socket:
             socket.set(zmq.LINGER, 0)
@@ -74,26 +82,49 @@ class ControlClient:
             if not socket.poll(int(self._timeout_s * 1000)):
                 raise InputError(
                     f"nobody answers at {self._endpoint} within {self._timeout_s:g} s; check the "
-                    "endpoint of `maskcast run --control`, and the keys if it has some"
+                    "endpoint of `maskcast run --control`, and the keys if it uses them"
                 )
             data = socket.recv()
         try:
             answer = msgspec.msgpack.decode(data, type=Answer)
         except msgspec.MsgspecError:
-            raise InputError(f"what answers at {self._endpoint} is no maskcast") from None
+            raise InputError(
+                f"not a maskcast pipeline at {self._endpoint}: check the endpoint"
+            ) from None
         if not answer.ok:
             raise InputError(answer.error)
         return answer
 
     def list(self) -> list[SourceReport]:
-        """Return the sources and how they fare."""
+        """Return the sources with their states and figures."""
         return self.ask(ListSources()).sources or []
 
-    def remove(self, name: str) -> bool:
-        """Take a source away and wait until it has gone; False where that takes too long.
+    def add(self, source: Mapping[str, Any]) -> SourceReport | None:
+        """Add a source and wait until it has been opened, or the first attempt has failed.
+
+        Args:
+            source: the keys of a source in the configuration; ``name`` and ``url`` are needed.
+
+        Returns:
+            Its state; still ``connecting`` after ``timeout_s``. None if it was removed meanwhile.
 
         Raises:
-            InputError: there is no such source, or nobody answers.
+            InputError: the pipeline refuses the source, or does not answer in time.
+        """
+        self.ask(AddSource(dict(source)))
+        deadline_s = time.monotonic() + self._timeout_s
+        while True:
+            found = next((one for one in self.list() if one.name == source["name"]), None)
+            is_opening = found is not None and found.state is SourceState.CONNECTING
+            if not is_opening or time.monotonic() >= deadline_s:
+                return found
+            time.sleep(_POLL_S)
+
+    def remove(self, name: str) -> bool:
+        """Remove a source and wait until it is gone; return False after ``timeout_s``.
+
+        Raises:
+            InputError: there is no such source, or the pipeline does not answer.
         """
         self.ask(RemoveSource(name))
         deadline_s = time.monotonic() + self._timeout_s
@@ -104,23 +135,28 @@ class ControlClient:
         return True
 
 
-def source_table(sources: list[SourceReport]) -> Table:
-    """Make a table with a row for each source."""
-    table = Table(box=None, pad_edge=False)
-    for column in ("name", "url", "state", "size", "fps", "frames", "dropped", "policy", "detail"):
-        right = column in ("fps", "frames", "dropped")
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
-    for source in sources:
-        cells = (
-            source.name,
-            source.url,
-            source.state,
-            f"{source.width}x{source.height}" if source.width else "",
-            f"{source.fps:.1f}",
-            str(source.processed),
-            str(source.dropped),
-            source.policy or "",
-            source.detail,
+def source_lines(sources: Sequence[SourceReport]) -> Iterator[str]:
+    """Yield a table of sources, two or three lines each; URLs are never broken."""
+    head = ("name", "state", "fps", "processed", "skipped", "dropped")
+    rows: list[tuple[str, ...]] = [head]
+    rows += [
+        (
+            one.name,
+            one.state,
+            f"{one.fps:.1f}",
+            *map(str, (one.processed, one.skipped, one.dropped)),
         )
-        table.add_row(*map(Text, cells))
-    return table
+        for one in sources
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for source, row in zip((None, *sources), rows, strict=True):
+        cells = [
+            cell.ljust(width) if place < 2 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "  ".join(cells)
+        if source is not None:
+            size = f"{source.width}x{source.height}" if source.width else None
+            yield "  " + ", ".join(filter(None, (source.url, size, source.policy)))
+            if source.detail:
+                yield f"  {source.detail}"

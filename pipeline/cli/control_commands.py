@@ -1,4 +1,4 @@
-"""The command ``maskcast ctl``: what sources a running pipeline has, one more, one less."""
+"""The command ``maskcast ctl``: lists, adds and removes the sources of a running pipeline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The source's name.")]
 
 def mount(app: typer.Typer) -> None:
     """Add the command to the program."""
-    ctl = typer.Typer(help="Add and remove sources of a `maskcast run --control ENDPOINT`.")
+    ctl = typer.Typer(help="List, add and remove sources of a running pipeline.")
     ctl.callback(subcommand_metavar="list|add|remove ...")(connect)
     ctl.command("list")(list_sources)
     ctl.command("add")(add)
@@ -25,15 +25,15 @@ def mount(app: typer.Typer) -> None:
 def connect(
     context: typer.Context,
     endpoint: Annotated[
-        str, typer.Argument(metavar="ENDPOINT", help="What was given to run as --control.")
+        str, typer.Argument(metavar="ENDPOINT", help="The control endpoint of the run.")
     ],
     timeout_s: Annotated[
-        float, typer.Option(min=0, metavar="S", help="Give up when no answer comes for so long.")
+        float, typer.Option(min=0, metavar="S", help="Wait S seconds for an answer.")
     ] = 5.0,
     server_key: ServerKey = None,
     client_key: ClientKey = None,
 ) -> None:
-    """Add and remove sources of a `maskcast run --control ENDPOINT`."""
+    """List, add and remove sources of `maskcast run --control ENDPOINT`."""
     if context.resilient_parsing:
         return
     from maskcast.pipeline.cli.control_client import ControlClient
@@ -41,43 +41,54 @@ def connect(
     context.obj = ControlClient(endpoint, timeout_s, server_key=server_key, client_key=client_key)
 
 
-def list_sources(context: typer.Context) -> None:
-    """Show the sources and how they fare."""
-    from rich.console import Console
+def list_sources(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
+) -> None:
+    """List the sources with their states and figures."""
+    import msgspec
 
-    from maskcast.pipeline.cli.control_client import source_table
+    from maskcast.pipeline.cli.control_client import source_lines
 
-    Console().print(source_table(context.obj.list()))
+    sources = context.obj.list()
+    if as_json:
+        typer.echo(msgspec.json.encode(sources))
+        return
+    for line in source_lines(sources):
+        typer.echo(line)
 
 
 def add(
     context: typer.Context,
     name: Name,
-    url: Annotated[str, typer.Argument(metavar="URL", help="As a SOURCE of run.")],
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="A file, URL or device, like SOURCE of run.")
+    ],
     policy: Annotated[
         str | None,
-        typer.Option(metavar="POLICY", help="latest (drop old frames) or block (lose none)."),
+        typer.Option(metavar="POLICY", help="latest (drop old frames) or block."),
     ] = None,
     every_nth: Annotated[
-        int | None, typer.Option(metavar="N", help="Take the first of every so many pictures.")
+        int | None, typer.Option(metavar="N", help="Process every N-th frame.")
     ] = None,
     max_fps: Annotated[
-        float | None, typer.Option(metavar="FPS", help="Take no more pictures per second.")
+        float | None, typer.Option(metavar="FPS", help="Process at most FPS frames per second.")
     ] = None,
-    loop: Annotated[bool, typer.Option("--loop", help="Begin a file again when it ends.")] = False,
-    rtsp_transport: Annotated[str | None, typer.Option(metavar="KIND", help="tcp or udp.")] = None,
+    loop: Annotated[bool, typer.Option("--loop", help="Repeat a file when it ends.")] = False,
+    rtsp_transport: Annotated[
+        str | None, typer.Option(metavar="KIND", help="RTSP transport: tcp or udp.")
+    ] = None,
     open_timeout_s: Annotated[
-        float | None, typer.Option(metavar="S", help="How long it may take to answer.")
+        float | None, typer.Option(metavar="S", help="Give up opening after S seconds.")
     ] = None,
     read_timeout_s: Annotated[
-        float | None, typer.Option(metavar="S", help="Silent for so long, it is opened anew.")
+        float | None, typer.Option(metavar="S", help="Reconnect after S seconds without data.")
     ] = None,
     optional: Annotated[
-        bool, typer.Option("--optional", help="/healthz does not mind if it fails.")
+        bool, typer.Option("--optional", help="Do not report this source in /healthz.")
     ] = False,
 ) -> None:
-    """Read one more source, from now on."""
-    from maskcast.pipeline.control import AddSource
+    """Add a source and report its state."""
     from maskcast.pipeline.url import is_local, local_path
 
     if is_local(url):
@@ -93,12 +104,20 @@ def add(
         "required": False if optional else None,
     }
     given = {key: value for key, value in options.items() if value is not None}
-    context.obj.ask(AddSource({"name": name, "url": url, **given}))
-    typer.echo("ok")
+    found = context.obj.add({"name": name, "url": url, **given})
+    if found is None:
+        typer.echo(f"{name}: added, and removed by another client")
+    else:
+        size = f" {found.width}x{found.height}" if found.width else ""
+        typer.echo(
+            f"{name}: added, {found.state}{size}" + (f": {found.detail}" * bool(found.detail))
+        )
 
 
 def remove(context: typer.Context, name: Name) -> None:
-    """Take a source away; wait until its last frame and its end are published."""
+    """Remove a source and wait until its last frame is published."""
     if not context.obj.remove(name):
-        raise InputError(f"{name} is read no longer, but has not gone yet: a read of it hangs")
-    typer.echo("ok")
+        raise InputError(
+            f"{name}: not removed yet, because a read from it hangs; list it again later"
+        )
+    typer.echo(f"{name}: removed")

@@ -126,7 +126,10 @@ def _stopping_on_signals() -> Iterator[threading.Event]:
 
 def _show(table: LiveTable, stats: Stats, label_names: tuple[str, ...], caption: str) -> None:
     counts = [source.frame_count for source in stats.sources]
-    gone = sum(source.processed + sum(source.dropped.values()) for source in stats.sources)
+    gone = sum(
+        source.processed + sum(source.skipped.values()) + sum(source.dropped.values())
+        for source in stats.sources
+    )
     table.show(
         [_row(source, label_names) for source in stats.sources],
         caption=caption,

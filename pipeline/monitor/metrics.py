@@ -1,4 +1,4 @@
-"""Metrics: a pipeline's figures in the words of Prometheus."""
+"""Metrics: a pipeline's figures as Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from maskcast.pipeline.sources.state import SourceState
 from maskcast.pipeline.stats import RECORD, SourceStats, Stats
 
 _ORDINARY_DROP = ("preprocess", "replaced")
-"""Told of from the beginning, as 0: a rate needs a first value."""
+"""Reported from the start, as 0: a rate needs a first value."""
 
 _BUCKETS = (*(str(bound_s) for bound_s in BOUNDS_S), "+Inf")
 
 
 def make_registry(read: Callable[[], Stats], engine: Engine) -> CollectorRegistry:
-    """Return a registry of its own for one pipeline, which is read anew at every scrape.
+    """Return a registry for one pipeline; its figures are read at every scrape.
 
-    Series of a source that was removed vanish, as Prometheus expects of what is gone.
+    The series of a removed source disappear.
 
     Args:
-        read: gives the figures of the moment.
-        engine: what runs the model.
+        read: returns the current figures.
+        engine: the engine that runs the model.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(PipelineCollector(read, engine))
@@ -46,7 +46,7 @@ def make_registry(read: Callable[[], Stats], engine: Engine) -> CollectorRegistr
 
 
 class PipelineCollector(Collector):
-    """Turns a pipeline's figures into metric families. Labels hold names, and never addresses."""
+    """Converts a pipeline's figures to metric families. Labels hold names, never URLs."""
 
     def __init__(self, read: Callable[[], Stats], engine: Engine) -> None:
         manifest = engine.manifest
@@ -76,18 +76,23 @@ class PipelineCollector(Collector):
         )
         yield GaugeMetricFamily(
             "maskcast_resident_memory_peak_bytes",
-            "The most memory that the process ever held.",
+            "Peak resident memory of the process.",
             value=read_memory().peak_bytes,
         )
-        yield InfoMetricFamily("maskcast_engine", "What runs the model.", self._engine)
+        yield InfoMetricFamily("maskcast_engine", "The engine that runs the model.", self._engine)
         build = {"version": _version(), "python": platform.python_version()}
-        yield InfoMetricFamily("maskcast_build", "What runs.", build)
+        yield InfoMetricFamily("maskcast_build", "Versions of maskcast and Python.", build)
 
 
 def _source_families(sources: Iterable[SourceStats]) -> Iterator[Metric]:
     captured = CounterMetricFamily("maskcast_frames_captured", "Frames read.", labels=["source"])
     processed = CounterMetricFamily(
         "maskcast_frames_processed", "Frames published.", labels=["source"]
+    )
+    skipped = CounterMetricFamily(
+        "maskcast_frames_skipped",
+        "Frames that the configuration leaves out, by reason.",
+        labels=["source", "reason"],
     )
     dropped = CounterMetricFamily(
         "maskcast_frames_dropped",
@@ -96,22 +101,26 @@ def _source_families(sources: Iterable[SourceStats]) -> Iterator[Metric]:
     )
     corrupt = CounterMetricFamily(
         "maskcast_source_corrupt_packets",
-        "Damaged packets or images that were skipped.",
+        "Damaged packets or images that were ignored.",
         labels=["source"],
     )
     reconnects = CounterMetricFamily(
-        "maskcast_source_reconnects", "How often a source has come back.", labels=["source"]
+        "maskcast_source_reconnects", "Number of times a source was reconnected.", labels=["source"]
     )
     state = GaugeMetricFamily(
-        "maskcast_source_state", "1 for what a source is doing.", labels=["source", "state"]
+        "maskcast_source_state",
+        "1 for the current state, 0 for the others.",
+        labels=["source", "state"],
     )
     latency = HistogramMetricFamily(
-        "maskcast_latency_seconds", "From capture to publication.", labels=["source"]
+        "maskcast_latency_seconds", "From the start of decoding to publication.", labels=["source"]
     )
     for source in sources:
         name = [source.name]
         captured.add_metric(name, source.captured)
         processed.add_metric(name, source.processed)
+        for option, count in source.skipped.items():
+            skipped.add_metric([source.name, option], count)
         for reason, count in {_ORDINARY_DROP: 0, **source.dropped}.items():
             dropped.add_metric([source.name, *reason], count)
         for why, count in source.unrecorded.items():
@@ -121,23 +130,23 @@ def _source_families(sources: Iterable[SourceStats]) -> Iterator[Metric]:
         for possible in SourceState:
             state.add_metric([source.name, possible], source.state is possible)
         _add_histogram(latency, name, source.latency)
-    yield from (captured, processed, dropped, corrupt, reconnects, state, latency)
+    yield from (captured, processed, skipped, dropped, corrupt, reconnects, state, latency)
 
 
 def _stage_families(stats: Stats) -> Iterator[Metric]:
     work = HistogramMetricFamily(
         "maskcast_stage_work_seconds",
-        "Work of a stage on a frame that was published.",
+        "Work of a stage on a published frame.",
         labels=["stage"],
     )
     wait = HistogramMetricFamily(
         "maskcast_stage_wait_seconds",
-        "How long a frame that was published waited before a stage.",
+        "Time that a published frame waited for a stage.",
         labels=["stage"],
     )
     busy = CounterMetricFamily(
         "maskcast_stage_busy_seconds",
-        "Time that a stage worked; its rate is the share of the time that it is busy.",
+        "Time that a stage worked; its rate is the share of time that it is busy.",
         labels=["stage"],
     )
     depth = GaugeMetricFamily(
@@ -145,7 +154,7 @@ def _stage_families(stats: Stats) -> Iterator[Metric]:
     )
     at_work = GaugeMetricFamily(
         "maskcast_stage_at_work_seconds",
-        "How long a stage has been at what it is doing now; 0 while it waits.",
+        "Time since a stage began its current work; 0 while it waits.",
         labels=["stage"],
     )
     for name in dict.fromkeys((*STAGES, *stats.stages)):
@@ -163,7 +172,7 @@ def _stage_families(stats: Stats) -> Iterator[Metric]:
 def _add_histogram(
     family: HistogramMetricFamily, labels: list[str], durations: Distribution
 ) -> None:
-    """Prometheus counts in a bucket all that is in the lower ones too."""
+    """Add a histogram; in Prometheus's buckets the lower ones are included."""
     buckets = list(zip(_BUCKETS, accumulate(durations.counts), strict=True))
     family.add_metric(labels, buckets, durations.sum_s)
 

@@ -18,6 +18,7 @@ SECRET = "hunter2"
 NAMES = {
     "maskcast_frames_captured_total": "counter",
     "maskcast_frames_processed_total": "counter",
+    "maskcast_frames_skipped_total": "counter",
     "maskcast_frames_dropped_total": "counter",
     "maskcast_latency_seconds": "histogram",
     "maskcast_source_state": "gauge",
