@@ -175,3 +175,40 @@ class DecodeStage(threading.Thread):
     def _is_wanted(self, frame: Frame) -> bool:
         start_s = frame.timeline.start_ns["decode"] / 1e9
         time_s = frame.pts_s if frame.pts_s is not None else start_s
+        for limiter in self._limiters:
+            if not limiter.keeps(time_s):
+                self._context.meter.skipped(frame, limiter.reason)
+                return False
+        return True
+
+    def _on_change(self, change: StateChange) -> None:
+        """Report a change of the source's state; ``end`` reports its end."""
+        if change.state is SourceState.ENDED:
+            return
+        self._state = change.state
+        self._has_answered |= change.state is SourceState.STREAMING
+        self._context.meter.changed(self._source_name, change)
+        self._log(change)
+        data: dict[str, str | int] = {"state": change.state, "reconnects": change.reconnects}
+        if change.reason:
+            data["reason"] = change.reason
+        self._inbox.post(Event(self._source_name, "state", data))
+
+    def _log(self, change: StateChange) -> None:
+        if change.state is SourceState.RECONNECTING and not self._has_answered:
+            shown = fields(source=self._source_name, reason=change.reason)
+            _logger.warning("source_unreachable", extra=shown)
+            return
+        is_trouble = change.state in (SourceState.STALLED, SourceState.RECONNECTING)
+        shown = fields(
+            source=self._source_name,
+            state=change.state,
+            reason=change.reason or None,
+            reconnects=change.reconnects,
+        )
+        level = logging.WARNING if is_trouble else logging.INFO
+        _logger.log(level, "source_state", extra=shown)
+
+    def _frame_count(self, source: Source) -> int | None:
+        counts = [count for count in (source.frame_count, self._context.limit) if count is not None]
+        return min(counts, default=None)
