@@ -61,6 +61,7 @@ class SourceConfig(
         rtsp_transport: how RTSP carries its packets.
         open_timeout_s: how long the source may take to answer.
         read_timeout_s: a source that has answered and is silent for so long is opened anew.
+        track: give instances track ids; on by default for video, off for images.
         required: whether ``/healthz`` calls the pipeline ill while this source does not stream.
     """
 
@@ -74,6 +75,7 @@ class SourceConfig(
     rtsp_transport: Literal["tcp", "udp"] = "tcp"
     open_timeout_s: Seconds = 10.0
     read_timeout_s: Seconds = 5.0
+    track: bool | None = None
     required: bool = True
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:

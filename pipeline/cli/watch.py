@@ -10,6 +10,7 @@ from itertools import islice
 
 import msgspec
 
+from maskcast.engines.instances import Instances
 from maskcast.pipeline.cli.live_table import LiveTable
 from maskcast.pipeline.outputs.jsonl import FrameRecord, instance_records, label_name
 from maskcast.pipeline.wire.subscriber import PublishedFrame, Subscription
@@ -37,6 +38,8 @@ def frame_record(frame: PublishedFrame) -> FrameRecord:
         width=frame.instances.width,
         height=frame.instances.height,
         instances=instance_records(frame.instances, frame.label_names),
+        zones=frame.zones or msgspec.UNSET,
+        lines=frame.lines or msgspec.UNSET,
     )
 
 
@@ -68,7 +71,7 @@ class _Seen:
             str(self.lost),
             rate,
             f"{self.last.age_ms:.0f}",
-            count_labels(self.last.instances.labels.tolist(), self.last.label_names),
+            name_instances(self.last.instances, self.last.label_names),
         ]
 
 
@@ -80,6 +83,24 @@ def count_labels(labels: list[int], label_names: tuple[str, ...]) -> str:
 def count_names(names: list[str]) -> str:
     """Count names: ``3 person, 1 dog``, the most frequent first."""
     return ", ".join(f"{count} {name}" for name, count in Counter(names).most_common())
+
+
+def name_instances(instances: Instances, label_names: tuple[str, ...]) -> str:
+    """Say what is in a frame, with track ids where there are any: ``3 person #4 #7, 1 dog``."""
+    labels = instances.labels.tolist()
+    if instances.track_ids is None:
+        return count_labels(labels, label_names)
+    ids: dict[int, list[str]] = {}
+    for label, track_id in zip(labels, instances.track_ids.tolist(), strict=True):
+        ids.setdefault(label, []).extend([f"#{track_id}"] if track_id else [])
+    return ", ".join(
+        " ".join([str(count), label_name(label, label_names), *sorted(ids[label], key=_number)])
+        for label, count in Counter(labels).most_common()
+    )
+
+
+def _number(track_id: str) -> int:
+    return int(track_id[1:])
 
 
 def show_table(

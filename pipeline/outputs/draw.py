@@ -24,8 +24,9 @@ Colour = tuple[int, int, int]
 class Annotator:
     """Draws the instances of one source, picture after picture.
 
-    It remembers where each colour was in the last picture, so that an instance keeps its colour
-    while it moves, although the order of instances (by score) changes from frame to frame.
+    The colour of an instance is that of its track. Without tracks it is the colour of the instance
+    in the last frame whose box overlaps most, so that it stays although the order of instances (by
+    score) changes from frame to frame.
 
     Args:
         label_names: the model's names, indexed by label.
@@ -38,7 +39,7 @@ class Annotator:
 
     def draw(self, image: Image.Image, instances: Instances) -> None:
         """Draw into an RGB image, in place; its size must be that of ``instances``."""
-        colours = self._assign_colours(instances.boxes)
+        colours = self._assign_colours(instances)
         unit = max(1, round(min(image.size) / 360))  # line width in pixels: 2 at 720p
         pen = ImageDraw.Draw(image)
         # Worst first: where instances overlap, the best one lies on top.
@@ -52,10 +53,15 @@ class Annotator:
         for i in reversed(range(len(instances))):
             label = int(instances.labels[i])
             text = f"{self._label_names[label]} {100 * float(instances.scores[i]):.0f}%"
+            if instances.track_ids is not None and instances.track_ids[i]:
+                text = f"#{instances.track_ids[i]} {text}"
             _draw_tag(pen, image.size, instances.boxes[i], text, palette(colours[i]), font)
 
-    def _assign_colours(self, boxes: NDArray[np.float32]) -> list[int]:
-        """Give each box the colour number of the last picture's box that it overlaps most."""
+    def _assign_colours(self, instances: Instances) -> list[int]:
+        """Choose colours: by track id, else as the box of the last frame that overlaps most."""
+        if instances.track_ids is not None:
+            return [int(track_id) for track_id in instances.track_ids]
+        boxes = instances.boxes
         colours = [-1] * len(boxes)
         overlap = _iou(boxes, self._last_boxes)
         while overlap.size and overlap.max() >= SAME_INSTANCE_IOU:

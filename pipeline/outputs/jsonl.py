@@ -41,16 +41,23 @@ class Segmentation(msgspec.Struct, frozen=True):
 
 
 class InstanceRecord(msgspec.Struct, frozen=True):
-    """One instance: its class, its score, its box (x1 y1 x2 y2, source pixels) and its mask."""
+    """One instance: its class, its score, its box (x1 y1 x2 y2, source pixels) and its mask.
+
+    ``track_id`` is absent where nothing is tracked, and None for an instance without a track.
+    """
 
     label: str
     score: float
     box: list[float]
     segmentation: Segmentation | None
+    track_id: int | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class FrameRecord(msgspec.Struct, frozen=True):
-    """One frame as a line of JSON: the same for ``run --jsonl`` and ``watch --json``."""
+    """One frame as a line of JSON: the same for ``run --jsonl`` and ``watch --json``.
+
+    ``zones`` and ``lines`` are absent where there are none.
+    """
 
     source: str
     seq: int
@@ -61,6 +68,8 @@ class FrameRecord(msgspec.Struct, frozen=True):
     width: int
     height: int
     instances: list[InstanceRecord]
+    zones: dict[str, int] | msgspec.UnsetType = msgspec.UNSET
+    lines: dict[str, dict[str, int]] | msgspec.UnsetType = msgspec.UNSET
 
 
 def instance_records(instances: Instances, label_names: Sequence[str]) -> list[InstanceRecord]:
@@ -74,9 +83,16 @@ def instance_records(instances: Instances, label_names: Sequence[str]) -> list[I
         if instances.masks is None
         else [Segmentation(size, counts.decode()) for counts in instances.counts()]
     )
+    track_ids: list[int | msgspec.UnsetType | None] = (
+        [msgspec.UNSET] * len(instances)
+        if instances.track_ids is None
+        else [track_id or None for track_id in instances.track_ids.tolist()]
+    )
     return [
-        InstanceRecord(label=name, score=score, box=box, segmentation=mask)
-        for name, score, box, mask in zip(names, scores, boxes, masks, strict=True)
+        InstanceRecord(label=name, score=score, box=box, segmentation=mask, track_id=track_id)
+        for name, score, box, mask, track_id in zip(
+            names, scores, boxes, masks, track_ids, strict=True
+        )
     ]
 
 
@@ -148,6 +164,8 @@ class JsonlRecorder:
             width=instances.width,
             height=instances.height,
             instances=instance_records(instances, self._label_names),
+            zones=dict(published.analysis.zones) or msgspec.UNSET,
+            lines={name: dict(n) for name, n in published.analysis.lines.items()} or msgspec.UNSET,
         )
         line = msgspec.json.encode(record) + b"\n"
         try:

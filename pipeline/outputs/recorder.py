@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from maskcast.engines.instances import Instances
 from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.tracking.analysis import UNTRACKED, Analysis
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +18,13 @@ class Published:
         seq: the message's number, counted by publisher and source from 0.
         publish_ns: when it was sent, UTC nanoseconds.
         lost_before: frames of the source that were captured since its last message and dropped.
+        analysis: zones, lines and events after this frame.
     """
 
     seq: int
     publish_ns: int
     lost_before: int
+    analysis: Analysis = UNTRACKED
 
 
 class Recorder(Protocol):

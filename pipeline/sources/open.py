@@ -42,6 +42,13 @@ def create_source(
     return VideoSource(config, stopping)
 
 
+def is_tracked(config: SourceConfig) -> bool:
+    """Tell whether a source's instances get track ids: by default those of video do."""
+    if config.track is not None:
+        return config.track
+    return not _is_of_images(config.url)
+
+
 def is_live(config: SourceConfig) -> bool:
     """Tell from its URL and policy whether a source's frames arrive at their own rate."""
     if scheme(config.url) == "test":

@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from maskcast.engines.engine import Engine
-from maskcast.pipeline.config import Config, SourceConfig
+from maskcast.pipeline.config import Config, ModelConfig, SourceConfig
 from maskcast.pipeline.inbox import Inbox, RoundRobin
 from maskcast.pipeline.outputs.recorder import Recorder
+from maskcast.pipeline.sources.open import is_tracked
 from maskcast.pipeline.stages.decoders import Decoders
-from maskcast.pipeline.stages.infer import Detected, InferStage, MasksStage, Seen
+from maskcast.pipeline.stages.infer import Detected, InferStage, MasksStage, Seen, min_score_for
 from maskcast.pipeline.stages.preprocess import Prepared, PreprocessStage
 from maskcast.pipeline.stages.publish import PublishStage
 from maskcast.pipeline.stages.record import OnFrame, Recorded, RecordStage
 from maskcast.pipeline.stages.stage import Event, PipelineContext, Stage
+from maskcast.pipeline.tracking.analysis import SourceAnalysis
 
 RECORD_CAPACITY = 8
 """Frames that wait for the record stage at most: a third of a second of one camera."""
@@ -66,7 +68,13 @@ class StageChain:
         self._stages: list[Stage[Any, Any]] = [
             PreprocessStage(decoded, self._prepared, manifest, engine.prefetch, context),
             InferStage(self._prepared, self._detected, engine, config.model, context),
-            MasksStage(self._detected, self._seen, engine, context),
+            MasksStage(
+                self._detected,
+                self._seen,
+                engine,
+                lambda source: self._analyse(source, engine, config.model),
+                context,
+            ),
             PublishStage(
                 self._seen, config.publish, manifest.labels, self.decoders, recording, context
             ),
@@ -133,6 +141,14 @@ class StageChain:
         """Drop every frame that waits: after a failure a stage that would take it may be gone."""
         for inbox in (self._prepared, self._detected, self._seen):
             inbox.close(discard=True)
+
+    def _analyse(self, source: str, engine: Engine, model: ModelConfig) -> SourceAnalysis | None:
+        """Begin to follow the objects of a source, if it is one that is tracked."""
+        for config in self.decoders.configs():
+            if config.name == source and is_tracked(config):
+                min_score = min_score_for(engine, model)
+                return SourceAnalysis(config, engine.manifest.labels, min_score)
+        return None
 
     def _drop_prepared(self, item: Prepared | Event, reason: str) -> None:
         assert isinstance(item, Prepared)

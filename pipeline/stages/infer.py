@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from maskcast.pipeline.inbox import Inbox
 from maskcast.pipeline.sources.open import is_live
 from maskcast.pipeline.stages.preprocess import Prepared
 from maskcast.pipeline.stages.stage import Event, PipelineContext, Stage
+from maskcast.pipeline.tracking.analysis import UNTRACKED, Analysis, SourceAnalysis
 
 
 def load_engine_for(config: Config) -> Engine:
@@ -38,6 +39,12 @@ def mode_for(config: Config) -> Mode:
         return config.model.mode
     may_be_live = config.control is not None or any(map(is_live, config.sources))
     return "latency" if may_be_live else "throughput"
+
+
+def min_score_for(engine: Engine, model: ModelConfig) -> float:
+    """Return the score below which nothing is reported: the one asked for, else the bundle's."""
+    chosen = model.score_threshold
+    return engine.manifest.score_threshold if chosen is None else chosen
 
 
 def labels_of(
@@ -82,10 +89,11 @@ class Detected:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A frame and what was seen in it."""
+    """A frame, what was seen in it, and what became of the objects that are followed."""
 
     frame: Frame
     instances: Instances
+    analysis: Analysis = UNTRACKED
 
 
 class InferStage(Stage[Prepared, Detected]):
@@ -103,8 +111,7 @@ class InferStage(Stage[Prepared, Detected]):
         mark_abandonable(self)
         self.batch_size = engine.max_batch
         self._engine = engine
-        own, chosen = engine.manifest.score_threshold, model.score_threshold
-        self._min_score = own if chosen is None else chosen
+        self._min_score = min_score_for(engine, model)
         self._labels = labels_of(model.classes, engine.manifest.labels)
 
     def alike(self, first: Prepared, other: Prepared) -> bool:
@@ -123,29 +130,58 @@ class InferStage(Stage[Prepared, Detected]):
 
 
 class MasksStage(Stage[Detected, Seen]):
-    """Computes the masks of the boxes that were kept."""
+    """Computes the masks of the boxes that were kept, and follows the objects that they show.
+
+    Args:
+        inbox: batches of frames, and events.
+        outbox: single frames, and events.
+        engine: computes the masks.
+        analyse: makes the analysis of a source; None for a source that is not tracked. It is asked
+            at a source's first frame, and again where frames come after its end.
+        context: as of ``Stage``.
+    """
 
     def __init__(
         self,
         inbox: Inbox[Detected | Event],
         outbox: Inbox[Seen | Event],
         engine: Engine,
+        analyse: Callable[[str], SourceAnalysis | None],
         context: PipelineContext,
     ) -> None:
         super().__init__("masks", inbox, outbox, context)
         mark_abandonable(self)
         self._engine = engine
+        self._analyse = analyse
+        self._analyses: dict[str, SourceAnalysis | None] = {}
 
     def work(self, items: list[Detected]) -> list[Seen]:
-        """Segment one batch."""
+        """Segment one batch, and continue the tracks."""
         (detected,) = items
         begin_ns = _begin(detected.frames, "masks")
         try:
             instances = self._engine.segment(detected.detections)
         finally:
             detected.detections.release()
+        seen = [self._follow(*pair) for pair in zip(detected.frames, instances, strict=True)]
         _end(detected.frames, "masks", begin_ns)
-        return [Seen(*pair) for pair in zip(detected.frames, instances, strict=True)]
+        return seen
+
+    def event(self, event: Event) -> None:
+        """Pass an event on; before the end of a source, those of its tracks."""
+        if event.name == "ended" and (analysis := self._analyses.pop(event.source, None)):
+            for name, data in analysis.end("ended"):
+                super().event(Event(event.source, name, data))
+        super().event(event)
+
+    def _follow(self, frame: Frame, instances: Instances) -> Seen:
+        source = frame.source
+        if source not in self._analyses:
+            self._analyses[source] = self._analyse(source)
+        analysis = self._analyses[source]
+        if analysis is None:
+            return Seen(frame, instances)
+        return Seen(frame, *analysis.update(frame, instances))
 
 
 def _begin(frames: list[Frame], stage: str) -> int:

@@ -21,6 +21,7 @@ from maskcast.pipeline.sources.state import REMOVED
 from maskcast.pipeline.stages.infer import Seen
 from maskcast.pipeline.stages.record import Recorded
 from maskcast.pipeline.stages.stage import Event, PipelineContext, Stage
+from maskcast.pipeline.tracking.analysis import Analysis
 from maskcast.pipeline.wire.curve import ServerKeys
 from maskcast.pipeline.wire.publisher import Publisher
 
@@ -102,7 +103,7 @@ class PublishStage(Stage[Seen, None]):
         (seen,) = items
         frame, instances = seen.frame, seen.instances
         frame.timeline.begin("publish")
-        published = self._publish(frame, instances)
+        published = self._publish(frame, instances, seen.analysis)
         frame.timeline.end("publish")
         self._context.meter.processed(frame, instances)
         if self._recording is not None:
@@ -161,7 +162,7 @@ class PublishStage(Stage[Seen, None]):
                 event = known.get(name) or Event(name, "ended", {"reason": "failed"})
                 publisher.event(name, event.name, **event.data)
 
-    def _publish(self, frame: Frame, instances: Instances) -> Published:
+    def _publish(self, frame: Frame, instances: Instances, analysis: Analysis) -> Published:
         source = frame.source
         drops = self._context.meter.drops(source)
         lost = sum(sum(reasons.values()) for reasons in drops.values())
@@ -170,7 +171,7 @@ class PublishStage(Stage[Seen, None]):
         if self._publisher is None:
             seq = self._seq[source]
             self._seq[source] += 1
-            return Published(seq, time.time_ns(), lost_before)
+            return Published(seq, time.time_ns(), lost_before, analysis)
         size = (instances.width, instances.height)
         if self._size.get(source) != size:
             self._size[source] = size
@@ -179,9 +180,19 @@ class PublishStage(Stage[Seen, None]):
         jpeg = None
         if quality is not None and self._publisher.subscribers(source):
             jpeg = encode_jpeg(frame, quality)
-        sent = self._publisher.publish(frame, instances, drops=drops, jpeg=jpeg, clock=frame.clock)
+        sent = self._publisher.publish(
+            frame,
+            instances,
+            drops=drops,
+            zones=analysis.zones,
+            lines=analysis.lines,
+            jpeg=jpeg,
+            clock=frame.clock,
+        )
+        for name, data in analysis.events:
+            self._publisher.event(source, name, **data)
         self._count_subscribers(self._publisher)
-        return Published(sent.seq, sent.publish_ns, lost_before)
+        return Published(sent.seq, sent.publish_ns, lost_before, analysis)
 
     def _count_subscribers(self, publisher: Publisher) -> None:
         self._context.meter.subscribers = max(

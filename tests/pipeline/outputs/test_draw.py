@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -99,3 +101,19 @@ def test_the_label_stands_above_its_box_and_inside_where_no_room_is() -> None:
     assert (above[146, 201] == colour).all()
     inside = drawn(instances((200, 2, 400, 350), size=(640, 480)))
     assert (inside[5, 202] == colour).all()
+
+
+def test_a_track_keeps_its_colour_wherever_it_is_and_in_whatever_order() -> None:
+    found = instances((100, 200, 200, 300), (400, 200, 500, 300), size=(640, 480))
+    painter = Annotator(NAMES)
+    first = drawn(replace(found, track_ids=np.array([12, 5], np.int32)), painter)
+    other = drawn(replace(found, track_ids=np.array([5, 12], np.int32)), painter)
+    assert tuple(first[202, 100]) == tuple(other[202, 400]) == palette(12)
+    assert tuple(first[202, 400]) == tuple(other[202, 100]) == palette(5)
+
+
+def test_a_track_is_named() -> None:
+    found = instances((100, 200, 200, 300), size=(640, 480))
+    named = drawn(replace(found, track_ids=np.array([12], np.int32)))
+    unnamed = drawn(replace(found, track_ids=np.array([0], np.int32)))
+    assert (named[170:199] != unnamed[170:199]).any()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from maskcast.engines.errors import InputError
 from maskcast.engines.instances import Instances
 from maskcast.pipeline.outputs.jsonl import JsonlRecorder, instance_records
 from maskcast.pipeline.outputs.video import VideoRecorder
+from maskcast.pipeline.tracking.analysis import Analysis
 
 
 def test_an_instance_record_names_the_label_and_holds_the_mask_as_coco_rle() -> None:
@@ -165,3 +167,15 @@ def test_a_dash_is_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
     write(recorder, 0)
     recorder.close()
     assert json.loads(capfd.readouterr().out)["seq"] == 0
+
+
+def test_track_ids_zones_and_lines_are_written_where_there_are_any(tmp_path: Path) -> None:
+    tracked = replace(instances(), track_ids=np.array([7, 0], np.int32))
+    analysis = Analysis({"door": 1}, {"gate": {"forward": 3, "backward": 1}})
+    recorder = JsonlRecorder(tmp_path / "out.jsonl", NAMES)
+    recorder.write(frame(0), tracked, replace(published(0), analysis=analysis))
+    recorder.close()
+    line = json.loads((tmp_path / "out.jsonl").read_text())
+    assert [found["track_id"] for found in line["instances"]] == [7, None]
+    assert line["zones"] == {"door": 1}
+    assert line["lines"] == {"gate": {"forward": 3, "backward": 1}}
