@@ -1,4 +1,4 @@
-"""The record of a training run: one JSON object a line, and a picture of it."""
+"""Training log: losses and scores as JSON lines, and as a plot."""
 
 import json
 from pathlib import Path
@@ -12,25 +12,25 @@ class TrainingLog:
 
     Args:
         folder: of the run.
-        iteration: where the run goes on; later lines, of a run that was cut off, are dropped.
+        iteration: where the run resumes; later lines, of a run that was killed, are dropped.
     """
 
     def __init__(self, folder: Path, iteration: int) -> None:
         self._path = folder / "metrics.jsonl"
-        self._picture = folder / "metrics.png"
+        self._plot = folder / "metrics.png"
         lines = self._path.read_text().splitlines() if self._path.exists() else []
         self.entries: list[dict[str, Any]] = [json.loads(line) for line in lines]
         self.entries = [entry for entry in self.entries if entry["iteration"] <= iteration]
         self._path.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries))
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Add an entry; ``iteration`` is required, ``losses`` and ``scores`` are drawn."""
+        """Add an entry; ``iteration`` is required, ``losses`` and ``scores`` are plotted."""
         self.entries.append(entry)
         with self._path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
 
     def plot(self) -> None:
-        """Draws the losses and the AP over the iterations."""
+        """Plot the losses and the AP over the iterations."""
         figure = Figure(figsize=(10, 4), layout="constrained")
         loss_axes, score_axes = figure.subplots(1, 2)
         trained = [entry for entry in self.entries if "losses" in entry]
@@ -57,4 +57,4 @@ class TrainingLog:
             if axes.lines:
                 axes.legend(fontsize="small")
             axes.grid(alpha=0.3)
-        figure.savefig(self._picture, dpi=120)
+        figure.savefig(self._plot, dpi=120)

@@ -1,9 +1,11 @@
-"""How a network is trained: the numbers of a training run and the learning rate they make."""
+"""Recipe: the numbers of a training run, and the optimizer and learning rate they define."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
+import torch
+from torch import nn
 
 from maskcast.engines.errors import InputError
 
@@ -15,23 +17,23 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         optimizer: SGD with momentum 0.9, or AdamW.
         learning_rate: peak, for a batch of ``batch_size``.
         weight_decay: of weights; biases and norms have none under AdamW.
-        backbone_rate: the backbone's learning rate as a part of the others'.
+        backbone_rate: the backbone's learning rate relative to that of the other layers.
         frozen_levels: the stem and this many levels of the backbone keep their ImageNet weights.
         schedule: "step": a tenth after 2/3 and again after 8/9 of the run; "cosine": down to 0.
-        warmup_iterations: linear rise of the rate.
-        gradient_norm: gradients are clipped to it; None leaves them.
-        average_decay: of the exponential moving average of the weights, which is what is evaluated
-            and kept; None keeps the weights themselves.
-        epochs: passes over the pictures.
-        batch_size: pictures of an iteration.
+        warmup_iterations: iterations of linear warm-up.
+        gradient_norm: maximum norm of the gradients; None does not clip them.
+        average_decay: of the exponential moving average of the weights, which is evaluated and
+            kept; None keeps the weights themselves.
+        epochs: passes over the images; above 0.
+        batch_size: images per iteration.
         bfloat16: autocast of the network to bfloat16.
-        canvas: side of the square that is cut from each picture; None resizes whole pictures.
-        canvas_scales: range of the longer side before the cut, as parts of ``canvas``.
-        shorter_sides: range of the shorter side of whole pictures, pixels.
-        longest: limit of the longer side of whole pictures, pixels.
+        canvas: side of the square crop of each image, pixels; None resizes whole images.
+        canvas_scales: range of the longer side before the crop, relative to ``canvas``.
+        shorter_sides: range of the shorter side of whole images, pixels.
+        longest: limit of the longer side of whole images, pixels.
         colour_jitter: brightness, contrast and saturation vary within 1 ± this.
-        paste: part of the examples that get instances of another one, with masks, pasted in; needs
-            ``canvas``.
+        paste: share of the examples into which instances of another one, with masks, are pasted;
+            needs ``canvas``.
     """
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -86,10 +88,42 @@ def recipe_by_name(name: str) -> Recipe:
 
 
 def learning_rate(recipe: Recipe, iteration: int, done: float) -> float:
-    """Return the learning rate of an iteration (from 0) when a part ``done`` of the run is over."""
+    """Return the learning rate of an iteration (from 0); ``done`` is the progress, 0..1."""
     warmup = min(1.0, (iteration + 1) / recipe.warmup_iterations)
     if recipe.schedule == "cosine":
         decay = 0.5 + 0.5 * math.cos(math.pi * done)
     else:
         decay = 0.1 ** ((done >= 2 / 3) + (done >= 8 / 9))
     return recipe.learning_rate * warmup * decay
+
+
+def make_optimizer(network: Any, recipe: Recipe) -> torch.optim.Optimizer:
+    """Make the optimizer, with parameters grouped by learning rate and weight decay.
+
+    Each group's ``rate`` is its learning rate relative to the schedule's.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        rate = recipe.backbone_rate if name.startswith("backbone.body.") else 1.0
+        is_weight = parameter.ndim > 1 or recipe.optimizer == "sgd"
+        decay = recipe.weight_decay if is_weight else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    options = [
+        {"params": parameters, "rate": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
+    ]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(options, lr=recipe.learning_rate, momentum=0.9)
+    return torch.optim.AdamW(options, lr=recipe.learning_rate)
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Update an exponential moving average of the weights: ``decay`` of the old average stays."""
+    for old, new in zip(average.parameters(), network.parameters(), strict=True):
+        if new.requires_grad:
+            old.lerp_(new, 1 - decay)
+    for kept, current in zip(average.buffers(), network.buffers(), strict=True):
+        kept.copy_(current)

@@ -1,10 +1,7 @@
 """Training of a network on COCO annotations: resumable, measured, and bounded in time."""
 
 import copy
-import ctypes
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,39 +34,42 @@ from maskcast.builder.training.dataset import (
 )
 from maskcast.builder.training.log import TrainingLog
 from maskcast.builder.training.losses import Target, compute_losses
-from maskcast.builder.training.optimizer import make_optimizer, update_average
-from maskcast.builder.training.recipe import Recipe, learning_rate
+from maskcast.builder.training.process import ignore_interrupt, interruption, keep_memory
+from maskcast.builder.training.recipe import (
+    Recipe,
+    learning_rate,
+    make_optimizer,
+    update_average,
+)
 from maskcast.engines.bundle import is_bundle, open_bundle
 from maskcast.engines.errors import InputError
 
 _LOG_EVERY = 20
 _SAVE_EVERY = 200
 _MOST_BAD_LOSSES = 20
-# glibc's <malloc.h>
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
     """One training run.
 
     Attributes:
-        output: folder of the run: ``checkpoint.pth`` to go on from, ``model.pth``,
+        output: folder of the run: ``checkpoint.pth`` to resume from, ``model.pth``,
             ``metrics.jsonl``, ``metrics.png``.
-        images: folder of the training pictures.
+        images: folder of the training images.
         annotations: their instances, COCO's JSON.
         network: name of a preset.
-        recipe: how to train.
-        with_masks: Mask R-CNN; or Faster R-CNN, from boxes alone.
-        box_annotations: further pictures of ``images`` that have boxes alone.
-        validation_images: folder of the pictures to measure on; by default ``images``.
+        recipe: optimisation and augmentation.
+        with_masks: train Mask R-CNN, else Faster R-CNN from boxes.
+        box_annotations: further images of ``images``, annotated with boxes only.
+        validation_images: folder of the images to measure on; by default ``images``.
         validation_annotations: None measures nothing.
         initial: checkpoint or bundle to start from, of the same network with any classes; None
             starts from the backbone's ImageNet weights.
-        minutes: length of the run on the clock, in place of the recipe's epochs; the schedule is
-            stretched over it.
+        minutes: duration of the run, instead of the recipe's epochs; above 0. The schedule of the
+            learning rate is stretched over it.
         evaluate_every: epochs between two measurements.
-        workers: processes that load pictures; 0 loads them in this one.
-        seed: of everything random.
+        workers: processes that load images; 0 loads them in this one.
+        seed: random seed.
     """
 
     output: Path
@@ -89,17 +89,23 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def train(config: TrainConfig, console: Console | None = None) -> Path | None:
-    """Train a network, or go on with a run that was interrupted.
+    """Train a network, or resume a run that was interrupted.
 
-    It trains on a CUDA GPU where torch sees one, else on the CPU. SIGINT saves the run and ends it;
-    the same call goes on from there.
+    It trains on a CUDA GPU if torch finds one, else on the CPU. SIGINT saves the run and ends it;
+    the same call resumes it. A run that is complete is left as it is.
 
     Returns:
         The path of ``model.pth``, or None if the run was interrupted.
 
     Raises:
-        InputError: the data or the initial model cannot be used, or the loss diverged.
+        InputError: the data, the initial model or a setting cannot be used, or the loss diverged.
     """
+    if not config.recipe.epochs > 0:
+        raise InputError(f"epochs {config.recipe.epochs:g}: give a number above 0")
+    if config.minutes is not None and not config.minutes > 0:
+        raise InputError(f"minutes {config.minutes:g}: give a number above 0")
+    if config.workers < 0:
+        raise InputError(f"workers {config.workers}: give 0 or more")
     return _Run(config, console or Console(stderr=True)).run()
 
 
@@ -122,12 +128,12 @@ class _Run:
         self.dataset = AugmentedDataset(datasets, self.recipe, config.seed)
         self.iterations_per_epoch = len(self.dataset) // self.recipe.batch_size
         if not self.iterations_per_epoch:
-            raise InputError(f"{config.annotations}: fewer pictures than one batch")
+            raise InputError(f"{config.annotations}: fewer images than one batch")
         self.iterations = max(1, round(self.recipe.epochs * self.iterations_per_epoch))
 
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self.device.type == "cpu":
-            _keep_memory()
+            keep_memory()
         torch.manual_seed(config.seed)
         self.network_config = network_config(config.network, labels, config.with_masks)
         if config.initial is None:
@@ -147,7 +153,7 @@ class _Run:
         self.log = TrainingLog(config.output, self.iteration)
 
     def start_from(self, initial: Path) -> Any:
-        """Build the network that ``initial`` is of, but for our classes, from its weights."""
+        """Build the network of ``initial`` for the classes of this run, from its weights."""
         preset = self.network_config
         if is_bundle(initial):
             bundle = open_bundle(initial)
@@ -164,25 +170,25 @@ class _Run:
         if (found.backbone, found.heads) != (preset.backbone, preset.heads):
             raise InputError(
                 f"{initial}: of a {found.backbone} network with {found.heads} heads, "
-                f"which {self.config.network} is not; choose the network that it is of"
+                f"not of {self.config.network}; choose its network"
             )
         self.network_config = msgspec.structs.replace(
             found, labels=preset.labels, with_masks=preset.with_masks
         )
         network = build_network(self.network_config)
         for name in load_matching(network, state):
-            self.console.print(f"not in {initial}, starts at random: {name}")
+            self.console.print(f"not in {initial}, starts from random values: {name}")
         return network
 
     @property
     def progress(self) -> float:
-        """The part of the run that is done, 0..1."""
+        """How much of the run is done, 0..1."""
         if self.config.minutes is not None:
             return min(1.0, self.elapsed_s / (60 * self.config.minutes))
         return self.iteration / self.iterations
 
     def description(self, spell: Callable[[Path], str] = str) -> dict[str, Any]:
-        """Describe the run by builtins, but for what may change when it goes on."""
+        """Describe the run with builtins, except what may change when it is resumed."""
         run: dict[str, Any] = msgspec.to_builtins(self.config, enc_hook=spell)
         return {k: v for k, v in run.items() if k not in ("workers", "evaluate_every", "output")}
 
@@ -209,7 +215,7 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
         self.iteration, self.elapsed_s = state["iteration"], state["elapsed_s"]
-        self.console.print(f"going on from iteration {self.iteration}")
+        self.console.print(f"resuming from iteration {self.iteration}")
 
     def batches(self) -> Iterator[tuple[list[Tensor], list[Target]]]:
         stop = self.iterations if self.config.minutes is None else 2**31
@@ -226,7 +232,7 @@ class _Run:
             collate_fn=collate,
             num_workers=self.config.workers,
             prefetch_factor=4 if self.config.workers else None,
-            worker_init_fn=_ignore_interrupt,
+            worker_init_fn=ignore_interrupt,
             # Without a generator of its own the loader would draw its workers' seed from ours.
             generator=torch.Generator(),
         )
@@ -236,7 +242,11 @@ class _Run:
         started = time.monotonic() - self.elapsed_s
         recent: list[dict[str, float]] = []
         evaluate_every = max(1, round(self.config.evaluate_every * self.iterations_per_epoch))
-        with self.show_progress() as show, _interruption() as interrupted:
+        path = self.config.output / "model.pth"
+        if self.progress >= 1 and path.is_file():
+            self.console.print(f"the run is complete: {path}; choose another output folder")
+            return path
+        with self.show_progress() as show, interruption() as interrupted:
             batches = self.batches()
             while self.progress < 1:
                 images, targets = _next_batch(batches)
@@ -245,7 +255,7 @@ class _Run:
                 self.elapsed_s = time.monotonic() - started
                 if losses:
                     recent.append(losses)
-                if self.iteration % _LOG_EVERY == 0 and recent:
+                if recent and (self.iteration % _LOG_EVERY == 0 or self.progress >= 1):
                     means = {k: sum(step[k] for step in recent) / len(recent) for k in recent[0]}
                     self.record(means)
                     show(means)
@@ -260,17 +270,17 @@ class _Run:
                     self.measure()
                     self.elapsed_s = time.monotonic() - started
         scores = self.measure()
-        self.save()
-        path = self.config.output / "model.pth"
         training = {
-            # A model travels: the names of its data tell enough, its maker's folders too much.
+            # A model is passed on: it names its data, but not the folders on this machine.
             **self.description(lambda path: path.name),
             "iterations": self.iteration,
-            "pictures": self.iteration * self.recipe.batch_size,
+            "images": self.iteration * self.recipe.batch_size,
             "elapsed_s": round(self.elapsed_s),
             "scores": scores,
         }
+        # In this order: a complete run always has its model.
         save_model(path, self.network_config, self.kept.state_dict(), training)
+        self.save()
         return path
 
     @property
@@ -365,38 +375,11 @@ class _Run:
             yield show
 
 
-def _keep_memory() -> None:
-    """Let glibc keep what tensors free: getting large blocks anew takes a sixth of every step."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-
-
 def _next_batch(batches: Iterator[Any]) -> Any:
-    """Take a batch; a loading process's complaint about a picture is cut to its own line."""
+    """Take a batch; a worker's error about an image is cut to its own line."""
     try:
         return next(batches)
     except InputError as error:
-        # The loader hands an exception on with the whole traceback of its process as the message.
+        # The loader passes an exception on with the traceback of its process as the message.
         last = str(error).splitlines()[-1]
         raise InputError(last.removeprefix("maskcast.engines.errors.InputError: ")) from None
-
-
-@contextmanager
-def _interruption() -> Iterator[threading.Event]:
-    """Turn SIGINT into an event, so that the run ends between two steps."""
-    interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted
-        return
-    previous = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-def _ignore_interrupt(_: int) -> None:
-    """Leave SIGINT, which a terminal sends to every process of a run, to the one that saves."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

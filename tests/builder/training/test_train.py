@@ -145,7 +145,7 @@ def test_a_run_is_measured_recorded_and_drawn(run) -> None:
     assert (config.output / "metrics.png").read_bytes().startswith(b"\x89PNG")
     training = torch.load(path, weights_only=True)["training"]
     assert training["scores"] == scored[-1]["scores"]
-    assert training["pictures"] == 8
+    assert training["images"] == 8
     assert training["recipe"]["epochs"] == 2
     assert training["annotations"] == "instances.json"
 
@@ -261,7 +261,7 @@ def test_a_broken_picture_is_an_input_error_of_one_line(run, workers: int) -> No
     (config.images / "1.png").write_bytes(b"no picture")
     with pytest.raises(InputError) as caught:
         silently(config)
-    assert str(caught.value).startswith(f"{config.images / '1.png'}: cannot decode")
+    assert str(caught.value).startswith(f"{config.images / '1.png'}: not an image")
     assert "\n" not in str(caught.value)
 
 
@@ -291,6 +291,44 @@ def test_a_loss_that_stays_infinite_ends_the_run_with_advice(
         silently(run(recipe=msgspec.structs.replace(RECIPE, epochs=50)))
 
 
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"recipe": msgspec.structs.replace(RECIPE, epochs=0)}, "epochs 0: give a number above 0"),
+        ({"recipe": msgspec.structs.replace(RECIPE, epochs=-1)}, "epochs -1:"),
+        ({"recipe": msgspec.structs.replace(RECIPE, epochs=float("nan"))}, "epochs nan:"),
+        ({"minutes": -3.0}, "minutes -3: give a number above 0"),
+        ({"minutes": 0.0}, "minutes 0:"),
+        ({"workers": -1}, "workers -1: give 0 or more"),
+    ],
+)
+def test_a_setting_out_of_range_is_an_input_error(run, changes, complaint: str) -> None:
+    config = run(**changes)
+    with pytest.raises(InputError, match=complaint):
+        silently(config)
+    assert not config.output.exists()
+
+
+def test_a_complete_run_is_left_as_it_is(run) -> None:
+    config = run(validation_annotations=run().annotations)
+    path = silently(config)
+    assert path is not None
+    files = [path, config.output / "metrics.jsonl", config.output / "checkpoint.pth"]
+    before = [(file.read_bytes(), file.stat().st_mtime_ns) for file in (files[0], files[2])]
+    lines = files[1].read_text()
+    assert silently(config) == path
+    assert [(file.read_bytes(), file.stat().st_mtime_ns) for file in (files[0], files[2])] == before
+    assert files[1].read_text() == lines
+
+
+def test_a_short_run_records_its_losses(run) -> None:
+    config = run()
+    silently(config)
+    (entry,) = metrics(config)
+    assert entry["iteration"] == 3
+    assert entry["losses"]["mask"] > 0
+
+
 def test_a_folder_with_a_run_of_other_settings_is_an_input_error(
     run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,5 +340,5 @@ def test_a_folder_with_a_run_of_other_settings_is_an_input_error(
 
 
 def test_fewer_pictures_than_a_batch_are_an_input_error(run) -> None:
-    with pytest.raises(InputError, match="fewer pictures"):
+    with pytest.raises(InputError, match="fewer images"):
         silently(run(recipe=msgspec.structs.replace(RECIPE, batch_size=3)))
