@@ -36,7 +36,6 @@ from torchvision.ops import box_iou
 from maskcast.builder.build import build
 from maskcast.builder.checkpoint.checkpoint import load_bundle_weights, load_network
 from maskcast.builder.network.network import build_network, network_config
-from maskcast.builder.tensorrt.plans import Precision, rebuild
 from maskcast.builder.tensorrt.process import Built
 from maskcast.engines.bundle import Bundle, FixedInput, open_bundle
 from maskcast.engines.engine import Engine
@@ -46,7 +45,7 @@ from maskcast.engines.plan import Package
 from maskcast.pipeline.config import make_config
 from maskcast.pipeline.pipeline import Pipeline
 
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+PRECISIONS: tuple[str, ...] = ("fp32", "fp16", "int8")
 PUBLISHED_MS = {
     "NVIDIA's detectron2 sample, A5000, 1344x1344": {"fp32": 25.9, "fp16": 13.0, "int8": 7.3},
     "mmdeploy, T4, 800x1344": {"fp32": 104.8, "fp16": 58.3},
@@ -234,15 +233,15 @@ def run(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     package: Package = arguments.package
     for precision in arguments.precision or PRECISIONS:
         built: dict[str, Built] = {}
-        made = rebuild(
-            bundle,
+        made = build(
+            bundle.path,
             scratch / precision,
-            package=package,
+            backend=package,
             precision=precision,
             size=size,
             max_batch=arguments.batch,
-            calibration=images,
-            built=built.__setitem__,
+            calibration=images if precision == "int8" else None,
+            on_plan=built.__setitem__,
         )
         engine = open_engine(made, dry=arguments.dry)
         measured = {

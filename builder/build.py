@@ -1,10 +1,15 @@
-"""From a checkpoint to a bundle."""
+"""Build a bundle from a checkpoint or from another bundle: the one path for every backend.
+
+The source becomes a manifest and graphs in memory; the precision is written into the graphs; they
+are saved once; TensorRT compiles them in the same folder.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import onnx
 from msgspec.structs import replace
@@ -15,10 +20,12 @@ from maskcast.builder.graph.folding import halve_weights
 from maskcast.builder.graph.quantization import is_quantised, quantise_graphs, restore_float
 from maskcast.builder.images import read_calibration_images
 from maskcast.engines.bundle import (
+    Backend,
     Bundle,
     FixedInput,
     GraphFile,
     Graphs,
+    Input,
     LongestSideInput,
     Manifest,
     is_bundle,
@@ -26,18 +33,25 @@ from maskcast.engines.bundle import (
     sha256,
 )
 from maskcast.engines.errors import InputError
+from maskcast.engines.image import NetworkImage
 
-Backend = Literal["openvino", "onnxruntime"]
-"""What runs the portable graphs; for TensorRT see ``maskcast.builder.tensorrt.plans``."""
+if TYPE_CHECKING:
+    from maskcast.builder.tensorrt.process import Built
+
+Size = tuple[int, int] | int
+Report = Callable[[str, int, int], None]
+"""Called with the name of a step, its parts that are done, and all its parts (0 if unknown)."""
+
 PRECISIONS: dict[Backend, tuple[str, ...]] = {
     "openvino": ("fp32", "bf16", "int8"),
     "onnxruntime": ("fp32", "int8"),
+    "tensorrt": ("fp32", "fp16", "int8"),
+    "tensorrt_rtx": ("fp32", "fp16", "int8"),
 }
 """The number formats that each backend computes in."""
-Size = tuple[int, int] | int
 
 PAPER_SIZE = (800, 1344)
-"""What Mask R-CNN's figures are given for: the shorter side 800, the longer up to 1333."""
+"""The size of Mask R-CNN's published figures: shorter side 800, longer side up to 1333 pixels."""
 _LARGEST_SIDE = 4096
 _TOOLS = ("maskcast", "torch", "torchvision", "onnx")
 
@@ -50,72 +64,92 @@ def build(
     precision: str = "fp32",
     size: Size | None = None,
     name: str | None = None,
+    labels: Sequence[str] | None = None,
     fp16_weights: bool = False,
     score_threshold: float | None = None,
-    calibration: Path | None = None,
+    calibration: Path | Sequence[NetworkImage] | None = None,
+    max_batch: int | None = None,
+    capabilities: Sequence[str] = (),
+    report: Report = lambda step, done, total: None,
+    on_plan: Callable[[str, Built], None] = lambda graph, built: None,
 ) -> Bundle:
-    """Turn a checkpoint into a bundle, or a bundle into one of another precision or size.
+    """Build a bundle from a checkpoint, or one of another kind from a bundle.
 
-    The bundle's folder appears when it is complete, in place of an older bundle of that name.
+    The bundle's folder appears when it is complete and replaces an older bundle of that name. An
+    option that the backend or the precision cannot obey is refused.
 
     Args:
-        source: a file or a name, as ``load_checkpoint`` takes it; a bundle's
-            folder; or "default". torch is not needed for a bundle.
-        out: the bundle's folder.
-        backend: what it is for.
+        source: a file or a name, as ``load_checkpoint`` takes it; a bundle's folder; or "default".
+            torch is not needed for a bundle.
+        out: the bundle's folder; may be that of the source.
+        backend: what runs it.
         precision: what it computes in, see ``PRECISIONS``.
-        size: height and width of the network's input, or the longest side of pictures whose aspect
-            ratio it shall follow; multiples of 32. By default a bundle's own, else ``PAPER_SIZE``.
+        size: height and width of the network's input; or the longest side, for an input that
+            follows the aspect ratio of the images (not with TensorRT). Multiples of 32 from 64 to
+            4096. By default a bundle's own, else ``PAPER_SIZE``.
         name: of the model; the folder's by default.
+        labels: names of the classes 1, 2, ...; by default those that the source has.
         fp16_weights: store weights in half the space; they are computed with as ``precision`` says.
-        score_threshold: that a user gets who names none; by default a bundle's own, else 0.5.
-        calibration: folder of pictures like those that the model will see, for int8: a few dozen.
-            A bundle that is quantised already may keep its ranges.
+        score_threshold: minimum score, 0..1, unless a user names one; by default a bundle's own,
+            else 0.5.
+        calibration: a folder of images like those that the model will see, or such images resized
+            to the network's input, for int8: a few dozen. A bundle that is quantised already keeps
+            its ranges without.
+        max_batch: TensorRT: images at once, at most; 1 by default.
+        capabilities: TensorRT-RTX: compute capabilities to build for, for example "8.6"; by default
+            that of the GPU at hand, else ``USUAL_CAPABILITIES``.
+        report: receives the progress.
+        on_plan: receives the name of each graph that TensorRT compiled, and how that went.
 
     Raises:
-        InputError: source, size, precision, pictures or folder will not do.
+        InputError: source, folder, images or an option cannot be used.
     """
     out = Path(out)
-    _check_precision(backend, precision, calibration)
+    is_tensorrt = backend in ("tensorrt", "tensorrt_rtx")
+    _check_precision(backend, precision, fp16_weights, calibration is not None)
+    if not is_tensorrt and (max_batch is not None or capabilities):
+        option = "--batch" if max_batch is not None else "--compute-capability"
+        raise InputError(f"{option}: {backend} does not use it; leave it out or choose TensorRT")
     if size is not None:
         _check_size(size)
+    if score_threshold is not None and not 0 <= score_threshold <= 1:
+        raise InputError(f"score threshold {score_threshold}: give a number from 0 to 1")
     check_bundle_folder(out)
-    manifest, graphs = _read_bundle(source) if is_bundle(source) else _export(source)
+
+    report(f"reading {source}", 0, 0)
+    manifest, graphs = _read_bundle(source) if is_bundle(source) else _export(source, report)
     shape = manifest.input
     if size is not None:
         pad = shape.pad_value
         shape = LongestSideInput(size, pad) if isinstance(size, int) else FixedInput(*size, pad)
-    if calibration is not None:
-        quantise_graphs(graphs, read_calibration_images(calibration, shape))
-    elif precision == "int8" and not is_quantised(graphs["detector"]):
-        raise InputError(
-            "precision int8 finds its ranges with pictures: give a folder of a few dozen with "
-            "--calibration"
-        )
-    if precision != "int8":
-        for graph in graphs.values():
-            restore_float(graph)
-            if fp16_weights:
-                halve_weights(graph)
+    if is_tensorrt:
+        _check_fixed(shape, backend)
+    manifest = replace(
+        manifest,
+        name=name or out.resolve().name,
+        backend=backend,
+        precision=precision,
+        labels=manifest.labels if labels is None else _relabel(manifest.labels, labels),
+        input=shape,
+        score_threshold=manifest.score_threshold if score_threshold is None else score_threshold,
+        plans=(),
+    )
+    _convert(graphs, precision, fp16_weights, _images(calibration, shape), report)
     with new_bundle(out) as folder:
-        files = {}
-        for role, graph in graphs.items():
-            onnx.checker.check_model(graph)
-            path = folder / f"{role}.onnx"
-            onnx.save(graph, path)
-            files[role] = GraphFile(path.name, sha256(path))
-        manifest = replace(
-            manifest,
-            name=name or out.name,
-            backend=backend,
-            precision=precision,
-            input=shape,
-            score_threshold=(
-                manifest.score_threshold if score_threshold is None else score_threshold
-            ),
-            graphs=Graphs(**files),
-            plans=(),
-        )
+        report("writing the graphs", 0, 0)
+        manifest = replace(manifest, graphs=_save(graphs, folder))
+        if is_tensorrt:
+            from maskcast.builder.tensorrt.plans import build_plans
+
+            report(f"compiling with {backend}", 0, 0)
+            manifest = build_plans(
+                folder,
+                manifest,
+                max_batch=max_batch or 1,
+                capabilities=capabilities,
+                report=report,
+                built=on_plan,
+            )
         write_manifest(folder, manifest)
     return open_bundle(out)
 
@@ -128,13 +162,15 @@ def _read_bundle(source: str | Path) -> tuple[Manifest, dict[str, ModelProto]]:
     return bundle.manifest, graphs
 
 
-def _export(checkpoint: str | Path) -> tuple[Manifest, dict[str, ModelProto]]:
+def _export(checkpoint: str | Path, report: Report) -> tuple[Manifest, dict[str, ModelProto]]:
     from maskcast.builder.checkpoint.checkpoint import load_network
     from maskcast.builder.graph.export import export_detector, export_segmenter
 
     config, network = load_network(checkpoint)
+    report("exporting the detector", 0, 0)
     graphs = {"detector": export_detector(network)}
     if config.with_masks:
+        report("exporting the segmenter", 0, 0)
         graphs["segmenter"] = export_segmenter(network)
     manifest = Manifest(
         name="",
@@ -149,13 +185,70 @@ def _export(checkpoint: str | Path) -> tuple[Manifest, dict[str, ModelProto]]:
     return manifest, graphs
 
 
-def _check_precision(backend: Backend, precision: str, calibration: Path | None) -> None:
-    if precision not in PRECISIONS[backend]:
+def _images(
+    calibration: Path | Sequence[NetworkImage] | None, shape: Input
+) -> Sequence[NetworkImage]:
+    if isinstance(calibration, Path):
+        return read_calibration_images(calibration, shape)
+    return calibration or ()
+
+
+def _convert(
+    graphs: dict[str, ModelProto],
+    precision: str,
+    fp16_weights: bool,
+    images: Sequence[NetworkImage],
+    report: Report,
+) -> None:
+    """Write a precision into portable graphs, in place; bf16 and fp16 are float32 there."""
+    if precision != "int8":
+        for graph in graphs.values():
+            restore_float(graph)
+            if fp16_weights:
+                halve_weights(graph)
+    elif images:
+        report(f"finding int8 ranges on {len(images)} images", 0, 0)
+        quantise_graphs(graphs, images)
+    elif not is_quantised(graphs["detector"]):
         raise InputError(
-            f"precision {precision}: {backend} computes in {' or '.join(PRECISIONS[backend])}"
+            "precision int8: its ranges are found on images; give a folder of a few dozen with "
+            "--calibration"
         )
-    if precision != "int8" and calibration is not None:
+
+
+def _save(graphs: dict[str, ModelProto], folder: Path) -> Graphs:
+    files = {}
+    for role, graph in graphs.items():
+        onnx.checker.check_model(graph)
+        path = folder / f"{role}.onnx"
+        onnx.save(graph, path)
+        files[role] = GraphFile(path.name, sha256(path))
+    return Graphs(**files)
+
+
+def _relabel(old: Sequence[str], labels: Sequence[str]) -> tuple[str, ...]:
+    if len(labels) != len(old) - 1:
+        raise InputError(
+            f"labels: got {len(labels)}, expected {len(old) - 1}; name each class of the model, "
+            "without the background"
+        )
+    if not all(labels) or len(set(labels)) != len(labels):
+        raise InputError("labels: a name is empty or occurs twice; name each class once")
+    return (old[0], *labels)
+
+
+def _check_precision(
+    backend: Backend, precision: str, fp16_weights: bool, has_calibration: bool
+) -> None:
+    if precision not in PRECISIONS[backend]:
+        *most, last = PRECISIONS[backend]
+        raise InputError(
+            f"precision {precision}: {backend} computes in {', '.join(most)} or {last}"
+        )
+    if precision != "int8" and has_calibration:
         raise InputError(f"precision {precision} needs no --calibration: leave it out")
+    if precision == "int8" and fp16_weights:
+        raise InputError("--fp16-weights: int8 weights are smaller already; leave it out")
     if precision == "bf16":
         from maskcast.engines.openvino.engine import has_bf16
 
@@ -167,6 +260,15 @@ def _check_size(size: Size) -> None:
     for side in (size,) if isinstance(size, int) else size:
         if not 64 <= side <= _LARGEST_SIDE or side % 32:
             raise InputError(f"size {side}: give multiples of 32 from 64 to {_LARGEST_SIDE} pixels")
+
+
+def _check_fixed(shape: Input, backend: Backend) -> None:
+    if isinstance(shape, LongestSideInput):
+        (height, width), _ = shape.shape(1080, 1920)
+        raise InputError(
+            f"size {shape.longest_side}: {backend} builds for one size of the input, not for one "
+            f"that follows the image; give --size HEIGHTxWIDTH, for 16:9 {height}x{width}"
+        )
 
 
 def _versions() -> dict[str, str]:

@@ -61,6 +61,8 @@ def load_network(source: str | Path) -> tuple[NetworkConfig, Any]:
             raise InputError(
                 f"{source}: no such checkpoint; give a file or one of {', '.join(_TORCHVISION)}"
             )
+        if path.suffix == ".onnx":
+            raise InputError(f"{path}: a graph of a bundle; give the folder of the bundle")
         content = read_pickle(path) if path.suffix == ".pkl" else read_state(path)
         config, state = _recognise(content, path)
     network = build_network(config)

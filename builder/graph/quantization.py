@@ -9,18 +9,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from maskcast.builder.graph.folding import drop_unused_initializers, fold_layers, replace_nodes
 from maskcast.builder.graph.precision import CARRIES, FEATURES
-from maskcast.engines.bundle import Bundle
 from maskcast.engines.errors import InputError
 from maskcast.engines.image import NetworkImage
 
@@ -139,21 +136,6 @@ def restore_float(model: ModelProto) -> None:
     """Turn a graph that may be quantised into a float32 one."""
     if is_quantised(model):
         dequantise(model)
-
-
-def quantise_bundle(bundle: Bundle, folder: Path, images: Iterable[NetworkImage]) -> None:
-    """Quantise a bundle's graphs into a folder, under the names of the files.
-
-    Raises:
-        InputError: there is no image.
-    """
-    paths = {"detector": bundle.detector}
-    if bundle.segmenter is not None:
-        paths["segmenter"] = bundle.segmenter
-    graphs = {role: onnx.load(path) for role, path in paths.items()}
-    quantise_graphs(graphs, images)
-    for role, path in paths.items():
-        onnx.save(graphs[role], folder / path.name)
 
 
 def _segmenter_samples(detector: ModelProto, samples: Iterable[Sample]) -> Iterable[Sample]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import onnx
@@ -20,27 +19,16 @@ from msgspec.structs import replace
 from onnx import ModelProto
 
 import maskcast
-from maskcast.builder.bundle_writer import check_bundle_folder, new_bundle, write_manifest
 from maskcast.builder.graph.folding import fold_layers
 from maskcast.builder.graph.precision import FEATURES, fix_size, fold_shapes, halve
-from maskcast.builder.graph.quantization import is_quantised, quantise_bundle, restore_float
+from maskcast.builder.graph.quantization import is_quantised, restore_float
 from maskcast.builder.tensorrt.process import Built, Event, Failure, Progress, Request
-from maskcast.engines.bundle import (
-    Bundle,
-    FixedInput,
-    GraphFile,
-    Graphs,
-    Manifest,
-    open_bundle,
-    sha256,
-)
+from maskcast.engines.bundle import FixedInput, Manifest, sha256
 from maskcast.engines.errors import InputError
-from maskcast.engines.image import NetworkImage
 from maskcast.engines.plan import Package, Plan
 from maskcast.engines.tensorrt.plugins.driver import compute_capability
 from maskcast.engines.tensorrt.plugins.operator import OPERATORS, VERSION
 
-Precision = Literal["fp32", "fp16", "int8"]
 Report = Callable[[str, int, int], None]
 """Called with a phase's name, its steps done and its steps in all."""
 
@@ -118,46 +106,6 @@ def build_plans(
     return replace(manifest, plans=tuple(plans))
 
 
-def rebuild(
-    bundle: Bundle,
-    out: Path,
-    *,
-    package: Package,
-    precision: Precision,
-    size: tuple[int, int],
-    calibration: Iterable[NetworkImage] = (),
-    **options: Any,
-) -> Bundle:
-    """Make a TensorRT bundle of a bundle's portable graphs; neither checkpoint nor torch is needed.
-
-    Args:
-        bundle: of any backend.
-        out: the new bundle's folder; may be that of ``bundle``.
-        package: what builds, and will run it.
-        precision: what it computes in.
-        size: height and width of the network's input, multiples of 32.
-        calibration: pictures to find int8's ranges with; the graphs of the new bundle are then
-            the quantised ones. Not needed where those of ``bundle`` are quantised.
-        options: of ``build_plans``.
-
-    Raises:
-        InputError: see ``build_plans``.
-    """
-    check_bundle_folder(out)
-    shape = FixedInput(*size, bundle.manifest.input.pad_value)
-    manifest = replace(bundle.manifest, backend=package, precision=precision, input=shape, plans=())
-    with new_bundle(out) as folder:
-        for graph in filter(None, (bundle.detector, bundle.segmenter)):
-            shutil.copyfile(graph, folder / graph.name)
-        images = list(calibration)
-        if precision == "int8" and images:
-            quantise_bundle(bundle, folder, images)
-            manifest = replace(manifest, graphs=_hashed(manifest.graphs, folder))
-        manifest = build_plans(folder, manifest, **options)
-        write_manifest(folder, manifest)
-    return open_bundle(out)
-
-
 def prepare_graph(
     model: ModelProto, precision: str, size: tuple[int, int], source: Path
 ) -> ModelProto:
@@ -179,13 +127,6 @@ def prepare_graph(
     if precision == "fp16":
         halve(model)
     return model
-
-
-def _hashed(graphs: Graphs, folder: Path) -> Graphs:
-    def again(graph: GraphFile) -> GraphFile:
-        return GraphFile(graph.file, sha256(folder / graph.file))
-
-    return Graphs(again(graphs.detector), graphs.segmenter and again(graphs.segmenter))
 
 
 def _package(manifest: Manifest) -> Package:

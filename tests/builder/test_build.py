@@ -14,11 +14,13 @@ from PIL import Image
 from maskcast.builder.build import build
 from maskcast.builder.checkpoint.checkpoint import load_bundle_weights, save_model
 from maskcast.builder.graph import export as export_module
+from maskcast.builder.graph.quantization import is_quantised
 from maskcast.builder.network.network import build_network, network_config
 from maskcast.engines.bundle import (
     Bundle,
     FixedInput,
     LongestSideInput,
+    Manifest,
     default_bundle,
     open_bundle,
 )
@@ -154,12 +156,103 @@ def test_a_size_that_is_not_sensible_is_refused(tmp_path: Path, size: Any) -> No
         build("never read", tmp_path / "b", size=size)
 
 
-@pytest.mark.parametrize(("backend", "precision"), [("openvino", "fp16"), ("onnxruntime", "bf16")])
+@pytest.mark.parametrize(
+    ("backend", "precision"),
+    [("openvino", "fp16"), ("onnxruntime", "bf16"), ("tensorrt", "bf16"), ("tensorrt_rtx", "int4")],
+)
 def test_a_precision_that_the_backend_lacks_is_refused(
     tmp_path: Path, backend: Any, precision: str
 ) -> None:
     with pytest.raises(InputError, match=f"precision {precision}"):
         build("never read", tmp_path / "b", backend=backend, precision=precision)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"max_batch": 4}, "--batch: openvino does not use it"),
+        ({"capabilities": ["8.6"]}, "--compute-capability: openvino does not use it"),
+        ({"backend": "onnxruntime", "max_batch": 1}, "--batch: onnxruntime does not use it"),
+        ({"precision": "int8", "fp16_weights": True}, "--fp16-weights: int8 weights are smaller"),
+        ({"calibration": Path()}, "needs no --calibration"),
+        ({"backend": "tensorrt_rtx", "precision": "fp16", "calibration": Path()}, "needs no"),
+        ({"backend": "tensorrt_rtx", "size": (100, 50)}, "multiples of 32"),
+        ({"score_threshold": 1.5}, "score threshold 1.5"),
+        ({"score_threshold": float("nan")}, "score threshold nan"),
+    ],
+)
+def test_an_option_that_cannot_be_obeyed_is_refused(
+    tmp_path: Path, options: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(InputError, match=complaint):
+        build("never read", tmp_path / "b", **options)
+
+
+def test_tensorrt_needs_one_size_and_suggests_one(float_default: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"size 448: .*give --size HEIGHTxWIDTH, for 16:9 256x448"):
+        build(float_default.path, tmp_path / "b", backend="tensorrt_rtx")
+    with pytest.raises(InputError, match="size 320: "):
+        build(float_default.path, tmp_path / "b", backend="tensorrt_rtx", size=320)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_tensorrt_bundle_obeys_every_option_and_computes_in_float_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def build_plans(folder: Path, manifest: Manifest, **options: Any) -> Manifest:
+        asked.update(options)
+        assert (folder / manifest.graphs.detector.file).is_file()
+        return manifest
+
+    monkeypatch.setattr("maskcast.builder.tensorrt.plans.build_plans", build_plans)
+    first = build("default", tmp_path / "sized", precision="int8", size=(96, 160))
+    bundle = build(
+        first.path,
+        tmp_path / "gpu",
+        backend="tensorrt_rtx",
+        precision="fp16",
+        name="people",
+        labels=["human"],
+        fp16_weights=True,
+        score_threshold=0.25,
+        max_batch=4,
+        capabilities=["8.6"],
+    )
+    assert (asked["max_batch"], asked["capabilities"]) == (4, ["8.6"])
+    manifest = bundle.manifest
+    assert (manifest.backend, manifest.precision) == ("tensorrt_rtx", "fp16")
+    assert (manifest.name, manifest.labels) == ("people", ("background", "human"))
+    assert manifest.score_threshold == 0.25
+    assert manifest.input == first.manifest.input == FixedInput(96, 160, 127)
+    # The source computes in int8; the graphs that the CPU falls back to must not.
+    graph = onnx.load(bundle.detector)
+    assert not is_quantised(graph)
+    kinds = {t.data_type for t in graph.graph.initializer if len(t.dims) == 4}
+    assert kinds == {onnx.TensorProto.FLOAT16}
+
+
+@pytest.mark.parametrize(
+    ("labels", "complaint"),
+    [
+        (["cat", "dog"], "got 2, expected 1"),
+        ([], "got 0, expected 1"),
+        ([""], "empty or occurs twice"),
+    ],
+)
+def test_labels_must_name_every_class(
+    float_default: Bundle, tmp_path: Path, labels: list[str], complaint: str
+) -> None:
+    with pytest.raises(InputError, match=complaint):
+        build(float_default.path, tmp_path / "b", labels=labels)
+
+
+def test_a_bundle_can_be_built_again_in_place(float_default: Bundle, tmp_path: Path) -> None:
+    first = build(float_default.path, tmp_path / "b", size=(96, 160))
+    again = build(first.path, first.path, backend="onnxruntime")
+    assert again.manifest.backend == "onnxruntime"
+    assert again.manifest.input == first.manifest.input
 
 
 def test_bf16_is_refused_where_the_cpu_lacks_it(
@@ -248,7 +341,7 @@ def test_pictures_without_int8_are_refused(float_default: Bundle, tmp_path: Path
         build(float_default.path, tmp_path / "b", calibration=tmp_path)
 
 
-@pytest.mark.parametrize(("make", "complaint"), [(False, "no such folder"), (True, "no picture")])
+@pytest.mark.parametrize(("make", "complaint"), [(False, "no such folder"), (True, "no image")])
 def test_a_folder_without_pictures_is_named(
     float_default: Bundle, tmp_path: Path, make: bool, complaint: str
 ) -> None:

@@ -18,6 +18,7 @@ from maskcast.builder.checkpoint.checkpoint import (
     write_atomically,
 )
 from maskcast.builder.network.network import build_network, network_config
+from maskcast.engines.bundle import default_bundle
 from maskcast.engines.errors import InputError
 
 CONFIG = network_config("lite0-fpn", ("person", "dog"))
@@ -144,6 +145,11 @@ def test_a_whole_model_is_refused_with_advice(tmp_path: Path) -> None:
     torch.save(torch.nn.Conv2d(1, 1, 1), path)
     with pytest.raises(InputError, match=r"whole\.pth: .*a whole model; give .*state_dict"):
         load_checkpoint(path)
+
+
+def test_a_graph_of_a_bundle_is_refused_with_advice() -> None:
+    with pytest.raises(InputError, match=r"detector\.onnx: a graph of a bundle; give the folder"):
+        load_checkpoint(default_bundle() / "detector.onnx")
 
 
 def test_the_state_of_a_training_run_is_refused_with_advice(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ import onnx
 import pytest
 from msgspec.structs import replace
 
+from maskcast.builder.build import build
 from maskcast.builder.graph.operators import function_bodies
 from maskcast.builder.tensorrt import plans as plans_module
-from maskcast.builder.tensorrt.plans import build_plans, rebuild
+from maskcast.builder.tensorrt.plans import build_plans
 from maskcast.builder.tensorrt.process import Built
 from maskcast.engines.bundle import (
     MANIFEST,
@@ -83,17 +84,17 @@ def default_plans(request, tmp_path_factory):
     progress: list[tuple[str, int, int]] = []
     noise = np.random.default_rng(0).integers(0, 256, (2, 160, 256, 3), np.uint8)
     calibration = [NetworkImage(pixels, (160, 256), (160, 256)) for pixels in noise]
-    bundle = rebuild(
-        open_bundle("default"),
+    bundle = build(
+        "default",
         out,
-        package="tensorrt_rtx",
+        backend="tensorrt_rtx",
         precision=request.param,
         size=(160, 256),
-        calibration=calibration,
+        calibration=calibration if request.param == "int8" else None,
         max_batch=4,
         capabilities=("8.6", "8.9", "12.0"),
         report=lambda *step: progress.append(step),
-        built=built.__setitem__,
+        on_plan=built.__setitem__,
     )
     return bundle, built, progress
 
@@ -165,15 +166,15 @@ def test_both_graphs_of_mask_rcnn_with_resnet50_build_in_half_at_full_size(
     calibrated_bundle, tmp_path
 ):
     built: dict[str, Built] = {}
-    bundle = rebuild(
-        calibrated_bundle,
+    bundle = build(
+        calibrated_bundle.path,
         tmp_path / "gpu",
-        package="tensorrt_rtx",
+        backend="tensorrt_rtx",
         precision="fp16",
         size=(800, 1344),
         max_batch=2,
         capabilities=("8.6", "8.9", "12.0"),
-        built=built.__setitem__,
+        on_plan=built.__setitem__,
     )
     detector, segmenter = built["detector"], built["segmenter"]
     assert detector.computes_in == {"HALF": 80}

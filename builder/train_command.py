@@ -1,0 +1,147 @@
+"""The command ``maskcast train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from maskcast.builder.extra import builder_extra
+
+_INPUT, _MODEL, _TRAINING, _OUTPUT = "Input", "Model", "Training", "Output"
+EXAMPLES = ("maskcast train --images photos/ --annotations train.json --out runs/mine",)
+
+
+def train(
+    *,
+    images: Annotated[
+        Path, typer.Option(metavar="FOLDER", rich_help_panel=_INPUT, help="Training images.")
+    ],
+    annotations: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE", rich_help_panel=_INPUT, help="Instances of the images, COCO JSON."
+        ),
+    ],
+    box_annotations: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=_INPUT,
+            help="More of the images, annotated with boxes only.",
+        ),
+    ] = None,
+    val_images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            rich_help_panel=_INPUT,
+            show_default="--images",
+            help="Validation images.",
+        ),
+    ] = None,
+    val_annotations: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=_INPUT,
+            show_default="none",
+            help="Instances to measure on.",
+        ),
+    ] = None,
+    network: Annotated[
+        str, typer.Option(metavar="PRESET", rich_help_panel=_MODEL, help="Network preset.")
+    ] = "lite0-fpn",
+    masks: Annotated[
+        bool,
+        typer.Option(rich_help_panel=_MODEL, help="Train Mask R-CNN, or Faster R-CNN."),
+    ] = True,
+    initial: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MODEL",
+            rich_help_panel=_MODEL,
+            show_default="ImageNet weights",
+            help="Checkpoint, bundle or default.",
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RECIPE",
+            rich_help_panel=_TRAINING,
+            show_default="by network",
+            help="paper or lite-cpu.",
+        ),
+    ] = None,
+    epochs: Annotated[
+        float | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=_TRAINING,
+            show_default="the recipe's",
+            help="Number of epochs.",
+        ),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MINUTES",
+            rich_help_panel=_TRAINING,
+            help="Duration of the run, instead of epochs.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="N", rich_help_panel=_TRAINING, help="Processes that load images."
+        ),
+    ] = 1,
+    seed: Annotated[
+        int, typer.Option(metavar="N", rich_help_panel=_TRAINING, help="Random seed.")
+    ] = 0,
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER",
+            rich_help_panel=_OUTPUT,
+            help="Folder of the run; an interrupted run is resumed.",
+        ),
+    ],
+) -> None:
+    """Train a network on COCO annotations.
+
+    Ctrl-C saves the run and ends it with exit code 130; the same command resumes it.
+    """
+    with builder_extra():
+        from msgspec.structs import replace
+
+        from maskcast.builder.training.recipe import recipe_by_name
+        from maskcast.builder.training.train import TrainConfig
+        from maskcast.builder.training.train import train as train_network
+
+    chosen = recipe_by_name(recipe or ("lite-cpu" if network.startswith("lite") else "paper"))
+    if epochs is not None:
+        chosen = replace(chosen, epochs=epochs)
+    path = train_network(
+        TrainConfig(
+            output=out,
+            images=images,
+            annotations=annotations,
+            network=network,
+            recipe=chosen,
+            with_masks=masks,
+            box_annotations=box_annotations,
+            validation_images=val_images,
+            validation_annotations=val_annotations,
+            initial=initial,
+            minutes=minutes,
+            workers=workers,
+            seed=seed,
+        )
+    )
+    if path is None:
+        raise typer.Exit(130)
+    typer.echo(f"build a bundle of it with: maskcast build {path} --out FOLDER", err=True)
+    typer.echo(path)
