@@ -218,55 +218,22 @@ def profile(
     trace: Annotated[
         Path | None,
         typer.Option(
-            metavar="TRACE.JSON", help="Write every frame's way, to be seen at ui.perfetto.dev."
+            metavar="TRACE.JSON", help="Write every frame's timeline, for ui.perfetto.dev."
         ),
     ] = None,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="PLOT.PNG", help="Draw where the time goes.")
-    ] = None,
 ) -> None:
-    """Measure every stage, and the pipeline against the bare engine in the same run."""
-    import msgspec
-    from rich.console import Console
-    from rich.progress import Progress
+    """Measure every stage, and the pipeline against the bare engine in the same run.
 
-    from maskcast.pipeline.cli.profile import profile as profile_source
-    from maskcast.pipeline.cli.report import report_table
+    A live source is measured for 300 frames, unless --limit says otherwise. Ctrl-C prints the
+    report of the frames so far.
+    """
+    from maskcast.pipeline.cli.profile import show_profile
     from maskcast.pipeline.config import make_config
     from maskcast.pipeline.log import configure
-    from maskcast.pipeline.monitor.trace import Trace, write_trace
 
     configure()
-    for path in (json, trace, plot):
-        try:
-            if path is not None:
-                path.touch()  # so that a wrong path is known before the work is done
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written: {error.strerror}") from None
     chosen = make_config({"sources": [{"url": source}], "model": {"mode": mode}}).model.mode
-    seen = Trace() if trace is not None or plot is not None else None
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("profiling", total=None)
-
-        def show(done: int, total: int | None) -> None:
-            progress.update(task, completed=done, total=total)
-
-        report = profile_source(
-            source, model or "default", limit, mode=chosen, trace=seen, on_progress=show
-        )
-    if seen is not None:
-        passages = seen.passages
-        if trace is not None:
-            write_trace(trace, passages)
-        if plot is not None:
-            from maskcast.pipeline.cli.plot import write_plot
-            from maskcast.pipeline.url import redact
-
-            write_plot(plot, report, passages, redact(source))
-    if json is not None:
-        json.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
-    Console(stderr=json is not None).print(report_table(report))
+    show_profile(source, model, limit, chosen, json, trace)
 
 
 def demo(

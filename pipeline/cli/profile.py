@@ -1,41 +1,79 @@
-"""Profile: where a pipeline's time goes, and how near it comes to its engine's own speed."""
+"""Profile: where a pipeline's time goes, and its speed against the bare engine's."""
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from itertools import groupby, islice
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import cycle, groupby, islice
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+from rich.console import Console
+from rich.progress import Progress
+
 from maskcast.engines.engine import Engine, Mode
+from maskcast.engines.errors import InputError
 from maskcast.engines.image import NetworkImage, fit_image
 from maskcast.engines.load import load_engine
-from maskcast.pipeline.cli.report import Report, make_report
+from maskcast.pipeline.cli.report import Report, make_report, report_table
+from maskcast.pipeline.cli.run import stopping_on_signals
 from maskcast.pipeline.config import Config, ModelConfig, PublishConfig, SourceConfig
+from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.memory import read_memory
-from maskcast.pipeline.monitor.trace import Trace
+from maskcast.pipeline.monitor.trace import Trace, write_trace
+from maskcast.pipeline.outputs.files import PendingFile, check_not_input, check_writable
 from maskcast.pipeline.pipeline import Pipeline
 from maskcast.pipeline.sources.open import create_source
 from maskcast.pipeline.stages.infer import mode_for
 from maskcast.pipeline.stats import Stats
+from maskcast.pipeline.url import is_local, local_path
 from maskcast.pipeline.wire.subscriber import subscribe
 
 ENGINE_FRAMES = 64
-"""The bare engine is timed on so many of the frames, evenly spread."""
+"""The bare engine is timed on this many of the frames, evenly spread."""
 
 ENDLESS_LIMIT = 300
-"""Frames taken from a source without an end when no limit is given."""
+"""Frames taken from a source without an end where no limit is given."""
 
 PROGRESS_EVERY_S = 0.25
 
 OnProgress = Callable[[int, int | None], None]
 
+LIVE_SAMPLE = 16
+"""Frames of a live source that the bare engine is timed on, again and again."""
+
 _CHUNK_FRAMES = 8
 _SUBSCRIBER_TIMEOUT_S = 3600.0
+
+
+class ProfileInterrupted(Exception):  # noqa: N818 - an order, not an error
+    """The profile was stopped before there was anything to report."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Extent:
+    """What is known of a source before it is run.
+
+    Attributes:
+        count: the number of frames that will be run; None where the source does not say.
+        limit: the most frames to run; None where the source ends by itself.
+        stride: the bare engine is timed on every ``stride``-th frame.
+        paced: whether frames come at the source's own pace.
+        images: the frames that the bare engine is timed on, of a live source; None of others,
+            which are read again.
+    """
+
+    count: int | None
+    limit: int | None
+    stride: int
+    paced: bool
+    images: list[NetworkImage] | None
 
 
 def profile(
@@ -48,11 +86,13 @@ def profile(
     min_score: float | None = None,
     trace: Trace | None = None,
     on_progress: OnProgress | None = None,
+    stop: threading.Event | None = None,
 ) -> Report:
     """Run a source through the pipeline, with a subscriber, and through the bare engine.
 
     The engine is timed once before and once after the pipeline, so that a machine whose speed
-    drifts is fair to both. Nothing is measured before the engine is warm.
+    drifts is fair to both. Nothing is measured before the engine is warm. A live source is opened
+    twice: for the bare engine's frames, and for the pipeline.
 
     Args:
         source: an address as in ``SourceConfig.url``, or the whole configuration.
@@ -62,13 +102,16 @@ def profile(
         mode: as in ``ModelConfig.mode``.
         min_score: instances below it are left out; the bundle's own threshold by default.
         trace: keeps the frames' timelines.
-        on_progress: told, a few times a second, how many frames are done of how many in all, the
-            engine's rounds included; the latter is None where the source does not tell its length.
+        on_progress: called a few times a second with the number of frames done and of all, the
+            engine's rounds included; the latter is None where the source does not say its length.
+        stop: when set, the pipeline ends early, and the report is of the frames that it has done.
 
     Raises:
         InputError: the source or the bundle cannot be opened.
+        ProfileInterrupted: ``stop`` was set before a frame was done.
     """
     config = source if isinstance(source, SourceConfig) else SourceConfig(url=source)
+    stop = stop or threading.Event()
     if isinstance(bundle, Engine):
         runner = bundle
     else:
@@ -76,82 +119,171 @@ def profile(
         runner = load_engine(bundle, engine, chosen)
     try:
         threshold = runner.manifest.score_threshold if min_score is None else min_score
-        count, limit, stride, paced = _extent(config, limit)
-        total = None if count is None else count + 2 * min(ENGINE_FRAMES, -(-count // stride))
+        extent = _extent(config, runner, limit)
+        count = extent.count
+        rounds = 0 if count is None else 2 * min(ENGINE_FRAMES, -(-count // extent.stride))
+        total = None if count is None else count + rounds
 
         def progress(done: int) -> None:
             if on_progress is not None:
                 on_progress(done, total)
 
-        frames, before_s = _time_engine(config, runner, threshold, limit, stride, progress)
+        def time_engine(done: int) -> tuple[int, float]:
+            return _time_engine(
+                config, extent, runner, threshold, stop, lambda more: progress(done + more)
+            )
+
+        frames, before_s = time_engine(0)
+        if stop.is_set():
+            raise ProfileInterrupted
         stats = _run_pipeline(
-            config, runner, threshold, limit, trace, lambda done: progress(frames + done)
+            config, runner, threshold, extent.limit, trace, stop, lambda n: progress(frames + n)
         )
-        frames_again, after_s = _time_engine(
-            config,
-            runner,
-            threshold,
-            limit,
-            stride,
-            lambda done: progress(frames + stats.processed + done),
-        )
+        if not stats.processed and stop.is_set():
+            raise ProfileInterrupted
+        frames_again, after_s = time_engine(frames + stats.processed)
     finally:
         if runner is not bundle:
             runner.close()
     engine_fps = (frames + frames_again) / (before_s + after_s)
-    return make_report(stats, engine_fps, read_memory(), paced=paced)
+    return make_report(stats, engine_fps, read_memory(), paced=extent.paced)
 
 
-def _extent(config: SourceConfig, limit: int | None) -> tuple[int | None, int | None, int, bool]:
-    """Return the number of frames, the limit, the stride of the engine's frames, and the pace.
+def show_profile(
+    source: str,
+    model: str | None,
+    limit: int | None,
+    mode: Mode | Literal["auto"],
+    json: Path | None,
+    trace: Path | None,
+) -> None:
+    """Profile a source until its end, SIGINT or SIGTERM; print the report and write the files.
 
-    That is whether frames come at their own. The first is None where the source does not tell, the
-    second where it ends by itself.
+    A report is a success, however the run ended; ``SystemExit(130)`` where there is none.
+
+    Raises:
+        InputError: the source, the model or a file's name is wrong; nothing is written then.
     """
+    inputs = [local_path(source)] if is_local(source) else []
+    for path in filter(None, (json, trace)):
+        check_writable(path)
+        check_not_input(path, inputs)
+    if json is not None and trace is not None and json.resolve() == trace.resolve():
+        raise InputError(f"{json}: two outputs have this name; choose another for one of them")
+    seen = Trace() if trace is not None else None
+    console = Console(stderr=True)
+    with (
+        stopping_on_signals() as stop,
+        Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
+    ):
+        task = progress.add_task("profiling", total=None)
+
+        def show(done: int, total: int | None) -> None:
+            progress.update(task, completed=done, total=total)
+
+        try:
+            report = profile(
+                source,
+                model or "default",
+                limit,
+                mode=mode,
+                trace=seen,
+                on_progress=show,
+                stop=stop,
+            )
+        except ProfileInterrupted:
+            console.print("interrupted before a frame was measured")
+            sys.exit(130)
+        interrupted = stop.is_set()
+    if trace is not None and seen is not None:
+        _write(trace, lambda path: write_trace(path, seen.passages))
+    if json is not None:
+        encoded = msgspec.json.format(msgspec.json.encode(report)) + b"\n"
+        _write(json, lambda path: path.write_bytes(encoded))
+    out = Console(stderr=json is not None)
+    out.print(report_table(report, width=out.width))
+    if interrupted:
+        out.print(f"interrupted: these are the figures of the first {report.frames} frames")
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under a temporary name, so that one of that name stays whole until then.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    pending = PendingFile(path, replace=True)
+    try:
+        write(pending.path)
+        pending.keep()
+    except OSError as error:
+        pending.discard()
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _extent(config: SourceConfig, engine: Engine, limit: int | None) -> _Extent:
+    images = None
     with create_source(config) as opened:
         count = opened.frame_count
         endless = opened.live or config.loop
         paced = opened.policy == "latest"
+        if opened.live:
+            images = list(_images(islice(opened, min(LIVE_SAMPLE, limit or LIVE_SAMPLE)), engine))
     if limit is None and endless:
         limit = ENDLESS_LIMIT
     count = min((number for number in (count, limit) if number is not None), default=None)
-    if endless or count is None:
-        return count, limit, 1, paced
-    return count, limit, max(1, count // ENGINE_FRAMES), paced
+    stride = 1 if endless or count is None else max(1, count // ENGINE_FRAMES)
+    return _Extent(count, limit, stride, paced, images)
+
+
+def _images(frames: Iterable[Frame], engine: Engine) -> Iterator[NetworkImage]:
+    return (fit_image(frame.picture, frame.rotation, engine.manifest.input) for frame in frames)
 
 
 def _time_engine(
     config: SourceConfig,
+    extent: _Extent,
     engine: Engine,
     min_score: float,
-    limit: int | None,
-    stride: int,
+    stop: threading.Event,
     progress: Callable[[int], None],
 ) -> tuple[int, float]:
     """Return how many frames the bare engine did and how many seconds they took it.
 
-    A few pictures at a time are made ready first: nothing is decoded while the engine is timed, and
+    A few frames at a time are made ready first: nothing is decoded while the engine is timed, and
     memory stays bounded.
     """
-    frames, spent_s, warm = 0, 0.0, set[tuple[int, ...]]()
+    if extent.images is not None:
+        count = min(ENGINE_FRAMES, extent.limit or ENGINE_FRAMES)
+        return _time_images(islice(cycle(extent.images), count), engine, min_score, stop, progress)
     with create_source(config) as source:
-        images = (
-            fit_image(frame.picture, frame.rotation, engine.manifest.input)
-            for frame in islice(source, 0, limit, stride)
-        )
-        while chunk := list(islice(images, min(_CHUNK_FRAMES, ENGINE_FRAMES - frames))):
-            for image in chunk:
-                if image.pixels.shape not in warm:
-                    warm.add(image.pixels.shape)
-                    _run_engine(engine, [image], min_score)
-            spent_s += _run_engine(engine, chunk, min_score)
-            frames += len(chunk)
-            progress(frames)
+        images = _images(islice(source, 0, extent.limit, extent.stride), engine)
+        return _time_images(images, engine, min_score, stop, progress)
+
+
+def _time_images(
+    images: Iterator[NetworkImage],
+    engine: Engine,
+    min_score: float,
+    stop: threading.Event,
+    progress: Callable[[int], None],
+) -> tuple[int, float]:
+    frames, spent_s, warm = 0, 0.0, set[tuple[int, ...]]()
+    while not stop.is_set() and (
+        chunk := list(islice(images, min(_CHUNK_FRAMES, ENGINE_FRAMES - frames)))
+    ):
+        for image in chunk:
+            if image.pixels.shape not in warm:
+                warm.add(image.pixels.shape)
+                _run_engine(engine, [image], min_score)
+        spent_s += _run_engine(engine, chunk, min_score)
+        frames += len(chunk)
+        progress(frames)
     return frames, spent_s
 
 
 def _run_engine(engine: Engine, images: list[NetworkImage], min_score: float) -> float:
-    """Time the engine on pictures, as many of one shape at once as it takes."""
+    """Time the engine on images, as many of one shape at once as it takes."""
     began_s = time.perf_counter()
     for _, alike in groupby(images, key=lambda image: image.pixels.shape):
         while batch := list(islice(alike, engine.max_batch)):
@@ -165,9 +297,10 @@ def _run_pipeline(
     min_score: float,
     limit: int | None,
     trace: Trace | None,
+    stop: threading.Event,
     progress: Callable[[int], None],
 ) -> Stats:
-    """Run the pipeline with a subscriber beside it: nothing is encoded where nobody listens."""
+    """Run the pipeline with a subscriber: nothing is encoded where nobody listens."""
     with tempfile.TemporaryDirectory() as folder:
         endpoint = f"ipc://{folder}/profile"
         pipeline = Pipeline(
@@ -187,7 +320,7 @@ def _run_pipeline(
             listener.start()
             pipeline.start()
             try:
-                while not pipeline.wait(PROGRESS_EVERY_S):
+                while not pipeline.wait(PROGRESS_EVERY_S) and not stop.is_set():
                     progress(pipeline.stats().processed)
             finally:
                 pipeline.stop()

@@ -1,10 +1,11 @@
-"""Report: where a pipeline's time went, in figures, in a table, and in one sentence."""
+"""Report: where a pipeline's time went, as figures, a table and one sentence."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
+from rich import box
 from rich.console import Group
 from rich.table import Table
 
@@ -14,6 +15,9 @@ from maskcast.pipeline.stats import RECORD, StageStats, Stats
 
 BUSY = 0.8
 """A stage that works for more than this share of the time is what the others wait for."""
+
+WIDE = 76
+"""Columns of a terminal from which on the table has the 99th percentiles."""
 
 
 class Times(msgspec.Struct, frozen=True):
@@ -63,7 +67,7 @@ class Report(msgspec.Struct, frozen=True):
         frames: frames that came out; ``fps`` counts them.
         wall_s: from the first frame's capture to the last one's publication.
         fps: of the whole pipeline.
-        engine_fps: of the bare engine, detection and masks, on the same pictures, one by one.
+        engine_fps: of the bare engine, detection and masks, on the same frames, one by one.
         captured, processed, dropped: frames read, published, and lost on the way.
         rates: the same per second.
         drops: the frames lost, by stage, by reason.
@@ -97,7 +101,7 @@ def make_report(stats: Stats, engine_fps: float, memory: Memory, *, paced: bool)
         stats: the pipeline's, at its end.
         engine_fps: the bare engine's.
         memory: the process's.
-        paced: whether pictures come at their own pace, as a camera's, and not when asked for.
+        paced: whether frames come at the source's own pace, as a camera's do.
     """
     drops: dict[str, dict[str, int]] = {}
     for (stage, reason), count in stats.dropped.items():
@@ -131,7 +135,7 @@ def name_bottleneck(busy: Mapping[str, float], *, captured_fps: float, paced: bo
 
     Args:
         busy: share of the time that each stage works, 0..1.
-        captured_fps: pictures that come per second.
+        captured_fps: frames that come per second.
         paced: whether they come at their own pace.
     """
     if not busy:
@@ -160,18 +164,25 @@ def name_bottleneck(busy: Mapping[str, float], *, captured_fps: float, paced: bo
     )
 
 
-def report_table(report: Report) -> Group:
-    """Lay a report out for a terminal: the stages as rows, what holds for all of them below."""
-    table = Table(title=f"{report.frames} frames in {report.wall_s:.1f} s", title_justify="left")
-    table.add_column("stage")
-    for column in ("p50 ms", "p95 ms", "p99 ms", "busy", "waits p50", "p95", "p99", "of a frame"):
-        table.add_column(column, justify="right")
+def report_table(report: Report, width: int = 80) -> Group:
+    """Lay a report out for a terminal of ``width`` columns: a row for each stage, totals below."""
+    narrow = width < WIDE
+    table = Table(
+        title=f"{report.frames} frames in {report.wall_s:.1f} s; milliseconds per frame",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("stage", no_wrap=True)
+    ranks = ("p50", "p95") if narrow else ("p50", "p95", "p99")
+    for column in (*_headings("work", ranks), "busy", *_headings("wait", ranks), "share"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, stage in report.stages.items():
         table.add_row(
             name,
-            *_cells(stage),
+            *_cells(stage, ranks),
             f"{stage.busy:.0%}",
-            *(_cells(stage.wait) if stage.wait is not None else ("", "", "")),
+            *(_cells(stage.wait, ranks) if stage.wait is not None else [""] * len(ranks)),
             "" if name == RECORD else f"{stage.share:.0%}",
         )
     latency, rates = report.latency_ms, report.rates
@@ -222,5 +233,11 @@ def _times(durations: Distribution) -> Times:
     return Times(*(durations.percentiles_ms or (0.0, 0.0, 0.0)), mean_ms=durations.mean_ms)
 
 
-def _cells(times: Times) -> tuple[str, str, str]:
-    return f"{times.p50_ms:.2f}", f"{times.p95_ms:.2f}", f"{times.p99_ms:.2f}"
+def _headings(kind: str, ranks: Sequence[str]) -> list[str]:
+    return [f"{kind}\n{ranks[0]}", *(f"\n{rank}" for rank in ranks[1:])]
+
+
+def _cells(times: Times, ranks: Sequence[str]) -> list[str]:
+    """Format times: two decimals below 10 ms, one above."""
+    shown = [getattr(times, f"{rank}_ms") for rank in ranks]
+    return [f"{ms:.2f}" if ms < 10 else f"{ms:.1f}" for ms in shown]

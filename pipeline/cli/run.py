@@ -53,7 +53,7 @@ def run_to_end(
     check_outputs(config)
     with Console(stderr=True).status("loading the model"):
         engine = _load(config)
-    with _stopping_on_signals() as stop:
+    with stopping_on_signals() as stop:
         return _run(config, engine, limit, note, stop)
 
 
@@ -112,7 +112,7 @@ def _load(config: Config) -> Engine:
 
 
 @contextmanager
-def _stopping_on_signals() -> Iterator[threading.Event]:
+def stopping_on_signals() -> Iterator[threading.Event]:
     """Turn SIGINT and SIGTERM into an event, so that what is on its way can still be drained."""
     stop = threading.Event()
     signals = (signal.SIGINT, signal.SIGTERM)

@@ -1,8 +1,15 @@
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
 import msgspec
 import pytest
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.cli.profile import profile
+from maskcast.pipeline.cli import profile as module
+from maskcast.pipeline.cli.profile import ProfileInterrupted, profile, show_profile
 from maskcast.pipeline.config import SourceConfig
 from maskcast.pipeline.monitor.trace import Trace
 
@@ -85,3 +92,86 @@ def test_a_trace_keeps_what_the_report_counts(timed_engine) -> None:
 def test_a_source_that_is_not_there_is_named(timed_engine, tmp_path) -> None:
     with pytest.raises(InputError, match=r"gone\.mp4"):
         profile(str(tmp_path / "gone.mp4"), timed_engine())
+
+
+def test_a_live_source_is_opened_twice(timed_engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    create = module.create_source
+
+    def count(config: SourceConfig):  # type: ignore[no-untyped-def]
+        opened.append(config)
+        return create(config)
+
+    monkeypatch.setattr(module, "create_source", count)
+    engine = timed_engine(0.002)
+    report = profile("test://64x48@100", engine, limit=30)
+    assert len(opened) == 1  # the pipeline opens it once more
+    assert report.captured == 30
+    assert report.engine_fps > 0
+
+
+def test_a_profile_that_is_stopped_reports_the_frames_so_far(timed_engine) -> None:
+    stop, engine = threading.Event(), timed_engine(0.002)
+    report = profile(
+        "test://64x48@50",
+        engine,
+        limit=10_000,
+        on_progress=lambda done, total: stop.set() if done > 64 + 20 else None,
+        stop=stop,
+    )
+    assert 10 < report.processed < 1000
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(ProfileInterrupted):
+        profile("test://64x48@50", engine, stop=stop)
+
+
+@pytest.fixture
+def engine_for_profiles(timed_engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "load_engine", lambda *_: timed_engine(0.002))
+
+
+@pytest.mark.usefixtures("engine_for_profiles")
+def test_ctrl_c_prints_the_report_and_writes_the_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = module._run_pipeline
+
+    def interrupt(*arguments):  # type: ignore[no-untyped-def]
+        timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        stats = run(*arguments)
+        timer.join()
+        return stats
+
+    monkeypatch.setattr(module, "_run_pipeline", interrupt)
+    report, trace = tmp_path / "report.json", tmp_path / "trace.json"
+    show_profile("test://64x48@50", None, 10_000, "auto", report, trace)
+    shown = capsys.readouterr().err
+    assert "interrupted: these are the figures of the first" in shown
+    frames = json.loads(report.read_bytes())["frames"]
+    assert 0 < frames < 1000
+    assert json.loads(trace.read_bytes())["traceEvents"]
+    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("engine_for_profiles")
+def test_a_profile_touches_no_file_before_it_has_something_to_write(
+    make_clip, tmp_path: Path
+) -> None:
+    clip, old = make_clip(), tmp_path / "old.json"
+    before = clip.read_bytes()
+    old.write_text("old")
+    with pytest.raises(InputError, match="it is the input"):
+        show_profile(str(clip), None, None, "auto", clip, None)
+    with pytest.raises(InputError, match="two outputs have this name"):
+        show_profile(str(clip), None, None, "auto", old, old)
+    with pytest.raises(InputError, match="cannot be written: No such file"):
+        show_profile(str(clip), None, None, "auto", tmp_path / "absent" / "r.json", None)
+    with pytest.raises(InputError, match=r"gone\.mp4"):
+        show_profile(str(tmp_path / "gone.mp4"), None, None, "auto", old, tmp_path / "new.json")
+    assert clip.read_bytes() == before
+    assert old.read_text() == "old"
+    assert not (tmp_path / "new.json").exists()
+    show_profile(str(clip), None, None, "auto", old, None)
+    assert json.loads(old.read_bytes())["frames"] == 10

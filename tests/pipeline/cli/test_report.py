@@ -39,14 +39,30 @@ REPORT = msgspec.convert(
 )
 
 
+def shown(width: int) -> str:
+    file = io.StringIO()
+    Console(file=file, width=width).print(report_table(REPORT, width))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_every_row_of_the_table_fits_the_terminal(width: int) -> None:
+    text = shown(width)
+    assert "…" not in text
+    assert "..." not in text
+    assert all(len(line) <= width for line in text.splitlines())
+    (row,) = [line.split() for line in text.splitlines() if line.strip().startswith("infer ")][:1]
+    percentiles = ["35.2", "40.0", "41.0"], ["12.8", "20.0", "21.0"]
+    work, wait = percentiles if width == 80 else (times[:2] for times in percentiles)
+    assert row == ["infer", *work, "93%", *wait, "62%"]
+
+
 def test_a_report_is_shown_as_a_table() -> None:
-    console = Console(file=io.StringIO(), width=120)
-    console.print(report_table(REPORT))
-    text = console.file.getvalue()
+    text = shown(120)
     for figure in (
-        "35.25",
+        "35.2",
         "93%",
-        "12.75",
+        "12.8",
         "62%",
         "95% of the bare engine's 26.3",
         "dropped 20 (18 replaced before preprocess, 2 unreadable before preprocess)",
