@@ -19,16 +19,14 @@ from maskcast.pipeline.log import fields
 from maskcast.pipeline.sources.state import SourceState
 from maskcast.pipeline.stats import SourceStats, Stats
 from maskcast.pipeline.url import redact, shorten
-from maskcast.pipeline.wire.authenticator import Authenticator
 from maskcast.pipeline.wire.curve import ServerKeys
 from maskcast.pipeline.wire.endpoint import (
-    DEAD_AFTER_MS,
-    HEARTBEAT_MS,
-    STALLED_AFTER_MS,
     bind,
     is_loopback,
     remove_socket_file,
+    set_common_options,
 )
+from maskcast.pipeline.wire.peers import PeerGuard
 
 LONGEST_REQUEST = 16 << 10
 """Bytes of a request at most."""
@@ -139,7 +137,7 @@ class ControlServer:
         self._on_error = on_error
         self._context = zmq.Context()
         self._closing = threading.Event()
-        self._authenticator: Authenticator | None = None
+        self._guard: PeerGuard | None = None
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
 
     def start(self) -> None:
@@ -152,8 +150,8 @@ class ControlServer:
         self._context.term()
         if self._thread.ident is not None:
             self._thread.join()
-        if self._authenticator is not None:
-            self._authenticator.join()
+        if self._guard is not None:
+            self._guard.join()
 
     def _run(self) -> None:
         try:
@@ -170,14 +168,10 @@ class ControlServer:
                 self._on_error(error)
 
     def _open(self, socket: zmq.Socket[bytes]) -> str:
-        socket.set(zmq.LINGER, LINGER_MS)
-        socket.set(zmq.MAXMSGSIZE, LONGEST_PART)
-        socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-        socket.set(zmq.HEARTBEAT_TIMEOUT, DEAD_AFTER_MS)
-        socket.set(zmq.TCP_MAXRT, STALLED_AFTER_MS)
+        set_common_options(socket, linger_ms=LINGER_MS, max_part_bytes=LONGEST_PART)
         if self._allowed_clients is not None and self._secret_key is not None:
             keys = ServerKeys.read(self._secret_key, self._allowed_clients)
-            self._authenticator = Authenticator(socket, keys)
+            self._guard = PeerGuard(socket, keys)
         bound = bind(socket, self._endpoint, "be controlled")
         if bound.startswith("ipc://"):
             Path(bound.removeprefix("ipc://")).chmod(0o600)

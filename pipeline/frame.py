@@ -54,6 +54,7 @@ class Frame:
             be upright, from the container's display matrix.
         timeline: when each stage worked on it.
         clock: which clock ``capture_ns`` was read from.
+        skipped: frames of the source before this one that the configuration leaves out.
         file: the name of the image file, for a frame from a folder of images or a single image.
     """
 
@@ -65,6 +66,7 @@ class Frame:
     rotation: int = 0
     timeline: Timeline = field(default_factory=Timeline)
     clock: Clock = "receipt"
+    skipped: int = 0
     file: str | None = None
 
     def restart_clock(self) -> None:

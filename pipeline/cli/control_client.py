@@ -71,9 +71,7 @@ class ControlClient:
             socket.set(zmq.MAXMSGSIZE, LONGEST_ANSWER)
             socket.set(zmq.IPV6, int("[" in self._endpoint))
             if self._keys is not None:
-                socket.set(zmq.CURVE_SERVERKEY, self._keys.server)
-                socket.set(zmq.CURVE_PUBLICKEY, self._keys.own.public)
-                socket.set(zmq.CURVE_SECRETKEY, self._keys.own.secret)
+                self._keys.apply(socket)
             try:
                 socket.connect(self._endpoint)
             except zmq.ZMQError as error:

@@ -34,6 +34,7 @@ def frame_record(frame: PublishedFrame) -> FrameRecord:
         pts_s=frame.pts_s,
         capture_ns=frame.capture_ns,
         age_ms=round(frame.age_ms, 3),
+        dropped_before=frame.dropped_before,
         lost_before=frame.lost_before,
         width=frame.instances.width,
         height=frame.instances.height,

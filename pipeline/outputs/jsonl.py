@@ -64,6 +64,7 @@ class FrameRecord(msgspec.Struct, frozen=True):
     pts_s: float | None
     capture_ns: int
     age_ms: float
+    dropped_before: int
     lost_before: int
     width: int
     height: int
@@ -160,7 +161,8 @@ class JsonlRecorder:
             pts_s=frame.pts_s,
             capture_ns=frame.capture_ns,
             age_ms=round((time.time_ns() - frame.capture_ns) / 1e6, 3),
-            lost_before=published.lost_before,
+            dropped_before=published.dropped_before,
+            lost_before=0,
             width=instances.width,
             height=instances.height,
             instances=instance_records(instances, self._label_names),

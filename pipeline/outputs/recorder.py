@@ -17,13 +17,13 @@ class Published:
     Attributes:
         seq: the message's number, counted by publisher and source from 0.
         publish_ns: when it was sent, UTC nanoseconds.
-        lost_before: frames of the source that were captured since its last message and dropped.
+        dropped_before: frames of the source dropped since its last message.
         analysis: zones, lines and events after this frame.
     """
 
     seq: int
     publish_ns: int
-    lost_before: int
+    dropped_before: int
     analysis: Analysis = UNTRACKED
 
 

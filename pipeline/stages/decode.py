@@ -67,6 +67,7 @@ class DecodeStage(threading.Thread):
         self._context = context
         self._state: SourceState | None = None
         self._has_answered = False
+        self._skipped = 0
         self._limiters = frame_rate_limiters(config)
         self._stopping = threading.Event()
 
@@ -178,7 +179,9 @@ class DecodeStage(threading.Thread):
         for limiter in self._limiters:
             if not limiter.keeps(time_s):
                 self._context.meter.skipped(frame, limiter.reason)
+                self._skipped += 1
                 return False
+        frame.skipped = self._skipped
         return True
 
     def _on_change(self, change: StateChange) -> None:

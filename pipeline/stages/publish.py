@@ -25,7 +25,8 @@ from maskcast.pipeline.tracking.analysis import Analysis
 from maskcast.pipeline.wire.curve import ServerKeys
 from maskcast.pipeline.wire.publisher import Publisher
 
-SUBSCRIBER_POLL_S = 0.1
+SUBSCRIBER_POLL_S, BACKLOG_POLL_S = 0.1, 0.001
+"""Seconds without a frame after which subscriptions are read; the second while a backlog waits."""
 
 
 class PublishedSources(Protocol):
@@ -71,8 +72,8 @@ class PublishStage(Stage[Seen, None]):
         self._sources = sources
         self._recording = recording
         self._publisher: Publisher | None = None
-        self._seq: Counter[str] = Counter()
-        self._lost: Counter[str] = Counter()
+        self._seq: Counter[str] = Counter()  # without a publisher, who counts otherwise
+        self._next_position: Counter[str] = Counter()
         self._ended: set[str] = set()
         self._size: dict[str, tuple[int, int]] = {}
 
@@ -123,11 +124,12 @@ class PublishStage(Stage[Seen, None]):
                 self._recording.post(event)
             self._ended.intersection_update(self._sources.names())
             self._ended.add(event.source)
-            self._lost.pop(event.source, None)
+            self._next_position.pop(event.source, None)
             self._size.pop(event.source, None)
         else:
             self._ended.discard(event.source)
         if event.data.get("reason") == REMOVED:
+            self._seq.pop(event.source, None)
             if self._publisher is not None:
                 self._publisher.forget(event.source)
             self._context.send(SourceRemoved(event.source))
@@ -164,14 +166,13 @@ class PublishStage(Stage[Seen, None]):
 
     def _publish(self, frame: Frame, instances: Instances, analysis: Analysis) -> Published:
         source = frame.source
-        drops = self._context.meter.drops(source)
-        lost = sum(sum(reasons.values()) for reasons in drops.values())
-        lost_before = lost - self._lost[source]
-        self._lost[source] = lost
+        position = frame.index - frame.skipped  # among the frames that are wanted
+        dropped_before = max(position - self._next_position[source], 0)
         if self._publisher is None:
             seq = self._seq[source]
             self._seq[source] += 1
-            return Published(seq, time.time_ns(), lost_before, analysis)
+            self._next_position[source] = position + 1
+            return Published(seq, time.time_ns(), dropped_before, analysis)
         size = (instances.width, instances.height)
         if self._size.get(source) != size:
             self._size[source] = size
@@ -183,18 +184,22 @@ class PublishStage(Stage[Seen, None]):
         sent = self._publisher.publish(
             frame,
             instances,
-            drops=drops,
+            drops=self._context.meter.drops(source),
+            dropped_before=dropped_before,
             zones=analysis.zones,
             lines=analysis.lines,
             jpeg=jpeg,
             clock=frame.clock,
         )
+        self._next_position[source] = position + 1
         for name, data in analysis.events:
             self._publisher.event(source, name, **data)
         self._count_subscribers(self._publisher)
-        return Published(sent.seq, sent.publish_ns, lost_before, analysis)
+        return Published(sent.seq, sent.publish_ns, dropped_before, analysis)
 
     def _count_subscribers(self, publisher: Publisher) -> None:
+        # While subscriptions wait to be read, every free moment goes to them.
+        self.idle_timeout_s = BACKLOG_POLL_S if publisher.has_backlog else SUBSCRIBER_POLL_S
         self._context.meter.subscribers = max(
             map(publisher.subscribers, self._sources.names()), default=0
         )

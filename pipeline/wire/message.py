@@ -1,7 +1,7 @@
-"""The wire: messages and the parts that ZeroMQ carries them in. docs/wire.md is its specification.
+"""Messages, and the parts that ZeroMQ carries them in; specified in docs/wire.md.
 
-Nothing here knows a socket. What ``encode`` makes, ``decode`` takes; whatever else ``decode`` is
-given, it raises ``WireError`` and nothing else.
+Uses no socket. ``decode`` accepts everything that ``encode`` returns, and raises nothing but
+``WireError`` for anything else.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ __all__ = [
 
 VERSION = "v1"
 MAX_SIDE = 16384
-"""Largest width and height of a picture."""
+"""Largest width and height of a frame, pixels."""
 
 MAX_HEADER_BYTES = 1 << 20
-"""Longest part 1: unpacked, it takes many times as much memory as on the wire."""
+"""Longest part 1; unpacked, it takes many times as much memory."""
 
 TRACK_IDS = "track_ids"
 """In ``InstancesHeader.arrays``: int32, which object each instance is."""
@@ -64,19 +64,20 @@ class InstancesHeader(Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         publisher: 16 hexadecimal digits, new at each start of the publisher.
         seq: counts this publisher's ``instances`` messages of this source, from 0.
-        index: which picture of the source this is, from 0, those never processed included.
-        capture_ns: when the picture was captured, UTC nanoseconds.
+        index: index of the frame in its source, from 0; dropped frames count too.
+        capture_ns: when the frame was captured, UTC nanoseconds.
         publish_ns: when the message was sent, UTC nanoseconds.
-        width: the picture's, pixels; boxes and masks are in these pixels.
-        height: likewise.
-        count: how many instances.
+        width: width of the frame, pixels; boxes and masks are in these pixels.
+        height: height of the frame, pixels.
+        count: number of instances.
         masks: the format of part 3.
-        labels: which table of label names holds, ``labels_id``; empty where there is none.
+        labels: id of the table of label names, ``labels_id``; empty if there is none.
         pts_s: presentation time in the stream's own clock, seconds.
-        clock: whose time ``capture_ns`` is: "receipt", stamped where the picture was received, or
-            "sender", told by the camera.
-        stage_ms: time that each stage worked on the picture, milliseconds.
-        drops: pictures of this source dropped since the start, by stage, by reason.
+        clock: whose time ``capture_ns`` is: "receipt" (the host that received the frame) or
+            "sender" (the camera).
+        stage_ms: processing time of each stage, milliseconds.
+        drops: frames of this source dropped since the start, by stage and reason.
+        dropped_before: frames of this source dropped since the message before this one.
         arrays: what stands behind the labels in part 2, in this order: "track_ids".
         zones: instances in each zone, by the zone's name.
         lines: instances that have crossed each line since the start, by the line's name, then by
@@ -98,6 +99,7 @@ class InstancesHeader(Struct, frozen=True, kw_only=True, omit_defaults=True):
     stage_ms: dict[str, float] = {}
     drops: dict[str, dict[str, Whole]] = {}
     arrays: Annotated[tuple[ShortText, ...], Meta(max_length=64)] = ()
+    dropped_before: Whole = 0
     zones: dict[ShortText, Whole] = {}
     lines: dict[ShortText, dict[ShortText, Whole]] = {}
 
@@ -111,8 +113,8 @@ class EventHeader(Struct, frozen=True, kw_only=True, omit_defaults=True):
             late subscriber keeps its number.
         publish_ns: when it happened, UTC nanoseconds.
         event: its name; docs/wire.md lists them.
-        sent: how many ``instances`` messages of this source were sent before it.
-        data: what belongs to it.
+        sent: number of ``instances`` messages of this source sent before it.
+        data: its data.
     """
 
     publisher: Hex16
@@ -125,7 +127,7 @@ class EventHeader(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InstancesMessage:
-    """What was seen in one frame, and where and when. ``jpeg`` is the picture, if it is sent."""
+    """The instances of one frame. ``jpeg`` is the image, if it is sent."""
 
     source: str
     header: InstancesHeader
@@ -135,7 +137,7 @@ class InstancesMessage:
 
 @dataclass(frozen=True, slots=True)
 class EventMessage:
-    """Something that happened to a source."""
+    """An event of a source."""
 
     source: str
     header: EventHeader
@@ -152,7 +154,7 @@ _header_decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
 
 
 def check_source_name(name: str) -> str:
-    """Return the name of a source if it may stand in a topic.
+    """Return the name of a source if it is valid in a topic.
 
     Raises:
         InputError: it is not 1 to 64 of ``A-Z a-z 0-9 . _ -``, a letter or a digit first.
@@ -167,7 +169,7 @@ def check_source_name(name: str) -> str:
 
 def topic(source: str, kind: Kind) -> bytes:
     """Part 0 of a message; ``v1/<source>/`` is the subscription to all of a source's."""
-    return f"{VERSION}/{source}/{kind}".encode("ascii")
+    return f"{VERSION}/{source}/{kind}".encode()
 
 
 def labels_id(names: Sequence[str]) -> str:
@@ -176,16 +178,18 @@ def labels_id(names: Sequence[str]) -> str:
 
 
 def encode(message: Message) -> list[bytes]:
-    """Turn a message into its parts. Boxes are clipped to the picture.
+    """Turn a message into its parts. Boxes are clipped to the frame.
 
     The masks are written in the format that the header names; ``header.count`` must be theirs, and
     ``header.arrays`` must name the arrays that the instances have.
 
     Raises:
-        WireError: the message is none that a reader would take.
+        WireError: ``decode`` would refuse the message.
     """
     if isinstance(message, EventMessage):
-        return [topic(message.source, "event"), _encoder.encode(message.header)]
+        parts = [topic(message.source, "event"), _encoder.encode(message.header)]
+        decode_header(parts)
+        return parts
     header, instances = message.header, message.instances
     if (header.count, header.width, header.height) != (
         len(instances),
@@ -195,6 +199,10 @@ def encode(message: Message) -> list[bytes]:
         raise WireError("the header's count, width and height are not those of the instances")
     if header.arrays != array_names(instances):
         raise WireError("the header's arrays are not those of the instances")
+    # As a mapping, which is counted in one byte: a struct of more than 15 fields is not.
+    packed = _encoder.encode(msgspec.to_builtins(header))
+    head = [topic(message.source, "instances"), packed]
+    decode_header(head)
     limit = np.array([instances.width, instances.height] * 2, dtype="<f4")
     boxes = np.clip(instances.boxes.astype("<f4"), 0, limit)
     scores, labels = instances.scores.astype("<f4"), instances.labels.astype("<i4")
@@ -204,12 +212,12 @@ def encode(message: Message) -> list[bytes]:
         _check_track_ids(instances.track_ids)
         arrays.append(instances.track_ids.astype("<i4"))
     parts = [
-        topic(message.source, "instances"),
-        # As a mapping, which is counted in one byte: a struct of more than 15 fields is not.
-        _encoder.encode(msgspec.to_builtins(header)),
+        *head,
         b"".join(array.tobytes() for array in arrays),
         encode_masks(instances, header.masks),
     ]
+    if instances.masks is not None and not isinstance(instances.masks, np.ndarray):
+        decode_masks(parts[3], header.masks, header.count, header.width, header.height)
     return parts if message.jpeg is None else [*parts, message.jpeg]
 
 
@@ -292,7 +300,7 @@ def _check_arrays(
     labels: NDArray[np.int32],
     header: InstancesHeader,
 ) -> None:
-    """Raise WireError unless boxes lie in the picture, scores in 0..1 and labels are not negative.
+    """Raise WireError unless boxes lie in the frame, scores in 0..1 and labels are not negative.
 
     Comparisons are written so that NaN fails them.
     """
@@ -301,7 +309,7 @@ def _check_arrays(
         np.all((x1 >= 0) & (x1 <= x2) & (x2 <= header.width))
         and np.all((y1 >= 0) & (y1 <= y2) & (y2 <= header.height))
     ):
-        raise WireError("a box does not lie inside the picture")
+        raise WireError("a box does not lie inside the frame")
     if not np.all((scores >= 0) & (scores <= 1)):
         raise WireError("a score is not between 0 and 1")
     if not np.all(labels >= 0):

@@ -1,13 +1,13 @@
-"""Publisher: the socket that messages leave by."""
+"""Publisher: sends messages over a ZeroMQ XPUB socket."""
 
 from __future__ import annotations
 
 import logging
 import os
 import time
-from collections import Counter
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
 import zmq
@@ -15,15 +15,13 @@ import zmq
 from maskcast.engines.errors import InputError
 from maskcast.engines.instances import Instances
 from maskcast.pipeline.frame import Frame
-from maskcast.pipeline.wire.authenticator import Authenticator
+from maskcast.pipeline.log import fields
 from maskcast.pipeline.wire.curve import ServerKeys
 from maskcast.pipeline.wire.endpoint import (
-    DEAD_AFTER_MS,
-    HEARTBEAT_MS,
-    STALLED_AFTER_MS,
     bind,
     is_loopback,
     remove_socket_file,
+    set_common_options,
 )
 from maskcast.pipeline.wire.message import (
     EventHeader,
@@ -37,51 +35,73 @@ from maskcast.pipeline.wire.message import (
     labels_id,
     topic,
 )
+from maskcast.pipeline.wire.peers import PeerGuard
 from maskcast.pipeline.wire.subscriptions import Subscriptions
 
 LINGER_MS = 200
 
-ANSWER_WITHIN_S = 0.0005
-"""So long ``publish`` attends to those who come and go; who is left has to wait for the next."""
+ANSWER_WITHIN_S, DRAIN_S = 0.0005, 0.005
+"""Time that ``publish`` and ``event`` spend on new subscriptions, and ``answer_subscriptions``."""
 
-LONGEST_SUBSCRIPTION = 128
-"""Bytes that a subscriber may send at once: topics are shorter, and longer ones cost memory."""
+RESEND_S = 1.0
+"""While subscriptions arrive faster than they are read, kept events are sent this often."""
 
-LONGEST_HANDSHAKE = 512
-"""Likewise while CURVE is agreed upon."""
+MAX_SUBSCRIPTION_BYTES = 128
+"""Longest subscription: topics are shorter, and longer ones cost memory."""
+
+MAX_HANDSHAKE_BYTES = 512
+"""The same limit with CURVE, whose handshake needs more."""
+
+MAX_REMOVED = 4096
+"""Removed sources whose numbers are kept; four times as many as a subscriber keeps account of."""
 
 _logger = logging.getLogger(__name__)
 
 _KEPT = {"labels": "labels", "size": "size", "state": "state", "ended": "state"}
-"""Which events a late subscriber is told of, and whose place each takes among those kept."""
+"""Events that are sent again to a new subscriber, and the slot that each is kept in."""
 
 
 class Sent(NamedTuple):
-    """What the wire made of a frame."""
+    """Number and time of a message."""
 
     seq: int
     publish_ns: int
 
 
+@dataclass(slots=True)
+class _Stream:
+    """Messages of one source: numbers of the next ones, and events kept for new subscribers."""
+
+    sent: int = 0
+    events: int = 0
+    kept: dict[str, list[bytes]] = field(default_factory=dict)
+    ended: bool = False
+
+
 class Publisher:
     """Publishes instances and events to any number of subscribers, and waits for none of them.
 
-    A subscriber that is too slow loses messages once its queue is full; the sequence numbers tell
-    it how many. A subscriber that comes late is told the label names, the size and the state of
-    each source at once.
+    A subscriber that is too slow loses messages once its queue is full; the sequence numbers show
+    how many. A new subscriber receives the label names, the size and the state of each source at
+    once.
 
-    Not thread-safe: it is made, used and closed on one thread.
+    A peer that floods subscriptions is disconnected (``PeerGuard``). Until its subscriptions are
+    read, every source counts as subscribed to and kept events are sent once a second, so that new
+    subscribers do not wait behind them.
+
+    Not thread-safe: create, use and close it on one thread.
 
     Args:
         endpoint: "tcp://*:5555", "tcp://127.0.0.1:0" (a free port), "ipc:///run/maskcast.sock".
         label_names: the model's; ``label_names[0]`` is the background.
         masks: the format that masks are sent in.
-        high_water_mark: how many messages are held for a subscriber that is behind.
-        keys: encrypt, and let only those subscribe whose keys are allowed. None: neither; if others
-            than this machine can connect then, a warning is logged.
+        high_water_mark: messages queued for a slow subscriber.
+        keys: encrypt, and admit only clients whose keys are allowed. None: anyone who can connect
+            may subscribe; a warning is logged unless only this machine can.
 
     Attributes:
-        endpoint: where it can be reached, with the real port.
+        endpoint: the bound endpoint, with the real port.
+        has_backlog: whether more subscriptions wait than could be read.
 
     Raises:
         InputError: the endpoint cannot be bound.
@@ -100,36 +120,36 @@ class Publisher:
         self._label_names = list(label_names)
         self._labels_id = labels_id(label_names)
         self._masks: MaskFormat = masks
-        self._sent: Counter[str] = Counter()
-        self._events: Counter[str] = Counter()
-        self._kept: dict[str, dict[str, list[bytes]]] = {}
-        self._ended: set[str] = set()
+        self._streams: dict[str, _Stream] = {}
+        self._removed: OrderedDict[str, _Stream] = OrderedDict()
         self._subscriptions = Subscriptions()
+        self._joined: set[bytes] = set()  # prefixes of new subscribers
+        self._resend_at_s = 0.0
+        self.has_backlog = False
         self.endpoint = ""
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.XPUB)
         self._socket.set(zmq.XPUB_VERBOSER, 1)
         self._socket.set(zmq.SNDHWM, high_water_mark)
-        self._socket.set(zmq.RCVHWM, 100)  # of subscriptions of one peer, lest they come in floods
-        self._socket.set(zmq.LINGER, LINGER_MS)
-        self._socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-        self._socket.set(zmq.HEARTBEAT_TIMEOUT, DEAD_AFTER_MS)
-        self._socket.set(zmq.HEARTBEAT_TTL, DEAD_AFTER_MS)
-        self._socket.set(zmq.TCP_MAXRT, STALLED_AFTER_MS)
-        longest = LONGEST_SUBSCRIPTION if keys is None else LONGEST_HANDSHAKE
-        self._socket.set(zmq.MAXMSGSIZE, longest)
-        self._authenticator = None if keys is None else Authenticator(self._socket, keys)
+        self._socket.set(zmq.RCVHWM, 100)  # subscriptions of one peer, before libzmq's own queue
+        set_common_options(
+            self._socket,
+            linger_ms=LINGER_MS,
+            max_part_bytes=MAX_SUBSCRIPTION_BYTES if keys is None else MAX_HANDSHAKE_BYTES,
+        )
+        self._guard = PeerGuard(self._socket, keys)
         try:
             self.endpoint = bind(self._socket, endpoint, "publish")
         except InputError:
             self.close()
             raise
         if keys is None and not is_loopback(self.endpoint):
-            _logger.warning(
-                "%s: everyone in the network can watch; make keys with `maskcast keys new` and "
-                "name them under publish.curve, or publish on tcp://127.0.0.1:<port>",
-                self.endpoint,
+            advice = (
+                "make keys with `maskcast keys new` and set publish.curve, "
+                "or publish on tcp://127.0.0.1:<port>"
             )
+            shown = fields(endpoint=self.endpoint, advice=advice)
+            _logger.warning("publishing_without_keys", extra=shown)
 
     def __enter__(self) -> Self:
         return self
@@ -145,30 +165,33 @@ class Publisher:
         drops: Mapping[str, Mapping[str, int]] | None = None,
         zones: Mapping[str, int] | None = None,
         lines: Mapping[str, Mapping[str, int]] | None = None,
+        dropped_before: int = 0,
         clock: str = "receipt",
         jpeg: bytes | None = None,
     ) -> Sent:
-        """Send what was seen in a frame.
+        """Send the instances of a frame.
 
-        Nothing is encoded where nobody listens; the sequence number counts on.
+        Without a subscriber nothing is encoded, but the sequence number is counted.
 
         Args:
-            frame: its timeline gives the time that each stage took.
-            instances: what was seen in it.
-            drops: frames of this source dropped since the start, by stage, by reason.
+            frame: its timeline gives the processing time of each stage.
+            instances: its instances.
+            drops: frames of this source dropped since the start, by stage and reason.
             zones: instances in each zone.
             lines: crossings of each line since the start, by direction.
+            dropped_before: frames of this source dropped since its last message.
             clock: whose time ``frame.capture_ns`` is: "receipt" or "sender".
-            jpeg: the picture, to be sent along.
+            jpeg: the image, to be sent along.
 
         Raises:
             InputError: the source's name cannot stand in a topic.
+            WireError: the frame cannot be encoded, for instance because it is too large.
         """
         source = frame.source
-        self._introduce(source)
-        self.answer_subscriptions()
-        sent = Sent(self._sent[source], time.time_ns())
-        self._sent[source] += 1
+        stream = self._stream(source)
+        self._read_subscriptions(ANSWER_WITHIN_S)
+        sent = Sent(stream.sent, time.time_ns())
+        stream.sent += 1
         if not self.subscribers(source):
             return sent
         timeline = frame.timeline
@@ -191,6 +214,7 @@ class Publisher:
             },
             drops={stage: dict(reasons) for stage, reasons in (drops or {}).items()},
             arrays=array_names(instances),
+            dropped_before=dropped_before,
             zones=dict(zones or {}),
             lines={line: dict(crossings) for line, crossings in (lines or {}).items()},
         )
@@ -200,50 +224,41 @@ class Publisher:
     def event(self, source: str, name: str, /, **data: Any) -> None:
         """Send an event of a source: "state", "size", "ended" or another of docs/wire.md.
 
-        The last "state" or "ended" and the last "size" are sent again to whoever comes later.
+        The last "state" or "ended" and the last "size" are sent again to new subscribers.
 
         Args:
             source: the source's name.
-            name: the event's.
-            data: what belongs to it: numbers, strings, lists and maps of them.
+            name: the event's name.
+            data: its data: numbers, strings, lists and maps of them.
 
         Raises:
             InputError: the source's name cannot stand in a topic.
         """
-        self._introduce(source)
-        self.answer_subscriptions()
+        self._stream(source)
+        self._read_subscriptions(ANSWER_WITHIN_S)
         self._send_event(source, name, data)
 
     def forget(self, source: str) -> None:
-        """Tell nobody any more of a source that was removed; its numbers go on if it comes again.
+        """Stop announcing a removed source to new subscribers.
 
-        Numbers that began anew would be taken for messages that came twice.
+        Its numbers go on if the name is used again: subscribers would ignore smaller ones.
         """
-        self._kept.pop(source, None)
-        self._ended.discard(source)
+        if (stream := self._streams.pop(source, None)) is not None:
+            self._removed[source] = _Stream(stream.sent, stream.events)
+            if len(self._removed) > MAX_REMOVED:
+                self._removed.popitem(last=False)
 
     def answer_subscriptions(self) -> None:
-        """Tell those who subscribed since the last call what they missed.
+        """Send kept events to those who subscribed since the last call.
 
-        ``publish`` and ``event`` do so too; call it now and then while there is nothing to send.
+        ``publish`` and ``event`` do so too; call it regularly while there is nothing to send.
         """
-        joined: set[bytes] = set()
-        deadline = time.perf_counter() + ANSWER_WITHIN_S
-        with suppress(zmq.Again):
-            while time.perf_counter() < deadline:
-                message = self._socket.recv(zmq.DONTWAIT, copy=False)
-                prefix = message.bytes[1:]
-                if message.bytes[:1] == b"\x01":
-                    self._subscriptions.add(prefix)
-                    joined.add(prefix)
-                elif message.bytes[:1] == b"\x00" and not _is_from_peer(message):
-                    self._subscriptions.drop(prefix)
-        if joined:
-            self._send_kept(tuple(joined))
+        self._read_subscriptions(DRAIN_S)
 
     def subscribers(self, source: str) -> int:
-        """Count the subscriptions to a source's instances, as of ``answer_subscriptions``."""
-        return self._subscriptions.to(topic(source, "instances"))
+        """Count the subscriptions to a source's instances; at least 1 while there is a backlog."""
+        counted = self._subscriptions.count(topic(source, "instances"))
+        return max(counted, int(self.has_backlog))
 
     def wait_for_subscribers(self, count: int, timeout_s: float, sources: Sequence[str]) -> bool:
         """Wait until each of the sources has ``count`` subscribers; False if that took too long."""
@@ -261,50 +276,79 @@ class Publisher:
         """Send what is still queued, for 0.2 s at most, and free the endpoint."""
         self._socket.close()
         self._context.term()
-        if self._authenticator is not None:
-            self._authenticator.join()
+        self._guard.join()
         remove_socket_file(self.endpoint)
 
-    def _introduce(self, source: str) -> None:
-        """Tell the label names the first time that a source is heard of."""
-        if source not in self._kept:
+    def _stream(self, source: str) -> _Stream:
+        """Return a source's stream; if it is new, send its label names first."""
+        if (stream := self._streams.get(source)) is None:
             check_source_name(source)
-            self._kept[source] = {}
+            stream = self._streams[source] = self._removed.pop(source, _Stream())
             data = {"id": self._labels_id, "names": self._label_names}
             self._send_event(source, "labels", data)
+        return stream
 
     def _send_event(self, source: str, name: str, data: dict[str, Any]) -> None:
+        stream = self._streams[source]
         header = EventHeader(
             publisher=self._id,
-            seq=self._events[source],
+            seq=stream.events,
             publish_ns=time.time_ns(),
             event=name,
-            sent=self._sent[source],
+            sent=stream.sent,
             data=data,
         )
-        self._events[source] += 1
         parts = encode(EventMessage(source, header))
+        stream.events += 1
         if slot := _KEPT.get(name):
-            self._kept[source][slot] = parts
+            stream.kept[slot] = parts
         if slot == "state":
-            (self._ended.add if name == "ended" else self._ended.discard)(source)
+            stream.ended = name == "ended"
         self._socket.send_multipart(parts)
 
-    def _send_kept(self, joined: tuple[bytes, ...]) -> None:
-        """Send again what new subscribers must know, once however many came.
+    def _read_subscriptions(self, within_s: float) -> None:
+        """Read subscriptions for a while, and send new subscribers the kept events."""
+        deadline_s = time.monotonic() + within_s
+        try:
+            while time.monotonic() < deadline_s:
+                message = self._socket.recv(zmq.DONTWAIT, copy=False)
+                content = bytes(message.bytes)
+                kind, prefix = content[:1], content[1:]
+                if kind == b"\x01":
+                    self._subscriptions.add(prefix)
+                    self._joined.add(prefix)
+                elif kind == b"\x00" and not _is_from_peer(message):
+                    self._subscriptions.remove(prefix)
+            self.has_backlog = bool(int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN)
+        except zmq.Again:
+            self.has_backlog = False
+        if not self.has_backlog:
+            if self._joined:
+                self._send_kept(tuple(self._joined))
+                self._joined.clear()
+        elif time.monotonic() >= self._resend_at_s:
+            self._resend_at_s = time.monotonic() + RESEND_S
+            self._send_kept((b"",))
+            self._joined.clear()
 
-        XPUB sends it to the old ones too, who know it by its sequence number. Sources that have
-        ended come last, lest a subscriber to all of them should believe, for a moment, that there
-        are no others.
+    def _send_kept(self, joined: tuple[bytes, ...]) -> None:
+        """Send kept events again to those who subscribed to a prefix, once however many they are.
+
+        XPUB sends them to other subscribers too, who recognise them by their sequence numbers.
+        Sources that have ended come last, so that a subscriber to all sources does not conclude
+        that there are no others.
         """
-        for source in sorted(self._kept, key=self._ended.__contains__):
+        for source, stream in sorted(self._streams.items(), key=lambda item: item[1].ended):
             if topic(source, "event").startswith(joined):
-                for parts in self._kept[source].values():
+                for parts in stream.kept.values():
                     self._socket.send_multipart(parts)
 
 
 def _is_from_peer(message: zmq.Frame) -> bool:
-    """Whether a peer sent it, and not libzmq for one whose connection is gone."""
+    """Whether a peer sent it, and not libzmq for one whose connection is gone.
+
+    libzmq's own messages have no metadata, so that asking for any property of theirs fails.
+    """
     try:
         message.get("__fd")
     except zmq.ZMQError:

@@ -35,6 +35,8 @@ class PublishedFrame:
         clock: whose time ``capture_ns`` is: "receipt" (the publisher's host) or "sender" (camera).
         stage_ms: processing time of each stage, milliseconds.
         drops: frames of this source that the publisher has dropped so far, by stage and reason.
+        dropped_before: frames of this source that the publisher dropped since the message before
+            this one; unlike ``lost_before`` it has nothing to do with the network.
         zones: instances in each zone, by the zone's name; empty if there are none.
         lines: instances that have crossed each line since the start, by the line's name and
             direction, "forward" or "backward".
@@ -58,6 +60,7 @@ class PublishedFrame:
     clock: str
     stage_ms: dict[str, float]
     drops: dict[str, dict[str, int]]
+    dropped_before: int
     zones: dict[str, int]
     lines: dict[str, dict[str, int]]
     instances: Instances
@@ -93,6 +96,7 @@ class PublishedFrame:
             clock=header.clock,
             stage_ms=header.stage_ms,
             drops=header.drops,
+            dropped_before=header.dropped_before,
             zones=header.zones,
             lines=header.lines,
             instances=message.instances,

@@ -1,17 +1,17 @@
-"""Subscriptions: how many want which topics, as far as an XPUB socket tells."""
+"""Subscriptions: counts subscriptions by topic prefix, as an XPUB socket reports them."""
 
 from __future__ import annotations
 
-MOST_PREFIXES = 4096
-"""So many different prefixes are kept apart: a peer may invent them without end."""
+MAX_PREFIXES = 4096
+"""Prefixes that are counted separately; a peer could invent any number."""
 
 
 class Subscriptions:
     """Counts subscriptions by prefix; in doubt, too many rather than too few.
 
-    To count too few would keep from a subscriber what he asked for. Hence a peer's own
-    unsubscribing is not to be entered: XPUB hands it on whether he had subscribed or not, and he
-    could cancel what others want. What counts is that a connection is gone.
+    Counting too few would withhold messages from a subscriber. Do not enter a peer's own
+    unsubscribing: XPUB reports it even if that peer never subscribed, so that one peer could cancel
+    the subscriptions of others. Enter lost connections only.
     """
 
     def __init__(self) -> None:
@@ -22,13 +22,13 @@ class Subscriptions:
         """Enter a subscription."""
         if prefix in self._counts:
             self._counts[prefix] += 1
-        elif len(self._counts) < MOST_PREFIXES:
+        elif len(self._counts) < MAX_PREFIXES:
             self._counts[prefix] = 1
         else:
             self._uncounted += 1
 
-    def drop(self, prefix: bytes) -> None:
-        """Enter that one who had subscribed is gone."""
+    def remove(self, prefix: bytes) -> None:
+        """Enter that a subscriber's connection is gone."""
         count = self._counts.get(prefix, 0)
         if count > 1:
             self._counts[prefix] = count - 1
@@ -37,7 +37,7 @@ class Subscriptions:
         else:
             self._uncounted = max(self._uncounted - 1, 0)
 
-    def to(self, topic: bytes) -> int:
-        """Count those to a topic; at least 1 while there are any that were not kept apart."""
+    def count(self, topic: bytes) -> int:
+        """Count the subscriptions to a topic; at least 1 while some are not counted separately."""
         prefixes = (topic[:end] for end in range(len(topic) + 1))
         return sum(self._counts.get(prefix, 0) for prefix in prefixes) + bool(self._uncounted)

@@ -1,6 +1,6 @@
 import resource
 import time
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ def test_nothing_of_several_files_is_lost_and_all_keep_their_order(make_clip, ti
     assert log.indices == {name: list(range(40)) for name in "abc"}
     for published in log.published.values():
         assert [sent.seq for sent in published] == list(range(40))
-        assert all(sent.lost_before == 0 for sent in published)
+        assert all(sent.dropped_before == 0 for sent in published)
     stats = pipeline.stats()
     assert (stats.captured, stats.processed, stats.dropped) == (120, 120, {})
     assert [source.ended for source in stats.sources] == ["end of stream"] * 3
@@ -62,8 +62,11 @@ def test_a_live_source_before_a_slow_engine_loses_frames_and_stays_young(timed_e
     assert source.latency_ms.p95 < 300  # one that queued would be 1 s old by now
     assert source.dropped["preprocess", "replaced"] > 50
     assert source.captured == source.processed + sum(source.dropped.values())
-    told = sum(published.lost_before for published in log.published["test"])
-    assert 0 <= sum(source.dropped.values()) - told <= 10
+    published, indices = log.published["test"], log.indices["test"]
+    for before, after in pairwise(range(len(published))):
+        if published[after].seq == published[before].seq + 1:  # none was lost on the way to the log
+            gap = indices[after] - indices[before] - 1
+            assert published[after].dropped_before == gap
     assert log.indices["test"] == sorted(log.indices["test"])
 
 
@@ -257,7 +260,7 @@ def test_what_is_thinned_out_is_counted_and_told(make_clip, timed_engine) -> Non
     assert (third.skipped, third.dropped) == ({"every_nth": 20}, {})
     assert (fifth.skipped, fifth.dropped) == ({"max_fps": 15}, {})
     assert third.captured == third.processed + 20
-    assert all(published.lost_before == 0 for published in log.published["a"])
+    assert all(published.dropped_before == 0 for published in log.published["a"])
 
 
 def test_a_live_source_is_thinned_to_its_rate(timed_engine) -> None:
@@ -307,6 +310,27 @@ def test_a_subscriber_that_is_waited_for_sees_everything(
     turned = next(frame for frame in listener.frames if frame.source == "b")
     assert turned.image().shape == (64, 48, 3)
     assert listener.ended() == {"a": "end of stream", "b": "end of stream"}
+
+
+def test_dropped_frames_are_the_same_for_recorders_and_subscribers(timed_engine, tmp_path) -> None:
+    endpoint, log = f"ipc://{tmp_path}/socket", Log()
+    listener = Listener(endpoint)
+    publish = {"endpoint": endpoint, "wait_subscribers": 1}
+    fast = {"url": "test://64x48@200", "every_nth": 2, "name": "a"}
+    pipeline = Pipeline(configured(fast, publish=publish), timed_engine(0.03), recorders=[log])
+    pipeline.start()
+    wait_until(lambda: pipeline.stats().processed > 20)
+    pipeline.stop()
+    pipeline.join()
+    listener.finish()
+    frames = listener.frames
+    assert sum(frame.dropped_before for frame in frames) > 0
+    for before, after in pairwise(frames):
+        # Every second frame is left out by the configuration, which drops nothing.
+        assert after.dropped_before == (after.index - before.index) // 2 - 1
+        assert after.lost_before == 0
+    recorded = {sent.seq: sent.dropped_before for sent in log.published["a"]}
+    assert recorded.items() <= {frame.seq: frame.dropped_before for frame in frames}.items()
 
 
 def test_a_file_waits_for_the_subscriber(make_clip, timed_engine, free_port) -> None:

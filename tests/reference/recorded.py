@@ -47,4 +47,4 @@ def instances(width: int = 64, height: int = 48) -> Instances:
 
 
 def published(seq: int) -> Published:
-    return Published(seq=seq, publish_ns=0, lost_before=0)
+    return Published(seq=seq, publish_ns=0, dropped_before=0)

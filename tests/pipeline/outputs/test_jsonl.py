@@ -41,8 +41,8 @@ def test_a_line_of_jsonl_has_the_documented_keys(tmp_path: Path) -> None:
     recorder.close()
     first, second = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
     assert list(first) == [
-        "source", "seq", "pts_s", "capture_ns", "age_ms", "lost_before", "width", "height",
-        "instances",
+        "source", "seq", "pts_s", "capture_ns", "age_ms", "dropped_before", "lost_before",
+        "width", "height", "instances",
     ]  # fmt: skip
     assert (first["source"], first["seq"], first["width"], first["height"]) == ("cam", 0, 64, 48)
     assert list(first["instances"][0]) == ["label", "score", "box", "segmentation"]

@@ -406,6 +406,41 @@ def test_a_header_with_wrong_values_is_a_header_or_a_wire_error(data):
         use(decode(parts))
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    count=st.sampled_from([0, 1, 2]),
+    changes=st.fixed_dictionaries(
+        {},
+        optional={
+            "seq": st.integers(-1, 2**64 - 1),
+            "publisher": st.text(max_size=20),
+            "labels": st.text(max_size=70),
+            "clock": st.text(max_size=70),
+            "width": st.integers(-1, 40_000),
+            "dropped_before": st.integers(-2, 2**64 - 1),
+            "stage_ms": st.dictionaries(st.text(max_size=3), st.floats() | st.text(max_size=1)),
+            "masks": st.sampled_from([*FORMATS, "bitmap"]),
+        },
+    ),
+)
+def test_what_is_encoded_is_never_refused_by_a_reader(count, changes):
+    sent = message(seen(count, width=changes.get("width", 640)), changes.pop("masks", "none"))
+    sent = InstancesMessage(
+        sent.source, msgspec.structs.replace(sent.header, **changes), sent.instances
+    )
+    try:
+        parts = encode(sent)
+    except WireError:
+        return
+    decode(parts)
+
+
+def test_a_frame_wider_than_a_reader_takes_is_not_encoded():
+    encode(message(seen(1, width=16384), "none"))
+    with pytest.raises(WireError, match="width"):
+        encode(message(seen(1, width=16385), "none"))
+
+
 def test_too_few_parts_are_refused():
     parts = encode(message(seen(1), "none"))
     for count in range(4):
@@ -451,4 +486,6 @@ def test_a_header_that_would_take_much_memory_is_refused_before_it_is_read():
     data = {"list": [None] * (1 << 20)}
     header = EventHeader(publisher="0" * 16, seq=0, publish_ns=0, event="x", data=data)
     with pytest.raises(WireError, match="longer than 1048576"):
-        decode(encode(EventMessage("cam1", header)))
+        encode(EventMessage("cam1", header))
+    with pytest.raises(WireError, match="longer than 1048576"):
+        decode([b"v1/cam1/event", msgspec.msgpack.encode(header)])

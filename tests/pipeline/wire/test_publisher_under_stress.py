@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 import maskcast
 from maskcast.engines.instances import Instances
 from maskcast.pipeline.frame import Frame
-from maskcast.pipeline.wire import publisher as publisher_module
+from maskcast.pipeline.wire import endpoint as endpoint_module
 from maskcast.pipeline.wire.publisher import Publisher
 from maskcast.pipeline.wire.subscriber import subscribe
 
@@ -173,7 +173,7 @@ def test_a_stopped_subscriber_costs_neither_time_nor_memory_and_its_losses_are_e
 
 
 def test_who_takes_in_nothing_is_disconnected_and_counts_exactly_after_he_comes_back(monkeypatch):
-    monkeypatch.setattr(publisher_module, "STALLED_AFTER_MS", 1000)
+    monkeypatch.setattr(endpoint_module, "STALLED_AFTER_MS", 1000)
     with (
         Publisher("tcp://127.0.0.1:0", NAMES, high_water_mark=8) as publisher,
         process(READ_ALL, publisher.endpoint) as reader,

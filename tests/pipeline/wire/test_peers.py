@@ -1,5 +1,6 @@
 import contextlib
 import logging
+import shutil
 import socket as posix_socket
 import threading
 import time
@@ -7,13 +8,14 @@ import time
 import av
 import numpy as np
 import pytest
+from witnesses import wait_until
 
 from maskcast.engines.errors import InputError
 from maskcast.engines.instances import Instances
 from maskcast.pipeline.frame import Frame
-from maskcast.pipeline.wire import authenticator
-from maskcast.pipeline.wire.authenticator import LOCAL, UNKNOWN
-from maskcast.pipeline.wire.curve import ServerKeys, new_keys
+from maskcast.pipeline.wire import peers
+from maskcast.pipeline.wire.curve import AllowedClients, ServerKeys, new_keys
+from maskcast.pipeline.wire.peers import LOCAL, UNKNOWN
 from maskcast.pipeline.wire.publisher import Publisher
 from maskcast.pipeline.wire.subscriber import subscribe
 
@@ -60,8 +62,23 @@ def publish(publisher, index=0):
     publisher.publish(Frame("cam1", index, None, time.time_ns(), av.VideoFrame(64, 48)), NOTHING)
 
 
+@contextlib.contextmanager
+def plain_peer(publisher):
+    """A TCP connection that has said it is a SUB socket."""
+    port = int(publisher.endpoint.rpartition(":")[2])
+    with posix_socket.create_connection(("127.0.0.1", port)) as peer:
+        peer.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32))
+        greeting = 64
+        while greeting:
+            greeting -= len(peer.recv(greeting))
+        ready = b"\x05READY" + b"\x0bSocket-Type" + (3).to_bytes(4, "big") + b"SUB"
+        peer.sendall(b"\x04" + bytes([len(ready)]) + ready)
+        yield peer
+
+
 def refusals(caplog):
-    return [r.getMessage() for r in caplog.records if "refused" in r.getMessage()]
+    refused = [r.fields for r in caplog.records if r.getMessage() == "subscriber_refused"]
+    return [f"{values['address']}: {values['reason']}" for values in refused]
 
 
 def wait_for_refusal(publisher, caplog):
@@ -115,7 +132,7 @@ def test_who_has_a_wrong_key_or_none_sees_nothing_and_is_told_of_once(
 
 
 def test_strangers_from_many_addresses_do_not_fill_the_log(server, friend, caplog, monkeypatch):
-    monkeypatch.setattr(authenticator, "MOST_ADDRESSES", 3)
+    monkeypatch.setattr(peers, "MAX_ADDRESSES", 3)
     allowed = ServerKeys.read(f"{server}.key_secret", [f"{friend}.key"])
     with Publisher("tcp://127.0.0.1:0", ("background",), keys=allowed) as publisher:
         port = int(publisher.endpoint.rpartition(":")[2])
@@ -154,7 +171,7 @@ def test_garbage_instead_of_a_handshake_hurts_nobody(publisher, server, friend):
         assert frames.receive().seq == 0
 
 
-def test_closing_frees_the_authenticator_too(server, friend):
+def test_closing_ends_the_thread_too(server, friend):
     allowed = ServerKeys.read(f"{server}.key_secret", [f"{friend}.key"])
     endpoint, threads = "tcp://127.0.0.1:0", threading.active_count()
     for _ in range(3):
@@ -165,6 +182,103 @@ def test_closing_frees_the_authenticator_too(server, friend):
         assert threading.active_count() == threads
     with pytest.raises(InputError, match="cannot publish"):
         Publisher("tcp://198.51.100.7:5555", ("background",), keys=allowed)
+
+
+def test_a_key_that_is_added_works_without_a_restart(server, friend, keys, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    folder = tmp_path / "clients"
+    folder.mkdir()
+    shutil.copy(f"{friend}.key", folder)
+    newcomer = keys("newcomer")
+    given = {"server_key": f"{server}.key", "client_key": f"{newcomer}.key_secret"}
+    allowed = ServerKeys.read(f"{server}.key_secret", folder)
+    with (
+        Publisher("tcp://127.0.0.1:0", ("background",), keys=allowed) as publisher,
+        subscribe(publisher.endpoint, policy="all", **given) as frames,
+    ):
+        wait_for_refusal(publisher, caplog)
+        shutil.copy(f"{newcomer}.key", folder)
+        assert publisher.wait_for_subscribers(1, 20, ["cam1"])
+        publish(publisher)
+        assert frames.receive().source == "cam1"
+
+
+def test_a_key_that_is_withdrawn_works_no_longer_and_others_go_on(
+    server, friend, keys, tmp_path, caplog
+):
+    folder = tmp_path / "clients"
+    folder.mkdir()
+    shutil.copy(f"{friend}.key", folder)
+    former = keys("former")
+    shutil.copy(f"{former}.key", folder)
+    allowed = ServerKeys.read(f"{server}.key_secret", folder)
+
+    def connect(name):
+        return subscribe(
+            publisher.endpoint,
+            policy="all",
+            server_key=f"{server}.key",
+            client_key=f"{name}.key_secret",
+        )
+
+    with (
+        Publisher("tcp://127.0.0.1:0", ("background",), keys=allowed) as publisher,
+        connect(friend) as friendly,
+        connect(former) as withdrawn,
+    ):
+        assert publisher.wait_for_subscribers(2, 20, ["cam1"])
+        (folder / "former.key").unlink()
+        wait_for_refusal(publisher, caplog)
+        assert publisher.wait_for_subscribers(1, 20, ["cam1"])
+        before, seen_before = friendly.tally.received, withdrawn.tally.received
+
+        def friend_receives():
+            publish(publisher)
+            return friendly.tally.received > before
+
+        wait_until(friend_receives, 20)
+        assert publisher.subscribers("cam1") == 1
+        assert withdrawn.tally.received == seen_before
+
+
+def test_a_key_file_that_cannot_be_read_allows_nobody_and_harms_no_other(tmp_path, server, friend):
+    folder = tmp_path / "clients"
+    folder.mkdir()
+    shutil.copy(f"{friend}.key", folder)
+    clients = AllowedClients(ServerKeys.read(f"{server}.key_secret", folder))
+    assert not clients.reload()
+    (folder / "broken.key").write_text("nonsense")
+    assert not clients.reload()
+    assert len(clients.keys) == 1
+    (folder / "friend.key").unlink()
+    assert clients.reload()
+    assert not clients.keys
+
+
+def test_a_peer_that_floods_subscriptions_is_disconnected_and_nobody_waits_behind_it(caplog):
+    def flood(peer):
+        # Alternately subscribed and cancelled: libzmq queues each of them.
+        pairs = (b"\x00\x08\x01v1/cam2" + b"\x00\x08\x00v1/cam2") * 1000
+        with contextlib.suppress(OSError):
+            while True:
+                peer.sendall(pairs)
+
+    with Publisher("tcp://127.0.0.1:0", ("background",)) as publisher:
+        with plain_peer(publisher) as peer:
+            flooding = threading.Thread(target=flood, args=(peer,))
+            flooding.start()
+            backlog = False
+            while flooding.is_alive():
+                publish(publisher)
+                backlog = backlog or publisher.has_backlog
+                # What has not been read may be a subscription: nobody has to wait.
+                assert publisher.subscribers("cam1") == publisher.has_backlog
+            flooding.join()
+        assert backlog
+        assert caplog.messages == ["subscriber_flood"]
+        with subscribe(publisher.endpoint, "cam1") as frames:  # once it is no longer blocked
+            wait_until(lambda: publish(publisher) or frames.tally.received > 0, 20)
+            wait_until(lambda: publish(publisher) or frames.receive().label_names != (), 20)
 
 
 def test_one_key_without_the_other_is_refused(server):
