@@ -115,8 +115,8 @@ def _plugin_class(trt: Any) -> type:
             return Plugin(self.operator, kernels())
 
         def get_fields_to_serialize(self) -> Any:
-            self.fields = _field_collection(trt, self.operator)  # keeps the values alive
-            return self.fields
+            self.fields = _Fields(trt, self.operator)
+            return self.fields.collection
 
         def get_valid_tactics(self) -> list[int]:
             return []
@@ -159,7 +159,8 @@ def _creator_class(trt: Any) -> type:
             self.name = operator.name
             self.plugin_namespace = NAMESPACE
             self.plugin_version = VERSION
-            self.field_names = _field_collection(trt, operator())
+            self.fields = _Fields(trt, operator())
+            self.field_names = self.fields.collection
 
         def create_plugin(self, name: str, collection: Any, phase: Any) -> Any:
             del name, phase
@@ -174,16 +175,22 @@ def _creator_class(trt: Any) -> type:
     return Creator
 
 
-def _field_collection(trt: Any, operator: Operator) -> Any:
-    """Attributes as TensorRT keeps them: int32 and float32 arrays of one element."""
-    collected = []
-    for field in fields(cast(Any, operator)):
-        value = getattr(operator, field.name)
-        is_float = isinstance(value, float)
-        kind = trt.PluginFieldType.FLOAT32 if is_float else trt.PluginFieldType.INT32
-        array = np.array([value], np.float32 if is_float else np.int32)
-        collected.append(trt.PluginField(field.name, array, kind))
-    return trt.PluginFieldCollection(collected)
+class _Fields:
+    """Attributes as TensorRT keeps them: int32 and float32 arrays of one element.
+
+    ``PluginFieldCollection`` copies the addresses of names and values and keeps neither, so all of
+    them are kept here for as long as TensorRT may read them.
+    """
+
+    def __init__(self, trt: Any, operator: Operator) -> None:
+        self._arrays, self._fields = [], []
+        for field in fields(cast(Any, operator)):
+            value = getattr(operator, field.name)
+            is_float = isinstance(value, float)
+            kind = trt.PluginFieldType.FLOAT32 if is_float else trt.PluginFieldType.INT32
+            self._arrays.append(np.array([value], np.float32 if is_float else np.int32))
+            self._fields.append(trt.PluginField(field.name, self._arrays[-1], kind))
+        self.collection = trt.PluginFieldCollection(self._fields)
 
 
 def _largest(tensor: Any) -> tuple[int, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import struct
 from importlib.util import find_spec
 
 import msgspec
@@ -70,6 +72,28 @@ def tiny_bundle(folder, operator="Relu", **changes):
     manifest = replace(manifest, **changes)
     (folder / MANIFEST).write_bytes(msgspec.json.encode(manifest))
     return open_bundle(folder)
+
+
+ATTRIBUTES = {
+    "output_size": "i", "sampling_ratio": "i", "aligned": "i",
+    "iou_threshold": "f", "score_threshold": "f", "max_output": "i",
+}  # fmt: skip
+INT32, FLOAT32 = 5, 1
+
+
+def attributes_in(plan):
+    """Read the plugins' attributes out of a serialised plan: sorted values by name.
+
+    A record is: length of the name with its NUL, name, type, number of values, values.
+    """
+    found = {name: [] for name in ATTRIBUTES}
+    for name, kind in ATTRIBUTES.items():
+        text = name.encode() + b"\0"
+        start = struct.pack("<i", len(text)) + text
+        start += struct.pack("<ii", INT32 if kind == "i" else FLOAT32, 1)
+        for match in re.finditer(re.escape(start), plan):
+            found[name] += struct.unpack_from(f"<{kind}", plan, match.end())
+    return {name: sorted(values) for name, values in found.items()}
 
 
 def build_tiny(bundle, **options):
@@ -145,6 +169,25 @@ class TestDefaultModel:
         assert detector.graph_sha256 == sha256(bundle.detector)
         assert detector.plugins == {"MultiscaleRoiAlign": "1", "GroupedNms": "1"}
         assert bundle.manifest.input == FixedInput(160, 256, bundle.manifest.input.pad_value)
+
+    def test_the_plans_hold_the_attributes_of_the_graphs(self, default_plans):
+        bundle, _, _ = default_plans
+        for name in ("detector", "segmenter"):
+            graph = onnx.load(bundle.path / f"{name}.onnx").graph
+            nodes = [node for node in graph.node if node.domain == "maskcast"]
+            wanted = {
+                attribute: sorted(
+                    onnx.helper.get_attribute_value(item)
+                    for node in nodes
+                    for item in node.attribute
+                    if item.name == attribute
+                )
+                for attribute in ATTRIBUTES
+            }
+            plan = (bundle.path / f"{name}.plan").read_bytes()
+            assert attributes_in(plan) == wanted, name
+            assert len(wanted["output_size"]) == 1
+            assert len(wanted["max_output"]) == (2 if name == "detector" else 0)
 
     def test_less_precision_makes_a_smaller_plan(self, default_plans):
         bundle, built, _ = default_plans

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 
 import numpy as np
@@ -12,7 +13,7 @@ from torchvision.ops import nms, roi_align
 from maskcast.engines.tensorrt.device import Gpu
 from maskcast.engines.tensorrt.plugins.driver import CudaError, compute_capability, kernels
 from maskcast.engines.tensorrt.plugins.operator import GroupedNms, MultiscaleRoiAlign, Tensor
-from maskcast.engines.tensorrt.plugins.plugin import make_plugin
+from maskcast.engines.tensorrt.plugins.plugin import _creator_class, make_plugin
 
 pytestmark = pytest.mark.host_gpu
 
@@ -133,6 +134,36 @@ def test_roi_align_pools_what_torchvision_pools(card, dtype):
         feature = torch.from_numpy(inputs[level].astype("f4"))
         wanted = roi_align(feature, regions[i : i + 1], 7, 1 / (4 << level), 2)
         np.testing.assert_allclose(found[i], wanted[0], atol=5e-3 if dtype == "f2" else 1e-5)
+
+
+def churn():
+    """Reuse the memory of whatever nobody holds any more."""
+    return [np.array([1 << 30], "i4") for _ in range(2000)]
+
+
+def read(collection):
+    return {field.name: np.asarray(field.data).ravel()[0] for field in collection}
+
+
+def test_attributes_read_back_long_after_they_were_handed_over():
+    plugin = make_plugin(trt, GroupedNms(iou_threshold=0.7, score_threshold=-1.0, max_output=300))
+    collection = plugin.get_fields_to_serialize()
+    gc.collect()
+    kept = churn()
+    assert read(collection) == {
+        "iou_threshold": np.float32(0.7), "score_threshold": -1.0, "max_output": 300,
+    }  # fmt: skip
+    del kept
+
+
+@pytest.mark.parametrize("operator", [GroupedNms(), MultiscaleRoiAlign()])
+def test_a_creator_makes_the_operator_of_its_own_fields(operator):
+    creator = _creator_class(trt)(type(operator))
+    gc.collect()
+    kept = churn()
+    made = creator.create_plugin(operator.name, creator.field_names, trt.TensorRTPhase.BUILD)
+    assert made.operator == operator
+    del kept
 
 
 def test_no_boxes_launch_nothing(card, host_driver):
