@@ -50,8 +50,8 @@ class KernelsRecord(msgspec.Struct, frozen=True):
 
 def source_hashes(folder: Path = PLUGINS) -> dict[str, str]:
     """SHA-256 of every CUDA source in ``folder``, by file name."""
-    sources = sorted([*folder.glob("*.cu"), *folder.glob("*.cuh")])
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sources}
+    paths = [*folder.glob("*.cu"), *folder.glob("*.cuh"), folder / "arguments.h"]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}
 
 
 def compile_kernels(

@@ -26,8 +26,7 @@ from maskcast.builder.tensorrt.process import Built, Event, Failure, Progress, R
 from maskcast.engines.bundle import FixedInput, Manifest, sha256
 from maskcast.engines.errors import InputError
 from maskcast.engines.plan import Package, Plan
-from maskcast.engines.tensorrt.plugins.driver import compute_capability
-from maskcast.engines.tensorrt.plugins.operator import OPERATORS, VERSION
+from maskcast.engines.tensorrt.plugins.library import PLUGINS, compute_capability
 
 Report = Callable[[str, int, int], None]
 """Called with a phase's name, its steps done and its steps in all."""
@@ -100,7 +99,7 @@ def build_plans(
             max_batch=max_batch,
             max_boxes=most_boxes if name == "segmenter" else 0,
             graph_sha256=graph.sha256,
-            plugins={operator.name: VERSION for operator in OPERATORS},
+            plugins=PLUGINS,
         )
         plans.append(plan)
     return replace(manifest, plans=tuple(plans))

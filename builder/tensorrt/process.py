@@ -110,7 +110,7 @@ def _build(request: Request, tell: Any) -> Built:
         trt = import_module(request.package)
     except (ImportError, OSError) as error:
         raise _BuildError("absent", str(error)) from error
-    from maskcast.engines.tensorrt.plugins.plugin import register
+    from maskcast.engines.tensorrt.plugins.library import register
 
     logger = _logger(trt)
     register(trt)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from maskcast.engines.errors import InputError
-from maskcast.engines.tensorrt.plugins.driver import driver_too_old
+from maskcast.engines.tensorrt.plugins.library import driver_too_old
 
 _NON_BLOCKING = 1
 

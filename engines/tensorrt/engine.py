@@ -27,8 +27,7 @@ from maskcast.engines.result import keep_detections, to_instances
 from maskcast.engines.tensorrt.device import Gpu, Memory
 from maskcast.engines.tensorrt.image_ring import ImageRing, Place
 from maskcast.engines.tensorrt.plan import DeviceError, LoadedPlan, open_plans
-from maskcast.engines.tensorrt.plugins import launch
-from maskcast.engines.tensorrt.plugins.driver import CudaError, kernels
+from maskcast.engines.tensorrt.plugins.library import CudaError, Kernels
 
 _FEATURES = ("p2", "p3", "p4", "p5")
 _DOWN = ("boxes", "scores", "labels")
@@ -71,7 +70,8 @@ class TensorRTEngine(Engine):
         try:
             with self._gpu.current():
                 self._plans += open_plans(bundle, self._gpu.capability)
-                self._kernels = kernels()
+                self._kernels = Kernels()
+                self._kernels.load()
                 self._detect_side = _DetectSide(
                     self._memory, self._plans[0], plan.max_batch, self._shape
                 )
@@ -151,7 +151,10 @@ class TensorRTEngine(Engine):
         self._gpu.upload(side.device["sizes"], side.host["sizes"][:count], stream)
         for place in places:
             stream.follow(place.uploaded)
-        self._kernels.launch(self._conversions(side, places), stream.handle)
+        # The pictures have the network's size already: libswscale resizes while it converts YUV to
+        # RGB. What is left is bytes to planar floats.
+        pictures = [place.device for place in places]
+        self._kernels.preprocess(pictures, side.device["images"], height * width, stream.handle)
         side.plan.run(
             {"images": (count, 3, height, width), "sizes": (count, 2)},
             {name: side.device[name] for name in side.names} | slot,
@@ -162,24 +165,6 @@ class TensorRTEngine(Engine):
             self._gpu.download(array, side.device[name], stream)
         stream.wait()
         return found
-
-    def _conversions(self, side: _DetectSide, places: Sequence[Place]) -> list[launch.Launch]:
-        height, width = self._shape
-        launches = []
-        for first in range(0, len(places), launch.MAX_PICTURES):
-            # The picture has the network's size already: libswscale resizes while it converts
-            # YUV to RGB. What is left is bytes to planar floats.
-            pictures = [
-                launch.Picture(place.device, height, width, height, width)
-                for place in places[first : first + launch.MAX_PICTURES]
-            ]
-            target = side.device["images"] + first * 3 * height * width * 4
-            launches.append(
-                launch.preprocess(
-                    pictures, target, height=height, width=width, pad_value=0.0, dtype="f32"
-                )
-            )
-        return launches
 
     def _run_segmenter(self, side: _SegmentSide, detections: Detections) -> NDArray[np.float32]:
         count = len(detections.boxes)

@@ -13,8 +13,12 @@ import numpy as np
 from maskcast.engines.bundle import Bundle
 from maskcast.engines.errors import InputError
 from maskcast.engines.plan import Plan, incompatibility, rebuild_command
-from maskcast.engines.tensorrt.plugins.driver import compute_capability, driver_too_old
-from maskcast.engines.tensorrt.plugins.operator import OPERATORS, VERSION
+from maskcast.engines.tensorrt.plugins.library import (
+    PLUGINS,
+    compute_capability,
+    driver_too_old,
+    register,
+)
 
 _logger = logging.getLogger("maskcast.engines.tensorrt.engine")
 _TYPES = {"FLOAT": np.float32, "HALF": np.float16, "INT32": np.int32, "INT64": np.int64}
@@ -119,7 +123,7 @@ def _open(bundle: Bundle, plan: Plan, graph_sha256: str, capability: tuple[int, 
         version=str(trt.__version__),
         capability=capability,
         graph_sha256=graph_sha256,
-        plugins={operator.name: VERSION for operator in OPERATORS},
+        plugins=PLUGINS,
     )
     if reason is None:
         engine, context = _deserialise(trt, (bundle.path / plan.file).read_bytes())
@@ -139,8 +143,6 @@ def _open(bundle: Bundle, plan: Plan, graph_sha256: str, capability: tuple[int, 
 
 
 def _deserialise(trt: Any, content: bytes) -> tuple[Any, Any]:
-    from maskcast.engines.tensorrt.plugins.plugin import register
-
     register(trt)
     engine = _runtime(trt).deserialize_cuda_engine(content)
     return engine, engine and engine.create_execution_context()

@@ -36,6 +36,7 @@ inline T __ldg(const T* at) {
 inline float __half2float(__half value) { return static_cast<float>(value); }
 inline __half __float2half(float value) { return static_cast<__half>(value); }
 inline float __fmul_rn(float a, float b) { return a * b; }
+inline int __float2int_rn(float value) { return static_cast<int>(std::nearbyint(value)); }
 inline int __ffsll(long long bits) { return __builtin_ffsll(bits); }
 inline int __popcll(unsigned long long bits) { return __builtin_popcountll(bits); }
 inline uint32_t __float_as_uint(float value) {

@@ -24,6 +24,10 @@
 #include <string>
 #include <vector>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 #include "kernels.h"
 
 namespace {
@@ -108,6 +112,18 @@ bool inside(const void* at, size_t size, bool pinned) {
          reinterpret_cast<Handle>(at) + size <= base + allocation.size;
 }
 
+#ifdef __SANITIZE_ADDRESS__
+// AddressSanitizer watches what lies around an allocation, reads included.
+void check_guards(Handle, const Allocation&) {}
+void set_guards(Handle base, size_t size) {
+  ASAN_POISON_MEMORY_REGION(reinterpret_cast<void*>(base - kGuard), kGuard);
+  ASAN_POISON_MEMORY_REGION(reinterpret_cast<void*>(base + size), kGuard);
+}
+void remove_guards(Handle base, size_t size) {
+  ASAN_UNPOISON_MEMORY_REGION(reinterpret_cast<void*>(base - kGuard), size + 2 * kGuard);
+}
+#else
+void remove_guards(Handle, size_t) {}
 void check_guards(Handle base, const Allocation& allocation) {
   const auto* bytes = reinterpret_cast<const unsigned char*>(base);
   for (size_t i = 0; i < kGuard; ++i) {
@@ -125,6 +141,7 @@ void set_guards(Handle base, size_t size) {
   std::memset(reinterpret_cast<void*>(base - kGuard), kCanary, kGuard);
   std::memset(reinterpret_cast<void*>(base + size), kCanary, kGuard);
 }
+#endif
 
 void* allocate(size_t size, bool pinned) {
   auto* block = static_cast<unsigned char*>(
@@ -152,6 +169,7 @@ int release(const void* at, bool pinned, const char* call) {
     }
   }
   check_guards(found->first, found->second);
+  remove_guards(found->first, found->second.size);
   std::free(reinterpret_cast<unsigned char*>(found->first) - kGuard);
   allocations.erase(found);
   return kSuccess;
@@ -469,6 +487,7 @@ const char* host_driver_report() {
   out << "pinned allocations: " << pinned << "\n";
   out << "streams: " << streams.size() << "\n";
   out << "events: " << events.size() << "\n";
+  out << "modules: " << modules.size() << "\n";
   out << "contexts: " << retained << "\n";
   out << "pending: " << pending << "\n";
   out << "bytes up: " << bytes_up << "\n";

@@ -17,6 +17,7 @@ constexpr Kernel entry(const char* name, bool barriers) {
   return {name, sizeof(Arguments), barriers, call<Arguments, kernel>};
 }
 
+using maskcast::CropsArguments;
 using maskcast::NmsArguments;
 using maskcast::PreprocessArguments;
 using maskcast::RoiAlignArguments;
@@ -27,8 +28,8 @@ const Kernel kKernels[] = {
     entry<NmsArguments, nms_rank>("nms_rank", true),
     entry<NmsArguments, nms_overlap>("nms_overlap", true),
     entry<NmsArguments, nms_select>("nms_select", true),
-    entry<PreprocessArguments, preprocess_f32>("preprocess_f32", false),
-    entry<PreprocessArguments, preprocess_f16>("preprocess_f16", false),
+    entry<PreprocessArguments, preprocess>("preprocess", false),
+    entry<CropsArguments, crops_to_bytes>("crops_to_bytes", false),
 };
 
 }  // namespace
@@ -47,12 +48,3 @@ void run_kernel(const Kernel& kernel, const void* arguments, const unsigned grid
 }
 
 }  // namespace on_host
-
-// For tests that call a kernel without a driver. 0, or -1 where no kernel has that name and size.
-extern "C" int host_launch(const char* name, const void* arguments, size_t size,
-                           const unsigned grid[3], const unsigned block[3], int reversed) {
-  const on_host::Kernel* kernel = on_host::find_kernel(name);
-  if (!kernel || kernel->arguments_size != size) return -1;
-  on_host::run_kernel(*kernel, arguments, grid, block, reversed != 0);
-  return 0;
-}

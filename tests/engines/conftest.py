@@ -20,52 +20,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from host_compiler import CUDA_ON_HOST, compile_on_host
 
-from maskcast.engines.tensorrt.plugins.launch import Launch
+from maskcast.engines.tensorrt.plugins.library import FOLDER as PLUGINS
+from maskcast.engines.tensorrt.plugins.library import Kernels
 
-CUDA_ON_HOST = Path(__file__).parents[1] / "cuda_on_host"
 RESULTS = "MASKCAST_HOST_GPU_RESULTS"
 """Set in the child: the file to which it writes its tests' reports, one JSON object a line."""
 
 
-def compile_on_host(library: Path, *sources: str | Path, options: tuple[str, ...] = ()) -> Path:
-    """Compile sources of tests/cuda_on_host to a shared library with g++."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("g++ is not installed: the kernels cannot be compiled for the host")
-    command = [compiler, "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-I."]
-    # Kernels carry nvcc's unrolling pragmas; contraction would round otherwise than the GPU does.
-    command += ["-Wno-unknown-pragmas", "-ffp-contract=off", "-std=c++17"]
-    command += [*map(str, sources), "-o", str(library), *options]
-    done = subprocess.run(command, cwd=CUDA_ON_HOST, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return library
+class HostKernels(Kernels):
+    """The project's CUDA kernels, compiled for the host, on host memory."""
 
-
-class HostKernels:
-    """Runs the project's CUDA kernels, compiled for the host, on host memory."""
-
-    def __init__(self, library: Path) -> None:
-        self._library = ctypes.CDLL(str(library))
-
-    def run(self, *launches: Launch, backwards: bool = False) -> None:
-        """Run launches in order; backwards turns the order of threads and blocks around."""
-        for launch in launches:
-            status = self._library.host_launch(
-                launch.kernel.encode(),
-                ctypes.byref(launch.arguments),
-                ctypes.c_size_t(ctypes.sizeof(launch.arguments)),
-                (ctypes.c_uint * 3)(*launch.grid),
-                (ctypes.c_uint * 3)(*launch.block),
-                int(backwards),
-            )
-            assert status == 0, f"no kernel {launch.kernel} takes arguments of this size"
+    def order(self, *, backwards: bool) -> None:
+        """Choose the order in which threads and blocks run."""
+        self._library.host_backwards(int(backwards))
 
 
 @pytest.fixture(scope="session")
 def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> HostKernels:
-    folder = tmp_path_factory.mktemp("kernels")
-    return HostKernels(compile_on_host(folder / "libkernels.so", "kernels.cpp"))
+    library = tmp_path_factory.mktemp("kernels") / "libkernels.so"
+    sources = ("kernels.cpp", "host_launch.cpp", PLUGINS / "functions.cpp")
+    return HostKernels(compile_on_host(library, *sources))
 
 
 ALIVE = ("device allocations", "pinned allocations", "streams", "events", "contexts", "pending")

@@ -1,1 +1,1 @@
-"""TensorRT plugins: CUDA kernels and their IPluginV3 faces."""
+"""TensorRT plugins: CUDA kernels, and the native library that contains them."""

@@ -19,33 +19,17 @@
 //                at most 1.6 / 0.26 MB from L2. The chain bounds it, not the bytes: about 1500 cycles
 //                a step (two barriers, 64 words from L2, a shared-memory walk) make 60 / 25 us.
 // Candidates at or below the score threshold cost the rank only. Not measured on a GPU.
+#include "arguments.h"
 #include "device.cuh"
 
 namespace maskcast {
 
-constexpr int kWord = 64;
 constexpr int kRankRows = 32;     // candidates that a block of nms_rank places
 constexpr int kRankSlices = 8;    // threads that share the counting for one candidate
 constexpr int kRankTile = kRankRows * kRankSlices;
 constexpr int kOverlapTiles = 4;  // words a row that a block of nms_overlap fills
-constexpr int kSelectWords = 128;
+constexpr int kSelectWords = kMaxCandidates / kWord;
 constexpr int kSelectSlices = 4;
-
-struct NmsArguments {
-  const float* boxes;       // [images, candidates, 4] x1 y1 x2 y2
-  const float* scores;      // [images, candidates]
-  const int32_t* groups;    // [images, candidates]
-  int32_t* keep;            // [images, max_output]
-  uint64_t* overlaps;       // workspace [images, candidates, words]
-  float* sorted_boxes;      // workspace [images, candidates, 4]
-  int32_t* sorted_groups;   // workspace [images, candidates]
-  int32_t* order;           // workspace [images, candidates], -1 behind the last eligible candidate
-  int32_t images;
-  int32_t candidates;       // at most kSelectWords * kWord = 8192
-  int32_t max_output;
-  float iou_threshold;
-  float score_threshold;
-};
 
 __device__ __forceinline__ int words_of(int candidates) { return (candidates + kWord - 1) / kWord; }
 
@@ -67,7 +51,9 @@ __device__ __forceinline__ bool overlap(const float4& a, const float4& b, float 
   const float both = __fmul_rn(width, height);
   const float area_a = __fmul_rn(a.z - a.x, a.w - a.y);
   const float area_b = __fmul_rn(b.z - b.x, b.w - b.y);
-  return both / (area_a + area_b - both) > threshold;
+  // Most pairs do not intersect, and a division with numerator 0 takes the slow path: skip it. The
+  // result is the same, since 0 / union is 0 or NaN and no threshold is negative.
+  return both > 0.f && both / (area_a + area_b - both) > threshold;
 }
 
 }  // namespace maskcast
@@ -202,7 +188,8 @@ extern "C" __global__ void nms_select(const __grid_constant__ maskcast::NmsArgum
     if (lane > step && lane * kWord < eligible) {
       uint64_t bits = removed[slice][lane];
 #pragma unroll
-      for (int k = slice; k < kWord; k += kSelectSlices) {
+      for (int j = 0; j < kWord / kSelectSlices; ++j) {  // a known count: all loads are in flight
+        const int k = j * kSelectSlices + slice;
         if (kept >> k & 1) bits |= overlaps[static_cast<int64_t>(step * kWord + k) * words + lane];
       }
       removed[slice][lane] = bits;

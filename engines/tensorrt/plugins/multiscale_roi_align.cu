@@ -15,28 +15,10 @@
 //   floor       L4 (300 GB/s) 0.24 ms, RTX 4090 (1008 GB/s) 0.07 ms: bound by memory, not arithmetic
 // For 100 boxes, 14x14: 10 MB written, floor 0.03 - 0.19 ms on an L4, 0.01 - 0.06 ms on an RTX 4090,
 // by how much of the pyramid the boxes cover. fp32 doubles the bytes. Not measured on a GPU.
+#include "arguments.h"
 #include "device.cuh"
 
 namespace maskcast {
-
-constexpr int kLevels = 4;
-constexpr int kMaxTaps = 64;
-
-struct RoiAlignArguments {
-  const void* features[kLevels];  // P2..P5, each [images, channels, heights[i], widths[i]]
-  const float* rois;              // [boxes, 4] x1 y1 x2 y2, pixels of the network's input
-  const int32_t* batch_index;     // [boxes]; a box of no image (outside 0..images-1) pools to zeros
-  void* pooled;                   // [boxes, channels, output_size, output_size]
-  int32_t heights[kLevels];
-  int32_t widths[kLevels];
-  int32_t images;
-  int32_t boxes;
-  int32_t channels;
-  int32_t output_size;
-  int32_t sampling_ratio;
-  int32_t aligned;
-  int32_t channels_per_block;
-};
 
 // One coordinate of a bilinear sample; low < 0 where the sample lies outside and counts as zero.
 struct Tap {
@@ -61,6 +43,47 @@ __device__ __forceinline__ int level_of(float x1, float y1, float x2, float y2) 
   const float side = sqrtf(fmaxf((x2 - x1) * (y2 - y1), 0.f));
   const float level = floorf(4.f + log2f(side / 224.f) + 1e-6f);
   return static_cast<int>(fminf(fmaxf(level, 2.f), 5.f)) - 2;
+}
+
+// One output: the mean of ratio x ratio bilinear samples of a plane. The sizes may be constants.
+template <typename T>
+__device__ __forceinline__ float sample(const T* plane, const Tap* y_taps, const Tap* x_taps,
+                                        int width, int ratio) {
+  float sum = 0.f;
+#pragma unroll
+  for (int iy = 0; iy < ratio; ++iy) {
+    const Tap y = y_taps[iy];
+    if (y.low < 0) continue;
+    const T* low = plane + static_cast<int64_t>(y.low) * width;
+    const T* high = plane + static_cast<int64_t>(y.high) * width;
+#pragma unroll
+    for (int ix = 0; ix < ratio; ++ix) {
+      const Tap x = x_taps[ix];
+      if (x.low < 0) continue;
+      const float upper = x.weight_low * load(low + x.low) + x.weight_high * load(low + x.high);
+      const float lower = x.weight_low * load(high + x.low) + x.weight_high * load(high + x.high);
+      sum += y.weight_low * upper + y.weight_high * lower;
+    }
+  }
+  return sum / static_cast<float>(ratio * ratio);
+}
+
+// All outputs of a block. kSize and kRatio are 0, or constants that save three divisions an output
+// and unroll the loops over the samples.
+template <typename T, int kSize, int kRatio>
+__device__ __forceinline__ void pool(const RoiAlignArguments& a, const T* planes, T* pooled,
+                                     const Tap* y_taps, const Tap* x_taps, int channels,
+                                     int height, int width, bool of_an_image) {
+  const int size = kSize ? kSize : a.output_size, ratio = kRatio ? kRatio : a.sampling_ratio;
+  const int64_t plane_size = static_cast<int64_t>(height) * width;
+  for (int out = static_cast<int>(threadIdx.x); out < channels * size * size;
+       out += static_cast<int>(blockDim.x)) {
+    const int column = out % size, row = out / size % size;
+    const T* plane = planes + (out / (size * size)) * plane_size;
+    const float value =
+        of_an_image ? sample(plane, y_taps + row * ratio, x_taps + column * ratio, width, ratio) : 0.f;
+    store(pooled + out, value);
+  }
 }
 
 template <typename T>
@@ -107,29 +130,14 @@ __device__ __forceinline__ void multiscale_roi_align(const RoiAlignArguments& a)
   const T* planes = static_cast<const T*>(a.features[level]) + first_plane * plane_size;
   T* pooled = static_cast<T*>(a.pooled) +
               (static_cast<int64_t>(box) * a.channels + first_channel) * size * size;
-  const float samples = static_cast<float>(ratio * ratio);
 
-  for (int out = static_cast<int>(threadIdx.x); out < channels * size * size;
-       out += static_cast<int>(blockDim.x)) {
-    const int column = out % size, row = out / size % size;
-    const T* plane = planes + (out / (size * size)) * plane_size;
-    float sum = 0.f;
-    if (of_an_image) {
-      for (int iy = 0; iy < ratio; ++iy) {
-        const Tap y = y_taps[row * ratio + iy];
-        if (y.low < 0) continue;
-        const T* low = plane + static_cast<int64_t>(y.low) * width;
-        const T* high = plane + static_cast<int64_t>(y.high) * width;
-        for (int ix = 0; ix < ratio; ++ix) {
-          const Tap x = x_taps[column * ratio + ix];
-          if (x.low < 0) continue;
-          const float upper = x.weight_low * load(low + x.low) + x.weight_high * load(low + x.high);
-          const float lower = x.weight_low * load(high + x.low) + x.weight_high * load(high + x.high);
-          sum += y.weight_low * upper + y.weight_high * lower;
-        }
-      }
-    }
-    store(pooled + out, sum / samples);
+  // The two that Mask R-CNN has, for boxes and for masks; then whatever else a graph asks for.
+  if (size == 7 && ratio == 2) {
+    pool<T, 7, 2>(a, planes, pooled, y_taps, x_taps, channels, height, width, of_an_image);
+  } else if (size == 14 && ratio == 2) {
+    pool<T, 14, 2>(a, planes, pooled, y_taps, x_taps, channels, height, width, of_an_image);
+  } else {
+    pool<T, 0, 0>(a, planes, pooled, y_taps, x_taps, channels, height, width, of_an_image);
   }
 }
 

@@ -31,7 +31,7 @@ from maskcast.engines.bundle import (
 )
 from maskcast.engines.errors import InputError
 from maskcast.engines.image import NetworkImage
-from maskcast.engines.tensorrt.plugins.driver import compute_capability
+from maskcast.engines.tensorrt.plugins.library import compute_capability
 
 needs_rtx = pytest.mark.skipif(
     find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed"

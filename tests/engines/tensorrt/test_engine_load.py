@@ -10,7 +10,7 @@ from host_tensorrt import make_bundle
 from maskcast.engines.errors import InputError
 from maskcast.engines.load import load_engine
 from maskcast.engines.openvino.engine import OpenVinoEngine
-from maskcast.engines.tensorrt.plugins.driver import compute_capability
+from maskcast.engines.tensorrt.plugins.library import compute_capability
 
 needs_no_gpu = pytest.mark.skipif(
     compute_capability() is not None, reason="says what happens on a machine without a GPU"

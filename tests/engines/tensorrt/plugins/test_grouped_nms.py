@@ -9,13 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import nms
 
-from maskcast.engines.tensorrt.plugins.launch import (
-    MAX_CANDIDATES,
-    grouped_nms,
-    nms_workspace_bytes,
-)
-
 GUARD = 64
+MAX_CANDIDATES = 8192
 
 
 def suppress(kernels, boxes, scores, groups, *, max_output, iou=0.5, score=0.05, backwards=False):
@@ -23,15 +18,15 @@ def suppress(kernels, boxes, scores, groups, *, max_output, iou=0.5, score=0.05,
     images, candidates = scores.shape
     boxes, scores = np.ascontiguousarray(boxes, "f4"), np.ascontiguousarray(scores, "f4")
     groups = np.ascontiguousarray(groups, "i4")
-    size = nms_workspace_bytes(images, candidates)
+    size = kernels.nms_workspace_bytes(images, candidates)
     workspace = np.full(size + GUARD, 0xAB, np.uint8)
     keep = np.full(images * max_output + GUARD, 77, np.int32)
-    launches = grouped_nms(
+    kernels.order(backwards=backwards)
+    kernels.grouped_nms(
         boxes.ctypes.data, scores.ctypes.data, groups.ctypes.data, keep.ctypes.data,
         workspace.ctypes.data, images=images, candidates=candidates, max_output=max_output,
         iou_threshold=iou, score_threshold=score,
     )  # fmt: skip
-    kernels.run(*launches, backwards=backwards)
     assert (workspace[size:] == 0xAB).all()
     assert (keep[images * max_output :] == 77).all()
     return keep[: images * max_output].reshape(images, max_output)

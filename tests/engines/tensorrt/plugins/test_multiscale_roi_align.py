@@ -9,8 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from maskcast.engines.tensorrt.plugins import launch
-
 
 def pool(kernels, features, rois, batch_index, *, size=7, ratio=2, aligned=False, backwards=False):
     """Run the kernel; features are float32 or float16 arrays [B, C, H, W]."""
@@ -19,22 +17,21 @@ def pool(kernels, features, rois, batch_index, *, size=7, ratio=2, aligned=False
     batch_index = np.ascontiguousarray(batch_index, "i4")
     images, channels = features[0].shape[:2]
     pooled = np.full((len(rois) + 1, channels, size, size), 77, features[0].dtype)
-    if len(rois):
-        task = launch.roi_align(
-            [level.ctypes.data for level in features],
-            [level.shape[2:] for level in features],
-            rois.ctypes.data,
-            batch_index.ctypes.data,
-            pooled.ctypes.data,
-            images=images,
-            boxes=len(rois),
-            channels=channels,
-            output_size=size,
-            sampling_ratio=ratio,
-            aligned=aligned,
-            dtype="f16" if features[0].dtype == np.float16 else "f32",
-        )
-        kernels.run(task, backwards=backwards)
+    kernels.order(backwards=backwards)
+    kernels.roi_align(
+        [level.ctypes.data for level in features],
+        [level.shape[2:] for level in features],
+        rois.ctypes.data,
+        batch_index.ctypes.data,
+        pooled.ctypes.data,
+        images=images,
+        boxes=len(rois),
+        channels=channels,
+        output_size=size,
+        sampling_ratio=ratio,
+        aligned=aligned,
+        half=features[0].dtype == np.float16,
+    )
     assert (pooled[len(rois)] == 77).all()
     return pooled[: len(rois)]
 

@@ -1,0 +1,58 @@
+// What each kernel is launched with: one struct, passed by value. Included by kernels and host alike.
+#pragma once
+
+#include <cstdint>
+
+namespace maskcast {
+
+constexpr int kLevels = 4;
+constexpr int kMaxTaps = 64;         // most output_size * sampling_ratio of MultiscaleRoiAlign
+constexpr int kWord = 64;            // candidates in one word of overlap bits
+constexpr int kMaxCandidates = 8192; // most candidates an image of GroupedNms: 128 words
+constexpr int kMaxPictures = 16;     // most images in one launch of preprocess
+
+struct RoiAlignArguments {
+  const void* features[kLevels];  // P2..P5, each [images, channels, heights[i], widths[i]]
+  const float* rois;              // [boxes, 4] x1 y1 x2 y2, pixels of the network's input
+  const int32_t* batch_index;     // [boxes]; a box of no image (outside 0..images-1) pools to zeros
+  void* pooled;                   // [boxes, channels, output_size, output_size]
+  int32_t heights[kLevels];
+  int32_t widths[kLevels];
+  int32_t images;
+  int32_t boxes;
+  int32_t channels;
+  int32_t output_size;
+  int32_t sampling_ratio;
+  int32_t aligned;
+  int32_t channels_per_block;
+};
+
+struct NmsArguments {
+  const float* boxes;       // [images, candidates, 4] x1 y1 x2 y2
+  const float* scores;      // [images, candidates]
+  const int32_t* groups;    // [images, candidates]
+  int32_t* keep;            // [images, max_output]
+  uint64_t* overlaps;       // workspace [images, candidates, words]
+  float* sorted_boxes;      // workspace [images, candidates, 4]
+  int32_t* sorted_groups;   // workspace [images, candidates]
+  int32_t* order;           // workspace [images, candidates], -1 behind the last eligible candidate
+  int32_t images;
+  int32_t candidates;       // at most kMaxCandidates
+  int32_t max_output;
+  float iou_threshold;      // 0 or more
+  float score_threshold;
+};
+
+struct PreprocessArguments {
+  const uint8_t* pictures[kMaxPictures];  // each [pixels, 3], aligned to 4
+  float* images;                          // [pictures, 3, pixels], aligned to 16
+  int32_t pixels;                         // of an image; a multiple of 4
+};
+
+struct CropsArguments {
+  const float* masks;  // [values] 0..1, aligned to 16
+  uint8_t* crops;      // [values] 0..255, aligned to 4
+  int32_t values;      // a multiple of 4
+};
+
+}  // namespace maskcast

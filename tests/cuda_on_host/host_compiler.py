@@ -1,0 +1,55 @@
+"""Compiles for the tests: kernels for the host, programs against TensorRT's headers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from maskcast.builder.plugin_library import cuda_headers
+from maskcast.engines.errors import InputError
+
+CUDA_ON_HOST = Path(__file__).parent
+
+
+def compile_on_host(output: Path, *sources: str | Path, options: tuple[str, ...] = ()) -> Path:
+    """Compile sources of tests/cuda_on_host to a shared library with g++."""
+    return compile_program(output, *sources, options=("-O2", "-shared", *options))
+
+
+def compile_program(output: Path, *sources: str | Path, options: tuple[str, ...] = ()) -> Path:
+    """Compile sources of tests/cuda_on_host with g++."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("g++ is not installed: the kernels cannot be compiled for the host")
+    command = [compiler, "-Wall", "-Wextra", "-Werror", "-fPIC", "-I."]
+    # Kernels carry nvcc's unrolling pragmas; contraction would round otherwise than the GPU does.
+    command += ["-Wno-unknown-pragmas", "-ffp-contract=off", "-std=c++17"]
+    command += [*map(str, sources), "-o", str(output), *options]
+    done = subprocess.run(command, cwd=CUDA_ON_HOST, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+def tensorrt_headers() -> Path:
+    """Find TensorRT's headers, or skip the test. MASKCAST_TENSORRT_HEADERS names their folder."""
+    folders = [Path(os.environ.get("MASKCAST_TENSORRT_HEADERS", "/usr/include/x86_64-linux-gnu"))]
+    repository = CUDA_ON_HOST.parents[1]
+    folders += [
+        parent / "shared" / "prototypes" / "tensorrt" / "include" for parent in repository.parents
+    ]
+    for folder in folders:
+        if (folder / "NvInferRuntime.h").is_file():
+            return folder
+    pytest.skip("no TensorRT headers: name their folder in MASKCAST_TENSORRT_HEADERS")
+
+
+def header_options() -> tuple[str, ...]:
+    """Options of g++ that find TensorRT's and CUDA's headers; skips where there are none."""
+    try:
+        return (f"-isystem{tensorrt_headers()}", f"-isystem{cuda_headers()}")
+    except InputError as error:
+        pytest.skip(str(error))
