@@ -89,7 +89,7 @@ def _tensorrt(package: str, extra: str) -> Finding:
 
 
 def _gpu() -> Finding:
-    from maskcast.engines.tensorrt.plugins.driver import compute_capability, driver_too_old
+    from maskcast.engines.tensorrt.plugins.library import compute_capability, driver_too_old
 
     found = compute_capability()
     if found is None:
