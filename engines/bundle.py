@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import os
+import stat
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from maskcast.engines.errors import InputError
-from maskcast.engines.plan import Plan
+from maskcast.engines.onnx_file import GraphPorts, check_graph
+from maskcast.engines.plan import FileName, Plan, Precision, Sha256, ShortText, Side
 
 FORMAT = 1
 """The version of the manifest that is written and read here."""
@@ -20,9 +25,17 @@ DEFAULT = "default"
 
 Backend = Literal["openvino", "onnxruntime", "tensorrt", "tensorrt_rtx"]
 
+PadValue = Annotated[int, Meta(ge=0, le=255)]
+
 _EMBEDDED = Path(__file__).parent / "bundles"
 _STRIDE = 32
 _SMALLEST_SIDE = 64
+_LARGEST_MANIFEST = 1 << 20
+# What tells the graphs apart: an engine needs more outputs.
+_DETECTOR = GraphPorts(frozenset({"images", "sizes"}), frozenset({"p2"}))
+_SEGMENTER = GraphPorts(
+    frozenset({"p2", "p3", "p4", "p5", "boxes", "labels", "batch_index"}), frozenset({"masks"})
+)
 
 
 class FixedInput(msgspec.Struct, frozen=True, tag="fixed", tag_field="kind"):
@@ -33,9 +46,9 @@ class FixedInput(msgspec.Struct, frozen=True, tag="fixed", tag_field="kind"):
         pad_value: 0..255, of every channel.
     """
 
-    height: int
-    width: int
-    pad_value: int = 0
+    height: Side
+    width: Side
+    pad_value: PadValue = 0
 
     def shape(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Of a picture of this size: (height, width) of the input, and of its content."""
@@ -56,8 +69,8 @@ class LongestSideInput(msgspec.Struct, frozen=True, tag="longest_side", tag_fiel
         pad_value: 0..255, of every channel.
     """
 
-    longest_side: int
-    pad_value: int = 0
+    longest_side: Side
+    pad_value: PadValue = 0
 
     def shape(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Of a picture of this size: (height, width) of the input, and of its content."""
@@ -73,8 +86,8 @@ Input = FixedInput | LongestSideInput
 class GraphFile(msgspec.Struct, frozen=True):
     """A file of the bundle, and the SHA-256 of its bytes in hexadecimal."""
 
-    file: str
-    sha256: str
+    file: FileName
+    sha256: Sha256
 
 
 class Graphs(msgspec.Struct, frozen=True):
@@ -106,15 +119,15 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     format: int = FORMAT
-    name: str
+    name: ShortText
     backend: Backend
-    precision: str
-    labels: tuple[str, ...]
+    precision: Precision
+    labels: Annotated[tuple[ShortText, ...], Meta(min_length=1, max_length=10_000)]
     input: Input
-    score_threshold: float = 0.5
+    score_threshold: Annotated[float, Meta(ge=0, le=1)] = 0.5
     graphs: Graphs
-    plans: tuple[Plan, ...] = ()
-    built_with: dict[str, str] = {}
+    plans: Annotated[tuple[Plan, ...], Meta(max_length=16)] = ()
+    built_with: Annotated[dict[ShortText, ShortText], Meta(max_length=100)] = {}
 
 
 class Bundle(msgspec.Struct, frozen=True):
@@ -146,7 +159,7 @@ def default_bundle() -> Path:
 
 
 def open_bundle(name_or_path: str | Path) -> Bundle:
-    """Open a bundle and check that its files are whole.
+    """Open a bundle and check that its files are complete and what they should be.
 
     Args:
         name_or_path: a bundle's folder, or "default" for the one that comes with the package.
@@ -156,9 +169,13 @@ def open_bundle(name_or_path: str | Path) -> Bundle:
     """
     path = default_bundle() if str(name_or_path) == DEFAULT else Path(name_or_path)
     manifest = read_manifest(path)
-    for graph in (manifest.graphs.detector, manifest.graphs.segmenter):
+    for graph, ports in (
+        (manifest.graphs.detector, _DETECTOR),
+        (manifest.graphs.segmenter, _SEGMENTER),
+    ):
         if graph is not None:
             _check(path / graph.file, graph.sha256)
+            check_graph(path / graph.file, ports)
     for plan in manifest.plans:
         _check(path / plan.file, plan.sha256)
     return Bundle(path, manifest)
@@ -175,15 +192,19 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         InputError: there is none, or it is damaged, or another version of maskcast wrote it.
     """
+    file = path / MANIFEST
     try:
-        content = (path / MANIFEST).read_bytes()
-    except FileNotFoundError:
+        with _open_regular(file) as opened:
+            content = opened.read(_LARGEST_MANIFEST + 1)
+    except (FileNotFoundError, NotADirectoryError):
         reason = f"holds no {MANIFEST}" if path.is_dir() else "no such folder"
         raise InputError(
             f"{path}: not a bundle ({reason}); build one with `maskcast build`"
         ) from None
     except OSError as error:
-        raise InputError(f"{path / MANIFEST}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{file}: cannot be read ({error.strerror}); build it again") from None
+    if len(content) > _LARGEST_MANIFEST:
+        raise InputError(f"{file}: larger than {_LARGEST_MANIFEST >> 20} MiB; build it again")
     try:
         version = msgspec.json.decode(content, type=_Version).format
         if version != FORMAT:
@@ -192,8 +213,9 @@ def read_manifest(path: Path) -> Manifest:
                 "build it again"
             )
         return msgspec.json.decode(content, type=Manifest)
-    except msgspec.DecodeError as error:
-        raise InputError(f"{path / MANIFEST}: damaged ({error}); build it again") from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)[:300]
+        raise InputError(f"{file}: damaged ({reason}); build it again") from None
 
 
 def sha256(path: Path) -> str:
@@ -206,12 +228,25 @@ class _Version(msgspec.Struct):
     format: int
 
 
+def _open_regular(path: Path) -> io.BufferedReader:
+    """Open a regular file: no link, which may lead out of the bundle, and no device or FIFO.
+
+    Raises:
+        OSError: it is none, or cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(0, "not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
 def _check(path: Path, expected: str) -> None:
     try:
-        actual = sha256(path)
+        with _open_regular(path) as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); build the bundle again"
-        ) from None
+        reason = "a link" if path.is_symlink() else error.strerror
+        raise InputError(f"{path}: cannot be read ({reason}); build the bundle again") from None
     if actual != expected:
         raise InputError(f"{path}: damaged, its checksum differs; build the bundle again")

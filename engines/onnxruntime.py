@@ -13,6 +13,7 @@ from maskcast.engines.engine import Detections, Engine
 from maskcast.engines.errors import InputError
 from maskcast.engines.image import NetworkImage
 from maskcast.engines.instances import MASK_SIZE, Instances
+from maskcast.engines.onnx_file import is_quantised
 from maskcast.engines.result import keep_detections, to_instances
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class OnnxRuntimeEngine(Engine):
 
     def __init__(self, bundle: Bundle) -> None:
         self.manifest = bundle.manifest
-        precision = "int8" if bundle.manifest.precision == "int8" else "fp32"
+        precision = "int8" if is_quantised(bundle.detector) else "fp32"
         self.device = f"ONNX Runtime CPU {precision}"
         self._detector = _session(bundle.detector)
         self._segmenter = None if bundle.segmenter is None else _session(bundle.segmenter)
@@ -87,4 +88,10 @@ def _session(graph: Path) -> onnxruntime.InferenceSession:
         raise InputError(
             "onnxruntime is not installed: pip install 'maskcast[builder]', or use openvino"
         ) from None
-    return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its own classes, which have no base of their own
+        reason = str(error).partition("\n")[0][:200]
+        raise InputError(
+            f"{graph}: ONNX Runtime cannot load this graph ({reason}); build the bundle again"
+        ) from None

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import shlex
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 Package = Literal["tensorrt", "tensorrt_rtx"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+
+Side = Annotated[int, Meta(ge=64, le=4096, multiple_of=32)]
+"""Height or width of a network's input, pixels."""
+FileName = Annotated[str, Meta(pattern=r"\A(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,255}\Z")]
+"""Name of a file in the bundle's own folder."""
+Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Capability = Annotated[str, Meta(pattern=r"\A[0-9]{1,2}\.[0-9]\Z")]
+ShortText = Annotated[str, Meta(max_length=255)]
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,18 +37,18 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     graph: Literal["detector", "segmenter"]
-    file: str
-    sha256: str
+    file: FileName
+    sha256: Sha256
     package: Package
-    version: str
-    capabilities: tuple[str, ...]
-    precision: str
-    height: int
-    width: int
-    max_batch: int
-    max_boxes: int = 0
-    graph_sha256: str
-    plugins: dict[str, str]
+    version: ShortText
+    capabilities: Annotated[tuple[Capability, ...], Meta(max_length=32)]
+    precision: Precision
+    height: Side
+    width: Side
+    max_batch: Annotated[int, Meta(ge=1, le=1024)]
+    max_boxes: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    graph_sha256: Sha256
+    plugins: Annotated[dict[ShortText, ShortText], Meta(max_length=32)]
 
 
 def incompatibility(

@@ -17,6 +17,7 @@ from maskcast.engines.bundle import Bundle, FixedInput
 from maskcast.engines.engine import Detections, Engine, Mode
 from maskcast.engines.image import NetworkImage
 from maskcast.engines.instances import Instances
+from maskcast.engines.onnx_file import is_quantised
 from maskcast.engines.result import keep_detections, to_instances
 from maskcast.engines.threads import mark_abandonable
 
@@ -70,8 +71,9 @@ class OpenVinoEngine(Engine):
             precision = "bf16" if has_bf16() else "f32"
             if precision == "f32":
                 warnings.warn("this CPU does not compute in bf16: fp32 is used", stacklevel=2)
-        computes = {"bf16": precision.replace("f32", "fp32"), "int8": "int8"}
-        self.device = f"OpenVINO CPU {computes.get(bundle.manifest.precision, 'fp32')}"
+        # What the graph says: a manifest may name the precision of TensorRT's plans.
+        computes = "int8" if is_quantised(bundle.detector) else precision.replace("f32", "fp32")
+        self.device = f"OpenVINO CPU {computes}"
         cores = len(os.sched_getaffinity(0))
         self._streams = 1 if mode == "latency" else min(cores, _MOST_STREAMS)
         self._threads_of_a_stream = None if mode == "latency" else cores // self._streams

@@ -11,6 +11,8 @@ import openvino.opset15 as op
 from openvino import Node
 from openvino.frontend.onnx import ConversionExtension
 
+from maskcast.engines.errors import InputError
+
 _DOMAIN = "maskcast"
 _STRIDES = (4, 8, 16, 32)
 _TILES_PER_ROW = 16
@@ -24,6 +26,9 @@ def read_graph(path: Path) -> ov.Model:
 
     The number of regions must be fixed before it is compiled: OpenVINO's embedding bag, which
     pools them, has no other form.
+
+    Raises:
+        InputError: OpenVINO cannot read it.
     """
 
     def convert_pooling(node: Any) -> list[Any]:
@@ -53,7 +58,12 @@ def read_graph(path: Path) -> ov.Model:
     reader = ov.Core()  # a core keeps the extensions it was given: one reader for each graph
     reader.add_extension(ConversionExtension("MultiscaleRoiAlign", _DOMAIN, convert_pooling))
     reader.add_extension(ConversionExtension("GroupedNms", _DOMAIN, convert_nms))
-    return reader.read_model(path)
+    try:
+        return reader.read_model(path)
+    except RuntimeError:  # its message is a trace of OpenVINO's own, of many lines
+        raise InputError(
+            f"{path}: OpenVINO cannot read this graph; build the bundle again"
+        ) from None
 
 
 def mark_pooled(node: Node) -> None:

@@ -1,4 +1,4 @@
-"""MetricsServer: ``/metrics`` for Prometheus and ``/healthz`` for whoever restarts what is ill."""
+"""MetricsServer: ``/metrics`` for Prometheus and ``/healthz`` for a service manager, over HTTP."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import socket
 import socketserver
 import sys
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
@@ -19,11 +21,12 @@ from maskcast.engines.errors import InputError
 from maskcast.pipeline.log import fields
 from maskcast.pipeline.monitor.health import Health
 
-CLIENT_TIMEOUT_S = 10.0
-"""A client that neither asks nor reads for so long is disconnected."""
+DEADLINE_S = 10.0
+"""A request and its answer together may take this long, then the client is disconnected."""
 
 MOST_CLIENTS = 32
-"""So many are answered at once; others are turned away, lest they take the streams' memory."""
+"""Clients connected at once. One more disconnects the one that has been connected longest: a normal
+client needs milliseconds, so however many are slow, it is answered."""
 
 _POLL_S = 0.1
 
@@ -31,37 +34,31 @@ _logger = logging.getLogger(__name__)
 
 
 class MetricsServer:
-    """An HTTP server on threads of its own, from when it is made until it is closed.
+    """An HTTP server on its own threads, from its construction until ``close``.
 
     Args:
-        address: "127.0.0.1:9100", "[::1]:9100", "*:9100" (every interface); port 0 is a free one.
+        address: "127.0.0.1:9100", "[::1]:9100", "*:9100" (every interface); port 0 for a free one.
         registry: what ``/metrics`` shows.
-        check: gives what ``/healthz`` says; its answer has status 200 or 503.
+        check: what ``/healthz`` reports, with status 200 or 503.
 
     Attributes:
-        url: where it can be reached, with the real port.
+        url: the server's URL, with the actual port.
 
     Raises:
-        InputError: the address is none, or it is in use.
+        InputError: the address is invalid or in use.
     """
 
     def __init__(
         self, address: str, registry: CollectorRegistry, check: Callable[[], Health]
     ) -> None:
-        host, port = split_address(address)
         # "registry" is an attribute of the class that MetricsHandler reads.
         handler = type("Handler", (_Handler,), {"registry": registry, "check": staticmethod(check)})
-        self._server = _bind(address, host, port, handler)
-        bound, bound_port = self._server.server_address[:2]
-        shown = f"[{bound!s}]" if ":" in str(bound) else str(bound)
-        self.url = f"http://{shown}:{bound_port}"
-        if not _is_loopback(self._server.socket):
-            _logger.warning(
-                "%s/metrics: everyone in the network can read it; give 127.0.0.1:%d unless "
-                "Prometheus runs on another machine",
-                self.url,
-                bound_port,
-            )
+        self._server = _bind(address, handler)
+        host, port = self._server.server_address[:2]
+        self.url = f"http://[{host!s}]:{port}" if ":" in str(host) else f"http://{host!s}:{port}"
+        if not (str(host).startswith("127.") or host == "::1"):
+            advice = f"everyone in the network can read this; use 127.0.0.1:{port} unless needed"
+            _logger.warning("metrics_public", extra=fields(url=self.url, advice=advice))
         _logger.info("metrics_served", extra=fields(url=self.url))
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(_POLL_S,), name="metrics", daemon=True
@@ -69,7 +66,7 @@ class MetricsServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Answer no more, and free the port. Closing twice is safe."""
+        """Stop serving and free the port. Closing twice is safe."""
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -79,7 +76,7 @@ def split_address(address: str) -> tuple[str, int]:
     """Split "host:port"; the host is "" for every interface.
 
     Raises:
-        InputError: it is not of this form.
+        InputError: the address does not have this form.
     """
     host, colon, port = address.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
@@ -87,43 +84,54 @@ def split_address(address: str) -> tuple[str, int]:
     number = int(port) if port.isascii() and port.isdecimal() and len(port) < 6 else -1
     if not colon or not 0 <= number <= 65535 or (":" in bare) is not is_bracketed or "/" in bare:
         raise InputError(
-            f"{address[:200]!r} is no address for metrics: use host:port, as 127.0.0.1:9100"
+            f"invalid address for metrics {address[:200]!r}: use HOST:PORT, for example "
+            "127.0.0.1:9100"
         )
     return ("" if bare == "*" else bare), number
 
 
-class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    # http.server's own would ask a name server for the host's full name.
+class _Server(socketserver.ThreadingTCPServer):
+    # http.server's own server would ask a name server for the host's full name.
     allow_reuse_address = True
     daemon_threads = True
-    request_queue_size = 64
+    request_queue_size = 128
 
     def __init__(self, address: tuple[str, int], handler: type[MetricsHandler]) -> None:
-        self._places = threading.BoundedSemaphore(MOST_CLIENTS)
+        self._lock = threading.Lock()
+        self._clients: dict[Any, float] = {}  # connections, the oldest first, and since when
         super().__init__(address, handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer on a thread of its own, if there is a place."""
-        if not self._places.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        try:
-            super().process_request(request, client_address)
-        except BaseException:  # no thread could be started
-            self._places.release()
-            raise
+        """Answer on a new thread; disconnect the oldest client if there are too many."""
+        with self._lock:
+            if len(self._clients) >= MOST_CLIENTS:
+                self._disconnect(next(iter(self._clients)))
+            self._clients[request] = time.monotonic()
+        super().process_request(request, client_address)
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answer, and give the place back."""
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._places.release()
+    def service_actions(self) -> None:
+        """Disconnect clients at their deadline; ``serve_forever`` calls this all the time."""
+        with self._lock:
+            late_s = time.monotonic() - DEADLINE_S
+            for request in [one for one, since_s in self._clients.items() if since_s < late_s]:
+                self._disconnect(request)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection that is answered or broken."""
+        with self._lock:
+            self._clients.pop(request, None)
+        super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Tell of an error of ours; a client that went away is none."""
+        """Log an unexpected error; a client that went away is none."""
         if not isinstance(sys.exception(), OSError):
-            _logger.exception("a request for metrics failed")
+            _logger.exception("metrics_request_failed")
+
+    def _disconnect(self, request: Any) -> None:
+        """Let the client's thread find the connection ended; it closes the socket."""
+        del self._clients[request]
+        with suppress(OSError):
+            request.shutdown(socket.SHUT_RDWR)
 
 
 class _ServerV6(_Server):
@@ -133,10 +141,9 @@ class _ServerV6(_Server):
 class _Handler(MetricsHandler):
     server_version = "maskcast"
     sys_version = ""
-    timeout = CLIENT_TIMEOUT_S
     check: Callable[[], Health]
 
-    def do_GET(self) -> None:  # noqa: N802 - the name that http.server asks for
+    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
         match self.path.partition("?")[0]:
             case "/metrics":
                 super().do_GET()
@@ -145,9 +152,7 @@ class _Handler(MetricsHandler):
                 status = HTTPStatus.OK if health.healthy else HTTPStatus.SERVICE_UNAVAILABLE
                 self._answer(status, "application/json", msgspec.json.encode(health) + b"\n")
             case _:
-                self._answer(
-                    HTTPStatus.NOT_FOUND, "text/plain", b"here are /metrics and /healthz\n"
-                )
+                self._answer(HTTPStatus.NOT_FOUND, "text/plain", b"see /metrics and /healthz\n")
 
     def _answer(self, status: HTTPStatus, kind: str, body: bytes) -> None:
         self.send_response(status)
@@ -157,7 +162,8 @@ class _Handler(MetricsHandler):
         self.wfile.write(body)
 
 
-def _bind(address: str, host: str, port: int, handler: type[MetricsHandler]) -> _Server:
+def _bind(address: str, handler: type[MetricsHandler]) -> _Server:
+    host, port = split_address(address)
     server = _ServerV6 if ":" in host else _Server
     try:
         return server((host, port), handler)
@@ -168,11 +174,6 @@ def _bind(address: str, host: str, port: int, handler: type[MetricsHandler]) -> 
                 "port for the metrics"
             ) from None
         raise InputError(
-            f"cannot serve metrics on {address} ({error.strerror}): use an address of this "
-            "machine, as 127.0.0.1:9100"
+            f"cannot serve metrics on {address}: {error.strerror}; use an address of this "
+            "machine, for example 127.0.0.1:9100"
         ) from None
-
-
-def _is_loopback(bound: socket.socket) -> bool:
-    host = str(bound.getsockname()[0])
-    return host.startswith("127.") or host == "::1"

@@ -52,6 +52,16 @@ def test_engines_agree_on_a_picture(unthresholded_bundle: Bundle, parity: Any) -
     np.testing.assert_allclose(one.masks.astype(int), other.masks.astype(int), atol=3)
 
 
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_the_device_names_the_precision_that_runs(engine: str, float_default: Bundle) -> None:
+    for bundle, runs in ((open_bundle("default"), "int8"), (float_default, "fp32")):
+        for said in ("fp32", "fp16", "int8"):
+            manifest = replace(bundle.manifest, precision=said)
+            loaded = load_engine(Bundle(bundle.path, manifest), engine)
+            assert loaded.device.endswith(f"CPU {runs}")
+            loaded.close()
+
+
 def test_the_bundles_own_threshold_is_the_default(
     unthresholded_bundle: Bundle, parity: Any
 ) -> None:

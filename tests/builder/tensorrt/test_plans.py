@@ -6,6 +6,7 @@ import os
 import re
 import struct
 from importlib.util import find_spec
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -31,6 +32,8 @@ from maskcast.engines.bundle import (
 )
 from maskcast.engines.errors import InputError
 from maskcast.engines.image import NetworkImage
+from maskcast.engines.load import load_engine
+from maskcast.engines.onnx_file import is_quantised
 from maskcast.engines.tensorrt.plugins.library import compute_capability
 
 needs_rtx = pytest.mark.skipif(
@@ -255,6 +258,32 @@ def test_the_segmenter_takes_as_many_boxes_as_the_detector_gives(tmp_path, monke
     assert made.plans[1].max_boxes == 4 * 37
     assert profiles[1]["boxes"] == ((1, 4), (148, 4), (148, 4))
     assert profiles[1]["p2"][2][0] == 4
+
+
+@needs_default
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_where_there_is_no_gpu_the_bundle_runs_in_the_precision_that_is_reported(
+    tmp_path, monkeypatch, precision
+):
+    def run(request, name, report):
+        Path(request.plan).write_bytes(b"a plan")
+        none = {"layers": {}, "tensors": {}, "computes_in": {}, "plugins": {}}
+        return Built(version="1.0", parse_s=0, build_s=0, peak_rss_bytes=0, plan_bytes=0, **none)
+
+    monkeypatch.setattr(plans_module, "_run", run)
+    bundle = build(
+        "default",  # int8
+        tmp_path / "out",
+        backend="tensorrt_rtx",
+        precision=precision,
+        size=(96, 160),
+        capabilities=("8.6",),
+    )
+    quantised = precision == "int8"
+    assert is_quantised(bundle.detector) == is_quantised(bundle.segmenter) == quantised
+    engine = load_engine(bundle, "openvino")
+    assert engine.device == f"OpenVINO CPU {'int8' if quantised else 'fp32'}"
+    engine.close()
 
 
 @needs_rtx
