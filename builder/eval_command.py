@@ -64,7 +64,7 @@ def evaluate(
     with_masks = engine.manifest.graphs.segmenter is not None
 
     def find(rgb: Any) -> Prediction:
-        found = predict(engine, rgb, min_score=0.0)
+        found = predict(rgb, engine, min_score=0.0)
         masks = [found.rle(i) for i in range(len(found))] if with_masks else None
         return Prediction(found.boxes, found.scores, found.labels, masks)
 

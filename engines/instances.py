@@ -15,6 +15,9 @@ from maskcast.engines.rle import compress_runs, decode_runs, decompress_runs, en
 
 __all__ = ["MASK_SIZE", "Instances", "PolygonMasks", "RleMasks"]
 
+_SHOWN = 5
+"""Instances whose labels and scores ``repr`` shows."""
+
 Index = int | slice | NDArray[np.bool_] | NDArray[np.integer[Any]]
 
 
@@ -53,7 +56,7 @@ class PolygonMasks:
         return PolygonMasks(tuple(self.rings[i] for i in index))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Instances:
     """What was seen in one frame: arrays of one length N that are indexed together.
 
@@ -105,6 +108,22 @@ class Instances:
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+    def __repr__(self) -> str:
+        text = f"<Instances: {len(self)} in {self.width}x{self.height}"
+        if len(self):
+            more = ", ..." if len(self) > _SHOWN else ""
+            labels = ", ".join(str(label) for label in self.labels[:_SHOWN])
+            scores = ", ".join(f"{score:.2f}" for score in self.scores[:_SHOWN])
+            text += f", labels {labels}{more}, scores {scores}{more}"
+        match self.masks:
+            case None:
+                return text + ", no masks>"
+            case RleMasks():
+                return text + ", masks as run lengths>"
+            case PolygonMasks():
+                return text + ", masks as polygons>"
+        return text + ", masks as 28x28 crops>"
 
     def __getitem__(self, index: Index) -> Instances:
         """Choose some; a single number gives Instances of length 1. IndexError beyond the end."""

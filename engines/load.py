@@ -1,9 +1,11 @@
-"""From a bundle to an engine."""
+"""Load a bundle into an engine, and run it on single images."""
 
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
@@ -13,7 +15,11 @@ from maskcast.engines.bundle import Bundle, open_bundle
 from maskcast.engines.engine import Engine, Mode
 from maskcast.engines.errors import InputError
 from maskcast.engines.image import fit_image
+from maskcast.engines.image_file import read_image
 from maskcast.engines.instances import Instances
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _logger = logging.getLogger(__name__)
 
@@ -27,18 +33,17 @@ def load_engine(
 
     Args:
         bundle: a bundle, its folder, or "default" for the one that comes with the package.
-        engine: "auto" takes the backend that the bundle was built for; where that is TensorRT and
-            there is no GPU, OpenVINO takes its place, and the log says so. "openvino" and
-            "onnxruntime" run the portable graphs of any bundle on the CPU. "tensorrt" needs a
-            bundle that was built for it.
-        mode: what OpenVINO is to be best at; the others take as many pictures at once as there
-            are.
+        engine: "auto" takes the backend that the bundle was built for; if that is TensorRT and it
+            cannot run here, OpenVINO runs the bundle's portable graphs and the log says why.
+            "openvino" and "onnxruntime" run the portable graphs of any bundle on the CPU.
+            "tensorrt" needs a bundle that was built for it.
+        mode: what OpenVINO optimises for, see ``OpenVinoEngine``; the others ignore it.
 
     Raises:
-        InputError: there is no such bundle or engine, or the one cannot run the other.
+        InputError: there is no such bundle or engine, or the engine cannot run the bundle.
     """
     if engine not in ENGINES:
-        raise InputError(f"no engine {engine!r}: choose one of {', '.join(ENGINES)}")
+        raise InputError(f"unknown engine {engine!r}: choose one of {', '.join(ENGINES)}")
     if not isinstance(bundle, Bundle):
         bundle = open_bundle(bundle)
     backend = bundle.manifest.backend
@@ -68,22 +73,94 @@ def load_engine(
     return OpenVinoEngine(bundle, mode)
 
 
-def predict(engine: Engine, rgb: NDArray[np.uint8], min_score: float | None = None) -> Instances:
-    """Find the instances in one picture.
+def predict(
+    image: str | Path | NDArray[np.uint8] | Image.Image,
+    model: Engine | Bundle | str | Path = "default",
+    min_score: float | None = None,
+) -> Instances:
+    """Find the instances in one image.
+
+    ``predict("photo.jpg")`` is enough to try it. For many images load an engine once and pass it::
+
+        engine = maskcast.load_engine("bundle")
+        found = maskcast.predict("photo.jpg", engine)
 
     Args:
-        engine: from ``load_engine``.
-        rgb: ``[height, width, 3]`` uint8.
-        min_score: what scores less is left out; the bundle's own threshold by default.
+        image: a file, an array ``[height, width, 3]`` uint8 RGB, or a Pillow image. Files and
+            Pillow images are turned upright as their EXIF orientation says.
+        model: an engine from ``load_engine``, or a bundle, its folder, or "default". The engine
+            of the bundle used last is kept for the next call; such calls wait for each other.
+        min_score: minimum score, 0..1; the bundle's own threshold by default.
 
     Raises:
-        ValueError: the array is of another shape or type.
+        InputError: there is no such file or bundle, or it cannot be read.
+        ValueError: the array has another shape or type, or ``min_score`` is not in 0..1.
+        TypeError: an argument is of another kind.
+        RuntimeError: the engine is closed.
     """
-    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or rgb.size == 0:
-        raise ValueError(f"a picture is [height, width, 3] uint8, not {rgb.shape} {rgb.dtype}")
+    rgb = _to_rgb(image)
+    if min_score is not None and not 0 <= min_score <= 1:
+        raise ValueError(f"min_score: expected 0..1, not {min_score}")
+    if isinstance(model, Engine):
+        return _predict(rgb, model, min_score)
+    if not isinstance(model, str | Path | Bundle):
+        raise TypeError(
+            f"model: expected an engine, or a bundle's name or folder, not {_kind(model)}"
+        )
+    with _kept_engine.lock:
+        return _predict(rgb, _kept_engine.get(model), min_score)
+
+
+def _predict(rgb: NDArray[np.uint8], engine: Engine, min_score: float | None) -> Instances:
     manifest = engine.manifest
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
-    image = fit_image(frame, 0, manifest.input)
+    fitted = fit_image(frame, 0, manifest.input)
     threshold = manifest.score_threshold if min_score is None else min_score
-    (instances,) = engine.segment(engine.detect([image], threshold))
+    (instances,) = engine.segment(engine.detect([fitted], threshold))
     return instances
+
+
+class _KeptEngine:
+    """The engine of the bundle that ``predict`` used last."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._bundle: Bundle | None = None
+        self._engine: Engine | None = None
+
+    def get(self, model: Bundle | str | Path) -> Engine:
+        """Return the engine of a bundle; the lock must be held."""
+        # Opening checks the files: a bundle that was built again is loaded again.
+        bundle = model if isinstance(model, Bundle) else open_bundle(model)
+        if self._engine is None or bundle != self._bundle:
+            if self._engine is not None:
+                self._engine.close()
+            self._engine = None
+            self._engine = load_engine(bundle)
+            self._bundle = bundle
+        return self._engine
+
+
+_kept_engine = _KeptEngine()
+
+
+def _to_rgb(image: object) -> NDArray[np.uint8]:
+    from PIL import Image, ImageOps
+
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    if isinstance(image, Engine):
+        raise TypeError("image: got an engine; the image comes first: predict(image, engine)")
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"image: expected a path, an array or a Pillow image, not {_kind(image)}")
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise ValueError(
+            f"image: expected [height, width, 3] uint8, not {list(image.shape)} {image.dtype}"
+        )
+    return image
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from maskcast.engines.bundle import Bundle
-from maskcast.engines.engine import Detections, Engine
+from maskcast.engines.engine import Detections, Engine, keep_detections, to_instances
 from maskcast.engines.errors import InputError
 from maskcast.engines.image import NetworkImage
 from maskcast.engines.instances import MASK_SIZE, Instances
 from maskcast.engines.onnx_file import is_quantised
-from maskcast.engines.result import keep_detections, to_instances
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -29,5 +29,5 @@ async def count_events(endpoint: str) -> int:
 
 def find_people(rgb: npt.NDArray[np.uint8]) -> maskcast.Instances:
     engine = maskcast.load_engine("default")
-    found = maskcast.predict(engine, rgb)
+    found = maskcast.predict(rgb, engine)
     return found[found.scores > 0.9]

@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskcast.engines.bundle import Bundle, FixedInput
-from maskcast.engines.engine import Detections, Engine, Mode
+from maskcast.engines.engine import Detections, Engine, Mode, keep_detections, to_instances
 from maskcast.engines.image import NetworkImage
 from maskcast.engines.instances import Instances
 from maskcast.engines.onnx_file import is_quantised
-from maskcast.engines.result import keep_detections, to_instances
 from maskcast.engines.threads import mark_abandonable
 
 if TYPE_CHECKING:

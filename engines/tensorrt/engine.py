@@ -19,11 +19,10 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from maskcast.engines.bundle import Bundle
-from maskcast.engines.engine import Detections, Engine
+from maskcast.engines.engine import Detections, Engine, keep_detections, to_instances
 from maskcast.engines.errors import InputError
 from maskcast.engines.image import NetworkImage
 from maskcast.engines.instances import Instances
-from maskcast.engines.result import keep_detections, to_instances
 from maskcast.engines.tensorrt.device import Gpu, Memory
 from maskcast.engines.tensorrt.image_ring import ImageRing, Place
 from maskcast.engines.tensorrt.plan import DeviceError, LoadedPlan, open_plans

@@ -74,7 +74,7 @@ def predict_files(
     written: set[Path] = set()
     for path in paths:
         rgb = read_image(path)
-        instances = predict(engine, rgb, min_score)
+        instances = predict(rgb, engine, min_score)
         if out is not None:
             image = Image.fromarray(rgb)
             Annotator(engine.manifest.labels).draw(image, instances)

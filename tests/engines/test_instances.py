@@ -158,3 +158,18 @@ def test_track_ids_are_chosen_with_the_rest_and_reach_other_libraries(three):
 def test_track_ids_of_another_length_are_refused(three):
     with pytest.raises(ValueError, match="track_ids"):
         replace(three, track_ids=np.array([5], np.int32))
+
+
+def test_instances_are_described_in_a_line() -> None:
+    several = Instances(
+        1920,
+        1080,
+        boxes=np.zeros((7, 4), np.float32),
+        scores=np.linspace(0.9, 0.3, 7, dtype=np.float32),
+        labels=np.arange(1, 8, dtype=np.int32),
+    )
+    assert repr(several) == (
+        "<Instances: 7 in 1920x1080, labels 1, 2, 3, 4, 5, ..., "
+        "scores 0.90, 0.80, 0.70, 0.60, 0.50, ..., no masks>"
+    )
+    assert repr(Instances.empty(8, 6)) == "<Instances: 0 in 8x6, masks as 28x28 crops>"

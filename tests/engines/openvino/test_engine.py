@@ -338,5 +338,5 @@ def test_a_model_without_masks_passes_through(unthresholded_bundle: Bundle, pari
 
 
 def test_predict_takes_any_picture(small_engine: OpenVinoEngine) -> None:
-    found = predict(small_engine, np.zeros((37, 53, 3), np.uint8))
+    found = predict(np.zeros((37, 53, 3), np.uint8), small_engine)
     assert (found.width, found.height) == (53, 37)

@@ -13,7 +13,6 @@ from msgspec.structs import replace
 
 from maskcast.engines.errors import InputError
 from maskcast.engines.image import NetworkImage
-from maskcast.engines.result import keep_detections, to_instances
 from maskcast.engines.tensorrt.device import Gpu, Stream
 from maskcast.engines.tensorrt.engine import TensorRTEngine
 from maskcast.engines.tensorrt.plan import DeviceError, open_plans, why_not
@@ -54,7 +53,7 @@ def pictures(count, seed=0):
 
 def reference(bundle, images, min_score):
     """The same, one image at a time, straight through onnxruntime."""
-    from maskcast.engines.engine import Detections
+    from maskcast.engines.engine import Detections, keep_detections, to_instances
 
     found = []
     for image in images:
@@ -337,7 +336,7 @@ def test_closing_twice_is_harmless(host_driver, bundle, doubles):
     [
         ({"version": "0.1"}, "built with tensorrt_rtx 0.1"),
         ({"version": None, "capabilities": ("12.0",)}, "for compute capability 12.0.*has 8.9"),
-        ({"version": None, "graph_sha256": "0"}, "the bundle's detector has changed"),
+        ({"version": None, "graph_sha256": "0" * 64}, "the bundle's detector has changed"),
     ],
 )
 def test_a_plan_that_does_not_fit_says_how_to_build_it_again(
