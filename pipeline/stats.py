@@ -13,7 +13,7 @@ from typing import Protocol
 from maskcast.engines.instances import Instances
 from maskcast.pipeline.durations import Distribution, Durations, Percentiles, percentiles_ms
 from maskcast.pipeline.frame import STAGES, Frame
-from maskcast.pipeline.sources.state import SourceState, StateChange
+from maskcast.pipeline.sources.state import FINISHED, SourceState, StateChange
 
 RATE_WINDOW_S = 5.0
 """Window of the frame rate, seconds."""
@@ -67,7 +67,7 @@ class SourceStats:
         latency: from the start of decoding to publication, by a monotonic clock. The ``age_ms`` of
             a message counts from the frame's capture, which may be earlier and by another clock.
         frame_count: number of frames of the source; None if unknown or endless.
-        ended: why it ended; None while it runs.
+        ended: why it ended; None while it runs, and while frames of a finished source are in work.
         state: what it is doing.
         detail: the reason for the state, one line without credentials; "" if there is none.
         reconnects: number of times it was reconnected.
@@ -344,6 +344,8 @@ class Meter:
 
 
 def _source_stats(name: str, meter: _SourceMeter) -> SourceStats:
+    gone = meter.processed + meter.skipped.total() + meter.dropped.total()
+    is_finishing = meter.ended in FINISHED and meter.captured > gone
     return SourceStats(
         name=name,
         captured=meter.captured,
@@ -354,9 +356,9 @@ def _source_stats(name: str, meter: _SourceMeter) -> SourceStats:
         fps=_rate(meter),
         latency=meter.latency.distribution(),
         frame_count=meter.frame_count,
-        ended=meter.ended,
-        state=meter.state,
-        detail=meter.detail,
+        ended=None if is_finishing else meter.ended,
+        state=SourceState.STREAMING if is_finishing else meter.state,
+        detail="" if is_finishing else meter.detail,
         reconnects=meter.reconnects,
         last=meter.last,
         unrecorded=dict(meter.unrecorded),

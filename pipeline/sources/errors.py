@@ -129,7 +129,7 @@ def _index_advice(url: str) -> str:
 
 
 def _is_mp4(url: str) -> bool:
-    if not is_local(url):
+    if not is_local(url) or not local_path(url).is_file():  # opening a pipe would block
         return False
     try:
         with local_path(url).open("rb") as file:

@@ -10,6 +10,10 @@ REMOVED = "removed"
 """The reason with which a source ends that was removed while the pipeline runs."""
 
 
+FINISHED = frozenset({"end of stream", "limit"})
+"""The reasons with which a source ends that has delivered all of its frames."""
+
+
 class SourceState(StrEnum):
     """What a source is doing."""
 

@@ -16,7 +16,7 @@ from maskcast.pipeline.log import fields
 from maskcast.pipeline.orders import Review
 from maskcast.pipeline.sources.open import create_source
 from maskcast.pipeline.sources.source import Source, SourceLostError
-from maskcast.pipeline.sources.state import SourceState, StateChange
+from maskcast.pipeline.sources.state import FINISHED, SourceState, StateChange
 from maskcast.pipeline.stages.frame_rate import frame_rate_limiters
 from maskcast.pipeline.stages.stage import Event, PipelineContext
 
@@ -94,7 +94,7 @@ class DecodeStage(threading.Thread):
             detail, self.error = f"unexpected {type(error).__name__}", error
             _logger.exception("source_failed", extra=fields(source=self._source_name))
         finally:
-            if self._stopping.is_set() and reason not in ("end of stream", "limit"):
+            if self._stopping.is_set() and reason not in FINISHED:
                 reason, detail, self.error = "stopped", "", None
             self.end(reason, detail, corrupt)
             self.has_returned = True

@@ -90,6 +90,25 @@ def test_a_rate_is_of_the_last_seconds_while_the_source_runs_and_of_its_life_aft
     assert meter.stats().sources[0].ended == "end of stream"
 
 
+def test_a_source_has_not_ended_while_its_frames_are_in_work() -> None:
+    meter = Meter(["a"])
+    frames = [make_frame("a", index, at_ms=100 * index, work_ms=10) for index in range(3)]
+    for frame in frames:
+        meter.captured(frame, 0)
+    meter.changed("a", StateChange(SourceState.STREAMING))
+    meter.ended("a", "end of stream", 0)
+    meter.processed(frames[0], nothing_seen())
+    meter.dropped(frames[1], "preprocess", "unreadable")
+    (source,) = meter.stats().sources
+    assert (source.ended, source.state) == (None, "streaming")
+    meter.processed(frames[2], nothing_seen())
+    (source,) = meter.stats().sources
+    assert (source.ended, source.state) == ("end of stream", "ended")
+    meter.captured(make_frame("a", 3, at_ms=300, work_ms=10), 0)
+    meter.ended("a", "lost", 0)
+    assert meter.stats().sources[0].ended == "lost"  # at once: it is a fault
+
+
 def test_nothing_has_happened_yet() -> None:
     stats = Meter(["a"]).stats()
     assert (stats.captured, stats.processed, stats.fps, stats.wall_s) == (0, 0, 0, 0)
