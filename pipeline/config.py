@@ -303,8 +303,12 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
 }
 
 
-def load_config(path: str | Path) -> Config:
+def load_config(path: str | Path, defaults: Mapping[str, Any] | None = None) -> Config:
     """Read a YAML file.
+
+    Args:
+        path: the file.
+        defaults: values of top-level keys that the file does not have; None is ignored.
 
     Raises:
         InputError: the file is missing or not YAML, or a key in it is unknown or has a wrong value.
@@ -320,8 +324,9 @@ def load_config(path: str | Path) -> Config:
         raise InputError(f"{path}: not valid YAML{_yaml_place(str(error))}") from None
     if not isinstance(raw, dict):
         raise InputError(f"{path}: expected keys such as `sources:`; see maskcast config example")
+    given = {key: value for key, value in (defaults or {}).items() if value is not None}
     try:
-        return make_config(_expand(raw))
+        return make_config(given | _expand(raw))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 

@@ -104,6 +104,19 @@ print([name for name in {HEAVY} if name in sys.modules])
     assert run_python(code).strip() == "[]"
 
 
+def test_a_subscriber_loads_neither_a_decoder_nor_an_engine() -> None:
+    code = f"""
+import sys
+from maskcast import subscribe
+subscription = subscribe("tcp://127.0.0.1:9").open()
+subscription.close()
+unwanted = [*{HEAVY}, "av", "typer", "rich", "yaml", "prometheus_client"]
+unwanted += ["maskcast.pipeline.config", "maskcast.pipeline.pipeline", "maskcast.engines.engine"]
+print([name for name in unwanted if name in sys.modules])
+"""
+    assert run_python(code).strip() == "[]"
+
+
 def test_the_rooms_know_only_those_they_may() -> None:
     root = Path(maskcast.__file__).parent
     forbidden = {

@@ -150,7 +150,8 @@ def run(
         "control": control,
     }
     if config is not None:
-        settings = override(load_config(config), changes)
+        first = {key: changes[key] for key in ("sources", "control")}
+        settings = override(load_config(config, first), changes)
     elif sources or control:
         first = {key: changes.pop(key) for key in ("sources", "control") if changes[key]}
         settings = override(make_config(first), changes)

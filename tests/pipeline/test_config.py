@@ -132,6 +132,22 @@ def test_the_command_line_overrides_a_file() -> None:
     assert config.sources[0].url == "a"
 
 
+def test_a_file_without_sources_is_valid_with_sources_from_the_command_line(tmp_path: Path) -> None:
+    path = written(tmp_path, "publish: {masks: polygon}")
+    with pytest.raises(InputError, match="no sources"):
+        load_config(path, {"sources": None, "control": None})
+    config = load_config(path, {"sources": [{"url": "clip.mp4"}], "control": None})
+    assert [source.url for source in config.sources] == ["clip.mp4"]
+    assert config.publish is not None
+    assert config.publish.masks == "polygon"
+
+
+def test_a_wrong_mask_format_is_answered_with_the_formats(tmp_path: Path) -> None:
+    path = written(tmp_path, "sources: [{url: a.mp4}]\npublish: {masks: polygons}")
+    with pytest.raises(InputError, match="crop_u8, crop_bits, coco_rle, polygon, none"):
+        load_config(path)
+
+
 def test_an_override_can_bring_an_absent_section_back() -> None:
     config = make_config({"sources": [{"url": "a"}], "publish": None})
     changed = override(config, {"publish.masks": "polygon"})
