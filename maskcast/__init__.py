@@ -1,4 +1,4 @@
-"""Mask R-CNN on live video, out over ZeroMQ.
+"""Run Mask R-CNN on live video and stream the instance masks over ZeroMQ.
 
 Every public name of the project is here, and nothing else is public::
 
@@ -16,44 +16,144 @@ from __future__ import annotations
 TYPE_CHECKING = False  # as a type checker reads it; typing itself would be slow to import
 if TYPE_CHECKING:
     from maskcast.engines.bundle import Bundle as Bundle
+    from maskcast.engines.bundle import FixedInput as FixedInput
+    from maskcast.engines.bundle import GraphFile as GraphFile
+    from maskcast.engines.bundle import Graphs as Graphs
+    from maskcast.engines.bundle import LongestSideInput as LongestSideInput
     from maskcast.engines.bundle import Manifest as Manifest
     from maskcast.engines.bundle import default_bundle as default_bundle
     from maskcast.engines.bundle import open_bundle as open_bundle
     from maskcast.engines.engine import Detections as Detections
     from maskcast.engines.engine import Engine as Engine
     from maskcast.engines.errors import InputError as InputError
+    from maskcast.engines.image import NetworkImage as NetworkImage
     from maskcast.engines.instances import Instances as Instances
+    from maskcast.engines.instances import PolygonMasks as PolygonMasks
+    from maskcast.engines.instances import RleMasks as RleMasks
     from maskcast.engines.load import load_engine as load_engine
     from maskcast.engines.load import predict as predict
+    from maskcast.engines.masks import Patch as Patch
+    from maskcast.engines.plan import Plan as Plan
     from maskcast.pipeline.config import Config as Config
+    from maskcast.pipeline.config import ControlConfig as ControlConfig
+    from maskcast.pipeline.config import CurveConfig as CurveConfig
+    from maskcast.pipeline.config import MetricsConfig as MetricsConfig
+    from maskcast.pipeline.config import ModelConfig as ModelConfig
+    from maskcast.pipeline.config import OutputConfig as OutputConfig
+    from maskcast.pipeline.config import PublishConfig as PublishConfig
+    from maskcast.pipeline.config import SourceConfig as SourceConfig
     from maskcast.pipeline.config import load_config as load_config
+    from maskcast.pipeline.durations import Distribution as Distribution
+    from maskcast.pipeline.durations import Percentiles as Percentiles
     from maskcast.pipeline.frame import Frame as Frame
+    from maskcast.pipeline.frame import Timeline as Timeline
+    from maskcast.pipeline.monitor.health import Health as Health
     from maskcast.pipeline.outputs.draw import Annotator as Annotator
     from maskcast.pipeline.outputs.jsonl import JsonlRecorder as JsonlRecorder
+    from maskcast.pipeline.outputs.recorder import Published as Published
+    from maskcast.pipeline.outputs.recorder import Recorder as Recorder
     from maskcast.pipeline.outputs.video import VideoRecorder as VideoRecorder
     from maskcast.pipeline.pipeline import Pipeline as Pipeline
-    from maskcast.pipeline.wire.subscriber import PublishedFrame as PublishedFrame
-    from maskcast.pipeline.wire.subscriber import StreamEvent as StreamEvent
+    from maskcast.pipeline.run import run as run
+    from maskcast.pipeline.sources.state import SourceState as SourceState
+    from maskcast.pipeline.stats import SourceStats as SourceStats
+    from maskcast.pipeline.stats import StageStats as StageStats
+    from maskcast.pipeline.stats import Stats as Stats
+    from maskcast.pipeline.stats import Witness as Witness
+    from maskcast.pipeline.tracking.analysis import Analysis as Analysis
+    from maskcast.pipeline.tracking.analysis import TrackEvent as TrackEvent
+    from maskcast.pipeline.wire.curve import ClientKeys as ClientKeys
+    from maskcast.pipeline.wire.curve import KeyPair as KeyPair
+    from maskcast.pipeline.wire.losses import Tally as Tally
+    from maskcast.pipeline.wire.message import WireError as WireError
+    from maskcast.pipeline.wire.received import PublishedFrame as PublishedFrame
+    from maskcast.pipeline.wire.received import StreamEvent as StreamEvent
+    from maskcast.pipeline.wire.subscriber import EndOfStreams as EndOfStreams
     from maskcast.pipeline.wire.subscriber import Subscription as Subscription
     from maskcast.pipeline.wire.subscriber import subscribe as subscribe
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "maskcast.engines.bundle": ("Bundle", "Manifest", "default_bundle", "open_bundle"),
-    "maskcast.engines.engine": ("Detections", "Engine"),
+    "maskcast.pipeline.sources.state": ("SourceState",),
+    "maskcast.pipeline.tracking.analysis": (
+        "Analysis",
+        "TrackEvent",
+    ),
+    "maskcast.pipeline.durations": (
+        "Distribution",
+        "Percentiles",
+    ),
+    "maskcast.engines.bundle": (
+        "Bundle",
+        "FixedInput",
+        "GraphFile",
+        "Graphs",
+        "LongestSideInput",
+        "Manifest",
+        "default_bundle",
+        "open_bundle",
+    ),
+    "maskcast.engines.engine": (
+        "Detections",
+        "Engine",
+    ),
     "maskcast.engines.errors": ("InputError",),
-    "maskcast.engines.instances": ("Instances",),
-    "maskcast.engines.load": ("load_engine", "predict"),
-    "maskcast.pipeline.config": ("Config", "load_config"),
+    "maskcast.engines.image": ("NetworkImage",),
+    "maskcast.engines.instances": (
+        "Instances",
+        "PolygonMasks",
+        "RleMasks",
+    ),
+    "maskcast.engines.load": (
+        "load_engine",
+        "predict",
+    ),
+    "maskcast.engines.masks": ("Patch",),
+    "maskcast.engines.plan": ("Plan",),
+    "maskcast.pipeline.config": (
+        "Config",
+        "ControlConfig",
+        "CurveConfig",
+        "MetricsConfig",
+        "ModelConfig",
+        "OutputConfig",
+        "PublishConfig",
+        "SourceConfig",
+        "load_config",
+    ),
+    "maskcast.pipeline.frame": (
+        "Frame",
+        "Timeline",
+    ),
+    "maskcast.pipeline.monitor.health": ("Health",),
     "maskcast.pipeline.outputs.draw": ("Annotator",),
-    "maskcast.pipeline.frame": ("Frame",),
-    "maskcast.pipeline.pipeline": ("Pipeline",),
     "maskcast.pipeline.outputs.jsonl": ("JsonlRecorder",),
+    "maskcast.pipeline.outputs.recorder": (
+        "Published",
+        "Recorder",
+    ),
     "maskcast.pipeline.outputs.video": ("VideoRecorder",),
-    "maskcast.pipeline.wire.subscriber": (
+    "maskcast.pipeline.pipeline": ("Pipeline",),
+    "maskcast.pipeline.run": ("run",),
+    "maskcast.pipeline.stats": (
+        "SourceStats",
+        "StageStats",
+        "Stats",
+        "Witness",
+    ),
+    "maskcast.pipeline.wire.curve": (
+        "ClientKeys",
+        "KeyPair",
+    ),
+    "maskcast.pipeline.wire.losses": ("Tally",),
+    "maskcast.pipeline.wire.message": ("WireError",),
+    "maskcast.pipeline.wire.received": (
         "PublishedFrame",
         "StreamEvent",
+    ),
+    "maskcast.pipeline.wire.subscriber": (
+        "EndOfStreams",
         "Subscription",
         "subscribe",
     ),
@@ -106,16 +206,16 @@ def main() -> None:
     from maskcast.pipeline.cli import commands as pipeline_commands
 
     app = typer.Typer(
-        help="Mask R-CNN on live video, out over ZeroMQ.",
+        help="Run Mask R-CNN on live video and stream the instance masks over ZeroMQ.",
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=True,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
     @app.callback(invoke_without_command=True)
     def options(
-        version: bool = typer.Option(False, "--version", help="Print the version and stop."),
+        version: bool = typer.Option(False, "--version", help="Print the version."),
     ) -> None:
         if version:
             typer.echo(f"maskcast {__version__}")

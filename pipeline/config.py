@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 import re
@@ -45,24 +46,24 @@ Count = Annotated[int, Meta(ge=1)]
 class SourceConfig(
     msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
 ):
-    """One source of frames.
+    """One source of pictures.
 
     Attributes:
         url: a video file, a directory of images, an image, ``http(s)://``, ``rtsp(s)://``,
             ``/dev/videoN`` or ``test://WIDTHxHEIGHT@FPS``.
-        name: its name in topics and tables; made from ``url`` if absent.
+        name: its name in topics and tables; made from ``url`` where absent.
         policy: ``latest`` (a newer frame replaces one that waits; a file is played at its own
             speed, as a camera would be) or ``block`` (no frame is lost). Live sources have
             ``latest`` by default, files ``block``.
-        every_nth: process only the first of every N frames.
-        max_fps: process at most this many frames per second.
-        fps: frame rate of a folder of images, 25 by default; not for other sources.
-        loop: start a file again when it ends.
+        every_nth: take only the first picture of every so many.
+        max_fps: take no more than so many pictures per second.
+        fps: frame rate of a folder of images, 25 where absent.
+        loop: begin a file again when it ends.
         rtsp_transport: how RTSP carries its packets.
-        open_timeout_s: how long the source may take to answer, seconds.
-        read_timeout_s: reconnect a live source after this many seconds without data.
+        open_timeout_s: how long the source may take to answer.
+        read_timeout_s: a source that has answered and is silent for so long is opened anew.
         track: give instances track ids; on by default for video, off for images.
-        required: whether ``/healthz`` reports 503 while this source does not stream.
+        required: whether ``/healthz`` calls the pipeline ill while this source does not stream.
     """
 
     url: Annotated[str, Meta(min_length=1, max_length=MAX_URL_LENGTH)]
@@ -242,7 +243,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         def __init__(
             self,
             *,
-            sources: Sequence[SourceConfig | str | Mapping[str, Any]] = (),
+            sources: Sequence[SourceConfig | str | Path | Mapping[str, Any]] = (),
             model: ModelConfig = ...,
             publish: PublishConfig | None = ...,
             outputs: OutputConfig = ...,
@@ -292,6 +293,9 @@ def _check_kind(name: str, value: object, kind: type, *, optional: bool = False)
         raise TypeError(f"{name}: expected {kind.__name__}, not {type(value).__name__}")
 
 
+_SHORT_FORMS = {"metrics": "address", "control": "endpoint"}
+"""The key that a section's short form, a text, stands for."""
+
 _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "sources": SourceConfig,
     "model": ModelConfig,
@@ -303,12 +307,12 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
 }
 
 
-def load_config(path: str | Path, defaults: Mapping[str, Any] | None = None) -> Config:
+def load_config(path: str | Path, changes: Mapping[str, Any] | None = None) -> Config:
     """Read a YAML file.
 
     Args:
         path: the file.
-        defaults: values of top-level keys that the file does not have; None is ignored.
+        changes: values by dotted key that replace those of the file, as in ``override``.
 
     Raises:
         InputError: the file is missing or not YAML, or a key in it is unknown or has a wrong value.
@@ -324,9 +328,8 @@ def load_config(path: str | Path, defaults: Mapping[str, Any] | None = None) -> 
         raise InputError(f"{path}: not valid YAML{_yaml_place(str(error))}") from None
     if not isinstance(raw, dict):
         raise InputError(f"{path}: expected keys such as `sources:`; see maskcast config example")
-    given = {key: value for key, value in (defaults or {}).items() if value is not None}
     try:
-        return make_config(given | _expand(raw))
+        return make_config(_change(_expand(raw), changes or {}))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
@@ -365,20 +368,28 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     Raises:
         InputError: a key is unknown or a value is wrong; the message names the key.
     """
-    raw: dict[str, Any] = msgspec.to_builtins(config)
+    return make_config(_change(msgspec.to_builtins(config), changes))
+
+
+def _change(raw: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return plain values with the changes made to them."""
+    changed = copy.deepcopy(raw)
     for key, value in changes.items():
         if value is None:
             continue
-        if key == "control" and isinstance(raw.get("control"), dict):
-            key = "control.endpoint"
         *sections, last = key.split(".")
-        place = raw
+        place = changed
         for section in sections:
-            if not isinstance(place.get(section), dict):
+            if section in _SHORT_FORMS and isinstance(place.get(section), str):
+                place[section] = {_SHORT_FORMS[section]: place[section]}
+            elif not isinstance(place.get(section), dict):
                 place[section] = {}
             place = place[section]
-        place[last] = value
-    return make_config(raw)
+        if isinstance(place.get(last), dict) and last in _SHORT_FORMS:
+            place[last] = place[last] | {_SHORT_FORMS[last]: value}
+        else:
+            place[last] = value
+    return changed
 
 
 def make_config(raw: Mapping[str, Any]) -> Config:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import av
+import numpy as np
+from numpy.typing import NDArray
 
 from maskcast.pipeline.wire.message import MAX_SIDE as MAX_SIDE
 
@@ -68,6 +70,11 @@ class Frame:
     clock: Clock = "receipt"
     skipped: int = 0
     file: str | None = None
+
+    def image(self) -> NDArray[np.uint8]:
+        """Return the frame's pixels, upright: uint8 RGB ``[height, width, 3]``."""
+        pixels = self.picture.to_ndarray(format="rgb24")
+        return np.ascontiguousarray(np.rot90(pixels, self.rotation // 90))
 
     def restart_clock(self) -> None:
         """Set the capture and the end of the decoding to now.

@@ -480,7 +480,8 @@ def test_predict_does_not_write_over_its_input(tmp_path: Path) -> None:
     done = run("predict", image, "--json", image)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "is an input" in done.stderr
-    assert Image.open(image).size == (64, 48)
+    with Image.open(image) as kept:
+        assert kept.size == (64, 48)
 
 
 def test_the_example_configuration_passes_the_check(tmp_path: Path) -> None:

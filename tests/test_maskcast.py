@@ -2,30 +2,68 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import inspect
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import pytest
+from PIL import Image
 
 import maskcast
 
 PUBLIC = [
+    "Analysis",
     "Annotator",
     "Bundle",
+    "ClientKeys",
     "Config",
+    "ControlConfig",
+    "CurveConfig",
     "Detections",
+    "Distribution",
+    "EndOfStreams",
     "Engine",
+    "FixedInput",
     "Frame",
+    "GraphFile",
+    "Graphs",
+    "Health",
     "InputError",
     "Instances",
     "JsonlRecorder",
+    "KeyPair",
+    "LongestSideInput",
     "Manifest",
+    "MetricsConfig",
+    "ModelConfig",
+    "NetworkImage",
+    "OutputConfig",
+    "Patch",
+    "Percentiles",
     "Pipeline",
+    "Plan",
+    "PolygonMasks",
+    "PublishConfig",
+    "Published",
     "PublishedFrame",
+    "Recorder",
+    "RleMasks",
+    "SourceConfig",
+    "SourceState",
+    "SourceStats",
+    "StageStats",
+    "Stats",
     "StreamEvent",
     "Subscription",
+    "Tally",
+    "Timeline",
+    "TrackEvent",
     "VideoRecorder",
+    "WireError",
+    "Witness",
     "__version__",
     "default_bundle",
     "load_config",
@@ -33,6 +71,7 @@ PUBLIC = [
     "main",
     "open_bundle",
     "predict",
+    "run",
     "subscribe",
 ]
 HEAVY = ("torch", "torchvision", "onnx", "openvino", "onnxruntime", "tensorrt", "pycuda")
@@ -71,6 +110,42 @@ def test_type_checkers_see_the_same_names() -> None:
         if alias.asname == alias.name
     ]
     assert {name: module for module, name in imports} == maskcast._HOME_OF
+
+
+def test_every_type_in_a_public_signature_is_public() -> None:
+    public = {getattr(maskcast, name) for name in PUBLIC if name not in ("__version__", "main")}
+    for value in public:
+        for place, hint in hints_of(value):
+            for kind in classes_in(hint):
+                is_ours = kind.__module__.startswith("maskcast")
+                assert kind in public or not is_ours, f"{value.__name__} {place}: {kind.__name__}"
+
+
+def hints_of(value: Any) -> Iterator[tuple[str, Any]]:
+    """The types of a function, or of a class's attributes and public methods."""
+    parts = {value.__name__: value}
+    if inspect.isclass(value):
+        for name, member in inspect.getmembers(value):
+            function = member.fget if isinstance(member, property) else member
+            if inspect.isfunction(function) and (name == "__init__" or name[0] != "_"):
+                parts[name] = function
+    for name, part in parts.items():
+        for argument, hint in get_type_hints(part, localns={"Image": Image}).items():
+            if argument[0] != "_":
+                yield f"{name}({argument})", hint
+
+
+def classes_in(hint: Any) -> Iterator[type]:
+    """The classes that a type is made of."""
+    if isinstance(hint, list | tuple):
+        for part in hint:
+            yield from classes_in(part)
+    elif get_origin(hint) is not None:
+        yield from classes_in((get_origin(hint), *get_args(hint)))
+    elif isinstance(hint, TypeVar):
+        yield from classes_in(hint.__bound__)
+    elif isinstance(hint, type):
+        yield hint
 
 
 def test_every_public_name_is_documented() -> None:

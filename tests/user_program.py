@@ -31,3 +31,27 @@ def find_people(rgb: npt.NDArray[np.uint8]) -> maskcast.Instances:
     engine = maskcast.load_engine("default")
     found = maskcast.predict(rgb, engine)
     return found[found.scores > 0.9]
+
+
+def count_in_a_clip(path: str) -> int:
+    total = 0
+
+    def add(
+        frame: maskcast.Frame, instances: maskcast.Instances, published: maskcast.Published
+    ) -> None:
+        nonlocal total
+        assert_type(frame.image(), npt.NDArray[np.uint8])
+        total += len(instances)
+
+    stats = maskcast.run(path, on_frame=add)
+    assert_type(stats, maskcast.Stats)
+    return total
+
+
+def build_a_pipeline() -> maskcast.Pipeline:
+    config = maskcast.Config(
+        sources=["clip.mp4", maskcast.SourceConfig(url="rtsp://camera/1", name="door")],
+        publish=maskcast.PublishConfig(masks="crop_bits"),
+    )
+    assert_type(config.sources, tuple[maskcast.SourceConfig, ...])
+    return maskcast.Pipeline(config)

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.cli import control_commands
-from maskcast.pipeline.cli.options import ClientKey, Limit, Model, ServerKey
+from maskcast.pipeline.cli import control_commands, options
 
-Sources = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="SOURCE...",
-        help="A video file, a folder of images, http(s)://, rtsp(s)://, /dev/video0 or "
-        "test://1280x720@30; several are run together.",
-        show_default=False,
-    ),
-]
+if TYPE_CHECKING:
+    from maskcast.pipeline.config import SourceConfig
 
 
 def mount(app: typer.Typer) -> None:
@@ -46,142 +38,120 @@ def mount(app: typer.Typer) -> None:
 
 
 def run(
-    sources: Sources = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="YAML; what is given here overrides it.")
-    ] = None,
-    model: Model = None,
-    engine: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ENGINE",
-            help="auto (TensorRT where the bundle and the machine have it, else OpenVINO), "
-            "openvino, onnxruntime or tensorrt.",
-        ),
-    ] = None,
-    mode: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODE",
-            help="latency (an answer to each picture soon), throughput (many pictures a second), "
-            "or auto: throughput where no source is live.",
-        ),
-    ] = None,
-    publish: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ENDPOINT", help="Where subscribers connect  [default: tcp://127.0.0.1:5555]"
-        ),
-    ] = None,
-    wait_subscribers: Annotated[
-        int | None,
-        typer.Option(min=0, metavar="N", help="Hold the sources until each has so many."),
-    ] = None,
-    secret_key: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Encrypt; the publisher's .key_secret, see keys new."),
-    ] = None,
-    allowed_clients: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Who may subscribe: a folder of .key files."),
-    ] = None,
-    limit: Limit = None,
-    save: Annotated[
-        Path | None, typer.Option(metavar="OUT.MP4", help="Write annotated video (.mp4, .mkv).")
-    ] = None,
-    jsonl: Annotated[
-        Path | None, typer.Option(metavar="OUT.JSONL", help="Write one JSON object per frame.")
-    ] = None,
-    append: Annotated[
-        bool | None, typer.Option("--append", help="Add to an existing JSONL file.")
-    ] = None,
-    segment: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Begin new files after 30s, 10m, 1h, ...")
-    ] = None,
-    segment_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Begin new files at 500MB, 2GB, ...")
-    ] = None,
-    metrics: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT", help="Serve /metrics for Prometheus and /healthz, over HTTP."
-        ),
-    ] = None,
-    control: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ENDPOINT",
-            help="Let `maskcast ctl` add and remove sources: ipc:///path/to/socket or "
-            "tcp://127.0.0.1:5556. The run then lasts until it is stopped.",
-        ),
-    ] = None,
-    log_level: Annotated[
-        str,
-        typer.Option(metavar="LEVEL", help="Least that is logged: debug, info, warning, error."),
-    ] = "warning",
-    log_format: Annotated[
-        str, typer.Option(metavar="FORM", help="One line an event: text (key=value) or json.")
-    ] = "text",
+    sources: options.Sources = None,
+    config: options.ConfigFile = None,
+    name: options.Names = None,
+    max_fps: options.MaxFps = None,
+    limit: options.Limit = None,
+    model: options.Model = None,
+    engine: options.Engine = None,
+    mode: options.Mode = None,
+    score_threshold: options.ScoreThreshold = None,
+    classes: options.Classes = None,
+    save: options.Save = None,
+    jsonl: options.Jsonl = None,
+    append: options.Append = None,
+    segment: options.Segment = None,
+    segment_size: options.SegmentSize = None,
+    publish: options.Publish = None,
+    masks: options.Masks = None,
+    jpeg_quality: options.JpegQuality = None,
+    wait_subscribers: options.WaitSubscribers = None,
+    secret_key: options.SecretKey = None,
+    allowed_clients: options.AllowedClients = None,
+    metrics: options.Metrics = None,
+    control: options.Control = None,
+    log_level: options.LogLevel = "warning",
+    log_format: options.LogFormat = "text",
 ) -> None:
-    """Run a model on video and publish what it sees.
+    r"""Run a model on video and publish the instances.
 
-    Ctrl-C and SIGTERM end it cleanly: what is on its way is published, files are finished.
+    Ctrl-C and SIGTERM drain the pipeline and close output files.
+
+    \b
+    Examples:
+      maskcast run clip.mp4 --save annotated.mp4
+      maskcast run /dev/video0 rtsp://camera/stream --name desk --name door
+      maskcast run --config cameras.yaml --metrics 127.0.0.1:9100
     """
     from maskcast.pipeline.cli.run import run_to_end
     from maskcast.pipeline.config import load_config, make_config, override
     from maskcast.pipeline.log import configure
 
     configure(log_level, log_format)
+    if (secret_key is None) != (allowed_clients is None) and config is None:
+        raise InputError("--secret-key and --allowed-clients go together; give both")
     changes: dict[str, Any] = {
-        "sources": [{"url": url} for url in sources] if sources else None,
         "model.bundle": model,
         "model.engine": engine,
         "model.mode": mode,
+        "model.score_threshold": score_threshold,
+        "model.classes": classes.split(",") if classes else None,
         "publish.endpoint": publish,
+        "publish.masks": masks,
+        "publish.jpeg_quality": jpeg_quality,
         "publish.wait_subscribers": wait_subscribers,
         "publish.curve.secret_key": None if secret_key is None else str(secret_key),
         "publish.curve.allowed_clients": None if allowed_clients is None else str(allowed_clients),
         "outputs.save": None if save is None else str(save),
-        "outputs.jsonl": None if jsonl is None else str(jsonl),
+        "outputs.jsonl": jsonl,
         "outputs.append": append,
         "outputs.segment": segment,
         "outputs.segment_size": segment_size,
         "metrics.address": metrics,
-        "control": control,
     }
     if config is not None:
-        first = {key: changes[key] for key in ("sources", "control")}
-        settings = override(load_config(config, first), changes)
+        given = {"sources": sources, "control": control}
+        settings = load_config(config, given | changes)
     elif sources or control:
-        first = {key: changes.pop(key) for key in ("sources", "control") if changes[key]}
-        settings = override(make_config(first), changes)
+        settings = override(make_config({"sources": sources or [], "control": control}), changes)
     else:
         raise InputError(
-            "nothing to run on: give a source (a file, a URL, /dev/video0, test://1280x720@30) "
-            "or --config FILE, or --control ENDPOINT to add some later"
+            "no source: give a file, a URL, /dev/video0 or test://1280x720@30, or --config FILE, "
+            "or --control ENDPOINT to add sources later"
         )
+    if (changed := changed_sources(settings.sources, name, max_fps)) is not None:
+        settings = override(settings, {"sources": changed})
     run_to_end(settings, limit=limit)
 
 
+def changed_sources(
+    sources: Sequence[SourceConfig], names: list[str] | None, max_fps: float | None
+) -> list[dict[str, Any]] | None:
+    """Give sources the names and the frame rate of the command line; None if there are none.
+
+    Raises:
+        InputError: there are more names than sources.
+    """
+    import msgspec
+
+    if names and len(names) > len(sources):
+        raise InputError(f"--name: {len(names)} names for {len(sources)} sources; remove some")
+    if not names and max_fps is None:
+        return None
+    changed = [msgspec.to_builtins(source) for source in sources]
+    for source, name in zip(changed, names or [], strict=False):
+        source["name"] = name
+    for source in changed:
+        source |= {} if max_fps is None else {"max_fps": max_fps}
+    return changed
+
+
 def watch(
-    endpoint: Annotated[str, typer.Argument(help="Where it is published, tcp://host:port.")],
-    source: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Only this source; may be given several times."),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="End after so many frames.")
-    ] = None,
-    timeout_s: Annotated[
-        float, typer.Option(min=0, metavar="S", help="Give up when nothing comes for so long.")
-    ] = 30.0,
-    server_key: ServerKey = None,
-    client_key: ClientKey = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a frame, a line each.")
-    ] = False,
+    endpoint: options.Endpoint,
+    source: options.OnlySources = None,
+    limit: options.Limit = None,
+    timeout_s: options.TimeoutS = 30.0,
+    server_key: options.ServerKey = None,
+    client_key: options.ClientKey = None,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Show what a publisher sends, until its sources have ended."""
+    r"""Show what a publisher sends, until its sources have ended.
+
+    \b
+    Example:
+      maskcast watch tcp://127.0.0.1:5555 --json
+    """
     from maskcast.pipeline.cli.watch import print_json, show_table
     from maskcast.pipeline.wire.subscriber import subscribe
 
@@ -207,8 +177,8 @@ def watch(
 
 def profile(
     source: Annotated[str, typer.Argument(help="A file is best: the same frames each time.")],
-    model: Model = None,
-    limit: Limit = None,
+    model: options.Model = None,
+    limit: options.Limit = None,
     mode: Annotated[
         str,
         typer.Option(metavar="MODE", help="latency, throughput or auto, as in maskcast run."),
@@ -239,13 +209,13 @@ def profile(
 
 def demo(
     source: Annotated[
-        str | None, typer.Argument(help="Any source; without it, a clip of a street.")
+        str | None, typer.Argument(metavar="SOURCE", help="Any source; a street clip by default.")
     ] = None,
-    limit: Limit = None,
+    limit: options.Limit = None,
 ) -> None:
-    """Show everything at once: the default model on a clip, with a subscriber beside it.
+    """Run the default model on a clip, with a subscriber in a second process.
 
-    Writes demo.mp4 and demo.jsonl.
+    Writes demo.mp4 and demo.jsonl to the current folder.
     """
     from maskcast.pipeline.cli.demo import show
     from maskcast.pipeline.log import configure
@@ -270,24 +240,17 @@ def new_keys(
 
 
 def predict(
-    images: Annotated[
-        list[str],
-        typer.Argument(metavar="IMAGE...", help="Image files, folders of images, or patterns."),
-    ],
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder for the annotated images.")
-    ] = None,
-    model: Model = None,
-    score_threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, metavar="SCORE", help="Minimum score.")
-    ] = None,
-    as_json: Annotated[
-        str | None, typer.Option("--json", metavar="FILE", help="JSON lines; - is stdout.")
-    ] = None,
+    images: options.Images,
+    out: options.OutFolder = None,
+    model: options.Model = None,
+    score_threshold: options.ScoreThreshold = None,
+    as_json: options.JsonFile = None,
 ) -> None:
-    """Find the instances in images.
+    r"""Find the instances in images.
 
-    Example: maskcast predict photos/ --out annotated --json instances.jsonl
+    \b
+    Example:
+      maskcast predict photos/ --out annotated --json instances.jsonl
     """
     import msgspec
     from rich.console import Console

@@ -1,19 +1,155 @@
-"""Arguments and options that several commands take."""
+"""Arguments and options of the run-time commands, grouped as the help shows them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-Model = Annotated[str | None, typer.Option(metavar="BUNDLE", help="A bundle's folder, or default.")]
+INPUT, MODEL, OUTPUT = "Input", "Model", "Output"
+PUBLISHING, OPERATION = "Publishing", "Operation"
+
+
+def _option(*names: str, panel: str, metavar: str | None, text: str, **limits: Any) -> Any:
+    return typer.Option(
+        *names, rich_help_panel=panel, metavar=metavar, help=text, show_default=False, **limits
+    )
+
+
+def _input(*names: str, metavar: str | None, text: str, **limits: Any) -> Any:
+    return _option(*names, panel=INPUT, metavar=metavar, text=text, **limits)
+
+
+def _model(*names: str, metavar: str | None, text: str, **limits: Any) -> Any:
+    return _option(*names, panel=MODEL, metavar=metavar, text=text, **limits)
+
+
+def _output(*names: str, metavar: str | None, text: str, **limits: Any) -> Any:
+    return _option(*names, panel=OUTPUT, metavar=metavar, text=text, **limits)
+
+
+def _publishing(*names: str, metavar: str | None, text: str, **limits: Any) -> Any:
+    return _option(*names, panel=PUBLISHING, metavar=metavar, text=text, **limits)
+
+
+def _operation(*names: str, metavar: str | None, text: str, **limits: Any) -> Any:
+    return _option(*names, panel=OPERATION, metavar=metavar, text=text, **limits)
+
+
+Sources = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="SOURCE...",
+        help="Video files, image folders, http(s)://, rtsp(s)://, /dev/video0, test://1280x720@30.",
+        show_default=False,
+    ),
+]
+Images = Annotated[
+    list[str],
+    typer.Argument(metavar="IMAGE...", help="Image files, folders or quoted patterns."),
+]
+Endpoint = Annotated[
+    str, typer.Argument(metavar="ENDPOINT", help="The publisher's endpoint, tcp://HOST:PORT.")
+]
+
+ConfigFile = Annotated[
+    Path | None, _input(metavar="FILE", text="Configuration, YAML; options override it.")
+]
+Names = Annotated[
+    list[str] | None,
+    _input("--name", metavar="NAME", text="Name of a source; repeat in the order of sources."),
+]
+MaxFps = Annotated[
+    float | None, _input(metavar="FPS", text="Maximum frame rate of each source.", min=0.001)
+]
 Limit = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="End after so many frames of each source.")
+    int | None, _input(metavar="N", text="Stop after N frames of each source.", min=1)
+]
+OnlySources = Annotated[
+    list[str] | None,
+    _input("--source", metavar="NAME", text="Only this source; may be repeated."),
+]
+TimeoutS = Annotated[
+    float, _input(metavar="S", text="Stop after S seconds without data (30).", min=0)
+]
+
+Model = Annotated[str | None, _model(metavar="BUNDLE", text="Bundle folder, or default.")]
+Engine = Annotated[
+    str | None,
+    _model(metavar="BACKEND", text="auto, openvino, onnxruntime or tensorrt (auto)."),
+]
+Mode = Annotated[
+    str | None, _model(metavar="MODE", text="latency, throughput or auto: by source (auto).")
+]
+ScoreThreshold = Annotated[
+    float | None, _model(metavar="SCORE", text="Minimum score (the bundle's own).", min=0, max=1)
+]
+Classes = Annotated[str | None, _model(metavar="NAME,...", text="Report only these classes (all).")]
+
+Save = Annotated[
+    Path | None, _output(metavar="OUT.MP4", text="Write annotated video, .mp4 or .mkv.")
+]
+Jsonl = Annotated[
+    str | None, _output(metavar="OUT.JSONL", text="Write JSON lines; - is standard output.")
+]
+Append = Annotated[
+    bool | None, _output("--append", metavar=None, text="Add to an existing JSONL file.")
+]
+Segment = Annotated[
+    str | None, _output(metavar="TIME", text="Start new files after 30s, 10m, 1h, ...")
+]
+SegmentSize = Annotated[
+    str | None, _output(metavar="SIZE", text="Start new files at 500MB, 2GB, ...")
+]
+OutFolder = Annotated[
+    Path | None, _output("--out", metavar="DIR", text="Write annotated images to this folder.")
+]
+JsonFile = Annotated[
+    str | None, _output("--json", metavar="FILE", text="Write JSON lines; - is standard output.")
+]
+AsJson = Annotated[bool, _output("--json", metavar=None, text="Print one JSON object per frame.")]
+
+Publish = Annotated[
+    str | None,
+    _publishing(metavar="ENDPOINT", text="Endpoint to bind (tcp://127.0.0.1:5555)."),
+]
+Masks = Annotated[
+    str | None,
+    _publishing(metavar="FORMAT", text="crop_u8, crop_bits, coco_rle, polygon or none (crop_u8)."),
+]
+JpegQuality = Annotated[
+    int | None,
+    _publishing(metavar="Q", text="Add JPEG images of this quality (none).", min=1, max=100),
+]
+WaitSubscribers = Annotated[
+    int | None,
+    _publishing(metavar="N", text="Wait for N subscribers per source before starting.", min=0),
+]
+SecretKey = Annotated[
+    Path | None, _publishing(metavar="FILE", text="Encrypt with this .key_secret file.")
+]
+AllowedClients = Annotated[
+    Path | None, _publishing(metavar="DIR", text="Folder of .key files that may subscribe.")
 ]
 ServerKey = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="The publisher's .key, if it has keys.")
+    Path | None, _publishing(metavar="FILE", text="The publisher's .key file, if encrypted.")
 ]
 ClientKey = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Your .key_secret, see keys new.")
+    Path | None, _publishing(metavar="FILE", text="Your own .key_secret file, if encrypted.")
 ]
+
+Metrics = Annotated[
+    str | None, _operation(metavar="HOST:PORT", text="Serve /metrics and /healthz over HTTP.")
+]
+Control = Annotated[
+    str | None,
+    _operation(
+        metavar="ENDPOINT", text="Accept maskcast ctl; run until stopped (ipc://... or tcp://...)."
+    ),
+]
+LogLevel = Annotated[
+    str,
+    _operation(metavar="LEVEL", text="debug, info, warning or error (warning)."),
+]
+LogFormat = Annotated[str, _operation(metavar="FORMAT", text="text (key=value) or json (text).")]
