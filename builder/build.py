@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from onnx import ModelProto
 
 from maskcast.builder.bundle_writer import check_bundle_folder, new_bundle, write_manifest
-from maskcast.builder.graph.folding import halve_weights
+from maskcast.builder.graph.float16 import store_float16
 from maskcast.builder.graph.quantization import is_quantised, quantise_graphs, restore_float
 from maskcast.builder.images import read_calibration_images
 from maskcast.engines.bundle import (
@@ -205,7 +205,7 @@ def _convert(
         for graph in graphs.values():
             restore_float(graph)
             if fp16_weights:
-                halve_weights(graph)
+                store_float16(graph)
     elif images:
         report(f"finding int8 ranges on {len(images)} images", 0, 0)
         quantise_graphs(graphs, images)

@@ -1,14 +1,13 @@
-"""Constants folded into the layers that read them: pure passes over an ONNX model, in place.
+"""Folding: normalisations and paddings become part of the convolutions before or after them.
 
-A bundle's graphs keep the network's own weights, under the names of its ``state_dict``. A precision
-is chosen for what a layer finally computes with: weights with their normalisation, and paddings
-where the convolution does them itself. The names stay, see ``load_bundle_weights``.
+A bundle's graphs keep the network's own weights, under the names of its ``state_dict``. float16 and
+int8 need the values that a layer finally computes with. The passes work in place and keep the
+names, see ``load_bundle_weights``.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,69 +15,16 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from maskcast.builder.graph.float16 import widen_weights
+from maskcast.builder.graph.nodes import drop_unused_initializers, get_attribute, replace_nodes
+
 
 def fold_layers(model: ModelProto) -> None:
-    """Do all of this module: afterwards convolutions stand alone, with float32 weights."""
+    """Apply all passes of this module, to float32 weights."""
     widen_weights(model)
     fold_batch_norms(model)
     fold_frozen_norms(model)
     fold_pads(model)
-
-
-def widen_weights(model: ModelProto) -> None:
-    """Turn initializers that are stored as float16 and cast to float32 into float32 ones."""
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    nodes, renamed = [], {}
-    for node in model.graph.node:
-        source = stored.get(node.input[0]) if node.op_type == "Cast" else None
-        if (
-            source is None
-            or source.data_type != TensorProto.FLOAT16
-            or _attribute(node, "to") != TensorProto.FLOAT
-        ):
-            nodes.append(node)
-            continue
-        renamed[node.output[0]] = source.name
-    for name in set(renamed.values()):
-        values = numpy_helper.to_array(stored[name]).astype(np.float32)
-        stored[name].CopyFrom(numpy_helper.from_array(values, name))
-    for node in nodes:
-        for place, name in enumerate(node.input):
-            node.input[place] = renamed.get(name, name)
-    replace_nodes(model, nodes)
-    known = [value for value in model.graph.value_info if value.name not in renamed.values()]
-    del model.graph.value_info[:]
-    model.graph.value_info.extend(known)
-
-
-def halve_weights(graph: ModelProto) -> None:
-    """Store every matrix and kernel as float16, cast back to float32 where it is used.
-
-    Halves the file, not the arithmetic. Vectors (biases, batch-norm statistics) stay float32: they
-    are small, and a variance may lie outside of float16's range.
-    """
-    casts, halved = [], set()
-    for tensor in graph.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2:
-            continue
-        with np.errstate(over="ignore"):
-            half = numpy_helper.to_array(tensor).astype(np.float16)
-        if not np.isfinite(half).all():
-            continue
-        wide = f"{tensor.name}/float32"
-        for node in graph.graph.node:
-            for index, name in enumerate(node.input):
-                if name == tensor.name:
-                    node.input[index] = wide
-        casts.append(helper.make_node("Cast", [tensor.name], [wide], to=TensorProto.FLOAT))
-        tensor.CopyFrom(numpy_helper.from_array(half, tensor.name))
-        halved.add(tensor.name)
-    known = [value for value in graph.graph.value_info if value.name not in halved]
-    del graph.graph.value_info[:]
-    graph.graph.value_info.extend(known)
-    nodes = [*casts, *graph.graph.node]
-    del graph.graph.node[:]
-    graph.graph.node.extend(nodes)
 
 
 def fold_batch_norms(model: ModelProto) -> None:
@@ -99,7 +45,7 @@ def fold_batch_norms(model: ModelProto) -> None:
         if not all(name in constants and uses[name] == 1 for name in norm.input[1:5]):
             continue
         scale, bias, mean, variance = (constants[name] for name in norm.input[1:5])
-        factor = scale / np.sqrt(variance + _attribute(norm, "epsilon", 1e-5))
+        factor = scale / np.sqrt(variance + get_attribute(norm, "epsilon", 1e-5))
         _absorb(model, conv, constants, factor, bias - mean * factor, norm.input[2])
         conv.output[0] = norm.output[0]
         nodes.remove(norm)
@@ -151,7 +97,7 @@ def fold_pads(model: ModelProto) -> None:
             readers.setdefault(name, []).append(node)
     nodes = list(model.graph.node)
     for pad in model.graph.node:
-        if pad.op_type != "Pad" or _attribute(pad, "mode", b"constant") != b"constant":
+        if pad.op_type != "Pad" or get_attribute(pad, "mode", b"constant") != b"constant":
             continue
         amounts = constants.get(pad.input[1])
         value = constants.get(pad.input[2]) if len(pad.input) > 2 and pad.input[2] else None
@@ -162,13 +108,13 @@ def fold_pads(model: ModelProto) -> None:
             continue
         convolutions = readers.get(pad.output[0], [])
         if uses[pad.output[0]] != len(convolutions) or any(
-            node.op_type != "Conv" or _attribute(node, "auto_pad", b"NOTSET") != b"NOTSET"
+            node.op_type != "Conv" or get_attribute(node, "auto_pad", b"NOTSET") != b"NOTSET"
             for node in convolutions
         ):
             continue
         around = (*before[2:], *after[2:])
         for conv in convolutions:
-            own = _attribute(conv, "pads", [0, 0, 0, 0])
+            own = get_attribute(conv, "pads", [0, 0, 0, 0])
             sides = [int(one + other) for one, other in zip(own, around, strict=True)]
             kept = [attribute for attribute in conv.attribute if attribute.name != "pads"]
             del conv.attribute[:]
@@ -179,22 +125,6 @@ def fold_pads(model: ModelProto) -> None:
         nodes.remove(pad)
     replace_nodes(model, nodes)
     drop_unused_initializers(model)
-
-
-def replace_nodes(model: ModelProto, nodes: Sequence[NodeProto]) -> None:
-    """Give a model these nodes, some of which may be its own."""
-    kept = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
-
-
-def drop_unused_initializers(model: ModelProto) -> None:
-    """Drop the constants that no node reads."""
-    used = {name for node in model.graph.node for name in node.input}
-    used.update(output.name for output in model.graph.output)
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
 
 
 def _absorb(
@@ -285,18 +215,3 @@ def _uses(model: ModelProto) -> Counter[str]:
     uses = Counter(name for node in model.graph.node for name in node.input)
     uses.update(output.name for output in model.graph.output)
     return uses
-
-
-def _attribute(node: NodeProto, name: str, default: Any = None) -> Any:
-    for attribute in node.attribute:
-        if attribute.name == name:
-            return _VALUE[attribute.type](attribute)
-    return default
-
-
-_VALUE: dict[int, Any] = {
-    AttributeProto.INT: lambda attribute: attribute.i,
-    AttributeProto.FLOAT: lambda attribute: attribute.f,
-    AttributeProto.STRING: lambda attribute: attribute.s,
-    AttributeProto.INTS: lambda attribute: list(attribute.ints),
-}

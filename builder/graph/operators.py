@@ -1,9 +1,9 @@
-"""The project's two ONNX operators, in the domain ``maskcast``: torch reference and function body.
+"""The two ONNX operators of the domain ``maskcast``: torch reference and function body.
 
-A graph names them as nodes. onnxruntime runs the attached function bodies, made of standard
-operators only; OpenVINO maps the nodes to its own operators while it reads the file
+A graph contains them as nodes. onnxruntime runs the attached function bodies, which consist of
+standard operators; OpenVINO maps the nodes to its own operators when it reads the file
 (``engines/openvino/operators.py``); TensorRT runs the plugins of ``engines/tensorrt/plugins``. The
-torch references below say what each of them must compute.
+torch references define what each of them must compute.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,9 @@ from onnxscript import FLOAT, INT32, OnnxFunction, script
 from onnxscript import opset18 as op
 from onnxscript.values import Op, Opset
 from torch import Tensor
-from torchvision.ops import batched_nms, roi_align
+from torchvision.ops import batched_nms
+
+from maskcast.builder.network.roi_align import pool_pyramid
 
 DOMAIN = "maskcast"
 DOMAIN_VERSION = 1
@@ -26,8 +28,6 @@ OPSET = 18
 # TensorRT finds a plugin by these two; from TensorRT 10.7 on a node with them prefers the plugin
 # to the function body of the same name.
 PLUGIN_ATTRIBUTES = {"plugin_namespace": DOMAIN, "plugin_version": str(DOMAIN_VERSION)}
-
-_CANONICAL_LEVEL, _CANONICAL_SIZE, _LEVEL_EPSILON = 4.0, 224.0, 1e-6
 
 
 @torch.library.custom_op(f"{DOMAIN}::multiscale_roi_align", mutates_args=())
@@ -42,43 +42,8 @@ def multiscale_roi_align(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """RoIAlign on the pyramid level that suits each region's size.
-
-    The level is equation 1 of Lin et al., "Feature Pyramid Networks" (CVPR 2017), clamped to P2 to
-    P5, as torchvision's ``LevelMapper`` computes it.
-
-    Args:
-        p2: ``[B, C, H / 4, W / 4]``.
-        p3: ``[B, C, H / 8, W / 8]``.
-        p4: ``[B, C, H / 16, W / 16]``.
-        p5: ``[B, C, H / 32, W / 32]``.
-        rois: float32 ``[R, 4]``, xyxy in pixels of the network's input.
-        batch_index: int32 ``[R]``, which image each region lies in.
-        output_size: side S of the pooled grid.
-        sampling_ratio: samples along each side of a bin.
-        aligned: pixel centres lie at half-integers; otherwise regions narrower than one cell of
-            the level are widened to it (``torchvision.ops.roi_align``).
-
-    Returns:
-        ``[R, C, S, S]`` of the features' type.
-    """
-    sides = rois[:, 2:] - rois[:, :2]
-    scale = torch.sqrt(sides[:, 0] * sides[:, 1]) / _CANONICAL_SIZE
-    level = torch.floor(_CANONICAL_LEVEL + torch.log2(scale) + _LEVEL_EPSILON).clamp(2, 5)
-    regions = torch.cat([batch_index[:, None].to(rois.dtype), rois], dim=1)
-    pooled = p2.new_zeros(len(rois), p2.shape[1], output_size, output_size)
-    for number, features in enumerate((p2, p3, p4, p5), start=2):
-        chosen = torch.where(level == number)[0]
-        # float32 inside, whatever the features' type: coordinates need it.
-        pooled[chosen] = roi_align(
-            features.float(),
-            regions[chosen],
-            (output_size, output_size),
-            1 / 2**number,
-            sampling_ratio,
-            aligned,
-        ).to(pooled.dtype)
-    return pooled
+    """Pool regions from P2 to P5: ``pool_pyramid`` as an operator that can be exported."""
+    return pool_pyramid((p2, p3, p4, p5), rois, batch_index, output_size, sampling_ratio, aligned)
 
 
 @multiscale_roi_align.register_fake
@@ -107,16 +72,16 @@ def grouped_nms(
 ) -> Tensor:
     """Greedy non-maximum suppression inside groups: a pyramid level's, or a class's boxes.
 
-    As ``torchvision.ops.batched_nms``: a box is suppressed by a kept, better box of its own group
-    when their IoU exceeds the threshold. Of equal scores the lower index is the better one.
+    As ``torchvision.ops.batched_nms``: a kept box suppresses the boxes of its group that score less
+    and whose IoU with it exceeds the threshold. Of equal scores, the lower index comes first.
 
     Args:
         boxes: float32 ``[B, N, 4]``, xyxy.
         scores: float32 ``[B, N]``.
         groups: int32 ``[B, N]``, from 0.
         iou_threshold: in 0..1.
-        score_threshold: boxes that do not score more than this are never kept, nor is NaN.
-        max_output: the number K of boxes kept at most.
+        score_threshold: boxes are kept only above this score; NaN is not.
+        max_output: maximum number K of boxes kept.
 
     Returns:
         int32 ``[B, K]``, indices into N by descending score, padded with -1.
@@ -149,15 +114,15 @@ def _grouped_nms_shape(
     return boxes.new_empty(boxes.shape[0], max_output, dtype=torch.int32)
 
 
-# What follows is never run as Python: onnxscript reads the source and writes ONNX nodes.
+# The functions below never run as Python: onnxscript reads their source and writes ONNX nodes.
 
 _domain = Opset(DOMAIN, DOMAIN_VERSION)
 _FLOAT, _INT32, _INT64 = int(TensorProto.FLOAT), int(TensorProto.INT32), int(TensorProto.INT64)
 
 
 def _pooling_function(convention: str) -> OnnxFunction:
-    # Every region is pooled on all four levels and the right one is taken: four times the work,
-    # but shapes stay fixed. It is the fallback; every backend does better.
+    # Every region is pooled on all four levels and the right one is chosen: four times the work,
+    # but with fixed shapes. Only onnxruntime runs this.
     @script(_domain, default_opset=op)  # type: ignore[untyped-decorator]
     def MultiscaleRoiAlign(  # type: ignore[no-untyped-def]  # noqa: N802
         p2,
@@ -235,9 +200,9 @@ def GroupedNms(  # type: ignore[no-untyped-def]  # noqa: D103, N802
     plugin_namespace: str,
     plugin_version: str,
 ) -> INT32:
-    # Each group moves to a tile of its own, so that one NMS without classes serves them all and
-    # gives the best first. The tiles lie in rows of 16: one long row would reach so far out that
-    # float32 coordinates lose their second decimal.
+    # Each group is moved to a tile of its own, so that one NMS without classes handles all of them
+    # and returns the best first. The tiles lie in rows of 16: in one long row the float32
+    # coordinates would lose their second decimal.
     tile = op.ReduceMax(boxes, keepdims=0) + 1.0
     column = op.Cast(op.Mod(groups, 16), to=_FLOAT) * tile
     row = op.Cast(groups / 16, to=_FLOAT) * tile
@@ -251,8 +216,8 @@ def GroupedNms(  # type: ignore[no-untyped-def]  # noqa: D103, N802
     selected = op.NonMaxSuppression(
         boxes + shift, op.Unsqueeze(scores, [1]), max_output, iou_threshold, score_threshold
     )
-    # `selected` [S, 3] is image, class, box, image by image. It is laid into [B, K]: the place of
-    # a row is its number less the number of rows of all the images before.
+    # `selected` [S, 3] is image, class, box, sorted by image. It is scattered into [B, K]: the
+    # place of a row is its number minus the number of rows of all previous images.
     image = op.Squeeze(selected[:, 0:1], [1])
     batch = op.Shape(scores, start=0, end=1)
     images = op.Range(0, op.Squeeze(batch), 1)
@@ -270,11 +235,11 @@ def GroupedNms(  # type: ignore[no-untyped-def]  # noqa: D103, N802
 
 
 def function_bodies(aligned: bool) -> list[FunctionProto]:
-    """Both operators as ONNX functions of standard operators, for runtimes that know neither.
+    """Return both operators as ONNX functions of standard operators, for runtimes without them.
 
     Args:
-        aligned: that of the graph's MultiscaleRoiAlign nodes. RoiAlign of the standard has a string
-            in its place, which a function cannot compute from the node's integer.
+        aligned: as in the graph's MultiscaleRoiAlign nodes. ONNX's RoiAlign has a string instead,
+            which a function cannot derive from the node's integer.
     """
     pooling = _pooling_function("half_pixel" if aligned else "output_half_pixel")
     return [pooling.to_function_proto(), GroupedNms.to_function_proto()]

@@ -16,8 +16,10 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from maskcast.builder.graph.folding import drop_unused_initializers, fold_layers, replace_nodes
-from maskcast.builder.graph.precision import CARRIES, FEATURES
+from maskcast.builder.graph.float16 import CARRIES
+from maskcast.builder.graph.folding import fold_layers
+from maskcast.builder.graph.nodes import drop_unused_initializers, replace_nodes
+from maskcast.builder.graph.size import FEATURES
 from maskcast.engines.errors import InputError
 from maskcast.engines.image import NetworkImage
 

@@ -23,12 +23,12 @@ from torchvision.models.detection.faster_rcnn import (
 )
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, roi_align
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.misc import FrozenBatchNorm2d
-from torchvision.ops.poolers import LevelMapper
 
 from maskcast.builder.network.backbone import EfficientNetLite
+from maskcast.builder.network.roi_align import AlignedMultiScaleRoIAlign
 from maskcast.engines.errors import InputError
 
 ROI_LEVELS = ("0", "1", "2", "3")  # P2 to P5; the coarsest level, P6, serves the RPN alone
@@ -187,43 +187,6 @@ class ExactAnchorGenerator(AnchorGenerator):  # type: ignore[misc]
         half_width = (scale[None, :] / root[:, None]).flatten() / 2
         half_height = (scale[None, :] * root[:, None]).flatten() / 2
         return torch.stack([-half_width, -half_height, half_width, half_height], dim=1)
-
-
-class AlignedMultiScaleRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
-    """Multi-level RoIAlign with ``aligned=True``, which torchvision's module does not offer."""
-
-    aligned = True
-
-    def forward(
-        self,
-        x: dict[str, Tensor],
-        boxes: list[Tensor],
-        image_shapes: list[tuple[int, int]],
-    ) -> Tensor:
-        """Pool each box from the level that equation 1 of the FPN paper gives it.
-
-        Args:
-            x: features ``[B, C, H / s, W / s]`` by level name.
-            boxes: per image ``[N, 4]``, xyxy in pixels of the network's input.
-            image_shapes: (height, width) of each image before padding.
-
-        Returns:
-            ``[sum of N, C, size, size]``.
-        """
-        levels = [x[name] for name in self.featmap_names]
-        height = max(shape[0] for shape in image_shapes)
-        scales = [2.0 ** round(torch.tensor(f.shape[-2] / height).log2().item()) for f in levels]
-        first, last = (round(-torch.tensor(scales[i]).log2().item()) for i in (0, -1))
-        level_of_box = LevelMapper(first, last, self.canonical_scale, self.canonical_level)(boxes)
-        image = [torch.full_like(b[:, :1], i) for i, b in enumerate(boxes)]
-        rois = torch.cat([torch.cat(image), torch.cat(boxes)], dim=1)
-        pooled = levels[0].new_zeros(len(rois), levels[0].shape[1], *self.output_size)
-        for index, (features, scale) in enumerate(zip(levels, scales, strict=True)):
-            chosen = torch.where(level_of_box == index)[0]
-            pooled[chosen] = roi_align(
-                features, rois[chosen], self.output_size, scale, self.sampling_ratio, aligned=True
-            ).to(pooled.dtype)
-        return pooled
 
 
 def _resnet_with_fpn(config: NetworkConfig) -> BackboneWithFPN:

@@ -19,9 +19,10 @@ from msgspec.structs import replace
 from onnx import ModelProto
 
 import maskcast
+from maskcast.builder.graph.float16 import compute_in_float16
 from maskcast.builder.graph.folding import fold_layers
-from maskcast.builder.graph.precision import FEATURES, fix_size, fold_shapes, halve
 from maskcast.builder.graph.quantization import is_quantised, restore_float
+from maskcast.builder.graph.size import FEATURES, fix_size, fold_shapes
 from maskcast.builder.tensorrt.process import Built, Event, Failure, Progress, Request
 from maskcast.engines.bundle import FixedInput, Manifest, sha256
 from maskcast.engines.errors import InputError
@@ -124,7 +125,7 @@ def prepare_graph(
     fix_size(model, *size)
     fold_shapes(model)
     if precision == "fp16":
-        halve(model)
+        compute_in_float16(model)
     return model
 
 

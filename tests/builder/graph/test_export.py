@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from maskcast.builder.graph.folding import halve_weights
+from maskcast.builder.graph.float16 import store_float16
 from maskcast.engines.bundle import Bundle
 
 
@@ -90,7 +90,7 @@ def test_halved_weights_are_cast_where_they_are_used() -> None:
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    halve_weights(model)
+    store_float16(model)
     onnx.checker.check_model(model, full_check=True)
     stored = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     assert stored["roi_heads.kernel"] == TensorProto.FLOAT16

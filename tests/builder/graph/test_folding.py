@@ -11,13 +11,12 @@ from onnx import TensorProto, helper, numpy_helper
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from maskcast.builder.graph.export import _simplify
+from maskcast.builder.graph.float16 import store_float16, widen_weights
 from maskcast.builder.graph.folding import (
     fold_batch_norms,
     fold_frozen_norms,
     fold_layers,
     fold_pads,
-    halve_weights,
-    widen_weights,
 )
 
 BLOCK = """
@@ -93,7 +92,7 @@ def test_halving_weights_and_widening_them_again_leaves_the_graph_as_it_was():
     model = block()
     widen_weights(model)
     again = onnx.ModelProto.FromString(model.SerializeToString())
-    halve_weights(again)
+    store_float16(again)
     assert stored(again)["conv_weight"].data_type == TensorProto.FLOAT16
     widen_weights(again)
     assert operators(again) == operators(model)

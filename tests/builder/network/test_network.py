@@ -11,12 +11,12 @@ from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from maskcast.builder.network.network import (
     PRESETS,
-    AlignedMultiScaleRoIAlign,
     ExactAnchorGenerator,
     NetworkConfig,
     build_network,
     network_config,
 )
+from maskcast.builder.network.roi_align import AlignedMultiScaleRoIAlign
 from maskcast.engines.errors import InputError
 
 COCO_LABELS = tuple(f"class {i}" for i in range(1, 91))

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import MultiScaleRoIAlign
 
-from maskcast.builder.network.network import ROI_LEVELS, AlignedMultiScaleRoIAlign
+from maskcast.builder.network.network import ROI_LEVELS
+from maskcast.builder.network.roi_align import AlignedMultiScaleRoIAlign
 from maskcast.builder.training.pooling import pool_regions
 
 HEIGHT, WIDTH = 96, 128

@@ -11,10 +11,11 @@ import pytest
 from onnx import TensorProto, numpy_helper
 from parity import draw_people
 
+from maskcast.builder.graph.float16 import compute_in_float16
 from maskcast.builder.graph.folding import fold_layers
 from maskcast.builder.graph.operators import function_bodies
-from maskcast.builder.graph.precision import fix_size, fold_shapes, halve
 from maskcast.builder.graph.quantization import restore_float
+from maskcast.builder.graph.size import fix_size, fold_shapes
 from maskcast.engines.bundle import default_bundle
 
 BLOCK = """
@@ -81,7 +82,7 @@ def test_convolutions_and_features_become_half_and_softmax_stays():
     model = block()
     fold_layers(model)
     before = run(model, INPUTS)
-    halve(model)
+    compute_in_float16(model)
     after = run(model, INPUTS)
     assert after["p2"].dtype == np.float16
     assert after["pooled"].dtype == np.float32  # no feature: the outside sees no difference
@@ -104,7 +105,7 @@ def test_a_weight_that_half_cannot_hold_keeps_its_convolution_in_float32():
         if tensor.name == conv.input[1]:
             large = numpy_helper.to_array(tensor) * np.float32(1e6)
             tensor.CopyFrom(numpy_helper.from_array(large, tensor.name))
-    halve(model)
+    compute_in_float16(model)
     assert run(model, INPUTS)["p2"].dtype == np.float32
 
 
@@ -154,7 +155,7 @@ def test_preparing_the_default_detector_changes_nothing_but_rounding():
 @needs_default
 def test_in_half_every_operator_that_decides_about_boxes_takes_float32():
     model = detector()
-    halve(model)
+    compute_in_float16(model)
     types = element_types(model)
     for node in model.graph.node:
         if node.op_type in (
@@ -181,7 +182,7 @@ def test_in_half_every_operator_that_decides_about_boxes_takes_float32():
 def test_the_default_detector_in_half_finds_the_same_as_in_float32():
     before = run(detector(), picture())
     model = detector()
-    halve(model)
+    compute_in_float16(model)
     after = run(model, picture())
     for name in ("p2", "p3", "p4", "p5"):
         assert after[name].dtype == np.float16

@@ -1,8 +1,8 @@
-"""Precision lives in the graph: pure passes over an ONNX model, in place.
+"""float16 in a graph: what is computed in it, and what is stored in it; in place.
 
-TensorRT 11 takes strongly typed networks only: it computes in the types that the graph has. So
-``halve`` writes the casts that make the convolutions compute in float16; what decides about boxes
-(anchors, decoding, softmax, sigmoid, NMS) stays float32.
+TensorRT 11 accepts only strongly typed networks: it computes in the types that the graph has. So
+``compute_in_float16`` writes the casts that make the convolutions compute in float16. What decides
+about boxes (anchors, decoding, softmax, sigmoid, NMS) stays float32.
 """
 
 from __future__ import annotations
@@ -12,15 +12,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
-from onnx_ir.passes import common
-from onnxscript.optimizer import fold_constants
 
-from maskcast.builder.graph.folding import drop_unused_initializers, replace_nodes
-
-FEATURES = ("p2", "p3", "p4", "p5")
-"""The values between the two graphs; they take the type that the convolutions compute in."""
+from maskcast.builder.graph.nodes import drop_unused_initializers, get_attribute, replace_nodes
+from maskcast.builder.graph.size import FEATURES
 
 _COMPUTES = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 # These only carry values on, or move them within the range of their inputs. Transpose and Gather
@@ -31,49 +26,7 @@ _INTEGER_OR_FLOAT32_INPUTS = {"Resize": (1, 2, 3), "Reshape": (1,), "Pad": (1, 3
 _HALF_MAX = float(np.finfo(np.float16).max)
 
 
-def fix_size(model: ModelProto, height: int, width: int) -> None:
-    """Give the inputs their height and width, so that a backend can fold what depends on them.
-
-    The batch and the number of boxes stay dynamic. ``height`` and ``width`` are the network's
-    input's; features are smaller by their strides, 4 to 32.
-    """
-    for value in model.graph.input:
-        if value.name == "images":
-            sides = (height, width)
-        elif value.name in FEATURES:
-            stride = 2 ** int(value.name[1])
-            sides = (height // stride, width // stride)
-        else:
-            continue
-        for dim, side in zip(value.type.tensor_type.shape.dim[2:], sides, strict=True):
-            dim.dim_value = side
-    # What was inferred for dynamic sides no longer holds.
-    del model.graph.value_info[:]
-    for value in model.graph.output:
-        if value.name in FEATURES:
-            stride = 2 ** int(value.name[1])
-            dims = value.type.tensor_type.shape.dim
-            dims[2].dim_value, dims[3].dim_value = height // stride, width // stride
-
-
-def fold_shapes(model: ModelProto) -> None:
-    """Compute ahead what depends on constants and known sizes only: anchors, grids, shapes."""
-    graph = onnx_ir.from_proto(model)
-    # Anchors of the finest level at 800x1344 are 200 * 336 * 3 boxes: 3.2 MB.
-    fold_constants(
-        graph, onnx_shape_inference=True, input_size_limit=1 << 20, output_size_limit=1 << 24
-    )
-    for simplify in (
-        common.IdentityEliminationPass(),
-        common.RemoveUnusedNodesPass(),
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common.RemoveUnusedNodesPass(),
-    ):
-        simplify(graph)
-    model.CopyFrom(onnx_ir.to_proto(graph))
-
-
-def halve(model: ModelProto) -> None:
+def compute_in_float16(model: ModelProto) -> None:
     """Make convolutions, matrix products and the features compute in float16.
 
     Call it behind ``fold_layers``. A weight outside of float16's range
@@ -158,3 +111,59 @@ def _integer_values(model: ModelProto) -> set[str]:
     names = {value.name for value in known if value.type.tensor_type.elem_type not in floats}
     names.update(t.name for t in model.graph.initializer if t.data_type not in floats)
     return names
+
+
+def store_float16(graph: ModelProto) -> None:
+    """Store every matrix and kernel as float16, cast back to float32 where it is used.
+
+    Halves the file, not the arithmetic. Vectors (biases, batch-norm statistics) stay float32: they
+    are small, and a variance may lie outside of float16's range.
+    """
+    casts, halved = [], set()
+    for tensor in graph.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2:
+            continue
+        with np.errstate(over="ignore"):
+            half = numpy_helper.to_array(tensor).astype(np.float16)
+        if not np.isfinite(half).all():
+            continue
+        wide = f"{tensor.name}/float32"
+        for node in graph.graph.node:
+            for index, name in enumerate(node.input):
+                if name == tensor.name:
+                    node.input[index] = wide
+        casts.append(helper.make_node("Cast", [tensor.name], [wide], to=TensorProto.FLOAT))
+        tensor.CopyFrom(numpy_helper.from_array(half, tensor.name))
+        halved.add(tensor.name)
+    known = [value for value in graph.graph.value_info if value.name not in halved]
+    del graph.graph.value_info[:]
+    graph.graph.value_info.extend(known)
+    nodes = [*casts, *graph.graph.node]
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)
+
+
+def widen_weights(model: ModelProto) -> None:
+    """Turn initializers that are stored as float16 and cast to float32 into float32 ones."""
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes, renamed = [], {}
+    for node in model.graph.node:
+        source = stored.get(node.input[0]) if node.op_type == "Cast" else None
+        if (
+            source is None
+            or source.data_type != TensorProto.FLOAT16
+            or get_attribute(node, "to") != TensorProto.FLOAT
+        ):
+            nodes.append(node)
+            continue
+        renamed[node.output[0]] = source.name
+    for name in set(renamed.values()):
+        values = numpy_helper.to_array(stored[name]).astype(np.float32)
+        stored[name].CopyFrom(numpy_helper.from_array(values, name))
+    for node in nodes:
+        for place, name in enumerate(node.input):
+            node.input[place] = renamed.get(name, name)
+    replace_nodes(model, nodes)
+    known = [value for value in model.graph.value_info if value.name not in renamed.values()]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(known)
