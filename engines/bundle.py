@@ -39,7 +39,7 @@ _SEGMENTER = GraphPorts(
 
 
 class FixedInput(msgspec.Struct, frozen=True, tag="fixed", tag_field="kind"):
-    """One input shape for all pictures; what a picture leaves free is padded.
+    """One input shape for all images; the rest of the shape is padded.
 
     Attributes:
         height, width: multiples of 32, from 64.
@@ -51,7 +51,7 @@ class FixedInput(msgspec.Struct, frozen=True, tag="fixed", tag_field="kind"):
     pad_value: PadValue = 0
 
     def shape(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Of a picture of this size: (height, width) of the input, and of its content."""
+        """Of an image of this size: (height, width) of the input, and of its content."""
         scale = min(self.height / height, self.width / width)
         content = (
             min(max(round(height * scale), 1), self.height),
@@ -61,11 +61,11 @@ class FixedInput(msgspec.Struct, frozen=True, tag="fixed", tag_field="kind"):
 
 
 class LongestSideInput(msgspec.Struct, frozen=True, tag="longest_side", tag_field="kind"):
-    """An input shape that follows the picture's: little is padded, whatever the aspect ratio.
+    """An input shape that follows the image's aspect ratio, with little padding.
 
     Attributes:
-        longest_side: of the resized picture, pixels; a multiple of 32, from 64. Each side of the
-            input is that of the picture, rounded up to a multiple of 32.
+        longest_side: of the resized image, pixels; a multiple of 32, from 64. Each side of the
+            input is that of the image, rounded up to a multiple of 32.
         pad_value: 0..255, of every channel.
     """
 
@@ -73,7 +73,7 @@ class LongestSideInput(msgspec.Struct, frozen=True, tag="longest_side", tag_fiel
     pad_value: PadValue = 0
 
     def shape(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Of a picture of this size: (height, width) of the input, and of its content."""
+        """Of an image of this size: (height, width) of the input, and of its content."""
         scale = self.longest_side / max(height, width)
         content = max(round(height * scale), 1), max(round(width * scale), 1)
         rounded = (max(-(-side // _STRIDE) * _STRIDE, _SMALLEST_SIDE) for side in content)
@@ -109,13 +109,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         format: version of this description.
         name: of the model, for people.
         backend: the one that it was built for.
-        precision: the number format to compute in: "fp32", "bf16", "fp16", "int8".
-        labels: class names by label; the first is "background".
+        precision: what the bundle's backend computes in: "fp32", "bf16", "fp16" or "int8".
+        labels: class names by label; the first is "background". At most 10,000.
         input: shape of the network's input.
-        score_threshold: that a user gets who names none.
+        score_threshold: minimum score by default.
         graphs: the portable graphs.
-        plans: what TensorRT compiled from them; empty for other backends.
-        built_with: versions of what built it.
+        plans: TensorRT plans of the graphs; empty for other backends.
+        built_with: versions of the packages that built it.
     """
 
     format: int = FORMAT
@@ -131,7 +131,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bundle(msgspec.Struct, frozen=True):
-    """A bundle on disk, whose files have been checked.
+    """A bundle on disk whose files have been checked.
 
     Attributes:
         path: its folder.
@@ -182,7 +182,7 @@ def open_bundle(name_or_path: str | Path) -> Bundle:
 
 
 def is_bundle(name_or_path: str | Path) -> bool:
-    """Tell whether a model is given as a bundle, or as "default", not as a checkpoint."""
+    """Return whether a model is a bundle's folder or "default", and not a checkpoint."""
     return str(name_or_path) == DEFAULT or (Path(name_or_path) / MANIFEST).is_file()
 
 

@@ -15,7 +15,7 @@ from maskcast.engines.image import NetworkImage
 from maskcast.engines.instances import Instances
 
 Mode = Literal["latency", "throughput"]
-"""What an engine is to be best at: an answer to each picture soon, or many pictures a second."""
+"""What an engine optimises for: the time of each image, or the number of images per second."""
 
 
 @dataclass(slots=True)
@@ -30,8 +30,8 @@ class Detections:
         labels: ``[R]`` int32.
         image_index: ``[R]`` int32, which image of the batch each box belongs to, ascending.
         features: the FPN levels P2..P5 in whatever form and memory the engine keeps them.
-        release: gives the features' memory back to the engine. ``segment`` calls it; whoever
-            drops detections without segmenting them calls it himself. Calling it twice is safe.
+        release: gives the features' memory back to the engine. ``segment`` calls it; code that
+            drops detections without segmenting them must call it. Calling it twice is safe.
     """
 
     images: Sequence[NetworkImage]
@@ -64,23 +64,23 @@ class Engine(ABC):
     def prefetch(self, image: NetworkImage) -> None:
         """Begin to bring an image to the device, so that ``detect`` finds it there.
 
-        Never needed: ``detect`` takes any image. Does not wait for the device. An image that is
+        Optional: ``detect`` takes any image. Does not wait for the device. An image that is
         never detected costs nothing. Where the device is the CPU this does nothing.
         """
         del image
 
     def prepare(self, height: int, width: int) -> bool:
-        """Begin to make ready for inputs of a shape; tell whether that is done. Does not wait.
+        """Begin to prepare for inputs of a shape; return whether that is done. Does not wait.
 
-        Never needed: ``detect`` waits until it is ready. Who asks before can let pictures pass that
-        would be old when they are detected, and keeps others from waiting behind them.
+        Optional: ``detect`` waits until it is done. A caller that asks first can drop frames that
+        would be outdated by then, and frames of other shapes need not wait behind them.
         """
         del height, width
         return True
 
     @abstractmethod
     def detect(self, images: Sequence[NetworkImage], min_score: float) -> Detections:
-        """Find boxes in 1 to ``max_batch`` images of one shape; keep those scored ``min_score`` up.
+        """Find boxes in 1 to ``max_batch`` images of one shape; drop scores below ``min_score``.
 
         Blocks while all the memory for features is in use by detections not yet released.
         """
@@ -104,7 +104,7 @@ def keep_detections(
     labels: NDArray[np.int64],
     min_score: float,
 ) -> dict[str, NDArray[Any]]:
-    """Take what scores ``min_score`` up out of a detector's padded outputs.
+    """Select the boxes with a score of at least ``min_score`` from a detector's padded outputs.
 
     Args:
         boxes: ``[B, D, 4]``.
@@ -125,7 +125,7 @@ def keep_detections(
 
 
 def to_instances(detections: Detections, masks: NDArray[np.float32] | None) -> list[Instances]:
-    """Bring a batch's boxes back to source pixels and its masks to uint8.
+    """Convert a batch's boxes to source pixels and its masks to uint8.
 
     Args:
         detections: of the batch.

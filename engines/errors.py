@@ -1,9 +1,9 @@
-"""The one error that a user can mend."""
+"""InputError: the error of everything that the user can correct."""
 
 
 class InputError(Exception):
-    """Something that the user gave is wrong.
+    """An argument, a file or a configuration is wrong.
 
-    The message is one line: it names the thing (a path, a URL, a key) and says what to do about it.
-    Credentials never stand in it. The command line prints it and ends with exit code 2.
+    The message is one line: what is wrong (a path, a URL, a key), why, and what to do. It contains
+    no credentials. The command line prints it and ends with exit code 2.
     """

@@ -1,4 +1,4 @@
-"""NetworkImage: a picture as the network takes it, and the way back to source pixels."""
+"""NetworkImage: an image as the network takes it, and the way back to source pixels."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _thread = threading.local()
 
 @dataclass(frozen=True, slots=True)
 class NetworkImage:
-    """A picture, resized and padded to the shape of a network's input.
+    """An image, resized and padded to the shape of a network's input.
 
     Attributes:
-        pixels: ``[H, W, 3]`` uint8 RGB, C-contiguous. H and W are multiples of 32. The picture
+        pixels: ``[H, W, 3]`` uint8 RGB, C-contiguous. H and W are multiples of 32. The image
             lies at the top left; right of it and below it is padding.
-        content: height and width of the picture inside ``pixels``.
-        source: height and width of the picture before it was resized.
+        content: height and width of the image inside ``pixels``.
+        source: height and width of the image before it was resized.
     """
 
     pixels: NDArray[np.uint8]
@@ -31,30 +31,30 @@ class NetworkImage:
     source: tuple[int, int]
 
 
-def fit_image(picture: av.VideoFrame, rotation: int, shape: Input) -> NetworkImage:
-    """Resize a decoded picture to a network's input, convert it to RGB, turn it upright and pad it.
+def fit_image(frame: av.VideoFrame, rotation: int, shape: Input) -> NetworkImage:
+    """Resize a decoded image to a network's input, convert it to RGB, turn it upright and pad it.
 
     Resizing and conversion are one pass of libswscale, at the decoder's own pixel format, colour
     space and range.
 
     Args:
-        picture: of any pixel format that libswscale reads.
-        rotation: degrees counter-clockwise that it must be turned (0, 90, 180, 270).
+        frame: of any pixel format that libswscale reads.
+        rotation: degrees counter-clockwise by which to turn it (0, 90, 180, 270).
         shape: the ``input`` of a bundle's manifest.
 
     Raises:
-        av.error.FFmpegError: the picture cannot be converted.
+        av.error.FFmpegError: the image cannot be converted.
     """
     turns = rotation // 90 % 4
-    source = _upright_size(picture, rotation)
+    source = _upright_size(frame, rotation)
     (height, width), content = shape.shape(*source)
     rows, columns = content[::-1] if turns % 2 else content
     rgb = _reformatter().reformat(
-        picture,
+        frame,
         width=columns,
         height=rows,
         format="rgb24",
-        interpolation=_interpolation(picture, rows, columns),
+        interpolation=_interpolation(frame, rows, columns),
     )
     content_pixels = np.rot90(_pixels(rgb), turns)
     if content == (height, width):
@@ -64,26 +64,26 @@ def fit_image(picture: av.VideoFrame, rotation: int, shape: Input) -> NetworkIma
     return NetworkImage(pixels, content, source)
 
 
-def input_shape(picture: av.VideoFrame, rotation: int, shape: Input) -> tuple[int, int]:
-    """Return the height and width of the input that ``fit_image`` makes of a picture."""
-    return shape.shape(*_upright_size(picture, rotation))[0]
+def input_shape(frame: av.VideoFrame, rotation: int, shape: Input) -> tuple[int, int]:
+    """Return the height and width of the input that ``fit_image`` makes of an image."""
+    return shape.shape(*_upright_size(frame, rotation))[0]
 
 
-def _upright_size(picture: av.VideoFrame, rotation: int) -> tuple[int, int]:
-    """Height and width of a picture that has been turned."""
+def _upright_size(frame: av.VideoFrame, rotation: int) -> tuple[int, int]:
+    """Height and width of an image that has been turned."""
     lies = rotation // 90 % 2 == 1
-    return (picture.width, picture.height) if lies else (picture.height, picture.width)
+    return (frame.width, frame.height) if lies else (frame.height, frame.width)
 
 
-def _interpolation(picture: av.VideoFrame, rows: int, columns: int) -> Interpolation:
-    # Averaging over areas takes in every pixel of a picture that shrinks; enlarging, it would
+def _interpolation(frame: av.VideoFrame, rows: int, columns: int) -> Interpolation:
+    # Averaging over areas takes in every pixel of an image that shrinks; enlarging, it would
     # repeat pixels.
-    shrinks = rows <= picture.height and columns <= picture.width
+    shrinks = rows <= frame.height and columns <= frame.width
     return Interpolation.AREA if shrinks else Interpolation.BILINEAR
 
 
 def _reformatter() -> VideoReformatter:
-    """Get the thread's own scaler: its tables are kept from picture to picture."""
+    """Get the thread's own scaler: its tables are kept from image to image."""
     if not hasattr(_thread, "reformatter"):
         _thread.reformatter = VideoReformatter()
     reformatter: VideoReformatter = _thread.reformatter
@@ -91,7 +91,7 @@ def _reformatter() -> VideoReformatter:
 
 
 def _pixels(rgb: av.VideoFrame) -> NDArray[np.uint8]:
-    """View an rgb24 picture as ``[h, w, 3]``, without the padding of its rows."""
+    """View an rgb24 image as ``[h, w, 3]``, without the padding of its rows."""
     plane = rgb.planes[0]
     rows = np.frombuffer(memoryview(plane), np.uint8).reshape(rgb.height, plane.line_size)
     return rows[:, : rgb.width * 3].reshape(rgb.height, rgb.width, 3)

@@ -1,4 +1,4 @@
-"""Instances: what was seen in one frame."""
+"""Instances: the objects found in one frame."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Index = int | slice | NDArray[np.bool_] | NDArray[np.integer[Any]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RleMasks:
-    """Masks as run lengths over the whole picture, for those who asked for no crops.
+    """Masks as run lengths over the whole image, as a publisher can send them.
 
     Attributes:
-        counts: N compressed strings of COCO's, each of one picture's size.
+        counts: N compressed strings of COCO's, each of one image's size.
     """
 
     counts: tuple[bytes, ...]
@@ -58,15 +58,15 @@ class PolygonMasks:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Instances:
-    """What was seen in one frame: arrays of one length N that are indexed together.
+    """The objects found in one frame: arrays of one length N that are indexed together.
 
     ``instances[3]``, ``instances[:10]`` and ``instances[instances.labels == 1]`` are Instances too.
 
     Attributes:
-        width, height: size of the source picture, pixels.
-        boxes: ``[N, 4]`` float32, x1 y1 x2 y2 in source pixels, inside the picture.
+        width, height: size of the source image, pixels.
+        boxes: ``[N, 4]`` float32, x1 y1 x2 y2 in source pixels, inside the image.
         scores: ``[N]`` float32 in 0..1, descending.
-        labels: ``[N]`` int32, index into the model's label names (0 is the background, never seen).
+        labels: ``[N]`` int32, index into the model's label names; 0, the background, never occurs.
         masks: ``[N, 28, 28]`` uint8, probability x 255 inside the box, as the network gives it; or
             None where the model has no mask branch; or, after a wire that carries another format,
             run lengths or outlines. ``patch``, ``mask``, ``rle`` and ``polygons`` hide which.
@@ -96,7 +96,7 @@ class Instances:
 
     @classmethod
     def empty(cls, width: int, height: int) -> Instances:
-        """Make the Instances of a picture in which nothing was seen."""
+        """Make the Instances of an image without objects."""
         return cls(
             width,
             height,
@@ -138,7 +138,7 @@ class Instances:
         )
 
     def patch(self, i: int) -> Patch:
-        """Make the mask of instance ``i``, only as large as it must be: the cheapest to draw.
+        """Make the mask of instance ``i``, as small as possible: the cheapest form to draw.
 
         Raises:
             ValueError: there are no masks.
@@ -149,7 +149,7 @@ class Instances:
         return fill_crossings(self._crossings(i))
 
     def mask(self, i: int) -> NDArray[np.bool_]:
-        """Make the mask of instance ``i`` in the whole picture: ``[height, width]`` bool."""
+        """Make the mask of instance ``i`` for the whole image: ``[height, width]`` bool."""
         x0, y0, pixels = self.patch(i)
         full = np.zeros((self.height, self.width), dtype=np.bool_)
         full[y0 : y0 + pixels.shape[0], x0 : x0 + pixels.shape[1]] = pixels

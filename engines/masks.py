@@ -1,7 +1,7 @@
-"""Masks: a 28x28 crop of probabilities becomes pixels, or bits.
+"""Masks: from 28x28 crops of probabilities to pixels or bits.
 
-The masks of a frame leave the network as small crops and stay so. What is made here is made of one
-instance at a time and only as large as its box: a full-size picture never exists on the way.
+The network gives masks as small crops, and they are kept in that form. Each is converted on
+request, to pixels inside its box only: no full-size mask is made.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Patch(NamedTuple):
     """The box-sized part of a mask.
 
     Attributes:
-        x0, y0: the picture's pixel under ``pixels[0, 0]``.
+        x0, y0: the image's pixel under ``pixels[0, 0]``.
         pixels: ``[h, w]`` bool; nothing of the object lies outside. May be empty.
     """
 
@@ -35,7 +35,7 @@ class Patch(NamedTuple):
 
 
 class MaskGrid(NamedTuple):
-    """Where the cells of a padded crop lie in the picture.
+    """Where the cells of a padded crop lie in the image.
 
     Cell centre ``k`` of the padded crop (0 is the padding) is at ``x0 + (k + 0.5) * width / 30``,
     where pixel ``i`` spans ``i`` to ``i + 1``.
@@ -48,7 +48,7 @@ class MaskGrid(NamedTuple):
 
 
 def mask_grid(box: NDArray[np.float32]) -> MaskGrid:
-    """Find the picture's pixels that a crop, padded by one cell a side, is spread over.
+    """Find the image's pixels that a crop, padded by one cell a side, is spread over.
 
     As torchvision does in ``paste_masks_in_image``: the box grows by 30/28 about its centre, its
     corners are truncated towards zero, and both corner pixels belong to it.
@@ -69,7 +69,7 @@ def mask_grid(box: NDArray[np.float32]) -> MaskGrid:
 class Crossings(NamedTuple):
     """The outline of a mask, column by column: all that is needed to fill it or to count its runs.
 
-    Going down ``column[i]``, the mask begins or ends above the pixel at ``row[i]`` (the picture's
+    Going down ``column[i]``, the mask begins or ends above the pixel at ``row[i]`` (the image's
     height, if it ends at the border). Two crossings at one place cancel.
 
     Attributes:
@@ -84,7 +84,7 @@ class Crossings(NamedTuple):
 def crop_crossings(
     crop: NDArray[np.uint8], box: NDArray[np.float32], width: int, height: int
 ) -> Crossings:
-    """Find where the mask of a crop begins and ends in each column of the picture.
+    """Find where the mask of a crop begins and ends in each column of the image.
 
     The pixels are those of ``paste_masks_in_image`` of torchvision (roi_heads.py) above 0.5:
     bilinear resizing from the 30 x 30 padded crop to the box's pixels, pixel centres upon cell
@@ -94,7 +94,7 @@ def crop_crossings(
     Args:
         crop: ``[28, 28]`` uint8, probability x 255.
         box: ``[4]`` float32, x1 y1 x2 y2 in pixels, finite.
-        width: the picture's, pixels; what lies outside is cut off.
+        width: the image's, pixels; what lies outside is cut off.
         height: likewise.
     """
     grid = mask_grid(box)
@@ -133,12 +133,12 @@ def fill_crossings(crossings: Crossings) -> Patch:
 
 
 def paste_mask(crop: NDArray[np.uint8], box: NDArray[np.float32], width: int, height: int) -> Patch:
-    """Turn a crop into the pixels under its box, as torchvision does, without the picture around.
+    """Turn a crop into the pixels under its box, as torchvision does, without the image around.
 
     Args:
         crop: ``[28, 28]`` uint8, probability x 255.
         box: ``[4]`` float32, x1 y1 x2 y2 in pixels, finite.
-        width: the picture's, pixels; what lies outside is cut off.
+        width: the image's, pixels; what lies outside is cut off.
         height: likewise.
     """
     return fill_crossings(crop_crossings(crop, box, width, height))

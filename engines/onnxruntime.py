@@ -22,9 +22,9 @@ _FEATURES = ("p2", "p3", "p4", "p5")
 
 
 class OnnxRuntimeEngine(Engine):
-    """Runs a bundle through onnxruntime, which knows nothing of the project's operators.
+    """Runs a bundle through ONNX Runtime, which has no implementation of the project's operators.
 
-    Slower than OpenVINO, but it shows that the graphs mean by themselves what they should.
+    It is slower than OpenVINO; it is the reference that shows that the graphs are self-contained.
 
     Args:
         bundle: of any backend; its portable graphs are run in fp32, or in int8 where they are
@@ -77,7 +77,7 @@ class OnnxRuntimeEngine(Engine):
         return to_instances(detections, masks)
 
     def close(self) -> None:
-        """Nothing outlives the engine."""
+        """Do nothing: the sessions are freed with the engine."""
 
 
 def _session(graph: Path) -> onnxruntime.InferenceSession:

@@ -1,4 +1,4 @@
-"""Plan: what TensorRT compiled from a graph, and whether it fits the machine at hand. Pure."""
+"""Plan: a graph compiled by TensorRT, and whether it can run on this machine."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         capabilities: compute capabilities that it runs on, "8.6".
         precision: the number format that it computes in.
         height, width: of the network's input, pixels.
-        max_batch: the most images.
-        max_boxes: the most boxes that a segmenter takes at once; 0 for a detector.
+        max_batch: maximum number of images.
+        max_boxes: maximum number of boxes of a segmenter; 0 for a detector.
         graph_sha256: of the portable graph.
         plugins: versions of the plugins inside, by name.
     """
@@ -59,7 +59,7 @@ def incompatibility(
     graph_sha256: str,
     plugins: dict[str, str],
 ) -> str | None:
-    """Say in words why a plan cannot run here; None where it can.
+    """Return why a plan cannot run here; None if it can.
 
     Args:
         plan: from the bundle's manifest.
@@ -84,7 +84,7 @@ def incompatibility(
 
 
 def rebuild_command(plans: tuple[Plan, ...], bundle: str, capability: tuple[int, int]) -> str:
-    """Give the command that builds the plans of a bundle again, for a GPU."""
+    """Return the command that builds the plans of a bundle again for a GPU."""
     plan, bundle = plans[0], shlex.quote(bundle)
     return (
         f"maskcast build {bundle} --backend {plan.package} --precision {plan.precision} "

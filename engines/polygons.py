@@ -112,7 +112,7 @@ def trace_mask(
     Args:
         crop: ``[28, 28]`` uint8, probability x 255.
         box: ``[4]`` float32, x1 y1 x2 y2 in pixels, finite.
-        width: the picture's, pixels; the outline is clipped to it.
+        width: the image's, pixels; the outline is clipped to it.
         height: likewise.
 
     Returns:
@@ -147,7 +147,7 @@ def ring_crossings(rings: Sequence[NDArray[np.float32]]) -> Crossings:
     Computer Graphics, section 3.6) of all edges at once.
 
     Args:
-        rings: ``[V, 2]`` float32 each, inside the picture, as ``trace_mask`` gives them.
+        rings: ``[V, 2]`` float32 each, inside the image, as ``trace_mask`` gives them.
     """
     if not rings:
         return Crossings(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))

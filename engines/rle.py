@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from maskcast.engines.masks import Crossings, Patch
 
 MOST_GROUPS = 7
-"""Groups of five bits that a number may have: 34 bits and a sign, more than any picture needs."""
+"""Groups of five bits that a number may have: 34 bits and a sign, more than any image needs."""
 
 
 def encode_runs(crossings: Crossings, width: int, height: int) -> NDArray[np.int64]:
-    """Find COCO's uncompressed RLE (``rleEncode`` in pycocotools) of a mask in its picture.
+    """Find COCO's uncompressed RLE (``rleEncode`` in pycocotools) of a mask in its image.
 
     Args:
         crossings: where the mask begins and ends in each column.
-        width: the picture's, pixels.
+        width: the image's, pixels.
         height: likewise.
 
     Returns:
@@ -41,7 +41,7 @@ def decode_runs(runs: NDArray[np.int64], width: int, height: int) -> Patch:
 
     Args:
         runs: ``[R]`` int64, none negative, of sum ``width * height``.
-        width: the picture's, pixels.
+        width: the image's, pixels.
         height: likewise.
     """
     ends = np.cumsum(runs)
@@ -89,7 +89,7 @@ def decompress_runs(counts: bytes, pixels: int) -> NDArray[np.int64]:
 
     Args:
         counts: the compressed string.
-        pixels: width x height of the picture.
+        pixels: width x height of the image.
 
     Raises:
         ValueError: it is no run-length code of a mask of that many pixels.
@@ -111,5 +111,5 @@ def decompress_runs(counts: bytes, pixels: int) -> NDArray[np.int64]:
     runs[2::2] = np.cumsum(runs[2::2])
     # So few groups cannot overflow in the sums on the way to this check.
     if runs.min() < 0 or runs.max() > pixels or runs.sum() != pixels:
-        raise ValueError(f"the runs do not fill a picture of {pixels} pixels")
+        raise ValueError(f"the runs do not fill an image of {pixels} pixels")
     return runs

@@ -17,11 +17,11 @@ from maskcast.engines.openvino.operators import is_pooled, mark_pooled
 
 _FP32 = "f32"
 _BF16 = "bf16"
-# What may stand between a pooled region and the product that reads it, or before its weights.
+# Operators between a pooled region and the product that reads it, or before its weights.
 _ELEMENTWISE = {"Reshape", "FakeQuantize", "Convert", "Subtract", "Multiply"}
 
 FEATURES = "features"
-"""What the detector hands to the segmenter: the cells of all levels, P2 first, ``[cells, C]``."""
+"""Output of the detector and input of the segmenter: cells of all levels, ``[cells, C]``."""
 _STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
 
 
@@ -73,7 +73,7 @@ def _flatten_channels_last(model: Model) -> None:
     """Let the box head read pooled regions as they are made, with channels last.
 
     Its first product takes a region's numbers in one row, channel by channel. Ordering the weights
-    once, cell by cell, spares a transposition of all regions of every picture.
+    once, cell by cell, spares a transposition of all regions of every image.
     """
     for pooled in filter(is_pooled, model.get_ordered_ops()):
         (first, *others) = _consumers(pooled)
@@ -192,7 +192,7 @@ class Request:
             run.set_tensor(name, tensor)
 
     def output(self, name: str) -> ov.Tensor:
-        """Take an output; its memory is the request's, until it runs again."""
+        """Return an output; its memory is overwritten when the request runs again."""
         return self._outputs[name].get_tensor(name)
 
     def set_output(self, name: str, tensor: ov.Tensor) -> None:
@@ -209,7 +209,7 @@ class Request:
 
 
 def _cut(model: Model) -> list[tuple[Model, str]]:
-    """Cut a graph into trunk (bf16), regions (fp32) and heads (bf16); the trunk may be missing."""
+    """Cut a graph into trunk (bf16), regions (fp32) and heads (bf16); there may be no trunk."""
     # First the arithmetic of shapes goes: cut in two, it would make shapes unknown.
     passes = Manager()
     passes.register_pass(ConstantFolding())

@@ -29,8 +29,8 @@ _IN_FLIGHT = 3
 """Batches that can wait for their masks: one in each of the two stages, and one between."""
 _IMAGES_OF_A_STREAM = 2
 """In a batch: a stream that finishes early takes another image while the others finish."""
-_MOST_STREAMS = 8
-"""Each stream has graphs and packed weights of its own; with more cores, streams get several."""
+_MOST_STREAMS = 4
+"""Each stream has graphs and weights of its own; with more cores, each stream gets several."""
 _COMPILED_SHAPES = 8
 """Input shapes whose compiled graphs are kept, those used last."""
 
@@ -53,9 +53,9 @@ class OpenVinoEngine(Engine):
         bundle: of any backend; its portable graphs are read. In ``precision`` bf16 it computes in
             bfloat16, otherwise in fp32; quantised layers are computed in int8.
         mode: "latency" takes one image at a time and gives it all cores. "throughput" takes two
-            images for each core, up to 8 cores, and gives each one core (with more cores, an
-            eighth of them): an image takes longer, but no core waits for the others at the end of
-            a layer.
+            images for each stream, of which there is one for each core, up to 4; with more cores
+            each stream gets several. An image takes longer, but no core waits for the others at
+            the end of a layer.
     """
 
     def __init__(self, bundle: Bundle, mode: Mode = "latency") -> None:

@@ -1,6 +1,6 @@
-"""Rewrites of a graph after which OpenVINO fuses more of it; nothing is rounded more than before.
+"""Rewrites of a graph that let OpenVINO fuse more of it, without loss of precision.
 
-All work in place, on graphs as ``read_graph`` gives them, and leave alone what they do not know.
+All work in place on graphs from ``read_graph`` and leave unknown patterns unchanged.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from openvino import Model, Node
 
 _LEVELS = 256
 _FINE_LEVELS = 60_001
-"""Rounding to them is 100 times finer than to bytes, and OpenVINO has no integers for so many."""
+"""Rounding to them is 100 times finer than to bytes; OpenVINO computes so many levels as floats."""
 
 
 def fuse(model: Model) -> None:
-    """Do what is of use in every graph."""
+    """Apply the rewrites that help in every graph."""
     use_unsigned_bytes(model)
     quantise_before_pooling(model)
     add_in_bytes(model)
@@ -27,11 +27,10 @@ def fuse(model: Model) -> None:
 
 
 def use_unsigned_bytes(model: Model) -> None:
-    """Quantise what is never negative in 256 steps, where a symmetric range leaves 128.
+    """Quantise values that are never negative in 256 steps; a symmetric range leaves 128.
 
-    A graph's Q/DQ nodes are symmetric because TensorRT knows nothing else. Convolutions read
-    unsigned bytes here, so the other half of the range would be a zero point that they have to
-    compensate for.
+    The Q/DQ nodes of a graph are symmetric because TensorRT supports nothing else. Convolutions
+    read unsigned bytes here, and would have to compensate for the zero point of signed ones.
     """
     for quantise in model.get_ordered_ops():
         if quantise.get_type_name() != "FakeQuantize":
@@ -49,7 +48,7 @@ def use_unsigned_bytes(model: Model) -> None:
 def quantise_before_pooling(model: Model) -> None:
     """Take the maximum of bytes instead of floats: rounding does not change which is largest.
 
-    Only of unsigned ones: OpenVINO loses track of a zero point behind a pooling.
+    Only for unsigned bytes: OpenVINO loses the zero point behind a pooling.
     """
     for pool in model.get_ordered_ops():
         if pool.get_type_name() != "MaxPool":
@@ -94,7 +93,7 @@ def add_in_bytes(model: Model) -> None:
 def join_narrow_convolutions(model: Model) -> None:
     """Make one convolution of those that read the same float values for a few channels each.
 
-    What these cost is the reading. In the RPN's head they are objectness and boxes.
+    Most of their time is spent reading. In the RPN's head they are objectness and boxes.
     """
     for node in model.get_ordered_ops():
         found = [

@@ -24,8 +24,8 @@ _POOLED = "maskcast_pooled"
 def read_graph(path: Path) -> ov.Model:
     """Read a portable graph of a bundle, an ONNX file.
 
-    The number of regions must be fixed before it is compiled: OpenVINO's embedding bag, which
-    pools them, has no other form.
+    The number of regions must be fixed before the graph is compiled: OpenVINO's embedding bag,
+    which pools them, requires it.
 
     Raises:
         InputError: OpenVINO cannot read it.
@@ -67,12 +67,12 @@ def read_graph(path: Path) -> ov.Model:
 
 
 def mark_pooled(node: Node) -> None:
-    """Say that a node's output is that of MultiscaleRoiAlign."""
+    """Mark a node whose output is that of MultiscaleRoiAlign."""
     node.get_rt_info()[_POOLED] = ""
 
 
 def is_pooled(node: Node) -> bool:
-    """Tell whether a node's output is that of MultiscaleRoiAlign."""
+    """Return whether a node's output is that of MultiscaleRoiAlign."""
     return _POOLED in node.get_rt_info()
 
 
@@ -174,7 +174,7 @@ def multiscale_roi_align(
 def grouped_nms(
     boxes: Any, scores: Any, groups: Any, iou_threshold: float, score_threshold: float, count: int
 ) -> Node:
-    """Do as the function body of builder/operators.py in OpenVINO's operators."""
+    """Build the function body of ``builder/graph/operators.py`` from OpenVINO's operators."""
     tile = op.add(op.reduce_max(boxes, _ints([0, 1, 2])), _floats(1.0))
     groups = op.convert(groups, "i32")
     columns = op.constant(np.int32(_TILES_PER_ROW))

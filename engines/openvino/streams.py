@@ -71,7 +71,7 @@ class Stream:
 
         Args:
             pixels: ``[H, W, 3]`` uint8 RGB of the compiled shape.
-            content: height and width of the picture inside ``pixels``.
+            content: height and width of the image inside ``pixels``.
             features: where to write the features, ``[cells, C]`` float32.
 
         Returns:

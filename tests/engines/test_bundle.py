@@ -105,7 +105,7 @@ def test_a_manifest_that_lacks_a_field_is_damaged(bundle: Path) -> None:
         open_bundle(bundle)
 
 
-def test_another_format_is_told_from_damage(bundle: Path) -> None:
+def test_another_format_is_not_reported_as_damage(bundle: Path) -> None:
     edit(bundle, format=2, labels="something new")
     with pytest.raises(InputError, match="format 2"):
         open_bundle(bundle)
@@ -302,7 +302,7 @@ def test_the_longest_side_is_kept(
         ((1, 8000), (1, 576)),
     ],
 )
-def test_a_fixed_shape_holds_the_whole_picture(
+def test_a_fixed_shape_holds_the_whole_image(
     picture: tuple[int, int], content: tuple[int, int]
 ) -> None:
     assert FixedInput(320, 576).shape(*picture) == ((320, 576), content)

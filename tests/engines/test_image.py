@@ -43,7 +43,7 @@ def assert_close(found: Any, expected: Any, within: int) -> None:
     assert np.abs(np.array(found, int) - np.array(expected, int)).max() <= within
 
 
-def test_a_picture_of_the_right_size_is_not_changed() -> None:
+def test_an_image_of_the_right_size_is_not_changed() -> None:
     rgb = np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8)
     image = fit_image(frame(rgb), 0, FixedInput(96, 128))
     np.testing.assert_array_equal(image.pixels, rgb)
@@ -62,7 +62,7 @@ def test_colours_survive_every_pixel_format(pixel_format: str) -> None:
 
 
 @pytest.mark.parametrize("pixel_format", ["gray", "gray10le", "gray16le", "monob"])
-def test_grey_pictures_become_grey_rgb(pixel_format: str) -> None:
+def test_grey_images_become_grey_rgb(pixel_format: str) -> None:
     rgb = np.zeros((96, 128, 3), np.uint8)
     rgb[:, 64:] = 255
     image = fit_image(frame(rgb, pixel_format), 0, FixedInput(96, 128))
@@ -112,7 +112,7 @@ def test_the_colour_space_is_honoured() -> None:
         (-90, [BLUE, RED, GREY, GREEN]),
     ],
 )
-def test_a_picture_is_turned_counter_clockwise(rotation: int, expected: Any) -> None:
+def test_an_image_is_turned_counter_clockwise(rotation: int, expected: Any) -> None:
     image = fit_image(frame(quarters(240, 320), "yuv420p"), rotation, LongestSideInput(128))
     upright = (240, 320) if rotation % 180 == 0 else (320, 240)
     assert image.source == upright
@@ -136,7 +136,7 @@ def test_padding_lies_right_and_below(rotation: int) -> None:
     ("height", "width"), [(1, 1), (1, 33), (3, 5), (241, 321), (6000, 8000), (7, 1000)]
 )
 @pytest.mark.parametrize("pixel_format", ["rgb24", "yuv420p"])
-def test_pictures_of_any_size_fit(height: int, width: int, pixel_format: str) -> None:
+def test_images_of_any_size_fit(height: int, width: int, pixel_format: str) -> None:
     rgb = np.full((height, width, 3), 100, np.uint8)
     for shape in (LongestSideInput(256, 9), FixedInput(128, 256, 9)):
         image = fit_image(frame(rgb, pixel_format), 0, shape)
@@ -149,7 +149,7 @@ def test_pictures_of_any_size_fit(height: int, width: int, pixel_format: str) ->
 
 def test_shrinking_averages_instead_of_skipping() -> None:
     rgb = np.zeros((1080, 1920, 3), np.uint8)
-    rgb[:, ::2] = 255  # a grid finer than the smaller picture can show
+    rgb[:, ::2] = 255  # a grid finer than the smaller image can show
     image = fit_image(frame(rgb), 0, FixedInput(320, 576))
     content = image.pixels[: image.content[0], : image.content[1]]
     assert_close(content, 127, within=40)
@@ -175,8 +175,8 @@ def test_threads_do_not_share_a_scaler() -> None:
     assert wrong == []
 
 
-def test_a_picture_is_not_kept_alive_by_its_pixels_memory() -> None:
-    # The next picture of the thread must not overwrite the pixels of the one before.
+def test_an_image_is_not_kept_alive_by_its_pixels_memory() -> None:
+    # The next image of the thread must not overwrite the pixels of the one before.
     first = fit_image(frame(quarters(240, 320)), 0, FixedInput(96, 128))
     before = first.pixels.copy()
     fit_image(frame(np.zeros((240, 320, 3), np.uint8)), 0, FixedInput(96, 128))

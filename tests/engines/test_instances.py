@@ -54,7 +54,7 @@ FORMS = pytest.mark.parametrize("form", ["crops", "rle", "polygons"])
     ],
     ids=str,
 )
-def test_an_index_chooses_from_all_arrays_alike(three, form, index, scores):
+def test_an_index_selects_from_all_arrays(three, form, index, scores):
     some = in_form(three, form)[index]
     assert some.scores.tolist() == pytest.approx(scores)
     assert len(some) == len(some.boxes) == len(some.labels) == len(some.masks) == len(scores)
@@ -100,7 +100,7 @@ def test_a_patch_is_the_mask_without_what_is_around(three):
     assert mask.sum() == pixels.sum() > 0
 
 
-def test_coco_results_are_json_that_pycocotools_reads(three):
+def test_coco_results_are_json_that_coco_tools_read(three):
     results = json.loads(json.dumps(three.to_coco(NAMES)))
     assert [r["category"] for r in results] == ["person", "cat", "person"]
     assert [r["category_id"] for r in results] == [1, 2, 1]
@@ -110,7 +110,7 @@ def test_coco_results_are_json_that_pycocotools_reads(three):
     assert "category" not in three.to_coco()[0]
 
 
-def test_supervision_gets_boxes_masks_and_names(three):
+def test_supervision_receives_boxes_masks_and_names(three):
     detections = three.to_supervision(NAMES)
     assert type(detections).__module__.startswith("supervision")
     assert detections.mask.shape == (3, 120, 160)
@@ -120,7 +120,7 @@ def test_supervision_gets_boxes_masks_and_names(three):
     assert detections[detections.confidence > 0.75].xyxy.shape == (2, 4)
 
 
-def test_instances_without_masks_have_boxes_and_say_so(three):
+def test_instances_without_masks_raise_when_a_mask_is_requested(three):
     boxes = Instances(160, 120, three.boxes, three.scores, three.labels)
     assert boxes[1:].masks is None
     assert "segmentation" not in boxes.to_coco()[0]
@@ -131,7 +131,7 @@ def test_instances_without_masks_have_boxes_and_say_so(three):
         boxes.polygons(0)
 
 
-def test_an_empty_picture_is_instances_too():
+def test_an_image_without_objects_has_empty_instances():
     nothing = Instances.empty(640, 480)
     assert len(nothing) == 0
     assert nothing.to_coco() == []

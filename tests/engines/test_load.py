@@ -42,7 +42,7 @@ def test_a_bundle_for_another_backend_says_what_to_do() -> None:
         load_engine("default", "tensorrt")
 
 
-def test_engines_agree_on_a_picture(unthresholded_bundle: Bundle, parity: Any) -> None:
+def test_engines_agree_on_an_image(unthresholded_bundle: Bundle, parity: Any) -> None:
     rgb = parity.draw_picture(270, 480, seed=288)
     found = []
     for name in ("openvino", "onnxruntime"):

@@ -56,7 +56,7 @@ def torchvision_probability(crop, box, width, height):
 
 
 def meets(box, width, height):
-    """Whether the box as torchvision grows it meets the picture; elsewhere torchvision fails."""
+    """Whether the box as torchvision grows it meets the image; elsewhere torchvision fails."""
     patch = torch.zeros(1, 1, MASK_SIZE, MASK_SIZE)
     try:
         paste_masks_in_image(patch, torch.from_numpy(box)[None], (height, width))
@@ -102,7 +102,7 @@ def test_a_patch_is_no_larger_than_its_box_and_a_border():
 @pytest.mark.parametrize(
     "box", [[-50, 10, -20, 30], [120, 10, 150, 30], [10, -90, 40, -60], [10, 400, 40, 500]]
 )
-def test_a_box_outside_the_picture_has_no_pixels(box):
+def test_a_box_outside_the_image_has_no_pixels(box):
     crop = np.full((MASK_SIZE, MASK_SIZE), 255, dtype=np.uint8)
     assert not paste_mask(crop, np.array(box, dtype=np.float32), 100, 80).pixels.size
 

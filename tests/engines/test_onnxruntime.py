@@ -13,7 +13,7 @@ def engine(calibrated_bundle: Bundle) -> OnnxRuntimeEngine:
     return OnnxRuntimeEngine(calibrated_bundle)
 
 
-def test_it_sees_what_torchvision_sees(engine: OnnxRuntimeEngine, parity: Any) -> None:
+def test_results_match_torchvision(engine: OnnxRuntimeEngine, parity: Any) -> None:
     for rgb, truth in parity.truths:
         (found,) = engine.segment(engine.detect([parity.fit(rgb)], min_score=0.0))
         truth.assert_seen(found.boxes, found.scores, found.labels, found.masks / 255)

@@ -49,7 +49,7 @@ def test_a_filled_outline_is_the_pasted_mask(seed, softness, corner, size):
     assert (outline & pasted).sum() >= 0.95 * (outline | pasted).sum()
 
 
-def test_a_hole_runs_the_other_way_round():
+def test_a_hole_has_the_opposite_orientation():
     crop = np.zeros((MASK_SIZE, MASK_SIZE), dtype=np.uint8)
     crop[4:24, 4:24] = 255
     crop[10:18, 10:18] = 0
@@ -67,7 +67,7 @@ def test_a_full_crop_has_the_outline_of_its_box():
     assert ring.dtype == np.float32
 
 
-def test_an_outline_stays_inside_the_picture():
+def test_an_outline_stays_inside_the_image():
     crop = np.full((MASK_SIZE, MASK_SIZE), 255, dtype=np.uint8)
     for ring in trace_mask(crop, np.array([-30, -30, 90, 90], dtype=np.float32), 50, 40):
         assert ring.min() >= 0

@@ -10,7 +10,7 @@ from maskcast.engines.rle import compress_runs, decode_runs, decompress_runs, en
 
 @st.composite
 def pictures(draw):
-    """Bool pictures from empty to full, from speckles to blocks that reach every border."""
+    """Bool images from empty to full, from speckles to blocks that reach every border."""
     height, width = draw(st.integers(1, 60)), draw(st.integers(1, 60))
     picture = np.zeros((height, width), dtype=bool)
     for _ in range(draw(st.integers(0, 4))):
@@ -40,7 +40,7 @@ def mine(picture):
 
 @settings(max_examples=300, deadline=None)
 @given(picture=pictures())
-def test_counts_are_those_of_pycocotools_byte_for_byte(picture):
+def test_counts_equal_those_of_coco_byte_for_byte(picture):
     assert mine(picture) == theirs(picture)
 
 
@@ -58,7 +58,7 @@ def test_counts_decode_to_the_same_pixels(picture):
 
 @settings(max_examples=100, deadline=None)
 @given(picture=pictures())
-def test_filled_crossings_are_the_picture(picture):
+def test_filled_crossings_are_the_image(picture):
     x0, y0, pixels = fill_crossings(crossings_of(picture))
     full = np.zeros_like(picture)
     full[y0 : y0 + pixels.shape[0], x0 : x0 + pixels.shape[1]] = pixels
@@ -73,7 +73,7 @@ def test_many_masks_compress_as_each_alone_does():
     assert compress_runs([]) == []
 
 
-def test_runs_of_a_picture_as_large_as_the_wire_allows_survive():
+def test_runs_of_an_image_as_large_as_the_wire_allows_survive():
     side = 16384
     runs = np.array([side * side - 5, 3, 2], dtype=np.int64)
     (counts,) = compress_runs([runs])
@@ -97,7 +97,7 @@ def test_runs_of_a_picture_as_large_as_the_wire_allows_survive():
     ],
     ids=repr,
 )
-def test_counts_that_fill_no_picture_are_refused(counts):
+def test_counts_that_do_not_fill_the_image_are_refused(counts):
     with pytest.raises(ValueError, match=r"counts|runs"):
         decompress_runs(counts, 20)
 

@@ -34,7 +34,7 @@ def engine(calibrated_bundle: Bundle) -> OpenVinoEngine:
 
 @pytest.fixture(scope="module")
 def small_engine(unthresholded_bundle: Bundle) -> Iterator[OpenVinoEngine]:
-    """The default model: quick. It gives 100 detections of any picture."""
+    """The default model: quick. It gives 100 detections of any image."""
     engine = OpenVinoEngine(unthresholded_bundle)
     yield engine
     engine.close()
@@ -60,14 +60,14 @@ def overlap(one: Any, other: Any) -> float:
     return float(shared / (areas - shared))
 
 
-def test_it_sees_what_torchvision_sees(engine: OpenVinoEngine, parity: Any) -> None:
+def test_results_match_torchvision(engine: OpenVinoEngine, parity: Any) -> None:
     for rgb, truth in parity.truths:
         found = see(engine, parity.fit(rgb))
         truth.assert_seen(found.boxes, found.scores, found.labels, found.masks / 255)
 
 
 @pytest.mark.parametrize(("height", "width"), [(288, 512), (384, 500), (512, 203), (64, 64)])
-def test_the_default_model_sees_what_torchvision_sees(
+def test_results_of_the_default_model_match_torchvision(
     small_engine: OpenVinoEngine, default_network: Any, parity: Any, height: int, width: int
 ) -> None:
     rgb = parity.draw_picture(height, width, seed=height)
@@ -77,7 +77,7 @@ def test_the_default_model_sees_what_torchvision_sees(
 
 
 @pytest.mark.skipif("MASKCAST_PHOTOS" not in os.environ, reason="MASKCAST_PHOTOS names no folder")
-def test_photographs_are_seen_as_torchvision_sees_them(
+def test_results_on_photographs_match_torchvision(
     small_engine: OpenVinoEngine, default_network: Any, parity: Any
 ) -> None:
     photos = sorted(Path(os.environ["MASKCAST_PHOTOS"]).rglob("*.jpg"))[:10]
@@ -114,7 +114,7 @@ def test_bf16_stays_near_fp32(
 
 @needs_bf16
 def test_bf16_pools_where_fp32_pools(calibrated_bundle: Bundle) -> None:
-    # Coordinates stay fp32: far right in a wide picture a bfloat16 would be off by 4 pixels.
+    # Coordinates stay fp32: far right in a wide image a bfloat16 would be off by 4 pixels.
     import openvino as ov
 
     from maskcast.engines.openvino.compiled import Graph, split
@@ -143,7 +143,9 @@ def test_bf16_pools_where_fp32_pools(calibrated_bundle: Bundle) -> None:
     assert np.abs(masks[0] - masks[1]).mean() < 0.01
 
 
-def test_only_what_scores_enough_is_kept(small_engine: OpenVinoEngine, parity: Any) -> None:
+def test_boxes_below_the_minimum_score_are_dropped(
+    small_engine: OpenVinoEngine, parity: Any
+) -> None:
     image = parity.fit(parity.draw_picture(288, 512, seed=288))
     everything = see(small_engine, image, 0.0)
     threshold = float(np.median(everything.scores))
@@ -180,7 +182,7 @@ def test_detect_and_segment_overlap_on_two_threads(
         np.testing.assert_array_equal(one.masks, other.masks)
 
 
-def test_throughput_sees_what_latency_sees_several_pictures_at_once(
+def test_a_batch_in_throughput_mode_matches_latency_mode(
     unthresholded_bundle: Bundle, small_engine: OpenVinoEngine, parity: Any
 ) -> None:
     engine = OpenVinoEngine(unthresholded_bundle, "throughput")
@@ -276,7 +278,9 @@ def test_detect_waits_until_a_detection_is_released(
     assert len([small_engine.detect([image], 0.5).release() for _ in range(4)]) == 4
 
 
-def test_many_shapes_do_not_pile_up(small_engine: OpenVinoEngine, parity: Any) -> None:
+def test_the_number_of_compiled_shapes_is_limited(
+    small_engine: OpenVinoEngine, parity: Any
+) -> None:
     for width in range(64, 352, 32):
         see(small_engine, parity.fit(parity.draw_picture(64, width)))
     assert len(small_engine._shapes) == 8
@@ -284,7 +288,7 @@ def test_many_shapes_do_not_pile_up(small_engine: OpenVinoEngine, parity: Any) -
     assert first.width == 64
 
 
-def test_it_can_be_asked_to_be_ready_for_a_shape_before_it_is_needed(
+def test_prepare_compiles_a_shape_before_it_is_used(
     unthresholded_bundle: Bundle, parity: Any
 ) -> None:
     engine = OpenVinoEngine(unthresholded_bundle)
@@ -319,7 +323,7 @@ def test_other_threads_run_while_it_computes(small_engine: OpenVinoEngine, parit
     assert during >= 3
 
 
-def test_asking_for_bf16_without_the_cpu_for_it_warns_and_computes_in_fp32(
+def test_bf16_without_support_of_the_cpu_warns_and_runs_in_fp32(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("maskcast.engines.openvino.engine.has_bf16", lambda: False)
@@ -337,6 +341,6 @@ def test_a_model_without_masks_passes_through(unthresholded_bundle: Bundle, pari
     assert len(found)
 
 
-def test_predict_takes_any_picture(small_engine: OpenVinoEngine) -> None:
+def test_predict_accepts_an_image_of_any_size(small_engine: OpenVinoEngine) -> None:
     found = predict(np.zeros((37, 53, 3), np.uint8), small_engine)
     assert (found.width, found.height) == (53, 37)

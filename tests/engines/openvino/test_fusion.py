@@ -102,7 +102,7 @@ def kinds_of_inputs(node: ov.Node) -> list[str]:
     return [port.get_source_output().get_node().get_type_name() for port in node.inputs()]
 
 
-def test_what_is_never_negative_is_rounded_half_as_far() -> None:
+def test_values_that_are_never_negative_get_half_the_rounding_error() -> None:
     images = picture()
     exact = op.relu(images)
     model = ov.Model([op.result(quantised(exact, 3)), op.result(exact)], [images], "relu")
@@ -122,7 +122,7 @@ def test_relu6_as_onnx_clips_it_counts_as_never_negative() -> None:
     assert quantise.input_value(1).get_node().data == 0
 
 
-def test_what_may_be_negative_stays_symmetric() -> None:
+def test_values_that_may_be_negative_stay_symmetric() -> None:
     model = ov.Model([op.result(quantised(images := picture(), 3))], [images], "any")
     before = kinds(model)
     use_unsigned_bytes(model)
@@ -144,7 +144,7 @@ def test_pooling_reads_bytes_and_finds_the_same() -> None:
     assert kinds(model).index("FakeQuantize") < kinds(model).index("MaxPool")
 
 
-def test_pooling_of_what_may_be_negative_stays_in_front() -> None:
+def test_pooling_of_signed_values_is_not_moved() -> None:
     model = pooled(active=False)
     quantise_before_pooling(model)
     assert kinds(model).index("MaxPool") < kinds(model).index("FakeQuantize")
