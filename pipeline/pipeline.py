@@ -227,7 +227,12 @@ class Pipeline:
 
         shape_limits = engine.manifest.input
         context = PipelineContext(
-            self._meter, self._orders.put, self._reading, is_ready, self._limit
+            self._meter,
+            self._orders.put,
+            self._reading,
+            is_ready,
+            self._limit,
+            saves_video=self.config.outputs.save is not None,
         )
         stages = StageChain(
             self.config,

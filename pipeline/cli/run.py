@@ -124,7 +124,7 @@ def stopping_on_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _show(table: LiveTable, stats: Stats, label_names: tuple[str, ...], caption: str) -> None:
+def _show(table: LiveTable, stats: Stats, label_names: tuple[str, ...], note: str) -> None:
     counts = [source.frame_count for source in stats.sources]
     gone = sum(
         source.processed + sum(source.skipped.values()) + sum(source.dropped.values())
@@ -132,10 +132,20 @@ def _show(table: LiveTable, stats: Stats, label_names: tuple[str, ...], caption:
     )
     table.show(
         [_row(source, label_names) for source in stats.sources],
-        caption=caption,
+        caption="\n".join(filter(None, (note, *_output_notes(stats)))),
         done=gone,
         total=None if None in counts or not counts else sum(count or 0 for count in counts),
     )
+
+
+def _output_notes(stats: Stats) -> Iterator[str]:
+    """Say which outputs are not written, and how many frames are missing in them."""
+    for name, problem in stats.outputs.items():
+        if problem:
+            yield f"{name}: not written: {problem}"
+    missing = sum(sum(source.unrecorded.values()) for source in stats.sources)
+    if missing:
+        yield f"{missing} processed frames are missing in the files"
 
 
 def _row(source: SourceStats, label_names: tuple[str, ...]) -> list[str]:

@@ -56,7 +56,8 @@ class InstanceRecord(msgspec.Struct, frozen=True):
 class FrameRecord(msgspec.Struct, frozen=True):
     """One frame as a line of JSON: the same for ``run --jsonl`` and ``watch --json``.
 
-    ``zones`` and ``lines`` are absent where there are none.
+    ``zones`` and ``lines`` are absent where there are none, ``file`` (the image file's name) where
+    the source is no image, and in messages.
     """
 
     source: str
@@ -71,6 +72,7 @@ class FrameRecord(msgspec.Struct, frozen=True):
     instances: list[InstanceRecord]
     zones: dict[str, int] | msgspec.UnsetType = msgspec.UNSET
     lines: dict[str, dict[str, int]] | msgspec.UnsetType = msgspec.UNSET
+    file: str | msgspec.UnsetType = msgspec.UNSET
 
 
 def instance_records(instances: Instances, label_names: Sequence[str]) -> list[InstanceRecord]:
@@ -168,6 +170,7 @@ class JsonlRecorder:
             instances=instance_records(instances, self._label_names),
             zones=dict(published.analysis.zones) or msgspec.UNSET,
             lines={name: dict(n) for name, n in published.analysis.lines.items()} or msgspec.UNSET,
+            file=frame.file or msgspec.UNSET,
         )
         line = msgspec.json.encode(record) + b"\n"
         try:

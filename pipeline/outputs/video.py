@@ -90,7 +90,8 @@ class VideoRecorder:
         """
         source = frame.source
         image = Image.fromarray(frame.picture.to_ndarray(format="rgb24"))
-        image = image.rotate(frame.rotation, expand=True)
+        if frame.rotation:
+            image = image.rotate(frame.rotation, expand=True)
         annotator = self._annotators.get(source)
         if annotator is None:
             annotator = self._annotators[source] = Annotator(self._label_names)
@@ -185,7 +186,9 @@ class _VideoFile:
         missing = (size[0] - image.width, size[1] - image.height)
         if missing not in ((0, 0), (0, 1), (1, 0), (1, 1)):
             image, missing = ImageOps.pad(image, size), (0, 0)
-        pixels = np.pad(np.asarray(image), ((0, missing[1]), (0, missing[0]), (0, 0)), mode="edge")
+        pixels = np.asarray(image)
+        if any(missing):
+            pixels = np.pad(pixels, ((0, missing[1]), (0, missing[0]), (0, 0)), mode="edge")
         encoded = av.VideoFrame.from_ndarray(pixels, format="rgb24")
         encoded.pts = self._clock.ticks(frame)
         encoded.time_base = Fraction(1, CLOCK_HZ)

@@ -149,6 +149,7 @@ class LiveSource(Source):
         assert source is not None
         if self._index == 0:
             self.live, self.fps, self.frame_count = source.live, source.fps, source.frame_count
+            self.has_audio = source.has_audio
         if self._delivering_since_s is None:
             self._delivering_since_s = time.monotonic()
             self._denied_backoff.reset()

@@ -40,6 +40,7 @@ class Source(ABC):
         fps: nominal frames per second, None if unknown.
         width, height: size of the first frame in pixels, before rotation. Later ones may differ.
         frame_count: number of frames, None if unknown or endless.
+        has_audio: whether there is sound, which is not read.
 
     All but the first two are known once the source is open.
     """
@@ -51,6 +52,7 @@ class Source(ABC):
         self.fps: float | None = None
         self.width = self.height = 0
         self.frame_count: int | None = None
+        self.has_audio = False
         self._config = config
         self._stopping = stopping or threading.Event()
 

@@ -133,6 +133,7 @@ class VideoSource(Source):
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise opening_error(config, error, time.monotonic() - began_s) from None
         self._container = container
+        self.has_audio = len(container.streams.audio) > 0
         if not container.streams.video:
             held = "only sound" if container.streams.audio else "no frames"
             raise InputError(f"{url}: not a video, it contains {held}")

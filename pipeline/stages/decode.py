@@ -80,6 +80,8 @@ class DecodeStage(threading.Thread):
                 if self._state is not SourceState.STREAMING:
                     self._on_change(StateChange(SourceState.STREAMING))
                 self._context.meter.opened(self._source_name, self._frame_count(source))
+                if source.has_audio and self._context.saves_video:
+                    _logger.warning("audio_not_recorded", extra=fields(source=self._source_name))
                 self.policy = source.policy
                 self._inbox.set_policy(source.policy)
                 try:

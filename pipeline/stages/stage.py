@@ -31,6 +31,7 @@ class PipelineContext:
         is_ready: tells whether the engine is ready for frames of the same shape; if not, it
             prepares for them in the background.
         limit: the number of frames to read from each source; None for all.
+        saves_video: whether annotated video is written: it has no audio, which is logged.
     """
 
     meter: Meter
@@ -38,6 +39,7 @@ class PipelineContext:
     reading: threading.Event
     is_ready: Callable[[Frame], bool]
     limit: int | None = None
+    saves_video: bool = False
 
 
 @dataclass(frozen=True, slots=True)

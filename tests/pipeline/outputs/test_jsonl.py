@@ -179,3 +179,10 @@ def test_track_ids_zones_and_lines_are_written_where_there_are_any(tmp_path: Pat
     assert [found["track_id"] for found in line["instances"]] == [7, None]
     assert line["zones"] == {"door": 1}
     assert line["lines"] == {"gate": {"forward": 3, "backward": 1}}
+
+
+def test_a_line_of_an_image_names_its_file(tmp_path: Path) -> None:
+    recorder = JsonlRecorder(tmp_path / "out.jsonl", NAMES)
+    recorder.write(replace(frame(0), file="a.jpg"), instances(), published(0))
+    recorder.close()
+    assert json.loads((tmp_path / "out.jsonl").read_bytes())["file"] == "a.jpg"
