@@ -37,7 +37,7 @@ from maskcast.pipeline.wire.subscriber import StreamEvent, subscribe
 def controlled(
     engine, control: str | dict[str, Any], *sources: dict[str, Any], **sections
 ) -> Iterator[Pipeline]:
-    """A pipeline that runs until the end of the test, and has to end well."""
+    """A pipeline that runs until the end of the test, and must end without an error."""
     sections.setdefault("publish", None)
     raw = {"sources": list(sources), "control": control, **sections}
     pipeline = Pipeline(make_config(raw), engine)
@@ -46,7 +46,7 @@ def controlled(
         yield pipeline
     finally:
         pipeline.stop()
-        assert pipeline.wait(10)
+        assert pipeline.wait(60)
     pipeline.join()
 
 
@@ -57,7 +57,7 @@ def endpoint(tmp_path: Path) -> str:
 
 @pytest.fixture
 def client(endpoint: str) -> ControlClient:
-    return ControlClient(endpoint)
+    return ControlClient(endpoint, 60.0)
 
 
 def add(client: ControlClient, name: str, url: str | Path, **options: Any) -> None:
@@ -68,14 +68,14 @@ def states(client: ControlClient) -> dict[str, str]:
     return {source.name: str(source.state) for source in client.list()}
 
 
-def wait_until(condition, timeout_s: float = 10.0) -> None:
+def wait_until(condition, timeout_s: float = 60.0) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline_s
         time.sleep(0.02)
 
 
-def test_sources_come_and_go_and_others_do_not_notice(
+def test_adding_and_removing_sources_does_not_affect_others(
     endpoint, client, timed_engine, make_clip
 ) -> None:
     steady = {"name": "steady", "url": "test://64x48@50", "policy": "block", "max_fps": 50}
@@ -95,12 +95,12 @@ def test_sources_come_and_go_and_others_do_not_notice(
         assert states(client) == {"steady": "streaming"}
         wait_until(lambda: pipeline.stats().sources[0].processed > before.processed + 10)
         steady_now = pipeline.stats().sources[0]
-    assert steady_now.captured >= before.captured + 10  # its figures went on from where they were
+    assert steady_now.captured >= before.captured + 10  # its counts continued
     (end,) = pipeline.stats().sources
     assert {reason for _, reason in end.dropped} <= {"stopped"}
 
 
-def test_subscribers_hear_what_comes_and_goes_and_numbers_go_on(
+def test_subscribers_receive_added_and_removed_sources_and_numbers_continue(
     endpoint, client, timed_engine, tmp_path
 ) -> None:
     publish = {"endpoint": f"ipc://{tmp_path}/messages", "wait_subscribers": 1}
@@ -126,14 +126,16 @@ def test_subscribers_hear_what_comes_and_goes_and_numbers_go_on(
             assert client.remove("guest")
         with subscribe(publish["endpoint"], policy="all", events=True) as late:
             told = [late.receive() for _ in range(10)]
-        assert {item.source for item in told} == {"steady"}  # nobody hears of what is gone
+        assert {item.source for item in told} == {
+            "steady"
+        }  # removed sources are not mentioned to newcomers
         time.sleep(0.2)
     listener.join()
     guest = [item for item in items if item.source == "guest"]
     frames = [item for item in guest if not isinstance(item, StreamEvent)]
     assert [frame.seq for frame in frames] == list(range(len(frames)))
     assert all(frame.lost_before == 0 for frame in frames)
-    assert [frame.index for frame in frames].count(0) == 2  # pictures are counted anew
+    assert [frame.index for frame in frames].count(0) == 2  # frames are counted from 0 again
     events = [item for item in guest if isinstance(item, StreamEvent)]
     told = [
         event.data.get("state", event.name)
@@ -146,7 +148,7 @@ def test_subscribers_hear_what_comes_and_goes_and_numbers_go_on(
     assert others == list(range(len(others)))
 
 
-def test_sources_that_came_and_went_leave_nothing_behind(
+def test_removed_sources_leave_nothing_behind(
     endpoint, client, timed_engine, make_clip, free_port
 ) -> None:
     clip = make_clip(frames=30)
@@ -172,7 +174,7 @@ def test_sources_that_came_and_went_leave_nothing_behind(
         assert [source.name for source in p.stats().sources] == ["stays"]
 
 
-def test_what_is_added_wrongly_is_told_in_one_line_and_harms_nobody(
+def test_a_mistake_in_add_is_one_line_and_affects_no_other_source(
     endpoint, client, timed_engine, make_clip, tmp_path
 ) -> None:
     (tmp_path / "text.mp4").write_text("no video")
@@ -225,7 +227,7 @@ def test_a_pipeline_with_a_control_socket_waits_for_its_first_source(
         ControlClient(endpoint, 0.1).list()
 
 
-def test_without_one_a_pipeline_may_be_changed_too_and_ends_with_its_last_source(
+def test_without_a_control_socket_a_pipeline_ends_with_its_last_source(
     timed_engine, make_clip
 ) -> None:
     config = make_config({"sources": [{"url": "test://64x48@50", "name": "a"}], "publish": None})
@@ -235,13 +237,13 @@ def test_without_one_a_pipeline_may_be_changed_too_and_ends_with_its_last_source
     pipeline.start()
     pipeline.add(SourceConfig(url=str(make_clip()), name="b"))
     pipeline.remove("a")
-    assert pipeline.wait(10)
+    assert pipeline.wait(60)
     pipeline.join()
     with pytest.raises(InputError, match="at its end"):
         pipeline.add(SourceConfig(url="test://8x8@1", name="late"))
 
 
-def test_a_camera_is_added_with_its_password_which_nobody_is_told(
+def test_the_password_of_an_added_camera_is_never_shown(
     endpoint, client, timed_engine, rtsp_server, caplog
 ) -> None:
     rtsp_server.start("--credentials", "admin:hunter2")
@@ -316,14 +318,14 @@ def test_any_bytes_are_answered(server, data: bytes) -> None:
     [b"\x81" * 10_000, b"\x91" * 10_000 + b"\x00", b"\xdf\xff\xff\xff\xff", b"\xc1", b"x" * 20_000],
     ids=["maps in maps", "lists in lists", "a map said to be huge", "no msgpack", "too long"],
 )
-def test_bytes_that_are_made_to_hurt_are_answered(server, data: bytes) -> None:
+def test_hostile_bytes_are_answered(server, data: bytes) -> None:
     answer = msgspec.msgpack.decode(server.answer(data), type=Answer)
     assert not answer.ok
     with pytest.raises(InputError):
         decode_request(data)
 
 
-def test_rubbish_at_the_socket_disturbs_neither_pipeline_nor_others(
+def test_garbage_at_the_socket_affects_neither_the_pipeline_nor_other_clients(
     free_port, timed_engine
 ) -> None:
     endpoint = f"tcp://127.0.0.1:{free_port}"
@@ -360,7 +362,7 @@ def test_rubbish_at_the_socket_disturbs_neither_pipeline_nor_others(
         wait_until(lambda: pipeline.stats().processed > before + 5)
 
 
-def test_only_this_machine_is_served_without_keys(timed_engine, endpoint) -> None:
+def test_without_keys_only_local_clients_are_served(timed_engine, endpoint) -> None:
     for control, message in [
         ("tcp://*:0", "everyone in the network could control this"),
         ("tcp://0.0.0.0:0", "everyone in the network could control this"),
@@ -474,7 +476,7 @@ def test_what_may_be_added_is_configured(
         Pipeline(wrong, timed_engine()).run()
 
 
-def test_requests_look_on_the_wire_as_documented() -> None:
+def test_requests_are_encoded_as_documented() -> None:
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(ListSources())) == {"request": "list"}
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(RemoveSource("door"))) == {
         "request": "remove",

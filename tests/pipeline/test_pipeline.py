@@ -1,5 +1,4 @@
 import resource
-import time
 from itertools import groupby, pairwise
 from pathlib import Path
 
@@ -9,7 +8,9 @@ from witnesses import Listener, Log, configured, wait_until
 from maskcast.pipeline.pipeline import Pipeline
 
 
-def test_nothing_of_several_files_is_lost_and_all_keep_their_order(make_clip, timed_engine) -> None:
+def test_no_frame_of_several_files_is_lost_and_all_keep_their_order(
+    make_clip, timed_engine
+) -> None:
     clips = [make_clip(f"{name}.mp4", frames=40, width=64 + 16 * i) for i, name in enumerate("abc")]
     log, engine = Log(), timed_engine(0.001, 0.001)
     pipeline = Pipeline(configured(*clips), engine, recorders=[log])
@@ -45,22 +46,38 @@ def test_every_frame_passes_the_stages_in_order(make_clip, timed_engine) -> None
 
 
 def test_mask_work_on_one_frame_overlaps_inference_on_the_next(make_clip, timed_engine) -> None:
-    pipeline = Pipeline(configured(make_clip(frames=20)), timed_engine(0.02, 0.02))
-    pipeline.run()
-    assert pipeline.stats().wall_s < 20 * 0.04 * 0.8
+    timelines = []
+    Pipeline(
+        configured(make_clip(frames=20)),
+        timed_engine(0.02, 0.02),
+        on_frame=lambda frame, instances, published: timelines.append(frame.timeline),
+    ).run()
+    overlaps = [
+        after.start_ns["infer"] < before.end_ns["masks"]
+        and before.start_ns["masks"] < after.end_ns["infer"]
+        for before, after in pairwise(timelines)
+    ]
+    assert any(overlaps)
 
 
-def test_a_live_source_before_a_slow_engine_loses_frames_and_stays_young(timed_engine) -> None:
+def test_a_live_source_with_a_slow_engine_drops_frames_instead_of_queueing_them(
+    timed_engine,
+) -> None:
     log = Log()
     pipeline = Pipeline(configured("test://64x48@100"), timed_engine(0.05, 0.01), recorders=[log])
     pipeline.start()
-    time.sleep(1.5)
+    in_work = [0]
+
+    def has_dropped() -> bool:
+        (source,) = pipeline.stats().sources
+        in_work.append(source.captured - source.processed - sum(source.dropped.values()))
+        return source.dropped.get(("preprocess", "replaced"), 0) > 50
+
+    wait_until(has_dropped)
     pipeline.stop()
     pipeline.join()
+    assert max(in_work) <= 9  # one in each of four inboxes and five stages
     (source,) = pipeline.stats().sources
-    assert source.latency_ms is not None
-    assert source.latency_ms.p95 < 300  # one that queued would be 1 s old by now
-    assert source.dropped["preprocess", "replaced"] > 50
     assert source.captured == source.processed + sum(source.dropped.values())
     published, indices = log.published["test"], log.indices["test"]
     for before, after in pairwise(range(len(published))):
@@ -73,36 +90,37 @@ def test_a_live_source_before_a_slow_engine_loses_frames_and_stays_young(timed_e
 def test_a_busy_source_does_not_starve_a_slow_one(timed_engine) -> None:
     pipeline = Pipeline(configured("test://64x48@200", "test://64x48@10"), timed_engine(0.02))
     pipeline.start()
-    time.sleep(1.2)
+    wait_until(lambda: pipeline.stats().sources[1].processed >= 9)
     pipeline.stop()
     pipeline.join()
-    busy, slow = pipeline.stats().sources
-    assert slow.processed >= 9
-    assert busy.processed > 2 * slow.processed
+    busy, _ = pipeline.stats().sources
+    assert busy.processed > 0
+    assert busy.dropped["preprocess", "replaced"] > 0  # there was always a frame of it waiting
 
 
 def test_an_engine_that_takes_batches_gets_them_from_several_sources(timed_engine) -> None:
     engine = timed_engine(0.05, max_batch=4)
     pipeline = Pipeline(configured(*["test://64x48@50"] * 4), engine)
     pipeline.start()
-    time.sleep(1.0)
+    wait_until(lambda: 4 in engine.batches)
+    wait_until(lambda: all(source.processed for source in pipeline.stats().sources))
     pipeline.stop()
     pipeline.join()
     assert max(engine.batches) == 4
-    counts = [source.processed for source in pipeline.stats().sources]
-    assert max(counts) - min(counts) <= 4
     assert pipeline.stats().stages["infer"].busy <= 1.01  # a batch is counted once
 
 
 def test_an_engine_that_takes_batches_never_waits_for_one(timed_engine) -> None:
     engine = timed_engine(max_batch=8)
-    pipeline = Pipeline(configured("test://64x48@20"), engine, limit=10)
-    pipeline.run()
-    assert set(engine.batches) == {1}
-    assert pipeline.stats().latency_ms.p95 < 150
+    pipeline = Pipeline(configured("test://64x48@0.01"), engine)
+    pipeline.start()
+    wait_until(lambda: pipeline.stats().processed == 1)  # the next frame comes after 100 s
+    pipeline.stop()
+    pipeline.join()
+    assert engine.batches == [1]
 
 
-def test_pictures_of_two_shapes_make_two_batches(timed_engine, monkeypatch) -> None:
+def test_frames_of_two_shapes_make_two_batches(timed_engine, monkeypatch) -> None:
     engine = timed_engine(0.02, max_batch=4)
     shapes: list[set[tuple[int, ...]]] = []
     detect = engine.detect
@@ -178,8 +196,8 @@ def test_a_source_that_breaks_off_does_not_stop_the_others(timed_engine, stallin
     lost, pattern = pipeline.stats().sources
     assert lost.ended is not None
     assert "nothing came for 0.5 s" in lost.ended
-    assert 10 < lost.processed < 60
-    assert pattern.processed >= 45
+    assert 0 < lost.processed < 60
+    assert pattern.processed + sum(pattern.dropped.values()) == 50
 
 
 def test_a_camera_that_is_switched_off_and_on_comes_back_while_another_goes_on(
@@ -207,20 +225,20 @@ def test_a_camera_that_is_switched_off_and_on_comes_back_while_another_goes_on(
     assert (off.state, off.reconnects, on.reconnects) == ("ended", 1, 0)
     assert off.captured == off.processed + sum(off.dropped.values())
     assert on.ended == "stopped"
-    told = [event for event in listener.events if event.source == "camera"]
-    states = [event.data["state"] for event in told if event.name == "state"]
+    events = [event for event in listener.events if event.source == "camera"]
+    states = [event.data["state"] for event in events if event.name == "state"]
     assert [state for state, _ in groupby(states)][-3:] == [
         "streaming",
         "reconnecting",
         "streaming",
     ]
-    sizes = [event.data for event in told if event.name == "size"]
+    sizes = [event.data for event in events if event.name == "size"]
     assert sizes[-1] == {"width": 160, "height": 120}
     assert listener.ended() == {"camera": "stopped", "test": "stopped"}
     assert "hunter2" not in repr(listener.events) + repr(pipeline.stats()) + repr(pipeline.config)
 
 
-def test_the_header_says_whose_clock_the_capture_is_in(
+def test_the_header_names_the_clock_of_the_capture_time(
     timed_engine, rtsp_server, tmp_path: Path
 ) -> None:
     endpoint = f"ipc://{tmp_path}/socket"
@@ -249,7 +267,7 @@ def test_a_camera_that_comes_late_joins_the_others(timed_engine, rtsp_server) ->
     pipeline.join()
 
 
-def test_what_is_thinned_out_is_counted_and_told(make_clip, timed_engine) -> None:
+def test_frames_left_out_are_counted_as_skipped(make_clip, timed_engine) -> None:
     log = Log()
     every_third = {"url": str(make_clip("a.mp4", frames=30)), "every_nth": 3}
     five_a_second = {"url": str(make_clip("b.mp4", frames=30, fps=10)), "max_fps": 5}
@@ -263,16 +281,21 @@ def test_what_is_thinned_out_is_counted_and_told(make_clip, timed_engine) -> Non
     assert all(published.dropped_before == 0 for published in log.published["a"])
 
 
-def test_a_live_source_is_thinned_to_its_rate(timed_engine) -> None:
+def test_a_live_source_is_limited_to_its_rate(timed_engine) -> None:
+    times_s = []
     config = configured({"url": "test://64x48@100", "max_fps": 10})
-    pipeline = Pipeline(config, timed_engine())
+    pipeline = Pipeline(
+        config,
+        timed_engine(),
+        on_frame=lambda frame, instances, published: times_s.append(frame.pts_s),
+    )
     pipeline.start()
-    time.sleep(1.5)
+    wait_until(lambda: pipeline.stats().sources[0].processed >= 10)
     pipeline.stop()
     pipeline.join()
     (source,) = pipeline.stats().sources
-    assert 10 <= source.processed <= 18
-    assert source.skipped["max_fps"] > 50
+    assert all(after - before >= 0.09 for before, after in pairwise(times_s))
+    assert source.skipped["max_fps"] > 0
     assert source.captured == source.processed + sum(
         [*source.skipped.values(), *source.dropped.values()]
     )
@@ -344,7 +367,7 @@ def test_a_file_waits_for_the_subscriber(make_clip, timed_engine, free_port) -> 
     pipeline.join()
 
 
-def test_a_change_of_size_is_told(make_clip, timed_engine, free_port, tmp_path: Path) -> None:
+def test_a_change_of_size_is_published(make_clip, timed_engine, free_port, tmp_path: Path) -> None:
     parts = [make_clip("a.h264", frames=5), make_clip("b.h264", frames=5, width=96, height=80)]
     (tmp_path / "both.h264").write_bytes(b"".join(part.read_bytes() for part in parts))
     endpoint = f"tcp://127.0.0.1:{free_port}"

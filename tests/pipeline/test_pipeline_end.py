@@ -1,4 +1,4 @@
-"""How a pipeline ends: by itself, by an order, by an error, and what it leaves behind."""
+"""How a pipeline ends: at the end of its sources, when stopped, and after errors."""
 
 import os
 import signal
@@ -47,9 +47,9 @@ def test_an_error_of_a_recorder_is_raised_and_the_others_are_closed(
 
 
 def test_a_pipeline_leaves_no_thread_behind(make_clip, timed_engine) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     Pipeline(configured(make_clip(), "test://64x48@50"), timed_engine(), limit=5).run()
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before
 
 
 def test_an_engine_that_was_given_is_left_open(make_clip, timed_engine) -> None:
@@ -92,17 +92,20 @@ def test_a_pipeline_that_is_stopped_has_no_error_of_a_missing_file(
 
 
 def test_a_read_that_hangs_does_not_delay_the_end(timed_engine, stalling_server) -> None:
-    silent = {"url": stalling_server.url, "read_timeout_s": 4.0}
+    silent = {"url": stalling_server.url, "read_timeout_s": 8.0}
     pipeline = Pipeline(configured(silent), timed_engine())
     pipeline.start()
     wait_until(lambda: pipeline.stats().processed > 10)
     time.sleep(0.2)
-    began_s = time.monotonic()
     pipeline.stop()
     pipeline.join()
-    assert time.monotonic() - began_s < 2.0
     assert pipeline.stats().sources[0].ended == "stopped"
-    wait_until(lambda: not any(t.name.startswith("decode") for t in threading.enumerate()))
+
+    def is_reading() -> bool:
+        return any(thread.name.startswith(("decode", "read")) for thread in threading.enumerate())
+
+    assert is_reading()  # the run did not wait for it
+    wait_until(lambda: not is_reading())
 
 
 def test_stopping_publishes_the_end_and_frees_the_address(timed_engine, free_port) -> None:
@@ -113,10 +116,8 @@ def test_stopping_publishes_the_end_and_frees_the_address(timed_engine, free_por
     pipeline = Pipeline(config, engine)
     pipeline.start()
     wait_until(lambda: pipeline.stats().processed > 2)
-    began_s = time.monotonic()
     pipeline.stop()
     pipeline.join()
-    assert time.monotonic() - began_s < 2.0
     listener.finish()
     assert listener.ended() == {"test": "stopped"}
     assert len(listener.frames) == pipeline.stats().processed
@@ -125,8 +126,8 @@ def test_stopping_publishes_the_end_and_frees_the_address(timed_engine, free_por
         pass
 
 
-def test_an_engine_at_work_for_long_does_not_delay_what_is_published(
-    timed_engine, tmp_path: Path
+def test_an_engine_at_work_for_long_does_not_delay_the_end_of_publishing(
+    timed_engine, monkeypatch, tmp_path: Path
 ) -> None:
     endpoint, log = f"ipc://{tmp_path}/socket", Log()
     listener = Listener(endpoint)
@@ -135,16 +136,21 @@ def test_an_engine_at_work_for_long_does_not_delay_what_is_published(
     pipeline = Pipeline(config, engine, recorders=[log])
     pipeline.start()
     wait_until(lambda: pipeline.stats().processed > 2)
-    engine.detect_s = 3.0
-    time.sleep(0.2)
-    began_s = time.monotonic()
+    finish, detect = threading.Event(), engine.detect
+
+    def detect_late(images, score):
+        assert finish.wait(120)
+        return detect(images, score)
+
+    monkeypatch.setattr(engine, "detect", detect_late)
+    wait_until(lambda: pipeline.stats().at_work_s.get("infer", 0.0) > 0.1)
     pipeline.stop()
     wait_until(lambda: pipeline.is_published)
-    assert time.monotonic() - began_s < 2.0
     assert log.closed == 1
     listener.finish()
     assert listener.ended() == {"test": "stopped"}
-    assert not pipeline.wait(0)  # the engine is waited for by who will close it
+    assert not pipeline.wait(0)  # join() waits for the engine, which is closed after it
+    finish.set()
     pipeline.join()
     assert engine.held == 0
     (source,) = pipeline.stats().sources
@@ -279,7 +285,7 @@ def test_an_error_of_the_supervisor_fails_the_run_and_everything_is_closed(
         raise ZeroDivisionError(step)
 
     monkeypatch.setattr(owner, step, fail)
-    log, before = Log(), threading.active_count()
+    log, before = Log(), set(threading.enumerate())
     config = override(
         configured("test://64x48@50", publish={"endpoint": f"ipc://{tmp_path}/messages"}),
         {"control": f"ipc://{tmp_path}/control", "metrics.address": "127.0.0.1:0"},
@@ -291,14 +297,14 @@ def test_an_error_of_the_supervisor_fails_the_run_and_everything_is_closed(
     with pytest.raises(ZeroDivisionError, match=step):
         pipeline.join()
     assert log.closed == 1
-    wait_until(lambda: threading.active_count() == before)
+    wait_until(lambda: set(threading.enumerate()) <= before)
     assert list(tmp_path.iterdir()) == []  # the sockets' files
 
 
 def test_stopping_before_or_while_it_starts_ends_a_controlled_run(
     timed_engine, tmp_path: Path
 ) -> None:
-    engine, before = timed_engine(), threading.active_count()
+    engine, before = timed_engine(), set(threading.enumerate())
     for number in range(30):
         config = override(configured("test://64x48@50"), {"control": f"ipc://{tmp_path}/control"})
         pipeline = Pipeline(config, engine)
@@ -312,7 +318,7 @@ def test_stopping_before_or_while_it_starts_ends_a_controlled_run(
             starting.join()
         pipeline.join()
         assert pipeline.stats().sources[0].ended == "stopped"
-    wait_until(lambda: threading.active_count() == before)
+    wait_until(lambda: set(threading.enumerate()) <= before)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -321,10 +327,10 @@ def test_a_failed_start_closes_what_it_opened(make_clip, timed_engine, monkeypat
         raise ZeroDivisionError
 
     monkeypatch.setattr(StageChain, "__init__", fail)
-    log, before = Log(), threading.active_count()
+    log, before = Log(), set(threading.enumerate())
     config = override(configured(make_clip()), {"metrics.address": "127.0.0.1:0"})
     pipeline = Pipeline(config, timed_engine(), recorders=[log])
     with pytest.raises(ZeroDivisionError):
         pipeline.start()
     assert log.closed == 1
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before

@@ -47,11 +47,11 @@ class Listener:
         self._thread.start()
 
     def _listen(self) -> None:
-        for item in subscribe(self._endpoint, policy="all", events=True, timeout_s=20):
+        for item in subscribe(self._endpoint, policy="all", events=True, timeout_s=60):
             (self.events if isinstance(item, StreamEvent) else self.frames).append(item)
 
     def finish(self) -> None:
-        self._thread.join(20)
+        self._thread.join(90)
         assert not self._thread.is_alive()
 
     def ended(self) -> dict[str, str]:
@@ -61,7 +61,7 @@ class Listener:
         }
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline_s
