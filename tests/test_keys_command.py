@@ -6,15 +6,19 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from publishers import frame, seen
 
 import maskcast
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.config import make_config
 from maskcast.pipeline.pipeline import Pipeline
+from maskcast.pipeline.wire.curve import ServerKeys
+from maskcast.pipeline.wire.publisher import Publisher
 
 ROOT = Path(maskcast.__file__).parents[1]
 
@@ -75,6 +79,28 @@ def test_watch_sees_an_encrypted_pipeline_with_its_key(
         output, errors = watching.communicate(timeout=60)
     assert (watching.returncode, errors) == (0, "")
     assert [json.loads(line)["seq"] for line in output.splitlines()] == list(range(5))
+
+
+def test_watch_says_why_it_sees_nothing_and_sees_everything_once_its_key_is_allowed(
+    folder: Path,
+) -> None:
+    assert run(folder, "keys", "new", "bert")[0] == 0
+    keys = ServerKeys.read(folder / "server.key_secret", folder / "clients")
+    with Publisher("tcp://127.0.0.1:0", ("background",), keys=keys) as publisher:
+        pair = ("--server-key", "server.key", "--client-key", "bert.key_secret")
+        options = (*pair, "--json", "--timeout-s", "60", "--limit", "1")
+        with start(folder, "watch", publisher.endpoint, *options) as process:
+            assert process.stderr is not None
+            line = process.stderr.readline()
+            assert "event=subscription_failed" in line
+            assert "does not allow this client's key" in line
+            (folder / "clients" / "bert.key").write_bytes((folder / "bert.key").read_bytes())
+            while process.poll() is None:
+                publisher.publish(frame(), seen())
+                time.sleep(0.02)
+            assert process.stdout is not None
+            assert json.loads(process.stdout.read())["source"] == "cam1"
+            assert process.returncode == 0
 
 
 def test_a_secret_that_others_can_read_stops_the_pipeline_and_the_watcher(

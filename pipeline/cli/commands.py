@@ -153,8 +153,10 @@ def watch(
       maskcast watch tcp://127.0.0.1:5555 --json
     """
     from maskcast.pipeline.cli.watch import print_json, show_table
+    from maskcast.pipeline.log import configure
     from maskcast.pipeline.wire.subscriber import subscribe
 
+    configure()
     try:
         with subscribe(
             endpoint,
