@@ -107,7 +107,7 @@ def test_closing_frees_a_waiting_writer_and_drops_its_item() -> None:
     assert inbox.take() == [0]
 
 
-def test_room_is_waited_for_until_there_is_some_or_the_end() -> None:
+def test_waiting_for_capacity_ends_with_capacity_or_the_close() -> None:
     inbox: Inbox[int] = Inbox(1)
     inbox.wait_for_capacity()
     inbox.put(0)
@@ -164,7 +164,7 @@ def test_the_round_ends_when_every_inbox_has() -> None:
         turn.take()
 
 
-def test_a_last_word_comes_behind_what_waits_and_is_said_once() -> None:
+def test_the_last_event_follows_the_items_and_is_added_once() -> None:
     inbox: Inbox[str] = Inbox(2)
     inbox.put("frame")
     inbox.close("ended")
@@ -200,7 +200,7 @@ def test_a_round_may_stay_open_for_inboxes_that_come_later() -> None:
     assert not turn.add(Inbox[int](changed=changed))
 
 
-def test_a_word_may_be_added_when_an_inbox_has_ended() -> None:
+def test_an_event_may_be_added_to_a_closed_inbox() -> None:
     changed = threading.Condition()
     inbox = Inbox[str](changed=changed)
     turn = RoundRobin([inbox], changed, open_end=True)
@@ -220,7 +220,7 @@ def test_a_word_may_be_added_when_an_inbox_has_ended() -> None:
     steps=st.lists(st.sampled_from(["come", "go", "serve"]), min_size=5, max_size=60),
     first=st.integers(1, 4),
 )
-def test_who_stays_is_served_in_turn_while_others_come_and_go(steps, first: int) -> None:
+def test_inboxes_are_served_in_turn_while_others_are_added_and_removed(steps, first: int) -> None:
     changed = threading.Condition()
     inboxes = {number: Inbox[int](changed=changed) for number in range(first)}
     turn = RoundRobin(list(inboxes.values()), changed, open_end=True)

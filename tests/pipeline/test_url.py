@@ -55,7 +55,7 @@ def test_an_address_without_credentials_is_shown_whole(url: str) -> None:
     user=st.text(st.characters(codec="ascii", exclude_characters="*"), min_size=1),
     password=st.text(st.characters(codec="ascii", exclude_characters="*"), min_size=1),
 )
-def test_whatever_stands_before_the_host_is_hidden(user: str, password: str) -> None:
+def test_everything_before_the_host_is_hidden(user: str, password: str) -> None:
     assert redact(f"rtsp://{user}:{password}@camera/live") == "rtsp://***@camera/live"
 
 
@@ -133,7 +133,7 @@ def test_the_scheme_of_a_path_is_empty() -> None:
     assert scheme("RTSP://cam/x") == "rtsp"
 
 
-def test_a_device_is_neither_a_file_nor_far_away() -> None:
+def test_a_device_is_neither_local_file_nor_remote() -> None:
     assert is_device("/dev/video0")
     assert not is_local("/dev/video0")
     assert is_local("clip.mp4")

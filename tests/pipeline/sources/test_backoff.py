@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from maskcast.pipeline.sources.backoff import Backoff
 
 
-def test_waits_double_up_to_the_cap_and_begin_again_after_a_reset() -> None:
+def test_waits_double_up_to_the_cap_and_restart_after_a_reset() -> None:
     backoff = Backoff(0.1, 1.0, uniform=lambda low, high: high)
     assert [backoff.next_s() for _ in range(6)] == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
     backoff.reset()

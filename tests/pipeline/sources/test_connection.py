@@ -59,7 +59,7 @@ def test_an_abandoned_connection_closes_what_it_opened(make_clip) -> None:
     assert connection.error is None
 
 
-def test_a_connection_that_broke_goes_with_its_source_as_soon_as_it_is_left(
+def test_an_abandoned_connection_that_broke_is_freed_with_its_source(
     stalling_server, no_collector
 ) -> None:
     """A camera that breaks off once a minute would else leave pictures behind for hours."""
@@ -74,7 +74,9 @@ def test_a_connection_that_broke_goes_with_its_source_as_soon_as_it_is_left(
     wait_until(lambda: [part() for part in parts] == [None, None])
 
 
-def test_a_connection_that_breaks_after_it_was_left_goes_too(monkeypatch, no_collector) -> None:
+def test_a_connection_that_breaks_after_it_was_abandoned_is_freed(
+    monkeypatch, no_collector
+) -> None:
     opening, left = threading.Event(), threading.Event()
 
     class Hanging:
@@ -101,7 +103,7 @@ def test_a_connection_that_breaks_after_it_was_left_goes_too(monkeypatch, no_col
     wait_until(lambda: part() is None)
 
 
-def test_a_connection_gives_back_what_its_decoder_took(make_clip, free_port, monkeypatch) -> None:
+def test_a_connection_returns_the_memory_of_its_decoder(make_clip, free_port, monkeypatch) -> None:
     given_back: list[str] = []
     monkeypatch.setattr(
         connection_module,
@@ -117,7 +119,7 @@ def test_a_connection_gives_back_what_its_decoder_took(make_clip, free_port, mon
         assert given_back == ["read cam"] * times
 
 
-def test_a_host_that_listens_is_knocked_at_and_others_are_not() -> None:
+def test_an_rtsp_host_is_probed_and_others_are_not() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         probe_tcp(f"rtsp://admin:p@ss/word@127.0.0.1:{port}/cam?x=1")
@@ -129,7 +131,7 @@ def test_a_host_that_listens_is_knocked_at_and_others_are_not() -> None:
             listener.accept()
 
 
-def test_a_host_that_does_not_answer_is_given_up_within_its_second() -> None:
+def test_a_probe_times_out_after_a_second() -> None:
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -147,12 +149,12 @@ def test_a_host_that_does_not_answer_is_given_up_within_its_second() -> None:
 
 
 @pytest.mark.parametrize("url", ["rtsp://127.0.0.1:99999/cam", "rtsp:///cam", "rtsp://[::1/cam"])
-def test_what_is_no_address_is_refused(url: str) -> None:
+def test_a_malformed_url_is_refused(url: str) -> None:
     with pytest.raises(InputError, match="check the address"):
         probe_tcp(url)
 
 
-def test_reads_that_hang_are_left_behind_but_never_too_many(monkeypatch) -> None:
+def test_reads_that_hang_are_abandoned_up_to_a_maximum(monkeypatch) -> None:
     released = threading.Event()
 
     class Hanging:

@@ -42,7 +42,7 @@ def test_every_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     assert frame.picture.format.name == "rgb24"
 
 
-def test_a_photograph_on_its_side_is_turned_upright(tmp_path: Path) -> None:
+def test_an_image_is_rotated_as_its_exif_orientation_says(tmp_path: Path) -> None:
     image = Image.new("RGB", (40, 30), (0, 0, 0))
     image.paste((255, 255, 255), (0, 0, 20, 30))  # left half white
     exif = Image.Exif()
@@ -67,7 +67,7 @@ def test_a_damaged_image_among_others_is_skipped_and_counted(tmp_path: Path) -> 
     assert source.corrupt == 2
 
 
-def test_a_loop_begins_again(tmp_path: Path) -> None:
+def test_a_loop_starts_again(tmp_path: Path) -> None:
     save(tmp_path / "a.png")
     save(tmp_path / "b.png")
     source = open_pictures(tmp_path, loop=True)
@@ -89,7 +89,7 @@ def test_an_unreadable_image_is_refused(tmp_path: Path) -> None:
         create_source(SourceConfig(url=str(tmp_path / "a.jpg"))).open()
 
 
-def test_a_folder_of_nothing_but_damaged_images_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_only_damaged_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"this is no picture")
     with pytest.raises(InputError, match="none of its 1 images"):
         create_source(SourceConfig(url=str(tmp_path))).open()

@@ -113,7 +113,7 @@ def test_a_camera_that_is_killed_and_started_again_is_back_within_two_seconds(rt
     assert not [t for t in threading.enumerate() if t.name.startswith("read")]
 
 
-def test_a_camera_stopped_for_ten_seconds_stalls_reconnects_and_goes_on(rtsp_server) -> None:
+def test_a_camera_stopped_for_ten_seconds_stalls_and_reconnects(rtsp_server) -> None:
     rtsp_server.start()
     with watch(rtsp_server.url, read_timeout_s=2.0) as watched:
         watched.wait_for_frames()
@@ -167,7 +167,7 @@ def test_a_camera_may_come_back_as_another(rtsp_server, changed: tuple[str, ...]
         watched.assert_in_order()
 
 
-def test_a_camera_is_read_over_udp_and_its_death_is_noticed(rtsp_server) -> None:
+def test_a_camera_over_udp_that_is_killed_is_reconnected(rtsp_server) -> None:
     rtsp_server.start()
     with watch(rtsp_server.url, rtsp_transport="udp", read_timeout_s=1.0) as watched:
         watched.wait_for_frames(30)
@@ -179,7 +179,7 @@ def test_a_camera_is_read_over_udp_and_its_death_is_noticed(rtsp_server) -> None
         watched.assert_in_order()
 
 
-def test_the_capture_time_is_the_cameras_once_it_has_told_it(rtsp_server) -> None:
+def test_the_capture_time_is_the_cameras_once_it_is_known(rtsp_server) -> None:
     rtsp_server.start()
     with watch(rtsp_server.url, rtsp_transport="udp") as watched:
         wait_until(lambda: watched.frames and watched.frames[-1].clock == "sender")
@@ -241,7 +241,7 @@ def wrap_times(number: int, packet: bytearray) -> list[bytes]:
         wrap_times,
     ],
 )
-def test_a_bad_line_costs_pictures_but_never_the_stream(rtsp_server, faulty_link, fault) -> None:
+def test_packet_errors_cost_frames_but_not_the_stream(rtsp_server, faulty_link, fault) -> None:
     rtsp_server.start("--width", "160", "--height", "120", "--fps", "60")
     faulty_link.fault = fault
     with watch(faulty_link.url, read_timeout_s=2.0) as watched:
@@ -268,7 +268,7 @@ def test_a_stream_without_key_frames_for_seconds_is_waited_for(rtsp_server, faul
     assert watched.states == ["connecting", "streaming", "ended"]
 
 
-def test_a_camera_that_answers_and_sends_nothing_is_opened_again(rtsp_server, faulty_link) -> None:
+def test_a_camera_that_answers_and_sends_nothing_is_reconnected(rtsp_server, faulty_link) -> None:
     rtsp_server.start()
     faulty_link.fault = lambda number, packet: []
     with watch(faulty_link.url, open_timeout_s=1.0, read_timeout_s=1.0) as watched:
@@ -278,7 +278,7 @@ def test_a_camera_that_answers_and_sends_nothing_is_opened_again(rtsp_server, fa
         watched.wait_for_state("streaming", 4.0)
 
 
-def test_a_wrong_password_is_told_without_it_and_tried_again_slowly(
+def test_a_wrong_password_is_reported_without_it_and_retried_slowly(
     rtsp_server, monkeypatch
 ) -> None:
     monkeypatch.setattr(live_source, "FIRST_DENIED_WAIT_S", 2.0)
@@ -296,7 +296,7 @@ def test_a_wrong_password_is_told_without_it_and_tried_again_slowly(
     assert "hunter2" not in told
 
 
-def test_a_camera_that_is_there_later_is_read_when_it_comes(rtsp_server) -> None:
+def test_a_camera_that_starts_late_is_read(rtsp_server) -> None:
     with watch(rtsp_server.url) as watched:
         change = watched.wait_for_state("reconnecting")
         assert "connection refused" in change.reason
@@ -306,7 +306,7 @@ def test_a_camera_that_is_there_later_is_read_when_it_comes(rtsp_server) -> None
     assert watched.changes[-1].reconnects == 0
 
 
-def test_a_server_that_takes_connections_and_never_answers_is_stopped_at_once() -> None:
+def test_a_source_whose_server_never_answers_stops_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"rtsp://127.0.0.1:{silent.getsockname()[1]}/cam"
         with watch(url, open_timeout_s=0.5) as watched:
@@ -361,7 +361,7 @@ def serve_motion_jpeg(listener: socket.socket, pictures: list[bytes]) -> None:
                     time.sleep(0.02)
 
 
-def test_motion_jpeg_over_http_is_read_and_opened_again(make_clip) -> None:
+def test_motion_jpeg_over_http_is_read_and_reconnected(make_clip) -> None:
     clip = make_clip("a.mjpeg", frames=40, codec="mjpeg", pix_fmt="yuvj420p")
     start_of_image = b"\xff\xd8\xff"
     pictures = [start_of_image + part for part in clip.read_bytes().split(start_of_image)[1:]]
@@ -380,7 +380,7 @@ def test_motion_jpeg_over_http_is_read_and_opened_again(make_clip) -> None:
     assert len(watched.frames) > 80
 
 
-def test_a_finite_video_over_http_is_no_live_source(make_clip, http_server: str) -> None:
+def test_a_finite_video_over_http_is_not_live(make_clip, http_server: str) -> None:
     make_clip("a.mp4", frames=12)
     with create_source(SourceConfig(url=f"{http_server}/a.mp4")) as source:
         assert (source.live, source.policy, source.frame_count) == (False, "block", 12)

@@ -9,7 +9,7 @@ from maskcast.pipeline.config import SourceConfig
 from maskcast.pipeline.sources.pattern import PatternSource, draw_pattern
 
 
-def test_every_picture_differs_from_the_last_and_none_is_random() -> None:
+def test_every_frame_of_the_pattern_differs_and_none_is_random() -> None:
     pictures = [draw_pattern(64, 48, index) for index in range(50)]
     for before, after in pairwise(pictures):
         assert (before != after).any()
@@ -46,6 +46,6 @@ def test_a_stopped_pattern_ends() -> None:
 
 
 @pytest.mark.parametrize("url", ["test://", "test://64x48", "test://0x48@30", "test://64x48@0"])
-def test_another_form_of_address_is_explained(url: str) -> None:
+def test_a_malformed_pattern_is_explained(url: str) -> None:
     with pytest.raises(InputError, match="write test://WIDTHxHEIGHT@FPS"):
         PatternSource(SourceConfig(url=url)).open()

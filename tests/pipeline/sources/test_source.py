@@ -6,7 +6,7 @@ from maskcast.pipeline.sources.open import create_source
 from maskcast.pipeline.sources.source import Pace
 
 
-def test_files_block_and_cameras_replace_unless_told_otherwise(make_clip) -> None:
+def test_files_block_and_cameras_replace_by_default(make_clip) -> None:
     clip = str(make_clip())
     for url, asked, policy in [
         (clip, None, "block"),
@@ -18,7 +18,7 @@ def test_files_block_and_cameras_replace_unless_told_otherwise(make_clip) -> Non
             assert source.policy == policy
 
 
-def test_a_pace_follows_the_wall_clock_from_its_first_picture() -> None:
+def test_a_pace_follows_the_wall_clock_from_its_first_frame() -> None:
     pace = Pace(threading.Event())
     began_s = time.monotonic()
     pace.wait(100.0)

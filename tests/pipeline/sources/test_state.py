@@ -27,7 +27,7 @@ EVENTS = st.lists(
 
 
 @given(events=EVENTS)
-def test_every_change_is_legal_and_told_once(events) -> None:
+def test_every_change_is_legal_and_reported_once(events) -> None:
     told: list[StateChange] = []
     machine = StateMachine(2.0, told.append)
     machine.begin()
@@ -49,7 +49,7 @@ def test_every_change_is_legal_and_told_once(events) -> None:
     )
 
 
-def test_silence_stalls_after_its_time_and_the_next_picture_ends_it() -> None:
+def test_silence_stalls_until_the_next_frame() -> None:
     told: list[StateChange] = []
     machine = StateMachine(2.0, told.append)
     machine.begin()
@@ -64,7 +64,7 @@ def test_silence_stalls_after_its_time_and_the_next_picture_ends_it() -> None:
     assert [change.state for change in told] == ["connecting", "streaming", "stalled", "streaming"]
 
 
-def test_a_new_reason_is_told_and_the_same_one_is_not() -> None:
+def test_only_a_new_reason_is_reported() -> None:
     told: list[StateChange] = []
     machine = StateMachine(2.0, told.append)
     machine.begin()

@@ -10,7 +10,7 @@ TIMES = st.one_of(st.none(), st.floats(-1e9, 1e9), st.sampled_from([0.0, 1.0, 86
 
 
 @given(times_s=st.lists(TIMES, max_size=50), interval_s=st.floats(0.001, 2))
-def test_times_rise_strictly_whatever_the_stream_says(times_s, interval_s: float) -> None:
+def test_times_always_increase(times_s, interval_s: float) -> None:
     clock = PresentationClock()
     given_s = [clock.time_s(time_s, index * interval_s) for index, time_s in enumerate(times_s)]
     assert all(before < after for before, after in pairwise(given_s))
@@ -18,7 +18,7 @@ def test_times_rise_strictly_whatever_the_stream_says(times_s, interval_s: float
 
 
 @given(start_s=st.floats(-1e5, 1e5), steps_s=st.lists(st.floats(0.001, 9), max_size=50))
-def test_the_steps_of_a_stream_that_rises_are_kept(start_s: float, steps_s: list[float]) -> None:
+def test_the_steps_of_increasing_times_are_kept(start_s: float, steps_s: list[float]) -> None:
     clock = PresentationClock()
     stream_s = start_s
     given_s = [clock.time_s(stream_s, 0.0)]
@@ -38,7 +38,7 @@ def test_the_steps_of_a_stream_that_rises_are_kept(start_s: float, steps_s: list
         ([None, None, 0.0, 0.1], [0, 0.5, 1.0, 1.1]),  # a clock that is known late
     ],
 )
-def test_where_the_clock_breaks_the_time_of_arrival_steps_in(stream_s, expected_s) -> None:
+def test_arrival_times_replace_a_broken_clock(stream_s, expected_s) -> None:
     clock = PresentationClock()
     given_s = [clock.time_s(time_s, index * 0.5) for index, time_s in enumerate(stream_s)]
     assert given_s == pytest.approx(expected_s)

@@ -25,7 +25,7 @@ def level(picture: av.VideoFrame) -> int:
     return round((float(picture.reformat(format="gray").to_ndarray().mean()) - 2) / 4)
 
 
-def test_a_file_gives_every_picture_in_order(make_clip) -> None:
+def test_a_file_yields_every_frame_in_order(make_clip) -> None:
     with open_video(make_clip(frames=20, fps=10)) as source:
         assert (source.width, source.height, source.fps) == (64, 48, 10)
         assert source.frame_count == 20
@@ -59,7 +59,7 @@ def test_every_frame_is_stamped_when_it_is_decoded(make_clip) -> None:
         ("ffv1", "bgr0", "mkv", 33, 21),
     ],
 )
-def test_a_pixel_format_or_codec_out_of_the_ordinary_is_read(
+def test_unusual_pixel_formats_and_codecs_are_read(
     make_clip, codec: str, pix_fmt: str, suffix: str, width: int, height: int
 ) -> None:
     options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
@@ -73,26 +73,24 @@ def test_a_pixel_format_or_codec_out_of_the_ordinary_is_read(
 
 
 @pytest.mark.parametrize(("display", "rotation"), [(90, 90), (-90, 270), (180, 180), (0, 0)])
-def test_the_display_matrix_tells_how_to_turn_the_picture(
-    make_clip, display: int, rotation: int
-) -> None:
+def test_the_rotation_is_that_of_the_display_matrix(make_clip, display: int, rotation: int) -> None:
     with open_video(make_clip(rotation=display, frames=3)) as source:
         assert [frame.rotation for frame in source] == [rotation] * 3
 
 
-def test_the_pictures_are_those_that_were_encoded(make_clip) -> None:
+def test_the_frames_are_those_that_were_encoded(make_clip) -> None:
     with open_video(make_clip(frames=30)) as source:
         assert [level(frame.picture) for frame in source] == list(range(30))
 
 
-def test_a_file_with_a_colon_in_its_name_is_no_protocol(make_clip, tmp_path, monkeypatch) -> None:
+def test_a_colon_in_a_file_name_is_not_a_protocol(make_clip, tmp_path, monkeypatch) -> None:
     make_clip("a:b.mp4")
     monkeypatch.chdir(tmp_path)
     with open_video("a:b.mp4") as source:
         assert len(list(source)) == 10
 
 
-def test_a_loop_goes_on_in_time_and_index(make_clip) -> None:
+def test_times_and_indices_increase_over_a_loop(make_clip) -> None:
     with open_video(make_clip(frames=4, fps=10), loop=True) as source:
         assert source.frame_count is None
         frames = list(islice(source, 10))
@@ -112,7 +110,7 @@ def test_a_file_played_as_a_camera_keeps_its_own_speed(make_clip) -> None:
     assert frames[-1].capture_ns - frames[0].capture_ns > 200_000_000
 
 
-def test_a_picture_size_that_changes_is_survived(make_clip, tmp_path: Path) -> None:
+def test_the_frame_size_may_change(make_clip, tmp_path: Path) -> None:
     # An H.264 elementary stream may be cut together: each part brings its own parameter sets.
     parts = [make_clip("a.h264", frames=5), make_clip("b.h264", frames=5, width=96, height=80)]
     (tmp_path / "both.h264").write_bytes(b"".join(part.read_bytes() for part in parts))
@@ -125,7 +123,7 @@ def noise(index: int, width: int, height: int) -> np.ndarray:
     return np.random.default_rng(index).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def test_damage_in_the_middle_is_survived_and_counted(make_clip) -> None:
+def test_damage_is_skipped_and_counted(make_clip) -> None:
     clip = make_clip("a.mp4", frames=40, draw=noise, codec="mjpeg", pix_fmt="yuvj420p")
     whole = bytearray(clip.read_bytes())
     middle = len(whole) // 2
@@ -138,7 +136,7 @@ def test_damage_in_the_middle_is_survived_and_counted(make_clip) -> None:
     assert frames[-1].pts_s == pytest.approx(3.9)
 
 
-def test_a_truncated_file_gives_what_it_has(make_clip) -> None:
+def test_a_truncated_file_yields_its_frames(make_clip) -> None:
     clip = make_clip("a.mkv", frames=40, draw=noise)
     whole = clip.read_bytes()
     clip.write_bytes(whole[: len(whole) * 2 // 3])
@@ -146,7 +144,7 @@ def test_a_truncated_file_gives_what_it_has(make_clip) -> None:
         assert 10 < len(list(source)) < 40
 
 
-def test_a_file_that_is_no_video_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_video_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "notes.mp4"
     path.write_text("this is no video" * 100)
     with pytest.raises(InputError, match=r"notes\.mp4: not a video"):
@@ -159,7 +157,7 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
         create_source(SourceConfig(url=str(tmp_path / "empty.mp4"))).open()
 
 
-def test_a_video_without_pictures_is_refused(make_clip) -> None:
+def test_a_video_without_frames_is_refused(make_clip) -> None:
     with pytest.raises(InputError, match=r"a\.avi: the video contains no frames"):
         create_source(SourceConfig(url=str(make_clip("a.avi", frames=0)))).open()
 
@@ -202,7 +200,7 @@ def test_a_refused_connection_is_named_without_its_credentials(free_port: int, s
 
 
 @pytest.mark.parametrize("scheme", ["rtsp", "http"])
-def test_a_server_that_never_answers_is_given_up(scheme: str) -> None:
+def test_a_server_that_never_answers_times_out(scheme: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/cam"
         began_s = time.monotonic()
@@ -284,7 +282,7 @@ def test_an_rtsp_path_that_is_not_there_is_named(rtsp_server) -> None:
         open_video(rtsp_server.url.replace("/cam", "/yard")).open()
 
 
-def test_a_stopped_source_ends_at_the_next_picture(make_clip) -> None:
+def test_a_stopped_source_ends_before_the_next_frame(make_clip) -> None:
     with open_video(make_clip(frames=30)) as source:
         frames = iter(source)
         next(frames)
@@ -292,7 +290,7 @@ def test_a_stopped_source_ends_at_the_next_picture(make_clip) -> None:
         assert list(frames) == []
 
 
-def test_a_picture_that_was_given_out_is_not_kept(make_clip, monkeypatch) -> None:
+def test_a_frame_that_was_yielded_is_not_kept(make_clip, monkeypatch) -> None:
     """The first one, too, which the source had to decode to know its size."""
 
     class Noticed(Frame):
@@ -316,7 +314,7 @@ def test_a_closed_source_may_be_closed_again(make_clip) -> None:
     source.close()
 
 
-def test_a_closed_video_has_ended_for_whoever_iterates_on(make_clip) -> None:
+def test_iterating_over_a_closed_video_ends(make_clip) -> None:
     for looped in (False, True):
         with VideoSource(SourceConfig(url=str(make_clip(frames=60)), loop=looped)) as source:
             frames = iter(source)

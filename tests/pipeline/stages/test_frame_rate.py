@@ -19,7 +19,7 @@ def test_one_of_n_is_kept_beginning_with_the_first(n: int, pictures: int) -> Non
     start_s=st.floats(-1e3, 1e3),
     steps_s=st.lists(st.floats(0.0, 1.0), min_size=1, max_size=100),
 )
-def test_no_stretch_of_time_has_more_pictures_than_allowed(fps, start_s, steps_s) -> None:
+def test_no_interval_has_more_frames_than_allowed(fps, start_s, steps_s) -> None:
     thinning, time_s = MaxFps(fps), start_s
     kept_s = [time_s] if thinning.keeps(time_s) else []
     for step_s in steps_s:
@@ -35,7 +35,7 @@ def test_no_stretch_of_time_has_more_pictures_than_allowed(fps, start_s, steps_s
 @pytest.mark.parametrize(
     ("camera_fps", "fps", "expected"), [(30, 10, 100), (30, 30, 300), (25, 10, 100), (5, 10, 50)]
 )
-def test_a_steady_camera_is_thinned_to_the_rate_and_no_further(camera_fps, fps, expected) -> None:
+def test_a_steady_camera_is_limited_to_exactly_the_rate(camera_fps, fps, expected) -> None:
     thinning = MaxFps(fps)
     kept = sum(thinning.keeps(index / camera_fps) for index in range(10 * camera_fps))
     assert kept == pytest.approx(expected, abs=1)
@@ -56,7 +56,7 @@ def test_a_clock_that_goes_back_stops_nothing() -> None:
     assert thinning.keeps(0.1)
 
 
-def test_a_source_that_asks_for_nothing_is_not_thinned() -> None:
+def test_a_source_without_limits_keeps_every_frame() -> None:
     assert frame_rate_limiters(SourceConfig(url="a.mp4")) == []
     both = frame_rate_limiters(SourceConfig(url="a.mp4", every_nth=2, max_fps=5))
     assert [thinning.reason for thinning in both] == ["every_nth", "max_fps"]

@@ -24,7 +24,7 @@ def preparing(timed_engine, monkeypatch: pytest.MonkeyPatch):
     return make
 
 
-def test_a_camera_counts_from_when_the_engine_is_ready_for_its_pictures(preparing) -> None:
+def test_a_camera_counts_from_when_the_engine_is_ready(preparing) -> None:
     ready = False
     asked = set()
 
@@ -47,7 +47,7 @@ def test_a_camera_counts_from_when_the_engine_is_ready_for_its_pictures(preparin
     assert asked == {(96, 96)}  # the network's input, not the picture
 
 
-def test_a_camera_of_another_shape_loses_pictures_and_others_lose_none(
+def test_a_camera_of_a_new_shape_loses_frames_and_others_lose_none(
     preparing, make_clip, tmp_path: Path
 ) -> None:
     parts = [make_clip("a.h264", frames=5), make_clip("b.h264", frames=7, width=48, height=160)]
@@ -85,7 +85,7 @@ def test_a_file_waits_for_the_engine_loses_nothing_and_is_not_late(preparing, ma
     assert first.timeline.end_ns["decode"] <= first.timeline.start_ns["preprocess"]
 
 
-def test_a_file_that_is_played_like_a_camera_waits_to_begin(preparing, make_clip) -> None:
+def test_a_file_played_like_a_camera_waits_for_the_engine(preparing, make_clip) -> None:
     ready_s = time.monotonic() + 0.5
     engine = preparing(lambda height, width: time.monotonic() > ready_s)
     source = {"url": str(make_clip(frames=5)), "policy": "latest"}
