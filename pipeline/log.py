@@ -1,10 +1,10 @@
-"""Log: one line an event, for people and machines, on the standard library's logging.
+"""Log: one line per event, for people and machines, on top of the standard library's logging.
 
-A module logs an event by a name that never changes and gives what belongs to it as fields::
+A module logs an event under a stable name, with its details as fields::
 
     _logger.warning("source_state", extra=fields(source="door", state="stalled"))
 
-The program decides with ``configure`` what is shown and how; a library user's own handlers get the
+The program chooses level and format with ``configure``; the handlers of a library user receive the
 same records.
 """
 
@@ -24,29 +24,29 @@ from maskcast.pipeline.url import redact
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
-ROOMS = ("maskcast",)
-"""Whose events are shown; other libraries' only from warnings on."""
+LOGGER = "maskcast"
+"""The logger whose level is set; other libraries log warnings and errors only."""
 
 REPEAT_EVERY_S = 60.0
-"""A fault that repeats is told of at once, and then no more often than this."""
+"""A repeated fault is logged at once, and then at most once in this many seconds."""
 
 _FIELDS = "fields"
 
 
 def fields(**values: object) -> dict[str, Mapping[str, object]]:
-    """Return what belongs to an event, for ``extra``; None is left out."""
+    """Return an event's details for ``extra``; None values are left out."""
     return {_FIELDS: {key: value for key, value in values.items() if value is not None}}
 
 
 def configure(level: str = "warning", form: str = "text") -> None:
-    """Send events to stderr, a line each.
+    """Log events to stderr, one line each.
 
     Args:
-        level: the least that is shown: "debug", "info", "warning" or "error".
+        level: the minimum level: "debug", "info", "warning" or "error".
         form: "text" (``key=value``) or "json".
 
     Raises:
-        InputError: the level or the form is none of these.
+        InputError: the level or the form is unknown.
     """
     if level not in get_args(LogLevel):
         raise InputError(f"log level {level!r}: use {', '.join(get_args(LogLevel))}")
@@ -59,12 +59,11 @@ def configure(level: str = "warning", form: str = "text") -> None:
     for old in [old for old in root.handlers if isinstance(old, StderrHandler)]:
         root.removeHandler(old)
     root.addHandler(handler)
-    for room in ROOMS:
-        logging.getLogger(room).setLevel(level.upper())
+    logging.getLogger(LOGGER).setLevel(level.upper())
 
 
 def event(record: logging.LogRecord) -> dict[str, object]:
-    """Return a record as one flat mapping, ready to be shown: no credentials, no line breaks."""
+    """Return a record as one flat mapping, without credentials."""
     at = datetime.fromtimestamp(record.created, UTC)
     shown: dict[str, object] = {
         "time": f"{at:%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03}Z",
@@ -82,7 +81,7 @@ def event(record: logging.LogRecord) -> dict[str, object]:
 class TextFormatter(logging.Formatter):
     """``time=… level=warning event=source_state source=door state=stalled``.
 
-    A value with blanks, quotes or ``=`` in it stands in quotes, as a JSON string.
+    A value that contains blanks, quotes or ``=`` is written as a JSON string.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -91,7 +90,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line, with the same keys as ``TextFormatter``'s."""
+    """One JSON object per line, with the keys of ``TextFormatter``."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record."""
@@ -99,62 +98,62 @@ class JsonFormatter(logging.Formatter):
 
 
 class RepeatFilter(logging.Filter):
-    """Lets a source's fault pass at once when it is new, and then once in ``REPEAT_EVERY_S``.
+    """Passes a source's new fault at once, and its repetitions once in ``REPEAT_EVERY_S``.
 
-    One that passes after others were held back carries their number, ``suppressed``. Faults are
-    told apart by source, event, ``state`` and ``file``; what names no source, or is no warning,
-    always passes. Faults that have not been seen for long are forgotten.
+    A record that passes after others were suppressed has their number as ``suppressed``. Faults are
+    distinguished by source, event, ``state`` and ``file``. Records without a source, and those
+    below warning, always pass. Faults that have not recurred for some time are forgotten.
 
     Args:
-        clock: seconds that never go back.
+        clock: a monotonic clock, seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._clock = clock
-        self._told: dict[tuple[object, ...], tuple[float, int]] = {}
+        self._passed: dict[tuple[object, ...], tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether a record passes."""
+        """Return whether a record passes."""
         values: Mapping[str, object] = getattr(record, _FIELDS, {})
         if record.levelno < logging.WARNING or "source" not in values:
             return True
         now_s = self._clock()
         key = (values["source"], record.msg, values.get("state"), values.get("file"))
-        told_s, suppressed = self._told.get(key, (-REPEAT_EVERY_S, 0))
-        if now_s - told_s < REPEAT_EVERY_S:
-            self._told[key] = told_s, suppressed + 1
+        passed_s, suppressed = self._passed.get(key, (-REPEAT_EVERY_S, 0))
+        if now_s - passed_s < REPEAT_EVERY_S:
+            self._passed[key] = passed_s, suppressed + 1
             return False
-        # A fault whose repetitions were held back is kept a little longer: their number is owed.
-        self._told = {
+        # One with suppressed repetitions is kept longer, so that their number can be logged.
+        self._passed = {
             old: (at_s, count)
-            for old, (at_s, count) in self._told.items()
+            for old, (at_s, count) in self._passed.items()
             if now_s - at_s < REPEAT_EVERY_S * (10 if count else 1)
         }
-        self._told[key] = now_s, 0
+        self._passed[key] = now_s, 0
         if suppressed:
             setattr(record, _FIELDS, {**values, "suppressed": suppressed})
         return True
 
 
 class StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to what stderr is now: the live table puts another one in its place."""
+    """Writes to the current ``sys.stderr``, which the live table replaces."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
 
     @property
     def stream(self) -> TextIO:
-        """What stderr is now."""
+        """The current ``sys.stderr``."""
         return sys.stderr
 
     @stream.setter
     def stream(self, stream: TextIO) -> None:
-        raise AttributeError("stderr is looked up at each line")
+        raise AttributeError("sys.stderr is read for each line")
 
 
 def _plain(value: object) -> object:
-    """Return a value that JSON knows; texts without credentials."""
+    """Return a value as a JSON type; texts without credentials."""
     if value is None or isinstance(value, bool | int | float):
         return value
     return redact(str(value))

@@ -1,4 +1,4 @@
-"""Memory: how much this process holds, and that it does not hold more than it needs."""
+"""Memory: how much this process uses, and how glibc is kept from using more."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 HEAPS = 2
-"""Enough: what many threads do at once, inference and decoding, allocates little."""
+"""Number of glibc heaps. Enough: concurrent work, inference and decoding, allocates little."""
 
 _STATM = Path("/proc/self/statm")
 _M_ARENA_MAX = -8
@@ -21,14 +21,14 @@ _Function = Callable[..., int]
 
 
 class Memory(NamedTuple):
-    """Resident memory of this process now, and the most that it ever was, bytes."""
+    """Resident memory of this process now and at its peak, bytes."""
 
     rss_bytes: int
     peak_bytes: int
 
 
 def read_memory() -> Memory:
-    """Ask the operating system. Where it tells only the peak, that stands for both."""
+    """Read the resident memory. Where only the peak is known, both are the peak."""
     unit = 1 if sys.platform == "darwin" else 1024
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     try:
@@ -39,30 +39,30 @@ def read_memory() -> Memory:
 
 
 def limit_heaps() -> None:
-    """Let all threads share ``HEAPS`` of glibc's heaps; call it before there are threads.
+    """Let all threads share ``HEAPS`` heaps of glibc; call this before threads are started.
 
-    glibc lets eight threads a core have heaps of their own. What one keeps no other can use, and a
-    camera that is opened again gets a new thread and with it another heap, until each of them has
-    held a decoder once: of three cameras in Full HD that was 130 MB more after sixty reconnects.
-    ``MALLOC_ARENA_MAX``, where it is set, knows better.
+    By default glibc has up to eight heaps per core. Memory that is free in one cannot be used by
+    another. A camera that is reopened gets a new thread and with it another heap, until every heap
+    has held a decoder once: with three Full HD cameras that was 130 MB more after sixty reconnects.
+    ``MALLOC_ARENA_MAX`` takes precedence.
     """
     if _MALLOPT is not None and "MALLOC_ARENA_MAX" not in os.environ:
         _MALLOPT(_M_ARENA_MAX, HEAPS)
 
 
 def give_back_memory() -> None:
-    """Give pages on which nothing is stored back to the operating system.
+    """Return unused pages to the operating system.
 
-    By itself glibc gives back only what lies free at the end of a heap, and of a decoder hardly
-    anything does. It takes a few milliseconds, and those pages are taken anew when they are needed:
-    call it when much was freed, and not for every frame.
+    By itself glibc returns only the free end of a heap, where hardly any memory of a decoder is.
+    This takes a few milliseconds, and the pages must be mapped again when they are needed: call it
+    after much was freed, not for every frame.
     """
     if _MALLOC_TRIM is not None:
         _MALLOC_TRIM(0)
 
 
 def _of_libc(name: str, *arguments: type[ctypes.c_int | ctypes.c_size_t]) -> _Function | None:
-    """Return one of glibc's own functions; None with other C libraries, which do without."""
+    """Return a function that only glibc has; None with other C libraries."""
     try:
         function = ctypes.CDLL(None)[name]
     except (AttributeError, OSError, TypeError):

@@ -1,7 +1,8 @@
-"""Health: whether a pipeline does what it is there for, and what is wrong if it does not."""
+"""Health: whether a pipeline works, and the problems if it does not."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Container
 
 import msgspec
@@ -10,20 +11,20 @@ from maskcast.pipeline.sources.state import SourceState
 from maskcast.pipeline.stats import RECORD, SourceStats, Stats
 
 STUCK_AFTER_S = 10.0
-"""A stage that has been at one piece of work for so long does not answer any more."""
+"""A stage that has worked on one item for this many seconds counts as stuck."""
 
 _GOOD_ENDS = frozenset({"end of stream", "limit", "stopped", "removed"})
 
 
 class Health(msgspec.Struct, frozen=True):
-    """What a health check found.
+    """The result of a health check.
 
     Attributes:
-        healthy: whether nothing is wrong.
-        problems: what is, a line each, without credentials.
-        sources: what each source is doing.
-        outputs: ``recording``, or why an output is not written. It is no problem: a restart would
-            not free a full disk, and would end what is published.
+        healthy: whether there are no problems.
+        problems: one line each, without credentials.
+        sources: the state of each source.
+        outputs: ``recording``, or why an output is not written. This is not a problem: a restart
+            would not free a full disk, and would interrupt publishing.
     """
 
     healthy: bool
@@ -32,26 +33,30 @@ class Health(msgspec.Struct, frozen=True):
     outputs: dict[str, str] = msgspec.field(default_factory=dict)
 
 
-def check_health(stats: Stats, optional: Container[str] = ()) -> Health:
-    """Judge a pipeline by its figures.
+def check_health(stats: Stats, optional: Container[str] = (), now_s: float | None = None) -> Health:
+    """Check a pipeline by its figures.
 
-    It is healthy when every source streams or has come to its proper end, and every stage, the
-    engine's above all, gets done what it has begun.
+    It is healthy if every source is streaming or has ended normally, no stage is stuck, and the
+    system's clock can be published.
 
     Args:
-        stats: the figures of this moment.
-        optional: names of sources that may be away.
+        stats: the current figures.
+        optional: names of sources that may be absent.
+        now_s: seconds since 1970 by the system's clock; None for now.
     """
+    now_s = time.time() if now_s is None else now_s
     problems = [
         f"{source.name} is {source.state}" + (f": {source.detail}" if source.detail else "")
         for source in stats.sources
         if source.name not in optional and not _is_well(source)
     ]
     problems += [
-        f"{stage} has been at one piece of work for {at_work_s:.0f} s"
+        f"{stage} has been at work on one item for {at_work_s:.0f} s"
         for stage, at_work_s in stats.at_work_s.items()
         if at_work_s >= STUCK_AFTER_S and stage != RECORD
     ]
+    if now_s < 0:
+        problems.append("the system clock is before 1970: subscribers refuse all messages; set it")
     states = {source.name: str(source.state) for source in stats.sources}
     return Health(not problems, problems, states, _outputs(stats))
 

@@ -11,9 +11,7 @@ from maskcast.pipeline.cli import run
 from maskcast.pipeline.config import Config, make_config
 from maskcast.pipeline.memory import HEAPS, give_back_memory, read_memory
 
-pytestmark = pytest.mark.skipif(
-    platform.libc_ver()[0] != "glibc", reason="other C libraries have none of this"
-)
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this is about glibc")
 
 THREADS_THAT_ALLOCATE = """
 import ctypes, threading
@@ -47,17 +45,17 @@ def heaps_of_threads(environment: dict[str, str]) -> int:
     return ran.stdout.count("<heap nr=")
 
 
-def test_however_many_threads_allocate_they_share_few_heaps(monkeypatch) -> None:
+def test_many_threads_share_few_heaps(monkeypatch) -> None:
     monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
     assert heaps_of_threads(dict(os.environ)) == HEAPS
 
 
-def test_whoever_has_set_a_number_of_heaps_gets_it(monkeypatch) -> None:
+def test_malloc_arena_max_takes_precedence(monkeypatch) -> None:
     monkeypatch.setenv("MALLOC_ARENA_MAX", "3")
     assert heaps_of_threads(dict(os.environ)) == 3
 
 
-def test_memory_that_is_free_between_what_is_held_is_given_back() -> None:
+def test_free_memory_between_used_blocks_is_returned() -> None:
     pieces = [b"x" * 100_000 for _ in range(600)]  # too small to be mapped one by one
     held = pieces[::50]
     before = read_memory().rss_bytes

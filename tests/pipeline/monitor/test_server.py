@@ -127,7 +127,7 @@ def test_an_engine_that_hangs_is_unhealthy(timed_engine, free_port, monkeypatch)
         wait_for(f"{url}/healthz", 200)
         engine.detect_s = 3.0
         found = wait_for(f"{url}/healthz", 503)
-        assert found["problems"][0].startswith("infer has been at one piece of work for ")
+        assert found["problems"][0].startswith("infer has been at work on one item for ")
         engine.detect_s = 0.0
         wait_for(f"{url}/healthz", 200)
 
