@@ -46,24 +46,24 @@ Count = Annotated[int, Meta(ge=1)]
 class SourceConfig(
     msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
 ):
-    """One source of pictures.
+    """One source of frames.
 
     Attributes:
         url: a video file, a directory of images, an image, ``http(s)://``, ``rtsp(s)://``,
             ``/dev/videoN`` or ``test://WIDTHxHEIGHT@FPS``.
-        name: its name in topics and tables; made from ``url`` where absent.
+        name: its name in topics and tables; made from ``url`` if absent.
         policy: ``latest`` (a newer frame replaces one that waits; a file is played at its own
             speed, as a camera would be) or ``block`` (no frame is lost). Live sources have
             ``latest`` by default, files ``block``.
-        every_nth: take only the first picture of every so many.
-        max_fps: take no more than so many pictures per second.
-        fps: frame rate of a folder of images, 25 where absent.
-        loop: begin a file again when it ends.
+        every_nth: process only the first of every N frames.
+        max_fps: process at most this many frames per second.
+        fps: frame rate of a folder of images, 25 by default; not for other sources.
+        loop: start a file again when it ends.
         rtsp_transport: how RTSP carries its packets.
-        open_timeout_s: how long the source may take to answer.
-        read_timeout_s: a source that has answered and is silent for so long is opened anew.
+        open_timeout_s: how long the source may take to answer, seconds.
+        read_timeout_s: reconnect a live source after this many seconds without data.
         track: give instances track ids; on by default for video, off for images.
-        required: whether ``/healthz`` calls the pipeline ill while this source does not stream.
+        required: whether ``/healthz`` reports 503 while this source does not stream.
     """
 
     url: Annotated[str, Meta(min_length=1, max_length=MAX_URL_LENGTH)]

@@ -1,4 +1,4 @@
-"""Inbox: where items wait for a stage, and what happens when it is full."""
+"""Inbox: a bounded queue with a policy for when it is full."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ T = TypeVar("T")
 
 
 class InboxClosed(Exception):  # noqa: N818 - an end, not an error
-    """Nothing more will come: the inbox is closed and empty."""
+    """The inbox is closed and empty."""
 
 
 class Inbox(Generic[T]):
     """A bounded queue between two threads.
 
-    With the policy ``block`` a full inbox lets ``put`` wait. With ``latest`` the oldest item that
-    waits is replaced, so that what is taken is never old. Every item that is put is either taken or
-    handed to ``on_drop``, once.
+    With the policy ``block`` ``put`` waits while the inbox is full. With ``latest`` it replaces the
+    oldest item, so that the item that is taken is recent. Every item that is put is either taken or
+    passed to ``on_drop``, once.
 
     Args:
-        capacity: how many items wait at most.
-        policy: what a full inbox does.
-        on_drop: called with an item that nobody will take and the reason, ``replaced`` or
-            ``stopped``, on the thread that caused it, outside of all locks.
-        changed: the condition to wait on; several inboxes share one to be waited for together.
+        capacity: maximum number of waiting items.
+        policy: what ``put`` does when the inbox is full.
+        on_drop: called with an item that is dropped and the reason, ``replaced`` or ``stopped``, on
+            the thread that caused it, outside of all locks.
+        changed: the condition to wait on; inboxes that are waited for together share one. Its lock
+            must be re-entrant, as it is by default: ``RoundRobin`` takes from an inbox under it.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Inbox(Generic[T]):
 
     @property
     def waiting(self) -> int:
-        """How many items wait, events not counted."""
+        """Number of waiting items, events not counted."""
         return self._droppable
 
     @property
@@ -79,7 +80,7 @@ class Inbox(Generic[T]):
         return accepted
 
     def post(self, item: T) -> bool:
-        """Add an item that takes no room and is never dropped: an event. False when closed."""
+        """Add an event: it needs no capacity and is never dropped. Return False when closed."""
         with self._changed:
             if self._closed:
                 return False
@@ -92,7 +93,7 @@ class Inbox(Generic[T]):
         alike: Callable[[T, T], bool] | None = None,
         timeout_s: float | None = None,
     ) -> list[T]:
-        """Wait for an item; return it and those right behind it that are ``alike`` it.
+        """Wait for an item; return it and the items directly behind it that are ``alike``.
 
         Never waits for a second item. Returns an empty list after ``timeout_s``.
 
@@ -114,12 +115,12 @@ class Inbox(Generic[T]):
             return taken
 
     def wait_for_capacity(self) -> None:
-        """Wait until ``put`` would not wait, or the inbox is closed."""
+        """Wait until ``put`` would return at once."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._droppable < self.capacity)
 
     def add_last(self, item: T) -> None:
-        """Add an event behind everything else, even if the inbox is closed."""
+        """Add an event at the end, even if the inbox is closed."""
         with self._changed:
             self._add(item, droppable=False)
 
@@ -131,11 +132,11 @@ class Inbox(Generic[T]):
             self._changed.notify_all()
 
     def close(self, last: T | None = None, *, discard: bool = False) -> bool:
-        """Take nothing more in. What waits can still be taken. False when it was closed already.
+        """Accept no more items; waiting ones can still be taken. Return False if already closed.
 
         Args:
             last: an event that is added as the last item, unless it is closed already.
-            discard: drop what waits, except events.
+            discard: drop the waiting items, except events.
         """
         with self._changed:
             first_time = not self._closed
@@ -148,7 +149,7 @@ class Inbox(Generic[T]):
         return first_time
 
     def discard(self) -> None:
-        """Drop what waits; events stay."""
+        """Drop the waiting items, except events."""
         with self._changed:
             dropped = self._remove_droppable()
             self._changed.notify_all()
@@ -184,17 +185,17 @@ class Inbox(Generic[T]):
 
 
 class RoundRobin(Generic[T]):
-    """Takes from many inboxes in turn, so that a busy source does not starve the others.
+    """Takes from several inboxes in turn, so that a busy source does not starve the others.
 
-    Inboxes may come at any time; one that is closed and empty is let go. The inboxes must share
+    Inboxes may be added at any time; one that is closed and empty is removed. All must share
     ``changed``.
 
     Args:
         inboxes: the first ones.
-        changed: the condition of them all.
-        open_end: wait for further inboxes when all are closed and empty, until ``close``.
-        is_held: while it returns True, items of inboxes with the policy ``block`` stay where they
-            are. It is called under ``changed`` and evaluated again when that is notified.
+        changed: the condition that all inboxes share.
+        open_end: when all are closed and empty, wait for further ones, until ``close``.
+        is_held: while it returns True, nothing is taken from inboxes with the policy ``block``. It
+            is called under ``changed`` and evaluated again when that is notified.
     """
 
     def __init__(
@@ -213,7 +214,7 @@ class RoundRobin(Generic[T]):
         self._next = 0
 
     def add(self, inbox: Inbox[T]) -> bool:
-        """Take from one more inbox, or from one again. False where the end has come already."""
+        """Add an inbox, or one that was removed. Return False if the end was reached before."""
         with self._changed:
             if not self._is_over and inbox not in self._inboxes:
                 self._inboxes.append(inbox)
@@ -221,14 +222,14 @@ class RoundRobin(Generic[T]):
             return not self._is_over
 
     def close(self) -> None:
-        """Let the end come when all inboxes are closed and empty."""
+        """End when all inboxes are closed and empty."""
         with self._changed:
             self._open_end = False
             self._changed.notify_all()
 
     @property
     def waiting(self) -> int:
-        """How many items wait in all of them, events not counted."""
+        """Number of waiting items in all inboxes, events not counted."""
         return sum(inbox.waiting for inbox in self._inboxes)
 
     def take(
@@ -237,17 +238,17 @@ class RoundRobin(Generic[T]):
         alike: Callable[[T, T], bool] | None = None,
         timeout_s: float | None = None,
     ) -> list[T]:
-        """Take from the first inbox that holds something, beginning behind the last one taken from.
+        """Take from the next inbox that is not empty, starting after the last one taken from.
 
-        Arguments as of ``Inbox.take``.
+        Arguments as in ``Inbox.take``.
 
         Raises:
-            InboxClosed: all are closed and empty, and no further ones are waited for.
+            InboxClosed: all are closed and empty, and none is expected (``open_end``).
         """
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         with self._changed:
             while True:
-                self._let_go_of_drained()
+                self._remove_drained()
                 for step in range(len(self._inboxes)):
                     place = (self._next + step) % len(self._inboxes)
                     inbox = self._inboxes[place]
@@ -263,11 +264,11 @@ class RoundRobin(Generic[T]):
                 self._changed.wait(left_s)
 
     def _stays(self, inbox: Inbox[T]) -> bool:
-        """Tell whether what waits in an inbox is held; events alone never are."""
+        """Tell whether the items of an inbox are held; events alone never are."""
         return inbox.policy == "block" and inbox.waiting > 0 and self._is_held()
 
-    def _let_go_of_drained(self) -> None:
-        """Forget inboxes from which nothing will come; whose turn it is does not change."""
+    def _remove_drained(self) -> None:
+        """Remove inboxes that are closed and empty; the order of the others does not change."""
         if any(inbox.is_drained for inbox in self._inboxes):
             behind = [inbox for inbox in self._inboxes[self._next :] if not inbox.is_drained]
             before = [inbox for inbox in self._inboxes[: self._next] if not inbox.is_drained]

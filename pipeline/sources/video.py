@@ -140,7 +140,7 @@ class VideoSource(Source):
         stream = container.streams.video[0]
         # PyAV's types do not say that it has no codec context without a decoder.
         if getattr(stream, "codec_context", None) is None:
-            raise InputError(f"{url}: FFmpeg has no decoder for this video; convert it to H.264")
+            raise InputError(f"{url}: FFmpeg has no decoder for this video; use H.264, for example")
         if problem := oversize(stream.width, stream.height):
             raise InputError(f"{url}: {problem}")
         self.live = not is_local(config.url) and not _is_finite(container)

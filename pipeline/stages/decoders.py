@@ -33,7 +33,7 @@ class _Member:
     Attributes:
         added: it was added by ``add``; its errors are not errors of the run.
         removed: it was removed by ``remove``.
-        told: its removal has been published, after its last frame.
+        is_published: its removal has been published, after its last frame.
         reported: the log says that it could not be read.
     """
 
@@ -41,7 +41,7 @@ class _Member:
     inbox: Inbox[Frame | Event]
     added: bool = False
     removed: bool = False
-    told: bool = False
+    is_published: bool = False
     reported: bool = False
 
 
@@ -168,7 +168,7 @@ class Decoders:
         """Note that the last message of a removed source is published."""
         with self._lock:
             if (member := self._members.get(name)) is not None:
-                member.told = True
+                member.is_published = True
         self.review()
 
     def review(self) -> None:
@@ -181,7 +181,7 @@ class Decoders:
             gone = [
                 name
                 for name, member in self._members.items()
-                if member.told and member.decoder.has_returned
+                if member.is_published and member.decoder.has_returned
             ]
             for name in gone:
                 del self._members[name]
