@@ -121,4 +121,4 @@ def test_a_secret_that_others_can_read_stops_the_pipeline_and_the_watcher(
 def test_keys_are_given_to_run_by_flags_both_or_neither(folder: Path) -> None:
     code, _, errors = run(folder, "run", "test://64x48@25", "--secret-key", "server.key_secret")
     assert code == 2
-    assert errors == "maskcast: publish.curve: 'allowed_clients' is missing\n"
+    assert errors == "maskcast: --secret-key and --allowed-clients go together; give both\n"
