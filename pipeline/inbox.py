@@ -254,6 +254,7 @@ class RoundRobin(Generic[T]):
                     inbox = self._inboxes[place]
                     if len(inbox) and not self._stays(inbox):
                         self._next = place + 1
+                        # Takes ``changed`` a second time: a Condition's own lock is re-entrant.
                         return inbox.take(limit, alike)
                 if not self._inboxes and not self._open_end:
                     self._is_over = True

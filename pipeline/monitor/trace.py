@@ -1,4 +1,4 @@
-"""Trace: every frame's way through the stages, as a file that Perfetto and Chrome show."""
+"""Trace: every frame's path through the stages, as a file for Perfetto and Chrome."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from maskcast.pipeline.frame import STAGES, Frame, Timeline
 from maskcast.pipeline.stats import RECORD
 
 MOST_FRAMES = 50_000
-"""So many of the last frames are kept: about 50 MB."""
+"""Number of frames that are kept, the last ones: about 50 MB."""
 
 _PROCESS = 1
 
@@ -26,15 +26,15 @@ TraceEvent = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """One frame's way, after its end.
+    """One frame's path, after its end.
 
     Attributes:
         source: the source's name.
-        index: which picture of the source it is, from 0.
-        seq: its message's number, from 0; None where it was dropped.
+        index: the frame's index in the source, from 0.
+        seq: the number of its message, from 0; None if it was dropped.
         timeline: when each stage worked on it.
         left_ns: when it was published or dropped, ``time.monotonic_ns``.
-        drop: the stage before which it was lost, and the reason; None where it was published.
+        drop: the stage before which it was dropped, and the reason; None if it was published.
     """
 
     source: str
@@ -46,23 +46,20 @@ class Passage:
 
 
 class Trace:
-    """Keeps the last frames' timelines: it looks at what was measured and measures nothing itself.
-
-    It is a pipeline's ``witness``.
-    """
+    """Keeps the timelines of the last frames. Used as a pipeline's ``witness``."""
 
     def __init__(self) -> None:
         self._passages: deque[Passage] = deque(maxlen=MOST_FRAMES)
 
     def published(self, frame: Frame, seq: int) -> None:
-        """Keep a frame that was published."""
+        """Keep a published frame."""
         left_ns = frame.timeline.end_ns["publish"]
         self._passages.append(
             Passage(frame.source, frame.index, seq, frame.timeline, left_ns, None)
         )
 
     def dropped(self, frame: Frame, stage: str, reason: str) -> None:
-        """Keep a frame that was lost."""
+        """Keep a dropped frame."""
         left_ns = time.monotonic_ns()
         self._passages.append(
             Passage(frame.source, frame.index, None, frame.timeline, left_ns, (stage, reason))
@@ -70,7 +67,7 @@ class Trace:
 
     @property
     def passages(self) -> list[Passage]:
-        """What was kept, in the order in which the frames left."""
+        """The frames in the order in which they were published or dropped."""
         return list(self._passages)
 
 
@@ -78,17 +75,17 @@ def write_trace(path: Path, passages: Sequence[Passage]) -> None:
     """Write a file for https://ui.perfetto.dev or ``chrome://tracing``.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     document = {"traceEvents": list(trace_events(passages)), "displayTimeUnit": "ms"}
     path.write_bytes(msgspec.json.encode(document))
 
 
 def trace_events(passages: Sequence[Passage]) -> Iterator[TraceEvent]:
-    """Yield a track for each stage's thread with a slice for each frame, and the queues' depths.
+    """Yield a track per thread with a slice per frame, and the depth of each queue.
 
-    An arrow leads from slice to slice of one frame. Frames of one batch lie upon one another in
-    ``infer`` and ``masks``. Times are microseconds from the first frame's capture.
+    Arrows connect the slices of a frame. Frames of one batch overlap in ``infer`` and ``masks``.
+    Times are microseconds since the first frame's decoding began.
     """
     tracks = _tracks(passages)
     base_ns = min((passage.timeline.start_ns["decode"] for passage in passages), default=0)
@@ -103,7 +100,7 @@ def trace_events(passages: Sequence[Passage]) -> Iterator[TraceEvent]:
 
 
 def _tracks(passages: Sequence[Passage]) -> dict[str, int]:
-    """Give each track a number: first a decoder for each source, then the stages."""
+    """Return a number for each track: first the sources' decoders, then the stages."""
     sources = dict.fromkeys(passage.source for passage in passages)
     names = [*(f"decode {source}" for source in sources), *STAGES[1:]]
     if any(RECORD in passage.timeline.end_ns for passage in passages):
@@ -158,10 +155,10 @@ def _track(stage: str, source: str) -> str:
 
 
 def _depth_events(passages: Sequence[Passage], base_ns: int) -> Iterator[TraceEvent]:
-    """Yield how many frames wait before each stage, whenever that changes.
+    """Yield the number of frames that wait before each stage, whenever it changes.
 
-    A frame waits from the end of one stage's work to the beginning of the next one's, or until it
-    is dropped: what a decoder holds while the inbox is full is counted too.
+    A frame waits from the end of one stage's work to the start of the next one's, or until it is
+    dropped. Frames that a decoder holds while the inbox is full are included.
     """
     for before, stage in pairwise(STAGES):
         changes: Counter[int] = Counter()
