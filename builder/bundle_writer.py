@@ -1,4 +1,4 @@
-"""A bundle's folder while it is written: it appears when it is complete, or not at all."""
+"""Bundle writer: a bundle's folder appears when it is complete, or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from maskcast.engines.errors import InputError
 
 
 def check_bundle_folder(out: Path) -> None:
-    """Refuse a folder that holds something else than a bundle.
+    """Refuse to write to a folder that holds anything but a bundle.
 
     Raises:
         InputError: it does.
@@ -27,7 +27,7 @@ def check_bundle_folder(out: Path) -> None:
 
 @contextmanager
 def new_bundle(out: Path) -> Iterator[Path]:
-    """Give an empty folder to write a bundle to; it takes the place of ``out`` at the end.
+    """Yield an empty folder to write a bundle to; it replaces ``out`` at the end.
 
     Raises:
         InputError: ``out`` cannot be written.
@@ -56,7 +56,7 @@ def _put_in_place(folder: Path, out: Path) -> None:
     if not out.exists():
         folder.rename(out)
         return
-    # A folder cannot be swapped for another in one step; the old one is whole until the last.
+    # Two folders cannot be swapped in one step: the old one is moved away, not changed.
     old = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     out.rename(old / out.name)
     try:

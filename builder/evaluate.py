@@ -61,7 +61,7 @@ def evaluate(
         images: folder of the images.
         annotations: COCO's JSON.
         labels: names of the labels 1, 2, ...
-        with_masks: score masks too.
+        with_masks: score masks too, unless all annotations have boxes only.
         threshold: score, 0..1, to report an ``OperatingPoint`` for.
         limit: use only the first N images.
         track: wraps the list of images, to show progress.
@@ -88,6 +88,8 @@ def evaluate(
     for annotation in content["annotations"]:
         if annotation["category_id"] in label_of_category:
             annotated[annotation["image_id"]].append(annotation)
+    masks = [bool(a.get("segmentation")) for entries in annotated.values() for a in entries]
+    with_masks = with_masks and (any(masks) or not masks)
     chosen = content["images"][:limit]
     truth: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
@@ -130,7 +132,7 @@ def _truth(
     if with_masks:
         if not annotation.get("segmentation"):
             raise InputError(
-                f"{path}: annotation {annotation['id']} has no mask; score boxes alone"
+                f"{path}: annotation {annotation['id']} has no mask, others have; add it"
             )
         record["segmentation"] = encode_mask(annotation, *size, path)
     return record

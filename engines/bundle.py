@@ -198,6 +198,8 @@ def read_manifest(path: Path) -> Manifest:
             content = opened.read(_LARGEST_MANIFEST + 1)
     except (FileNotFoundError, NotADirectoryError):
         reason = f"holds no {MANIFEST}" if path.is_dir() else "no such folder"
+        if path.is_file():
+            raise InputError(f"{path}: a file, not a bundle; give the bundle's folder") from None
         raise InputError(
             f"{path}: not a bundle ({reason}); build one with `maskcast build`"
         ) from None

@@ -1,6 +1,6 @@
-"""Checkpoints: weights on disk, of ours, of torchvision and of detectron2.
+"""Checkpoints: weights on disk, in the formats of maskcast, torchvision and detectron2.
 
-Nothing that a checkpoint holds is executed.
+Nothing in a checkpoint is executed.
 """
 
 import pickle
@@ -24,7 +24,7 @@ from maskcast.engines.errors import InputError
 
 FORMAT = 1
 
-# torchvision's checkpoints by name, and the preset that each is of.
+# torchvision's checkpoints by name, and the preset of each.
 _TORCHVISION = {
     "maskrcnn_resnet50_fpn/COCO_V1": "resnet50-fpn",
     "maskrcnn_resnet50_fpn_v2/COCO_V1": "resnet50-fpn-v2",
@@ -34,15 +34,15 @@ _TORCHVISION = {
 
 
 def load_checkpoint(source: str | Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
-    """Load a checkpoint of any known kind, recognised by what it holds.
+    """Load a checkpoint of any known format, recognised by its content.
 
     Args:
-        source: the file of a model of ours (``model.pth``), of weights of torchvision (``.pth``) or
-            of detectron2 (``.pkl``, ``.pth``); or the name of torchvision weights, which are then
+        source: a file of ``maskcast train`` (``model.pth``), of torchvision's weights (``.pth``) or
+            of detectron2's (``.pkl``, ``.pth``); or the name of torchvision weights, which are then
             downloaded: ``maskrcnn_resnet50_fpn/COCO_V1``, or with ``_v2``, or ``fasterrcnn``.
 
     Returns:
-        The configuration and the state of the network that ``build_network`` makes of it.
+        The configuration for ``build_network`` and the state of the network.
 
     Raises:
         InputError: there is no such file or name, or it is damaged or of another architecture.
@@ -52,7 +52,7 @@ def load_checkpoint(source: str | Path) -> tuple[NetworkConfig, dict[str, Tensor
 
 
 def load_network(source: str | Path) -> tuple[NetworkConfig, Any]:
-    """Do as ``load_checkpoint`` and return the network itself, in evaluation mode."""
+    """Load a checkpoint, as ``load_checkpoint``, into a network in evaluation mode."""
     if str(source) in _TORCHVISION:
         config, state = _download(str(source))
     else:
@@ -114,10 +114,10 @@ def _recognise(content: dict[str, Any], path: Path) -> tuple[NetworkConfig, dict
 
 
 def _torchvision_config(state: dict[str, Tensor]) -> NetworkConfig:
-    """Tells from the weights which of torchvision's networks they belong to.
+    """Recognise torchvision's network by its weights.
 
-    torchvision's COCO_V1 weights of the first version were trained with frozen batch norms that add
-    nothing to the variance, its later ones with 1e-5. They have 91 classes and are known by that.
+    torchvision's first COCO_V1 weights were trained with frozen batch norms that add nothing to the
+    variance, its later ones with 1e-5. They are recognised by their 91 classes.
     """
     is_v2 = "backbone.fpn.inner_blocks.0.1.weight" in state
     preset = "resnet50-fpn-v2" if is_v2 else "resnet50-fpn"
@@ -136,13 +136,13 @@ def _torchvision_config(state: dict[str, Tensor]) -> NetworkConfig:
 def save_model(
     path: Path, config: NetworkConfig, state: dict[str, Tensor], training: dict[str, Any]
 ) -> None:
-    """Write a model of ours: tensors and builtins only.
+    """Write a model in maskcast's format: tensors and builtins only.
 
     Args:
         path: file to write.
         config: of the network.
         state: its weights.
-        training: builtins that tell how it was trained and how well it does.
+        training: builtins that describe how it was trained and its scores.
     """
     content = {
         "format": FORMAT,
@@ -155,7 +155,7 @@ def save_model(
 
 
 def write_atomically(content: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint so that the old one stays until the new one is complete."""
+    """Write a checkpoint; an old one stays until the new one is complete."""
     partial = path.with_name(path.name + ".partial")
     torch.save(content, partial)
     partial.replace(path)
@@ -188,10 +188,10 @@ def _unreadable(error: Exception) -> str:
 
 
 def load_matching(network: Any, state: dict[str, Tensor]) -> list[str]:
-    """Start a network from weights that may be of other classes.
+    """Load the weights that fit into a network that may have other classes.
 
     Returns:
-        The names of the network's weights that ``state`` does not have in their shape.
+        The names of the network's weights that ``state`` lacks or has in another shape.
     """
     own = network.state_dict()
     fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
@@ -200,17 +200,17 @@ def load_matching(network: Any, state: dict[str, Tensor]) -> list[str]:
 
 
 def load_bundle_weights(network: Any, bundle: Bundle) -> None:
-    """Give a network the weights of a bundle that was built of one like it.
+    """Load the weights of a bundle into a network of the same kind.
 
-    Those of an int8 bundle are as it rounded them; where it holds convolutions with their
-    normalisation folded in, the network's own normalisations are set to do nothing.
+    The weights of an int8 bundle are rounded. If normalisations are folded into its convolutions,
+    those of the network are set to the identity.
 
     Args:
         network: from ``maskcast.builder.network.network.build_network``.
         bundle: of any backend and precision.
 
     Raises:
-        InputError: the bundle is of another network.
+        InputError: the bundle was built from another network.
     """
     state: dict[str, Tensor] = {}
     for path in filter(None, (bundle.detector, bundle.segmenter)):
@@ -226,10 +226,10 @@ def load_bundle_weights(network: Any, bundle: Bundle) -> None:
     wanted = {key for key in network.state_dict() if not key.endswith("num_batches_tracked")}
     if wanted != state.keys():
         different = min(wanted ^ state.keys())
-        raise InputError(f"{bundle.path}: of another network, {different!r} tells them apart")
+        raise InputError(f"{bundle.path}: of another network, they differ in {different!r}")
     try:
         network.load_state_dict(state, strict=False)
-    except RuntimeError as error:  # torch's word for tensors of another shape
+    except RuntimeError as error:  # tensors of another shape
         raise InputError(
             f"{bundle.path}: of another network ({str(error).splitlines()[-1].strip()})"
         ) from None

@@ -65,16 +65,14 @@ def convert(state: dict[str, Any]) -> tuple[NetworkConfig, dict[str, Tensor]]:
     """
     try:
         tensors = {
-            _rename(key): torch.as_tensor(np.array(value))
-            for key, value in state.items()
-            if not _IGNORED.search(key)
+            _rename(key): _tensor(value) for key, value in state.items() if not _IGNORED.search(key)
         }
         stem = tensors["backbone.body.conv1.weight"]
         tensors["backbone.body.conv1.weight"] = stem.flip(1).contiguous()
         _put_background_first(tensors)
         labels = _labels(len(tensors["roi_heads.box_predictor.cls_score.bias"]) - 1)
-        mean = np.reshape(state.get("pixel_mean", _PIXEL_MEAN), 3)[::-1] / 255
-        std = np.reshape(state.get("pixel_std", _PIXEL_STD), 3)[::-1] / 255
+        mean = _tensor(state.get("pixel_mean", _PIXEL_MEAN)).reshape(3).flip(0).tolist()
+        std = _tensor(state.get("pixel_std", _PIXEL_STD)).reshape(3).flip(0).tolist()
     except KeyError as error:
         raise InputError(
             f"not a ResNet-FPN R-CNN of detectron2, it has no {error.args[0]}"
@@ -88,12 +86,16 @@ def convert(state: dict[str, Any]) -> tuple[NetworkConfig, dict[str, Tensor]]:
         with_masks="roi_heads.mask_predictor.mask_fcn_logits.weight" in tensors,
         backbone="resnet101" if is_resnet101 else "resnet50",
         stride_in_1x1=True,
-        image_mean=(float(mean[0]), float(mean[1]), float(mean[2])),
-        image_std=(float(std[0]), float(std[1]), float(std[2])),
+        image_mean=(mean[0] / 255, mean[1] / 255, mean[2] / 255),
+        image_std=(std[0] / 255, std[1] / 255, std[2] / 255),
         anchors_rounded=False,
         roi_align_aligned=True,
     )
     return config, tensors
+
+
+def _tensor(value: Any) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.as_tensor(np.array(value))
 
 
 def _rename(key: str) -> str:

@@ -30,7 +30,7 @@ SEGMENTER_INPUTS = ("p2", "p3", "p4", "p5", "boxes", "labels", "batch_index")
 SEGMENTER_OUTPUTS = ("masks",)
 
 _IR_VERSION = 10
-"""Of ONNX 1.16 and onnxruntime 1.18; the exporter would ask for the newest."""
+"""Of ONNX 1.16 and onnxruntime 1.18; the exporter would require the newest."""
 
 _STRIDES = (4, 8, 16, 32)
 
@@ -41,7 +41,7 @@ def export_detector(model: Any) -> ModelProto:
     Batch, height and width are dynamic; the sides are multiples of 32, from 64.
 
     Raises:
-        InputError: the model's pyramid is another one than P2 to P6.
+        InputError: the model's pyramid is not P2 to P6.
     """
     batch, rows, columns = _dimension("batch"), _dimension("h"), _dimension("w")
     graph = _export(
@@ -77,8 +77,8 @@ def export_segmenter(model: Any) -> ModelProto:
 
 
 def _dimension(name: str) -> Any:
-    # Sizes of 0 and 1 are never symbolic in torch.export; the example inputs avoid them, and
-    # batches and boxes of 1 (not sides) work all the same.
+    # Sizes of 0 and 1 are never symbolic in torch.export; the example inputs avoid them. Batches
+    # and box counts of 1 work nevertheless, sides of 1 do not.
     return Dim(name, min=2 if name in "hw" else 1)
 
 
@@ -94,7 +94,7 @@ def _export(
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's, about its own insides
+            warnings.simplefilter("ignore")  # about the exporter's own code
             program = torch.onnx.export(
                 module.eval(),
                 example,
@@ -122,7 +122,7 @@ def _export(
 
 
 def _name_sides(graph: ModelProto) -> None:
-    """Call the input's sides h and w in outputs too, where the exporter has numbered symbols."""
+    """Name the input's sides h and w in outputs too, where the exporter numbered its symbols."""
     *_, p5 = graph.graph.output
     symbols = [side.dim_param for side in p5.type.tensor_type.shape.dim[2:]]
     for value in [*graph.graph.output, *graph.graph.value_info]:
@@ -133,10 +133,10 @@ def _name_sides(graph: ModelProto) -> None:
 
 
 def _simplify(model: onnx_ir.Model, keep: set[str]) -> None:
-    """Folds shape arithmetic into constants, in place, but leaves the weights ``keep`` alone.
+    """Fold shape arithmetic into constants, in place, but keep the weights named in ``keep``.
 
-    The exporter's own optimisation would fuse batch norms into convolutions: the backends do that
-    too, and a graph that still has its weights can be turned back into a model.
+    The exporter's own optimisation would fuse batch norms into convolutions. The backends do that
+    too, and a graph with its original weights can be converted back to a network.
     """
 
     def uses_weights(node: onnx_ir.Node) -> bool | None:

@@ -18,10 +18,10 @@ from maskcast.builder.graph.nodes import drop_unused_initializers, get_attribute
 from maskcast.builder.graph.size import FEATURES
 
 _COMPUTES = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
-# These only carry values on, or move them within the range of their inputs. Transpose and Gather
-# are left out on purpose: behind the last layer of each head they are the first step to float32.
+# These pass values on, or keep them within the range of their inputs. Transpose and Gather are left
+# out on purpose: after the last layer of each head they are the first step in float32.
 CARRIES = {"Add", "Clip", "Flatten", "MaxPool", "Mul", "Pad", "Relu", "Reshape", "Resize"}
-# Inputs that are shapes, scales, axes: never cast.
+# Inputs that are shapes, scales or axes are never cast.
 _INTEGER_OR_FLOAT32_INPUTS = {"Resize": (1, 2, 3), "Reshape": (1,), "Pad": (1, 3)}
 _HALF_MAX = float(np.finfo(np.float16).max)
 
@@ -29,8 +29,7 @@ _HALF_MAX = float(np.finfo(np.float16).max)
 def compute_in_float16(model: ModelProto) -> None:
     """Make convolutions, matrix products and the features compute in float16.
 
-    Call it behind ``fold_layers``. A weight outside of float16's range
-    keeps its node in float32.
+    Call it after ``fold_layers``. A node with a weight outside of float16's range stays float32.
     """
     graph = model.graph
     floats = {t.name: t for t in graph.initializer if t.data_type == TensorProto.FLOAT}
@@ -40,7 +39,7 @@ def compute_in_float16(model: ModelProto) -> None:
     cast: set[str] = set()
 
     def in_type(name: str, is_half: bool) -> str:
-        """Name of a value in the type that is wanted; writes the cast at its first use."""
+        """Return the name of a value in a type; write the cast at its first use."""
         if not name or is_half == (name in half):
             return name
         other = f"{name}/{'float16' if is_half else 'float32'}"
@@ -77,7 +76,7 @@ def compute_in_float16(model: ModelProto) -> None:
 def _fits_half(
     node: NodeProto, data: Sequence[int], half: set[str], floats: Mapping[str, TensorProto]
 ) -> bool:
-    """Whether a node can compute in float16."""
+    """Return whether a node can compute in float16."""
     if node.op_type == "MultiscaleRoiAlign":
         return node.input[0] in half
     if node.op_type in CARRIES:
@@ -99,12 +98,12 @@ def _data_inputs(node: NodeProto) -> Iterator[int]:
 
 
 def _is_rois(node: NodeProto, index: int) -> bool:
-    """RoIAlign's boxes: float32 always, half a pixel at 1344 is more than float16 resolves."""
+    """Return whether an input is RoIAlign's boxes: at 1344, float16 cannot resolve half a pixel."""
     return node.op_type == "MultiscaleRoiAlign" and index >= len(FEATURES)
 
 
 def _integer_values(model: ModelProto) -> set[str]:
-    """Names of the values that are no floats: indices, shapes, conditions."""
+    """Return the names of the values that are not floats: indices, shapes, conditions."""
     inferred = onnx.shape_inference.infer_shapes(model)
     floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
     known: list[Any] = [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]

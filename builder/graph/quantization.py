@@ -1,8 +1,8 @@
-"""Post-training int8: ranges from the user's pictures, written into the graph as Q/DQ nodes.
+"""Post-training int8: ranges found on the user's images, written into the graph as Q/DQ nodes.
 
-Weights are symmetric, one scale an output channel; activations symmetric, one scale a tensor: what
-TensorRT and OpenVINO both take, so that one graph serves them all. The last layer of each head
-stays in float: its error would go straight into boxes, scores and outlines.
+Weights are symmetric with one scale per output channel, activations symmetric with one scale per
+tensor: TensorRT and OpenVINO both accept that, so one graph serves every backend. The last layer of
+each head stays float32: its error would go straight into boxes, scores and outlines.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from maskcast.engines.image import NetworkImage
 Sample = Mapping[str, NDArray[Any]]
 
 PERCENTILE = 99.99
-"""Of the absolute values of an activation; what lies above is clipped."""
+"""Of the absolute values of an activation; larger values are clipped."""
 _QUANTISED = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0}
-"""What is computed in int8, and which axis of its weights counts the output channels."""
+"""Operators computed in int8, and the axis of the output channels in their weights."""
 _LEVELS = 127
 _SHARES = {"Add", "MaxPool", "Resize"}
-"""What reads a quantised value through its Q/DQ as well: else a runtime must keep it twice."""
+"""Operators that read a quantised value through its Q/DQ too, so that a runtime keeps one copy."""
 
 
 def quantise(model: ModelProto, samples: Iterable[Sample]) -> None:
     """Write Q/DQ nodes around convolutions and products, in place.
 
     Args:
-        model: float32, behind ``maskcast.builder.graph.folding.fold_layers``.
-        samples: inputs of the graph; their activations give the ranges.
+        model: float32, after ``maskcast.builder.graph.folding.fold_layers``.
+        samples: inputs of the graph; their activations define the ranges.
 
     Raises:
         InputError: there is no sample.
@@ -77,12 +77,12 @@ def quantise(model: ModelProto, samples: Iterable[Sample]) -> None:
 
 
 def is_quantised(model: ModelProto) -> bool:
-    """Tell whether a graph holds Q/DQ nodes."""
+    """Return whether a graph has Q/DQ nodes."""
     return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
 
 
 def dequantise(model: ModelProto) -> None:
-    """Undo ``quantise``, in place, but for the rounding of the weights."""
+    """Undo ``quantise``, in place, except the rounding of the weights."""
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     source: dict[str, str] = {}
     nodes = []
@@ -111,9 +111,9 @@ def quantise_graphs(graphs: Mapping[str, ModelProto], images: Iterable[NetworkIm
     """Quantise a model's graphs, in place.
 
     Args:
-        graphs: ``detector`` and, where there are masks, ``segmenter``; float32, as exported, or
-            quantised already: their ranges are then found anew.
-        images: pictures like those that the model will see, 32 or more; any size.
+        graphs: ``detector`` and, with masks, ``segmenter``; float32, as exported, or quantised,
+            in which case their ranges are replaced.
+        images: like those that the model will see, 32 or more, of any size.
 
     Raises:
         InputError: there is no image.
@@ -141,7 +141,7 @@ def restore_float(model: ModelProto) -> None:
 
 
 def _segmenter_samples(detector: ModelProto, samples: Iterable[Sample]) -> Iterable[Sample]:
-    """Give what the detector finds, unlikely boxes included; of an empty picture, all of it."""
+    """Yield what the detector finds, boxes of low scores included, or else the whole image."""
     session = _session(detector)
     names = [output.name for output in detector.graph.output]
     for sample in samples:
@@ -194,7 +194,7 @@ def _targets(model: ModelProto) -> list[NodeProto]:
 def _shortcuts(model: ModelProto, targets: list[NodeProto]) -> set[str]:
     """Values of convolutions that are added to another's: one side in int8 lets the sum be fused.
 
-    Where the shortcut of a residual block is what the block reads it is quantised already.
+    The shortcut of a residual block that is the block's input is quantised already.
     """
     computed = {node.output[0] for node in targets if node.op_type == "Conv"}
     computed -= {node.input[0] for node in targets}
@@ -222,14 +222,14 @@ def _ranges(model: ModelProto, names: set[str], samples: Iterable[Sample]) -> di
             if values.size:
                 ranges[name] = max(ranges[name], float(np.percentile(values, PERCENTILE)))
     if count == 0:
-        raise InputError("int8 needs pictures to calibrate with, and there is none")
+        raise InputError("int8: there is no image to find the ranges on; give a few dozen")
     return ranges
 
 
 def _session(model: ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    # Fusions may take away the values that are watched.
+    # Fusions could remove the values that are watched.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]

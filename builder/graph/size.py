@@ -12,10 +12,9 @@ FEATURES = ("p2", "p3", "p4", "p5")
 
 
 def fix_size(model: ModelProto, height: int, width: int) -> None:
-    """Give the inputs their height and width, so that a backend can fold what depends on them.
+    """Fix the size of the network's input, so that a backend can fold what depends on it.
 
-    The batch and the number of boxes stay dynamic. ``height`` and ``width`` are the network's
-    input's; features are smaller by their strides, 4 to 32.
+    Features are smaller by their strides, 4 to 32. The batch and the number of boxes stay dynamic.
     """
     for value in model.graph.input:
         if value.name == "images":
@@ -27,7 +26,7 @@ def fix_size(model: ModelProto, height: int, width: int) -> None:
             continue
         for dim, side in zip(value.type.tensor_type.shape.dim[2:], sides, strict=True):
             dim.dim_value = side
-    # What was inferred for dynamic sides no longer holds.
+    # Shapes that were inferred for dynamic sides no longer hold.
     del model.graph.value_info[:]
     for value in model.graph.output:
         if value.name in FEATURES:
@@ -37,7 +36,7 @@ def fix_size(model: ModelProto, height: int, width: int) -> None:
 
 
 def fold_shapes(model: ModelProto) -> None:
-    """Compute ahead what depends on constants and known sizes only: anchors, grids, shapes."""
+    """Fold what depends on constants and known sizes only: anchors, grids, shapes."""
     graph = onnx_ir.from_proto(model)
     # Anchors of the finest level at 800x1344 are 200 * 336 * 3 boxes: 3.2 MB.
     fold_constants(

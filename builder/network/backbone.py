@@ -72,11 +72,11 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 def _convolve(x: Tensor, convolution: nn.Conv2d, norm: nn.BatchNorm2d, training: bool) -> Tensor:
     """Convolution with TensorFlow's SAME padding, then batch norm with its stored statistics.
 
-    The statistics are never those of the batch (detection batches are too small for them). So while
-    training the norm is folded into the weights, which spares two passes over the activations;
-    otherwise the two stay apart, as every exporter expects them.
+    Batch statistics are never used: detection batches are too small. In training the norm is folded
+    into the weights, which saves two passes over the activations; otherwise the two stay separate,
+    as exporters expect them.
 
-    Where the stride is 2, SAME pads an even side by ``kernel - 2``, the larger half at the end.
+    With a stride of 2, SAME pads an even side by ``kernel - 2``, the larger half at the end.
     """
     if convolution.stride == (2, 2):
         before = (convolution.kernel_size[0] - 2) // 2
@@ -99,9 +99,9 @@ def _convolve(x: Tensor, convolution: nn.Conv2d, norm: nn.BatchNorm2d, training:
 
 
 def _is_slow_in_bfloat16(x: Tensor, convolution: nn.Conv2d) -> bool:
-    """Tell whether the backward pass of a convolution takes several times as long as in float32.
+    """Return whether bfloat16 makes the backward pass of a convolution several times slower.
 
-    On a CPU that of most depthwise ones does (`python -m benchmarks.training`).
+    On a CPU this is so for most depthwise ones (`python -m benchmarks.training`).
     """
     is_depthwise = convolution.groups > 1
     is_large = convolution.kernel_size == (5, 5) or convolution.stride == (2, 2)
@@ -109,7 +109,7 @@ def _is_slow_in_bfloat16(x: Tensor, convolution: nn.Conv2d) -> bool:
 
 
 class InvertedBottleneck(nn.Module):
-    """Expand, convolve depthwise, project; the input is added where the shape allows it.
+    """Expand, convolve depthwise, project; the input is added if the shapes are equal.
 
     Attribute names, here and below, are the keys of the published weights.
     """
@@ -143,7 +143,7 @@ class EfficientNetLite(nn.Module):
     """EfficientNet-Lite without its classification head.
 
     Args:
-        variant: which of the published sizes.
+        variant: name of a published size.
     """
 
     def __init__(self, variant: LiteVariant) -> None:
@@ -230,8 +230,8 @@ def _lite_weights(name: str) -> Path:
 def freeze_levels(body: nn.Module, levels: int) -> None:
     """Stop training of a backbone's stem and of its first ``levels`` levels; 0 trains everything.
 
-    Early layers find edges in any picture, and cost most of the backward pass: detectron2 and
-    torchvision freeze one level as well.
+    Early layers find edges in any image and take most of the backward pass; detectron2 and
+    torchvision freeze one level too.
     """
     if levels == 0:
         return

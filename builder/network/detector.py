@@ -1,7 +1,7 @@
 """The two graphs of a bundle as torch modules: detector and segmenter of a torchvision Mask R-CNN.
 
 Both compute what ``torchvision.models.detection`` computes, with tensors of fixed size in place of
-lists, so that they can be exported. They borrow the model's own modules, under the same names.
+lists, so that they can be exported. They use the model's own modules, under the same names.
 """
 
 from typing import Any
@@ -13,22 +13,22 @@ from torch import Tensor, nn
 from maskcast.builder.graph.operators import grouped_nms, multiscale_roi_align
 from maskcast.engines.errors import InputError
 
-# A finite score that no threshold lets through: the place holds no box.
+# A finite score below every threshold: the place holds no box.
 _ABSENT = -1.0
 
 
 class Detector(nn.Module):
-    """Images to the best detections and the features that masks are computed from.
+    """Map images to the best detections and to the features that masks are computed from.
 
     Args:
         model: torchvision's FasterRCNN or MaskRCNN over a pyramid with the strides 4, 8, 16, 32
             and 64.
-        candidates: that many best (region, class) pairs of an image enter the last NMS. torchvision
-            lets all of them in; the result is the same unless more than ``candidates`` less
-            ``box_detections_per_img`` of them are suppressed by better ones.
+        candidates: maximum number of (region, class) pairs of an image that enter the last NMS,
+            best first. torchvision has no limit; the result is the same unless more than
+            ``candidates - box_detections_per_img`` of them are suppressed by better ones.
 
     Raises:
-        InputError: the model's pyramid is another one.
+        InputError: the model has another pyramid.
     """
 
     def __init__(self, model: Any, candidates: int = 1000) -> None:
@@ -36,8 +36,8 @@ class Detector(nn.Module):
         levels = len(model.rpn.anchor_generator.sizes)
         if model.roi_heads.box_roi_pool.featmap_names != ["0", "1", "2", "3"] or levels != 5:
             raise InputError(
-                "the network has other pyramid levels than P2 to P5 (strides 4, 8, 16, 32): "
-                "take one with a ResNet-FPN or EfficientNet-Lite-FPN backbone"
+                "the network does not have the pyramid levels P2 to P5 (strides 4, 8, 16, 32); use "
+                "one with a ResNet-FPN or EfficientNet-Lite-FPN backbone"
             )
         self.backbone = model.backbone
         self.rpn: Any = nn.ModuleDict({"head": model.rpn.head})

@@ -61,16 +61,16 @@ class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         rpn_nms_threshold: IoU (Faster R-CNN, section 3.3: 0.7).
         rpn_foreground_iou: an anchor above it is positive (Faster R-CNN, section 3.1.2).
         rpn_background_iou: an anchor below it is negative.
-        rpn_batch_size: anchors of an image in the loss.
-        rpn_positive_fraction: of them positive, at most.
-        roi_align_sampling_ratio: samples a side of a RoIAlign bin (Mask R-CNN, section 3: 2x2).
+        rpn_batch_size: anchors per image in the loss.
+        rpn_positive_fraction: maximum share of positives.
+        roi_align_sampling_ratio: samples per side of a RoIAlign bin (Mask R-CNN, section 3: 2x2).
         roi_align_aligned: pixel centres at half-integers (detectron2), not at integers.
         box_pool_size: side of the RoIAlign grid of the box branch.
         mask_pool_size: side of the RoIAlign grid of the mask branch; masks are twice that.
         box_head_channels: width of the box branch's linear layers.
         box_foreground_iou: a RoI above it is positive (Mask R-CNN, section 3.1: 0.5).
-        box_batch_size: RoIs of an image in the loss (section 3.1: 512 with FPN).
-        box_positive_fraction: of them positive, at most (section 3.1: 1:3).
+        box_batch_size: RoIs per image in the loss (section 3.1: 512 with FPN).
+        box_positive_fraction: maximum share of positives (section 3.1: 1:3).
         score_threshold: detections below it are dropped.
         box_nms_threshold: IoU of the NMS of each class.
         detections_per_image: the best ones go to the mask branch (section 3.1: 100).
@@ -150,7 +150,7 @@ def network_config(preset: str, labels: tuple[str, ...], with_masks: bool = True
         InputError: there is no such preset.
     """
     if preset not in PRESETS:
-        raise InputError(f"no network {preset!r}: choose one of {', '.join(PRESETS)}")
+        raise InputError(f"network {preset!r}: no such preset; choose one of {', '.join(PRESETS)}")
     return NetworkConfig(labels=labels, with_masks=with_masks, **PRESETS[preset])
 
 

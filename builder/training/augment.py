@@ -1,4 +1,4 @@
-"""Augmentation of a training example: pure functions of arrays and a generator of randomness."""
+"""Augmentation of training examples: pure functions of arrays and a random generator."""
 
 from typing import NamedTuple
 
@@ -8,23 +8,23 @@ from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
 
-# Instances that a crop leaves smaller than this, in pixels of the crop, teach nothing.
+# Instances that are smaller than this after a crop, in pixels, are dropped.
 _MIN_SIDE = 4
 _MIN_AREA = 20
-# A person of whom a tenth looks out from behind another is no longer a useful example. Of a box it
-# is not known which part is the person: what is left of one must be more.
+# An instance of which a tenth or less is visible behind another is dropped. With boxes it is not
+# known which part is the instance: more of a box must be visible.
 _LEAST_LEFT = 0.1
 _MOST_COVERED = 0.6
 
 
 class Example(NamedTuple):
-    """A picture and what stands in it.
+    """An image and its instances.
 
     Attributes:
         image: uint8 ``[H, W, 3]``, RGB.
         boxes: float32 ``[N, 4]``, xyxy pixels.
         labels: int64 ``[N]``, from 1.
-        masks: uint8 ``[N, H, W]``, 0 or 1; None where the annotation has boxes only.
+        masks: uint8 ``[N, H, W]``, 0 or 1; None if the annotations have boxes only.
     """
 
     image: Pixels
@@ -54,10 +54,10 @@ def _nearest_index(old: int, new: int) -> npt.NDArray[np.intp]:
 
 
 def crop(example: Example, left: int, top: int, size: int, fill: int = 127) -> Example:
-    """Cut a ``size`` x ``size`` square out; what lies outside of the picture is ``fill``.
+    """Crop a ``size`` x ``size`` square; pixels outside of the image are ``fill``.
 
-    Boxes are clipped. Where there are masks the boxes are drawn anew around what is left of them.
-    Instances of which too little is left are dropped.
+    Boxes are clipped; with masks, they are recomputed from the cropped masks. Instances of which
+    too little is left are dropped.
     """
     image = np.full((size, size, 3), fill, np.uint8)
     window = example.image[top : top + size, left : left + size]
@@ -98,16 +98,16 @@ def flip(example: Example) -> Example:
 
 
 def paste(example: Example, other: Example, chosen: npt.NDArray[np.bool_]) -> Example:
-    """Lay the chosen instances of another example of the same size over this one.
+    """Paste the chosen instances of another example of the same size over this one.
 
-    Copy-paste (Ghiasi et al. 2021, section 3) without blending. What they cover is cut from this
-    example's masks, and instances of which too little is left are dropped. Where this example has
-    boxes alone, its instances keep them and get empty masks, which teach nothing.
+    Copy-paste (Ghiasi et al. 2021, section 3) without blending. The covered pixels are removed from
+    this example's masks, and instances of which too little is left are dropped. If this example has
+    boxes only, its instances keep them and get empty masks, which do not enter the loss.
 
     Args:
         example: of size ``[H, W]``.
         other: of the same size, with masks.
-        chosen: bool ``[M]``, which of the other's instances.
+        chosen: bool ``[M]``, instances of ``other`` to paste.
     """
     assert other.masks is not None
     pasted = other.masks[chosen]
@@ -133,7 +133,7 @@ def paste(example: Example, other: Example, chosen: npt.NDArray[np.bool_]) -> Ex
 
 
 def _is_seen(cover: npt.NDArray[np.bool_], box: npt.NDArray[np.float32]) -> bool:
-    """Tell whether enough of a box looks out from under what was pasted."""
+    """Return whether enough of a box is visible under what was pasted."""
     left, top, right, bottom = (int(side) for side in box)
     return bool(cover[top : bottom + 1, left : right + 1].mean() < _MOST_COVERED)
 
@@ -152,13 +152,13 @@ def jitter_colour(image: Pixels, rng: np.random.Generator, strength: float = 0.3
 def random_canvas(
     example: Example, canvas: int, scales: tuple[float, float], rng: np.random.Generator
 ) -> Example:
-    """Resize at random and cut a square at random: every example of a batch has one shape.
+    """Resize and crop a square at random, so that all examples of a batch have one shape.
 
     Args:
-        example: what to cut from.
+        example: to crop from.
         canvas: side of the square, pixels.
-        scales: least and greatest longer side before the cut, as parts of ``canvas``.
-        rng: source of the choices.
+        scales: range of the longer side before the crop, relative to ``canvas``.
+        rng: random generator.
     """
     height, width = example.image.shape[:2]
     scale = np.exp(rng.uniform(*np.log(scales))) * canvas / max(height, width)

@@ -1,8 +1,8 @@
 """The multi-task loss of Mask R-CNN: L = L_rpn + L_cls + L_box + L_mask (section 3).
 
-torchvision computes it inside the modules' ``forward`` and demands a mask of every instance. Here
-it is written out over the same modules, so that an instance with a box alone can train the RPN and
-the box branch while the mask branch learns from the others.
+torchvision computes it inside the modules' ``forward`` and requires a mask for every instance. Here
+it is computed with the same modules, so that an instance that has only a box trains the RPN and the
+box branch, while the mask branch learns from the others.
 """
 
 from typing import Any
@@ -18,18 +18,18 @@ Target = dict[str, Tensor]
 
 
 def compute_losses(network: Any, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
-    """Compute the losses of a batch; their sum is what is minimised.
+    """Compute the losses of a batch; their sum is minimised.
 
     Args:
         network: from ``build_network``, in training mode.
-        images: each float ``[3, H, W]``, RGB in 0..1, of its final size: nothing is resized.
+        images: each float ``[3, H, W]``, RGB in 0..1, in its final size.
         targets: per image ``boxes`` float ``[N, 4]`` (xyxy pixels), ``labels`` int64 ``[N]`` (from
-            1) and, where the annotation has them, ``masks`` uint8 ``[N, H, W]``, 0 or 1; an empty
-            mask is none.
+            1) and, if there are any, ``masks`` uint8 ``[N, H, W]``, 0 or 1; an empty mask counts as
+            absent.
 
     Returns:
         Scalars ``rpn_objectness``, ``rpn_box``, ``box_class``, ``box_regression`` and, for a
-        network with masks, ``mask``; the last is 0 where no instance of the batch has a mask.
+        network with masks, ``mask``; ``mask`` is 0 if no instance of the batch has one.
     """
     transform, heads = network.transform, network.roi_heads
     padded = transform.batch_images([transform.normalize(image) for image in images])
@@ -38,7 +38,7 @@ def compute_losses(network: Any, images: list[Tensor], targets: list[Target]) ->
     features = network.backbone(batch.tensors)
     proposals, rpn = network.rpn(batch, features, targets)
 
-    # select_training_samples wants the key, though it never looks at the masks.
+    # select_training_samples requires the key but does not read the masks.
     keyed = [{**target, "masks": target.get("masks", target["labels"])} for target in targets]
     rois, matches, labels, regression = heads.select_training_samples(proposals, keyed)
     regions = pool_regions(heads.box_roi_pool, features, rois, batch.image_sizes)

@@ -1,8 +1,8 @@
-"""RoIAlign for training on a CPU: the same numbers as torchvision's, many times sooner.
+"""RoIAlign for training on a CPU: the same values as torchvision's, many times faster.
 
-torchvision's backward pass on a CPU adds single numbers on one thread. Here pooling is one sparse
-product with a table of all levels' cells: each bin is a weighted sum of a few rows, which an
-embedding bag gathers, and the gradient is the transposed product, again an embedding bag.
+torchvision's backward pass on a CPU adds single values on one thread. Here pooling is one sparse
+product with a table of the cells of all levels: each bin is a weighted sum of a few rows, computed
+by an embedding bag, and the gradient is the transposed product, again an embedding bag.
 """
 
 from typing import Any, NamedTuple
@@ -20,13 +20,13 @@ def pool_regions(
     boxes: list[Tensor],
     image_sizes: list[tuple[int, int]],
 ) -> Tensor:
-    """Pool each box from the level that equation 1 of the FPN paper gives it.
+    """Pool each box from the level that equation 1 of the FPN paper assigns to its size.
 
-    Gradients go to the features, not to the boxes, as with ``torchvision.ops.roi_align``. On other
-    devices than the CPU the pooler itself is called.
+    Gradients go to the features, not to the boxes, as with ``torchvision.ops.roi_align``. On
+    devices other than the CPU, the pooler itself is called.
 
     Args:
-        pooler: a ``MultiScaleRoIAlign`` of a network, whose numbers are taken.
+        pooler: a ``MultiScaleRoIAlign`` of a network, whose settings are used.
         features: ``[B, C, H / s, W / s]`` by level name.
         boxes: per image ``[N, 4]``, xyxy in pixels of the network's input.
         image_sizes: (height, width) of each image before padding.

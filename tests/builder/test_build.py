@@ -89,9 +89,7 @@ def test_the_default_bundle_is_small() -> None:
 
 
 @pytest.mark.usefixtures("quick_export")
-def test_a_longest_side_makes_the_input_follow_the_picture(
-    checkpoint: Path, tmp_path: Path
-) -> None:
+def test_a_longest_side_makes_the_input_follow_the_image(checkpoint: Path, tmp_path: Path) -> None:
     bundle = build(checkpoint, tmp_path / "b", size=512, name="pets", score_threshold=0.7)
     assert bundle.manifest.input == LongestSideInput(512, 127)
     assert bundle.manifest.name == "pets"
@@ -330,19 +328,19 @@ def test_int8_keeps_the_ranges_of_a_bundle_that_has_them(
     assert again.manifest.graphs.detector.sha256 == first.manifest.graphs.detector.sha256
 
 
-def test_int8_needs_pictures_and_says_so(float_default: Bundle, tmp_path: Path) -> None:
+def test_int8_needs_images_and_says_so(float_default: Bundle, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--calibration"):
         build(float_default.path, tmp_path / "b", precision="int8")
     assert not (tmp_path / "b").exists()
 
 
-def test_pictures_without_int8_are_refused(float_default: Bundle, tmp_path: Path) -> None:
+def test_images_without_int8_are_refused(float_default: Bundle, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="needs no --calibration"):
         build(float_default.path, tmp_path / "b", calibration=tmp_path)
 
 
 @pytest.mark.parametrize(("make", "complaint"), [(False, "no such folder"), (True, "no image")])
-def test_a_folder_without_pictures_is_named(
+def test_a_folder_without_images_is_named(
     float_default: Bundle, tmp_path: Path, make: bool, complaint: str
 ) -> None:
     folder = tmp_path / "photos"

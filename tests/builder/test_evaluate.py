@@ -12,7 +12,7 @@ LABELS = ("blue", "red")
 
 
 class Oracle:
-    """Predicts the truth of the pictures in their order, changed as a test wants it."""
+    """Predicts the truth of the images in their order, changed as a test wants it."""
 
     def __init__(self, folder, change=lambda prediction: prediction) -> None:
         self.dataset = InstanceDataset(folder.images, folder.annotations, labels=LABELS)
@@ -111,7 +111,7 @@ def test_nothing_found_scores_zero(draw_ellipses) -> None:
     assert scores["bbox"]["AP"] == scores["segm"]["AP"] == 0
 
 
-def test_only_so_many_pictures_are_scored_as_asked(draw_ellipses) -> None:
+def test_a_limit_scores_the_first_images(draw_ellipses) -> None:
     folder = draw_ellipses()
     shown = []
     oracle = Oracle(folder)
@@ -127,13 +127,21 @@ def test_only_so_many_pictures_are_scored_as_asked(draw_ellipses) -> None:
     assert scores["segm"]["AP"] == pytest.approx(1.0)
 
 
-def test_annotations_without_masks_score_boxes_alone(draw_ellipses) -> None:
+def test_annotations_without_masks_score_only_boxes(draw_ellipses) -> None:
     folder = draw_ellipses()
-    with pytest.raises(InputError, match="score boxes alone"):
-        evaluate(Oracle(folder), folder.images, folder.boxes, LABELS)
-    scores = evaluate(Oracle(folder), folder.images, folder.boxes, LABELS, with_masks=False)
+    scores = evaluate(Oracle(folder), folder.images, folder.boxes, LABELS)
     assert "segm" not in scores
     assert scores["bbox"]["AP"] == pytest.approx(1.0)
+
+
+def test_a_single_annotation_without_a_mask_is_named(draw_ellipses) -> None:
+    folder = draw_ellipses()
+    content = folder.content()
+    content["annotations"][3]["segmentation"] = []
+    mixed = folder.annotations.with_name("mixed.json")
+    mixed.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"mixed\.json: annotation 4 has no mask"):
+        evaluate(Oracle(folder), folder.images, mixed, LABELS)
 
 
 def test_annotations_of_other_categories_are_an_input_error(draw_ellipses) -> None:
@@ -171,7 +179,7 @@ def test_a_file_without_annotations_gives_the_false_alarms_alone(draw_ellipses) 
 
 
 @pytest.mark.parametrize("with_masks", [True, False])
-def test_a_torch_network_predicts_in_pixels_of_the_picture(with_masks: bool) -> None:
+def test_a_torch_network_predicts_in_pixels_of_the_image(with_masks: bool) -> None:
     config = network_config("lite0-fpn", ("a", "b"), with_masks)
     network = build_network(config).eval()
     network.roi_heads.score_thresh = 0.0

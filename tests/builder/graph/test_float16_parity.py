@@ -58,7 +58,7 @@ TOLERANCES = {
 
 
 def photographs() -> list[Any]:
-    """Up to 40 pictures of the folder that MASKCAST_PHOTOS names."""
+    """Up to 40 images of the folder that MASKCAST_PHOTOS names."""
     if "MASKCAST_PHOTOS" not in os.environ:
         pytest.skip("MASKCAST_PHOTOS names no folder of photographs")
     shape = FixedInput(*SIZE, open_bundle("default").manifest.input.pad_value)

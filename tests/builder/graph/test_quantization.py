@@ -99,8 +99,8 @@ def test_a_rare_peak_does_not_widen_the_range():
     assert scales[0] == pytest.approx(scales[1], rel=0.01)
 
 
-def test_without_pictures_the_error_says_so():
-    with pytest.raises(InputError, match="needs pictures"):
+def test_without_images_the_error_says_so():
+    with pytest.raises(InputError, match="no image to find"):
         quantise(head(), [])
 
 

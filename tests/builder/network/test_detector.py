@@ -93,7 +93,7 @@ def test_places_without_a_detection_are_zero(parity: Any) -> None:
 
 
 def test_padded_proposals_never_become_detections(parity: Any) -> None:
-    # A small picture has fewer proposals than there are places for.
+    # A small image has fewer proposals than there are places for.
     rgb = parity.draw_picture(64, 64, seed=4)
     with changed(parity.network.roi_heads, score_thresh=0.0):
         truth = parity.see_with_torchvision(parity.network, rgb)

@@ -63,7 +63,7 @@ def test_every_preset_survives_msgpack(preset: str) -> None:
 
 
 @pytest.mark.parametrize("preset", ["lite0-fpn", "lite2-fpn"])
-def test_a_lite_network_finds_boxes_and_masks_in_the_pictures_size(preset: str) -> None:
+def test_a_lite_network_finds_boxes_and_masks_in_the_images_size(preset: str) -> None:
     config = network_config(preset, ("person",))
     network = build_network(msgspec.structs.replace(config, score_threshold=0.0)).eval()
     with torch.inference_mode():

@@ -66,7 +66,7 @@ def test_instances_outside_of_a_crop_are_dropped_with_their_labels_and_masks() -
     assert cropped.masks.shape == (1, 28, 28)
 
 
-def test_a_crop_beyond_the_picture_is_filled_with_grey() -> None:
+def test_a_crop_beyond_the_image_is_filled_with_grey() -> None:
     cropped = augment.crop(example(), left=0, top=0, size=64)
     assert (cropped.image[40:] == 127).all()
     assert (cropped.image[:, 60:] == 127).all()
@@ -121,7 +121,7 @@ def test_the_same_generator_state_gives_the_same_augmentation() -> None:
 
 
 def person(left: int, top: int, right: int, bottom: int) -> Example:
-    """A picture of 60 x 40 with one white instance."""
+    """A image of 60 x 40 with one white instance."""
     masks = np.zeros((1, 40, 60), np.uint8)
     masks[0, top:bottom, left:right] = 1
     image = np.zeros((40, 60, 3), np.uint8)

@@ -16,7 +16,7 @@ from maskcast.engines.errors import InputError
 RECIPE = Recipe(canvas=64, colour_jitter=0.2)
 
 
-def test_an_example_has_the_picture_and_masks_that_cover_the_coloured_pixels(draw_ellipses) -> None:
+def test_an_example_has_the_image_and_masks_that_cover_the_coloured_pixels(draw_ellipses) -> None:
     folder = draw_ellipses()
     example = InstanceDataset(folder.images, folder.annotations).read(0)
     assert example.image.shape == (96, 128, 3)
@@ -36,7 +36,7 @@ def test_labels_are_matched_by_name_and_other_categories_left_out(draw_ellipses)
     assert dataset.read(0).labels.tolist() == [2]
 
 
-def test_crowds_are_no_targets_and_pictures_without_instances_stay(draw_ellipses) -> None:
+def test_crowds_are_no_targets_and_images_without_instances_stay(draw_ellipses) -> None:
     folder = draw_ellipses(count=2)
     content = folder.content()
     for annotation in content["annotations"]:
@@ -106,7 +106,7 @@ def test_items_are_what_the_losses_take(draw_ellipses) -> None:
     assert "masks" not in dataset[0, 5][1]
 
 
-def test_without_a_canvas_whole_pictures_are_resized(draw_ellipses) -> None:
+def test_without_a_canvas_whole_images_are_resized(draw_ellipses) -> None:
     folder = draw_ellipses()
     recipe = msgspec.structs.replace(Recipe(), shorter_sides=(48, 48), longest=100)
     dataset = InstanceDataset(folder.images, folder.annotations)
@@ -115,7 +115,7 @@ def test_without_a_canvas_whole_pictures_are_resized(draw_ellipses) -> None:
     assert len(target["boxes"]) == 2
 
 
-def test_an_epoch_shows_every_picture_once_and_each_epoch_in_another_order() -> None:
+def test_an_epoch_shows_every_image_once_and_each_epoch_in_another_order() -> None:
     batches = list(EpochSampler(12, 4, seed=0, start=0, stop=6))
     first, second = batches[:3], batches[3:]
     assert sorted(i for batch in first for _, i in batch) == list(range(12))

@@ -10,7 +10,7 @@ from maskcast.builder.training.pooling import pool_regions
 
 HEIGHT, WIDTH = 96, 128
 
-# Coordinates reach beyond the picture, corners may touch.
+# Coordinates reach beyond the image, corners may touch.
 corners = st.tuples(
     st.floats(-20, WIDTH + 20, width=32),
     st.floats(-20, HEIGHT + 20, width=32),

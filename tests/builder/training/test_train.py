@@ -54,12 +54,12 @@ def _no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def curves() -> None:
-    """Ask for the picture of the run's losses and scores."""
+    """Ask for the image of the run's losses and scores."""
 
 
 @pytest.fixture
 def run(draw_ellipses, tmp_path: Path):
-    """Make the configuration of a run on two pictures; keyword arguments change it."""
+    """Make the configuration of a run on two images; keyword arguments change it."""
     folder = draw_ellipses(count=2)
 
     def make(output: str = "run", *, recipe: Recipe = RECIPE, **changes) -> TrainConfig:
@@ -98,7 +98,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, iteration: int) -> None:
     monkeypatch.setattr(train_module, "compute_losses", interrupted)
 
 
-def test_training_on_two_pictures_reduces_every_loss_of_the_roi_branches(run) -> None:
+def test_training_on_two_images_reduces_every_loss_of_the_roi_branches(run) -> None:
     recipe = msgspec.structs.replace(RECIPE, epochs=40)
     config = run(recipe=recipe)
     path = silently(config)
@@ -111,7 +111,7 @@ def test_training_on_two_pictures_reduces_every_loss_of_the_roi_branches(run) ->
     assert network.labels == ("blue", "red")
 
 
-def test_an_interrupted_run_goes_on_to_the_very_same_weights(
+def test_an_interrupted_run_resumes_to_the_same_weights(
     run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = msgspec.structs.replace(RECIPE, epochs=4)
@@ -235,7 +235,7 @@ def test_a_checkpoint_of_another_network_is_an_input_error(run) -> None:
         silently(run("second", network="lite2-fpn", initial=first))
 
 
-def test_a_run_of_so_many_minutes_ends_by_the_clock(run) -> None:
+def test_a_run_of_some_minutes_ends_by_the_clock(run) -> None:
     config = run(minutes=0.02)
     assert silently(config) is not None
     state = read_state(config.output / "checkpoint.pth")
@@ -244,7 +244,7 @@ def test_a_run_of_so_many_minutes_ends_by_the_clock(run) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_pictures_loaded_by_another_process_give_the_same_weights(run) -> None:
+def test_images_loaded_by_another_process_give_the_same_weights(run) -> None:
     recipe = msgspec.structs.replace(RECIPE, epochs=1)
     here = silently(run("here", recipe=recipe))
     there = silently(run("there", recipe=recipe, workers=1))
@@ -256,7 +256,7 @@ def test_pictures_loaded_by_another_process_give_the_same_weights(run) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_picture_is_an_input_error_of_one_line(run, workers: int) -> None:
+def test_a_broken_image_is_an_input_error_of_one_line(run, workers: int) -> None:
     config = run(workers=workers)
     (config.images / "1.png").write_bytes(b"no picture")
     with pytest.raises(InputError) as caught:
@@ -339,6 +339,6 @@ def test_a_folder_with_a_run_of_other_settings_is_an_input_error(
         silently(run(seed=5))
 
 
-def test_fewer_pictures_than_a_batch_are_an_input_error(run) -> None:
+def test_fewer_images_than_a_batch_are_an_input_error(run) -> None:
     with pytest.raises(InputError, match="fewer images"):
         silently(run(recipe=msgspec.structs.replace(RECIPE, batch_size=3)))
