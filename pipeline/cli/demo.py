@@ -1,4 +1,4 @@
-"""What ``maskcast demo`` does: a clip, the default model, and a second process that listens."""
+"""``maskcast demo``: runs the default model on a clip, with a subscriber in a second process."""
 
 from __future__ import annotations
 

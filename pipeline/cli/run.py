@@ -1,4 +1,4 @@
-"""What ``maskcast run`` does: a pipeline from its start to its end, shown at the terminal."""
+"""``maskcast run``: runs a pipeline to its end and shows its figures in a live table."""
 
 from __future__ import annotations
 

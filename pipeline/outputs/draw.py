@@ -1,4 +1,4 @@
-"""Instances drawn into a picture: masks, outlines, boxes, and labels with their scores."""
+"""Instances drawn into an image: masks, outlines, boxes, and labels with their scores."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from maskcast.engines.instances import Instances
 from maskcast.engines.masks import Patch
 
 FILL = 0.42
-"""How much of a mask's colour covers the picture."""
+"""How much of a mask's colour covers the image."""
+TAG_TRIES = 6
+"""Places inside and below a box's upper edge that are tried for its tag."""
 SAME_INSTANCE_IOU = 0.3
-"""An instance whose box overlaps one of the last picture's this much keeps that one's colour."""
+"""An instance whose box overlaps one of the last frame's this much keeps that one's colour."""
 
 Colour = tuple[int, int, int]
+Rectangle = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels."""
 
 
 class Annotator:
-    """Draws the instances of one source, picture after picture.
+    """Draws the instances of one source, frame after frame.
 
     The colour of an instance is that of its track. Without tracks it is the colour of the instance
     in the last frame whose box overlaps most, so that it stays although the order of instances (by
@@ -50,12 +54,15 @@ class Annotator:
                 _draw_mask(image, instances.patch(i), colour, outline=unit)
             pen.rectangle([round(float(v)) for v in box], outline=colour, width=unit)
         font = _font(max(11, round(min(image.size) / 40)))
-        for i in reversed(range(len(instances))):
+        placed: list[Rectangle] = []
+        for i in range(len(instances)):  # best first: it gets the place at its box
             label = int(instances.labels[i])
             text = f"{self._label_names[label]} {100 * float(instances.scores[i]):.0f}%"
             if instances.track_ids is not None and instances.track_ids[i]:
                 text = f"#{instances.track_ids[i]} {text}"
-            _draw_tag(pen, image.size, instances.boxes[i], text, palette(colours[i]), font)
+            tag = _place_tag(image.size, instances.boxes[i], text, font, placed)
+            placed.append(tag)
+            _draw_tag(pen, tag, text, palette(colours[i]), font)
 
     def _assign_colours(self, instances: Instances) -> list[int]:
         """Choose colours: by track id, else as the box of the last frame that overlaps most."""
@@ -85,7 +92,7 @@ def palette(number: int) -> Colour:
 
 
 def _draw_mask(image: Image.Image, patch: Patch, colour: Colour, outline: int) -> None:
-    """Lay one mask over the picture: its area see-through, its outline solid."""
+    """Lay one mask over the image: its area see-through, its outline solid."""
     if not patch.pixels.any():
         return
     inner = np.pad(patch.pixels, 1)
@@ -95,26 +102,50 @@ def _draw_mask(image: Image.Image, patch: Patch, colour: Colour, outline: int) -
     image.paste(colour, (patch.x0, patch.y0), Image.fromarray(alpha))
 
 
-def _draw_tag(
-    pen: ImageDraw.ImageDraw,
+def _place_tag(
     size: tuple[int, int],
     box: NDArray[np.float32],
     text: str,
-    colour: Colour,
     font: ImageFont.FreeTypeFont,
-) -> None:
-    """Write ``text`` on a field of ``colour``, on top of the box, or inside where no room is."""
+    placed: Sequence[Rectangle],
+) -> Rectangle:
+    """Find where to write ``text``: on top of the box, inside it, or lower, where no tag is yet.
+
+    In a crowd without a free place it is on top of the box, or inside at the image's upper edge.
+    """
     ascent, descent = font.getmetrics()
     pad = max(2, ascent // 5)
     width, height = font.getlength(text) + 2 * pad, ascent + descent + pad
     left = min(max(0.0, float(box[0])), max(0.0, size[0] - width))
-    top = float(box[1]) - height
-    if top < 0:
-        top = max(0.0, float(box[1]))
-    pen.rectangle([left, top, left + width, top + height], fill=colour)
+    above, inside = float(box[1]) - height, max(0.0, float(box[1]))
+    tops = [above] if above >= 0 else []
+    tops += [inside + step * (height + 1) for step in range(TAG_TRIES)]
+    tags = [(left, top, left + width, top + height) for top in tops]
+    for tag in tags:
+        if tag[3] <= size[1] and not any(_overlap(tag, other) for other in placed):
+            return tag
+    return tags[0]
+
+
+def _overlap(a: Rectangle, b: Rectangle) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _draw_tag(
+    pen: ImageDraw.ImageDraw,
+    tag: Rectangle,
+    text: str,
+    colour: Colour,
+    font: ImageFont.FreeTypeFont,
+) -> None:
+    """Write ``text`` on a field of ``colour``."""
+    pad = max(2, font.getmetrics()[0] // 5)
+    pen.rectangle(tag, fill=colour)
     red, green, blue = colour
     is_light = 0.299 * red + 0.587 * green + 0.114 * blue > 140  # luma, ITU-R BT.601
-    pen.text((left + pad, top + pad / 2), text, font=font, fill="black" if is_light else "white")
+    pen.text(
+        (tag[0] + pad, tag[1] + pad / 2), text, font=font, fill="black" if is_light else "white"
+    )
 
 
 @lru_cache(maxsize=8)

@@ -164,7 +164,7 @@ class _VideoFile:
         self._stream.width, self._stream.height = (side + side % 2 for side in size)
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.time_base = Fraction(1, CLOCK_HZ)
-        self._stream.codec_context.gop_size = 50  # a fragment ends with each group of pictures
+        self._stream.codec_context.gop_size = 50  # a fragment ends before each key frame
 
     @property
     def duration_s(self) -> float:

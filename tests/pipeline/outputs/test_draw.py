@@ -3,11 +3,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
 from maskcast.engines.instances import Instances
-from maskcast.pipeline.outputs.draw import Annotator, palette
+from maskcast.pipeline.outputs.draw import (
+    Annotator,
+    Rectangle,
+    _font,
+    _overlap,
+    _place_tag,
+    palette,
+)
 
 NAMES = ("background", "person", "dog")
 
@@ -117,3 +125,15 @@ def test_a_track_is_named() -> None:
     named = drawn(replace(found, track_ids=np.array([12], np.int32)))
     unnamed = drawn(replace(found, track_ids=np.array([0], np.int32)))
     assert (named[170:199] != unnamed[170:199]).any()
+
+
+def test_tags_of_neighbours_do_not_hide_one_another() -> None:
+    boxes = np.array([[20, 60, 80, 200], [24, 62, 84, 200], [28, 64, 88, 200]], np.float32)
+    placed: list[Rectangle] = []
+    for box in boxes:
+        placed.append(_place_tag((320, 240), box, "person 98%", _font(12), placed))
+    for place, tag in enumerate(placed):
+        assert not any(_overlap(tag, other) for other in placed[:place])
+        assert tag[1] >= 0
+        assert tag[3] <= 240
+    assert placed[0][3] == pytest.approx(60)  # the best one is on top of its box
