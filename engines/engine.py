@@ -124,14 +124,18 @@ def keep_detections(
     }
 
 
-def to_instances(detections: Detections, masks: NDArray[np.float32] | None) -> list[Instances]:
+def to_instances(
+    detections: Detections, masks: NDArray[np.float32] | NDArray[np.uint8] | None
+) -> list[Instances]:
     """Convert a batch's boxes to source pixels and its masks to uint8.
 
     Args:
         detections: of the batch.
-        masks: ``[R, 28, 28]`` in 0..1; None without a mask branch.
+        masks: ``[R, 28, 28]``, float32 in 0..1 or uint8 in 0..255; None without a mask branch.
     """
-    crops = None if masks is None else np.rint(masks * 255).astype(np.uint8)
+    crops = masks
+    if masks is not None and masks.dtype != np.uint8:
+        crops = np.rint(masks * 255).astype(np.uint8)
     found = []
     for number, image in enumerate(detections.images):
         mine = detections.image_index == number
@@ -145,7 +149,7 @@ def to_instances(detections: Detections, masks: NDArray[np.float32] | None) -> l
                 boxes=np.clip(detections.boxes[mine] * scale, 0, limit),
                 scores=detections.scores[mine],
                 labels=detections.labels[mine],
-                masks=None if crops is None else crops[mine],
+                masks=None if crops is None else crops[mine].astype(np.uint8, copy=False),
             )
         )
     return found

@@ -1,14 +1,15 @@
-"""One GPU through pycuda: its primary context, streams, and memory that is freed where it was made.
+"""One GPU through pycuda: its primary context, streams, memory, and CUDA graphs.
 
-pycuda frees what it made only on a thread on which the context is current, and aborts the process
-when a thread ends with a context pushed. So everything happens inside ``with gpu.current():``, and
-everything is freed by hand.
+pycuda frees objects only on a thread on which the context is current, and aborts the process when a
+thread ends with a context pushed. So everything happens inside ``with gpu.current():``, and
+everything is freed explicitly. pycuda has no CUDA graphs; those few calls go to the driver.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -16,43 +17,48 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from maskcast.engines.errors import InputError
-from maskcast.engines.tensorrt.plugins.library import driver_too_old
+from maskcast.engines.tensorrt.plugins.library import CudaError, driver_too_old
+
+_logger = logging.getLogger(__name__)
 
 _NON_BLOCKING = 1
+_CAPTURE_THIS_THREAD = 1
+"""CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may allocate and copy meanwhile."""
+_ALIGNMENT = 256
 
 
 class Event:
-    """A point on a stream that others wait for.
+    """A point on a stream that other streams or the host wait for.
 
-    pycuda's own objects go when nobody refers to them, and a traceback may refer to them for long;
-    this one and ``Stream`` are passed around in their place.
+    pycuda frees its objects with their last reference, which a traceback may hold for long; this
+    class and ``Stream`` hold the only one.
     """
 
     def __init__(self, raw: Any) -> None:
         self.raw = raw
 
     def record(self, stream: Stream) -> None:
-        """Mark what is on a stream now."""
+        """Mark the end of the work that is on a stream now."""
         self.raw.record(stream.raw)
 
     def wait(self) -> None:
-        """Wait until what was marked is done; not at all before the first mark."""
+        """Wait until the marked work is done; return at once before the first mark."""
         self.raw.synchronize()
 
     def free(self) -> None:
-        """Give the event back to CUDA."""
+        """Free the event."""
         self.raw = None
 
 
 class Stream:
-    """A stream, and the event that is waited for at its end."""
+    """A stream, and an event to wait for its end."""
 
     def __init__(self, raw: Any, done: Event) -> None:
         self.raw, self._done = raw, done
 
     @property
     def handle(self) -> int:
-        """CUDA's own handle, as TensorRT takes it."""
+        """CUDA's handle, for TensorRT."""
         return int(self.raw.handle)
 
     def wait(self) -> None:
@@ -61,23 +67,44 @@ class Stream:
         self._done.wait()
 
     def follow(self, event: Event) -> None:
-        """Let what is put on the stream from now on begin after an event; nobody waits here."""
+        """Delay work that is put on the stream from now on until an event; do not wait here."""
         self.raw.wait_for_event(event.raw)
 
     def free(self) -> None:
-        """Give the stream back to CUDA."""
+        """Free the stream."""
         self._done.free()
         self.raw = None
+
+
+class Graph:
+    """Work captured from a stream, to be launched again with one call."""
+
+    def __init__(self, driver: ctypes.CDLL, handle: ctypes.c_void_p) -> None:
+        self._driver, self._handle = driver, handle
+
+    def launch(self, stream: Stream) -> None:
+        """Put the captured work on a stream, with the addresses that it had when captured."""
+        _check(
+            self._driver, self._driver.cuGraphLaunch(self._handle, ctypes.c_void_p(stream.handle))
+        )
+
+    def free(self) -> None:
+        """Free the graph."""
+        self._driver.cuGraphExecDestroy(self._handle)
 
 
 class Gpu:
     """A GPU's primary context, which torch and TensorRT share.
 
+    Args:
+        index: which GPU, in CUDA's order.
+        spin: wait for the GPU in a busy loop: shorter waits, at the cost of a core a thread.
+
     Raises:
         InputError: pycuda is not installed, there is no GPU, or its driver is too old.
     """
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self, index: int = 0, spin: bool = False) -> None:
         try:
             import pycuda.driver as cuda
         except ImportError as error:
@@ -86,6 +113,7 @@ class Gpu:
                 f"pip install 'maskcast[tensorrt]' ({error})"
             ) from error
         self._cuda = cuda
+        self._spin = spin
         self.error: type[Exception] = cuda.Error
         try:
             cuda.init()
@@ -99,6 +127,7 @@ class Gpu:
         major, minor = device.compute_capability()
         self.capability = (int(major), int(minor))
         self._context = device.retain_primary_context()
+        self._driver = ctypes.CDLL("libcuda.so.1")
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -110,15 +139,15 @@ class Gpu:
             self._context.pop()
 
     def close(self) -> None:
-        """Give the context back, once all memory is freed."""
+        """Release the context; all memory must be freed before."""
         self._context.push()
         self._context.detach()
         # pycuda releases a primary context but leaves it current on this thread.
-        ctypes.CDLL("libcuda.so.1").cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+        self._driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
 
     def wait(self) -> None:
-        """Wait until the GPU has nothing left to do, or is lost."""
-        # A lost GPU was reported to whoever waited for its work; here it is idle all the same.
+        """Wait until the GPU is idle, or lost."""
+        # A lost GPU was reported to the thread that waited for its work.
         with suppress(self._cuda.Error):
             self._cuda.Context.synchronize()
 
@@ -127,9 +156,36 @@ class Gpu:
         return Stream(self._cuda.Stream(_NON_BLOCKING), self.event())
 
     def event(self) -> Event:
-        """Make an event; whoever waits for it sleeps, and burns no core."""
+        """Make an event. Waiting for it sleeps, or spins."""
         flags = self._cuda.event_flags
-        return Event(self._cuda.Event(flags.BLOCKING_SYNC | flags.DISABLE_TIMING))
+        how = flags.DEFAULT if self._spin else flags.BLOCKING_SYNC
+        return Event(self._cuda.Event(how | flags.DISABLE_TIMING))
+
+    def capture(self, stream: Stream, work: Callable[[], None]) -> Graph | None:
+        """Record what ``work`` puts on a stream, without running it; None where that fails.
+
+        ``work`` must have run on the stream before, and must not wait.
+        """
+        driver, handle = self._driver, ctypes.c_void_p(stream.handle)
+        graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
+        if driver.cuStreamBeginCapture_v2(handle, _CAPTURE_THIS_THREAD):
+            return None
+        failure: Exception | None = None
+        try:
+            work()
+        except (self.error, RuntimeError) as error:
+            failure = error
+        status = driver.cuStreamEndCapture(handle, ctypes.byref(graph))
+        if status == 0 and failure is None:
+            status = driver.cuGraphInstantiateWithFlags(
+                ctypes.byref(executable), graph, ctypes.c_ulonglong(0)
+            )
+        if graph:
+            driver.cuGraphDestroy(graph)
+        if status or failure is not None:
+            _logger.warning("no CUDA graph could be captured (%s)", failure or f"status {status}")
+            return None
+        return Graph(driver, executable)
 
     def allocate(self, size: int) -> Any:
         """Allocate device memory, bytes. Free it with its ``free()``."""
@@ -162,17 +218,17 @@ class Gpu:
 
 
 class Memory:
-    """All that an engine holds of a GPU, to be freed together.
+    """The memory, streams and graphs of an engine, to be freed together.
 
     Raises:
-        InputError: from ``device``, where the GPU has less memory left.
+        InputError: from ``device``, when the GPU has less memory free.
     """
 
     def __init__(self, gpu: Gpu) -> None:
         self.gpu = gpu
         self._device: list[Any] = []
         self._pinned: list[NDArray[Any]] = []
-        self._streams: list[Stream | Event] = []
+        self._streams: list[Stream | Event | Graph] = []
 
     def device(self, shape: Sequence[int], dtype: DTypeLike) -> int:
         """Allocate an array on the device; return its address."""
@@ -203,9 +259,86 @@ class Memory:
         self._streams.append(event)
         return event
 
+    def graph(self, stream: Stream, work: Callable[[], None]) -> Graph | None:
+        """Capture a CUDA graph; see ``Gpu.capture``."""
+        graph = self.gpu.capture(stream, work)
+        if graph is not None:
+            self._streams.append(graph)
+        return graph
+
     def free(self) -> None:
         """Free everything; nothing of it may be in use."""
         for held in (*self._device, *self._streams):
             held.free()
         self.gpu.release(*self._pinned)
         self._device, self._pinned, self._streams = [], [], []
+
+
+class Block:
+    """Arrays that are copied together: one piece of memory on the device, and one on the host.
+
+    Each array has the same first dimension, which changes from call to call; the arrays lie one
+    behind the other, so that one copy moves them all.
+
+    Args:
+        memory: receives the allocations.
+        shapes: of one entry of each array, and its dtype.
+        most: the largest first dimension.
+    """
+
+    def __init__(
+        self, memory: Memory, shapes: Mapping[str, tuple[tuple[int, ...], DTypeLike]], most: int
+    ) -> None:
+        self._gpu = memory.gpu
+        self._specs = {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in shapes.items()}
+        self.most = most
+        size = sum(self._sizes(most))
+        self._device = memory.device((size,), np.uint8)
+        self._host = memory.pinned((size,), np.uint8)
+        self._arrays: dict[int, dict[str, NDArray[Any]]] = {}
+
+    def addresses(self, count: int) -> dict[str, int]:
+        """Return the arrays' addresses on the device, for a first dimension."""
+        return {name: self._device + offset for name, offset in self._offsets(count).items()}
+
+    def arrays(self, count: int) -> dict[str, NDArray[Any]]:
+        """Return the arrays on the host, for a first dimension."""
+        if count not in self._arrays:
+            self._arrays[count] = self._views(count)
+        return self._arrays[count]
+
+    def _views(self, count: int) -> dict[str, NDArray[Any]]:
+        views = {}
+        for name, offset in self._offsets(count).items():
+            shape, dtype = self._specs[name]
+            size = count * int(np.prod(shape)) * dtype.itemsize
+            views[name] = self._host[offset : offset + size].view(dtype).reshape(count, *shape)
+        return views
+
+    def upload(self, count: int, stream: Stream) -> None:
+        """Copy all arrays to the device, asynchronously."""
+        self._gpu.upload(self._device, self._host[: sum(self._sizes(count))], stream)
+
+    def download(self, count: int, stream: Stream) -> None:
+        """Copy all arrays to the host, asynchronously."""
+        self._gpu.download(self._host[: sum(self._sizes(count))], self._device, stream)
+
+    def _offsets(self, count: int) -> dict[str, int]:
+        offsets, at = {}, 0
+        for name, size in zip(self._specs, self._sizes(count), strict=True):
+            offsets[name] = at
+            at += size
+        return offsets
+
+    def _sizes(self, count: int) -> list[int]:
+        """Bytes of each array, rounded up so that the next one is aligned for TensorRT."""
+        sizes = (count * int(np.prod(s)) * d.itemsize for s, d in self._specs.values())
+        return [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes]
+
+
+def _check(driver: ctypes.CDLL, status: int) -> None:
+    if status != 0:
+        text = ctypes.c_char_p()
+        driver.cuGetErrorString(status, ctypes.byref(text))
+        reason = text.value.decode(errors="replace") if text.value else "unknown error"
+        raise CudaError(f"CUDA driver: {reason} (status {status})")

@@ -1,9 +1,9 @@
 """TensorRTEngine: runs a bundle's plans on an NVIDIA GPU.
 
-Pictures go up as 8-bit RGB; features never leave the GPU; boxes and the kept boxes' mask crops come
+Images go up as 8-bit RGB; features never leave the GPU; boxes and the kept boxes' mask crops come
 down. ``prefetch``, ``detect`` and ``segment`` have a stream each and are called from a thread each:
-the pictures of one batch go up while the batch before it is detected and the one before that gets
-its masks. Pictures and features lie in rings of places between them.
+the images of one batch go up while the batch before it is detected and the one before that gets its
+masks. Images and features have rings of memory between them.
 """
 
 from __future__ import annotations
@@ -15,21 +15,17 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from typing import Any
 
-import numpy as np
-from numpy.typing import DTypeLike, NDArray
-
 from maskcast.engines.bundle import Bundle
 from maskcast.engines.engine import Detections, Engine, keep_detections, to_instances
 from maskcast.engines.errors import InputError
 from maskcast.engines.image import NetworkImage
 from maskcast.engines.instances import Instances
 from maskcast.engines.tensorrt.device import Gpu, Memory
-from maskcast.engines.tensorrt.image_ring import ImageRing, Place
+from maskcast.engines.tensorrt.image_ring import ImageRing
 from maskcast.engines.tensorrt.plan import DeviceError, LoadedPlan, open_plans
 from maskcast.engines.tensorrt.plugins.library import CudaError, Kernels
+from maskcast.engines.tensorrt.sides import FEATURES, DetectSide, SegmentSide, Slot
 
-_FEATURES = ("p2", "p3", "p4", "p5")
-_DOWN = ("boxes", "scores", "labels")
 _IN_FLIGHT = 3
 """Slots of features: one in each of the two stages, one between them."""
 
@@ -41,15 +37,21 @@ class TensorRTEngine(Engine):
 
     Args:
         bundle: built with ``--backend tensorrt`` or ``tensorrt_rtx``.
-        gpu_index: which GPU, as CUDA counts them.
-        open_plans: how its plans become contexts; tests give their own.
+        gpu_index: which GPU, in CUDA's order.
+        open_plans: opens its plans, the detector first; tests give their own.
+        spin: wait for the GPU in a busy loop: shorter waits, at the cost of a core for each of
+            ``detect`` and ``segment``.
 
     Raises:
         InputError: no GPU, a package missing, a plan that does not fit, too little GPU memory.
     """
 
     def __init__(
-        self, bundle: Bundle, gpu_index: int = 0, open_plans: PlanOpener = open_plans
+        self,
+        bundle: Bundle,
+        gpu_index: int = 0,
+        open_plans: PlanOpener = open_plans,
+        spin: bool = False,
     ) -> None:
         self.manifest = bundle.manifest
         if not bundle.manifest.plans:
@@ -57,11 +59,12 @@ class TensorRTEngine(Engine):
                 f"{bundle.path}: has no TensorRT plan; build one with "
                 f"`maskcast build {bundle.path} --backend tensorrt --out {bundle.path}`"
             )
-        plan = bundle.manifest.plans[0]
+        made = {plan.graph: plan for plan in bundle.manifest.plans}
+        plan = made.get("detector", bundle.manifest.plans[0])
         self.max_batch = plan.max_batch
         self._shape = (plan.height, plan.width)
         self._range = _profiler_ranges()
-        self._gpu = Gpu(gpu_index)
+        self._gpu = Gpu(gpu_index, spin)
         self.device = f"TensorRT {self._gpu.name} {plan.precision}"
         self._memory = Memory(self._gpu)
         self._closed = False
@@ -69,21 +72,26 @@ class TensorRTEngine(Engine):
         try:
             with self._gpu.current():
                 self._plans += open_plans(bundle, self._gpu.capability)
-                self._kernels = Kernels()
-                self._kernels.load()
-                self._detect_side = _DetectSide(
-                    self._memory, self._plans[0], plan.max_batch, self._shape
+                kernels = Kernels()
+                kernels.load()
+                self._detect_side = DetectSide(
+                    self._memory, self._plans[0], kernels, plan.max_batch, self._shape
                 )
-                self._segment_side = (
-                    _SegmentSide(self._memory, self._plans[1], bundle.manifest.plans[1].max_boxes)
-                    if len(self._plans) > 1
-                    else None
-                )
-                # A batch in detection, the next one on its way, and one picture being copied.
+                slots = [self._detect_side.slot(i) for i in range(_IN_FLIGHT)]
+                self._segment_side = None
+                if len(self._plans) > 1:
+                    features = {n: self._plans[0].shape(n, plan.max_batch) for n in FEATURES}
+                    self._segment_side = SegmentSide(
+                        self._memory, self._plans[1], kernels, features, made["segmenter"].max_boxes
+                    )
+                # A batch in detection, the next one on its way, and one image being copied.
                 self._pictures = ImageRing(self._memory, 2 * plan.max_batch + 1, self._shape)
-                self._slots: queue.SimpleQueue[dict[str, int]] = queue.SimpleQueue()
-                for _ in range(_IN_FLIGHT):
-                    self._slots.put(self._detect_side.features(self._memory))
+                self._detect_side.warm_up(slots)
+                if self._segment_side is not None:
+                    self._segment_side.warm_up(slots)
+                self._slots: queue.SimpleQueue[Slot] = queue.SimpleQueue()
+                for slot in slots:
+                    self._slots.put(slot)
         except BaseException:
             self.close()
             raise
@@ -104,7 +112,8 @@ class TensorRTEngine(Engine):
         release = _Once(lambda: self._slots.put(slot))
         try:
             with self._working("detect"), self._pictures.taken(images) as places:
-                found = self._run_detector(images, places, slot)
+                contents = [image.content for image in images]
+                found = self._detect_side.run(places, contents, slot)
         except BaseException:
             release()
             raise
@@ -117,7 +126,12 @@ class TensorRTEngine(Engine):
             masks = None
             if self._segment_side is not None:
                 with self._working("segment"):
-                    masks = self._run_segmenter(self._segment_side, detections)
+                    boxes = {
+                        "boxes": detections.boxes,
+                        "labels": detections.labels,
+                        "batch_index": detections.image_index,
+                    }
+                    masks = self._segment_side.run(boxes, detections.features)
             return to_instances(detections, masks)
         finally:
             detections.release()
@@ -139,57 +153,6 @@ class TensorRTEngine(Engine):
         if image.pixels.shape[:2] != self._shape:
             raise ValueError(f"the plan takes images of {self._shape}")
 
-    def _run_detector(
-        self, images: Sequence[NetworkImage], places: Sequence[Place], slot: dict[str, int]
-    ) -> dict[str, NDArray[Any]]:
-        """Convert, detect, download; the arrays hold until the next call."""
-        side, count, (height, width) = self._detect_side, len(images), self._shape
-        stream = side.stream
-        for i, image in enumerate(images):
-            side.host["sizes"][i] = image.content
-        self._gpu.upload(side.device["sizes"], side.host["sizes"][:count], stream)
-        for place in places:
-            stream.follow(place.uploaded)
-        # The pictures have the network's size already: libswscale resizes while it converts YUV to
-        # RGB. What is left is bytes to planar floats.
-        pictures = [place.device for place in places]
-        self._kernels.preprocess(pictures, side.device["images"], height * width, stream.handle)
-        side.plan.run(
-            {"images": (count, 3, height, width), "sizes": (count, 2)},
-            {name: side.device[name] for name in side.names} | slot,
-            stream.handle,
-        )
-        found = {name: side.host[name][:count] for name in _DOWN}
-        for name, array in found.items():
-            self._gpu.download(array, side.device[name], stream)
-        stream.wait()
-        return found
-
-    def _run_segmenter(self, side: _SegmentSide, detections: Detections) -> NDArray[np.float32]:
-        count = len(detections.boxes)
-        if count == 0:
-            return np.zeros((0, *side.host["masks"].shape[1:]), np.float32)
-        given: dict[str, NDArray[Any]] = {
-            "boxes": detections.boxes,
-            "labels": detections.labels,
-            "batch_index": detections.image_index,
-        }
-        for name, array in given.items():
-            side.host[name][:count] = array
-            self._gpu.upload(side.device[name], side.host[name][:count], side.stream)
-        images = self._detect_side.plan
-        shapes = {name: images.shape(name, len(detections.images)) for name in _FEATURES}
-        shapes |= {name: (count, *side.host[name].shape[1:]) for name in given}
-        side.plan.run(
-            shapes,
-            {name: side.device[name] for name in (*given, "masks")} | detections.features,
-            side.stream.handle,
-        )
-        masks = side.host["masks"][:count]
-        self._gpu.download(masks, side.device["masks"], side.stream)
-        side.stream.wait()
-        return masks
-
     @contextmanager
     def _working(self, what: str) -> Iterator[None]:
         """Work on the GPU; whatever goes wrong there is a DeviceError."""
@@ -198,47 +161,6 @@ class TensorRTEngine(Engine):
                 yield
         except (self._gpu.error, CudaError) as error:
             raise DeviceError(f"the GPU failed to {what}: {error}") from error
-
-
-class _DetectSide:
-    """What ``detect`` alone uses; one batch at a time, since the call waits for its boxes."""
-
-    def __init__(
-        self, memory: Memory, plan: LoadedPlan, max_batch: int, shape: tuple[int, int]
-    ) -> None:
-        self.plan = plan
-        others = [name for name in plan.outputs if name not in _FEATURES]
-        self.names = ("images", "sizes", *others)
-        shapes: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
-            "images": ((max_batch, 3, *shape), np.float32),
-            "sizes": ((max_batch, 2), np.float32),
-            **{name: (plan.shape(name, max_batch), plan.dtype(name)) for name in others},
-        }
-        self.device = {name: memory.device(*spec) for name, spec in shapes.items()}
-        self.host = {name: memory.pinned(*shapes[name]) for name in ("sizes", *_DOWN)}
-        self._max_batch = max_batch
-        self.stream = memory.stream()
-
-    def features(self, memory: Memory) -> dict[str, int]:
-        """Allocate one slot: the pyramid of a batch, by name."""
-        return {
-            name: memory.device(self.plan.shape(name, self._max_batch), self.plan.dtype(name))
-            for name in _FEATURES
-        }
-
-
-class _SegmentSide:
-    """What ``segment`` alone uses."""
-
-    def __init__(self, memory: Memory, plan: LoadedPlan, max_boxes: int) -> None:
-        self.plan = plan
-        shapes: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
-            name: (plan.shape(name, max_boxes), plan.dtype(name))
-            for name in ("boxes", "labels", "batch_index", "masks")
-        }
-        self.device = {name: memory.device(*spec) for name, spec in shapes.items()}
-        self.host = {name: memory.pinned(*spec) for name, spec in shapes.items()}
-        self.stream = memory.stream()
 
 
 class _Once:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -19,14 +18,17 @@ from maskcast.engines.tensorrt.plugins.library import (
     driver_too_old,
     register,
 )
+from maskcast.engines.tensorrt.runtime import make_context, runtime
 
-_logger = logging.getLogger("maskcast.engines.tensorrt.engine")
 _TYPES = {"FLOAT": np.float32, "HALF": np.float16, "INT32": np.int32, "INT64": np.int64}
+CACHE = "runtime_cache"
+"""Folder in a bundle for what TensorRT-RTX compiles on this machine; not part of the bundle."""
+
 _EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
 
 
 class DeviceError(RuntimeError):
-    """The GPU failed in the middle of work. Its context is lost: start the program again."""
+    """The GPU failed during work. Its context is lost: start the program again."""
 
 
 class LoadedPlan:
@@ -35,24 +37,35 @@ class LoadedPlan:
     Args:
         engine: TensorRT's ``ICudaEngine``.
         context: an ``IExecutionContext`` of it.
-        name: for messages.
+        name: of the graph, "detector" or "segmenter".
+        on_warm: called once the context has run with every shape that it will get.
     """
 
-    def __init__(self, engine: Any, context: Any, name: str) -> None:
+    def __init__(
+        self, engine: Any, context: Any, name: str, on_warm: Callable[[], None] | None = None
+    ) -> None:
         self._engine, self._context, self._name = engine, context, name
+        self.on_warm = on_warm or _nothing
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         self.outputs = tuple(n for n in names if engine.get_tensor_mode(n).name == "OUTPUT")
 
     def shape(self, name: str, first: int) -> tuple[int, ...]:
-        """Give a tensor's shape with its dynamic first dimension put in."""
+        """Return a tensor's shape with a value for its dynamic first dimension."""
         return (first, *(int(side) for side in tuple(self._engine.get_tensor_shape(name))[1:]))
 
     def dtype(self, name: str) -> np.dtype[Any]:
-        """Give a tensor's element type."""
+        """Return a tensor's element type."""
         return np.dtype(_TYPES[self._engine.get_tensor_dtype(name).name])
+
+    def capturable(self, stream: int) -> bool:
+        """Tell whether a run with the shapes of the last one can be captured into a CUDA graph."""
+        # TensorRT-RTX cannot while it has kernels to compile; TensorRT always can.
+        ask = getattr(self._context, "is_stream_capturable", None)
+        return ask is None or bool(ask(stream))
 
     def close(self) -> None:
         """Let TensorRT free what it holds on the GPU; the CUDA context must be current."""
+        self.on_warm = _nothing
         self._context = None
         self._engine = None
 
@@ -95,19 +108,16 @@ def open_plans(bundle: Bundle, capability: tuple[int, int]) -> Iterator[LoadedPl
             message says how to build it again.
     """
     plans = {plan.graph: plan for plan in bundle.manifest.plans}
-    if "detector" not in plans:
-        raise InputError(
-            f"{bundle.path}: has no TensorRT plan; build one with "
-            f"`maskcast build {bundle.path} --backend tensorrt --out {bundle.path}`"
-        )
-    graphs = bundle.manifest.graphs
-    order: tuple[tuple[Literal["detector", "segmenter"], Any], ...] = (
-        ("detector", graphs.detector),
-        ("segmenter", graphs.segmenter),
-    )
-    for name, graph in order:
-        if graph is not None:
-            yield _open(bundle, plans[name], graph.sha256, capability)
+    graphs = {"detector": bundle.manifest.graphs.detector}
+    if bundle.manifest.graphs.segmenter is not None:
+        graphs["segmenter"] = bundle.manifest.graphs.segmenter
+    for name, graph in graphs.items():
+        if name not in plans:
+            raise InputError(
+                f"{bundle.path}: has no TensorRT plan of the {name}; build one with "
+                f"`maskcast build {bundle.path} --backend tensorrt --out {bundle.path}`"
+            )
+        yield _open(bundle, plans[name], graph.sha256, capability)
 
 
 def _open(bundle: Bundle, plan: Plan, graph_sha256: str, capability: tuple[int, int]) -> LoadedPlan:
@@ -126,50 +136,24 @@ def _open(bundle: Bundle, plan: Plan, graph_sha256: str, capability: tuple[int, 
         plugins=PLUGINS,
     )
     if reason is None:
-        engine, context = _deserialise(trt, (bundle.path / plan.file).read_bytes())
-        if context is not None:
-            return LoadedPlan(engine, context, plan.graph)
+        register(trt)
+        engine = runtime(trt).deserialize_cuda_engine((bundle.path / plan.file).read_bytes())
         if engine is not None:
+            cache_file = bundle.path / CACHE / f"{plan.graph}.{capability[0]}.{capability[1]}"
+            context, cache = make_context(trt, engine, cache_file)
+            if context is not None:
+                return LoadedPlan(engine, context, plan.graph, cache.save if cache else None)
             needed_mb = engine.device_memory_size_v2 / 1e6
             raise InputError(
                 f"{bundle.path / plan.file}: the GPU could not give the {needed_mb:.0f} MB that it "
                 "works in; close other programs, or build it with a smaller --size or --batch"
             )
-        reason = f"{plan.package} refuses it, see the log"
+        reason = f"{plan.package} does not load it; its log says why"
     again = rebuild_command(bundle.manifest.plans, str(bundle.path), capability)
     raise InputError(
         f"{bundle.path / plan.file} cannot run here: {reason}; build it again: `{again}`"
     )
 
 
-def _deserialise(trt: Any, content: bytes) -> tuple[Any, Any]:
-    register(trt)
-    engine = _runtime(trt).deserialize_cuda_engine(content)
-    return engine, engine and engine.create_execution_context()
-
-
-_runtimes: dict[str, Any] = {}
-
-
-def _runtime(trt: Any) -> Any:
-    """Give a package's one runtime: it and its logger must outlive every engine."""
-    if trt.__name__ not in _runtimes:
-
-        class Logger(trt.ILogger):  # type: ignore[misc]
-            levels: Mapping[Any, int] = {
-                trt.ILogger.INTERNAL_ERROR: logging.ERROR,
-                trt.ILogger.ERROR: logging.ERROR,
-                trt.ILogger.WARNING: logging.WARNING,
-                trt.ILogger.INFO: logging.DEBUG,
-            }
-
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
-
-            def log(self, severity: Any, message: str) -> None:
-                if severity in self.levels:
-                    _logger.log(self.levels[severity], message)
-
-        logger = Logger()
-        _runtimes[trt.__name__] = (trt.Runtime(logger), logger)
-    return _runtimes[trt.__name__][0]
+def _nothing() -> None:
+    """Save nothing: TensorRT compiles nothing at run time."""

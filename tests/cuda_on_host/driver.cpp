@@ -42,6 +42,7 @@ enum Status {
   kInvalidHandle = 400,
   kNotFound = 500,
   kIllegalAddress = 700,
+  kCaptureUnsupported = 900,
 };
 
 constexpr size_t kGuard = 4096;
@@ -55,19 +56,24 @@ struct Allocation {
 
 struct Work {
   std::function<void()> run;
-  std::vector<Handle> touches;  // addresses; a kernel's are found in its arguments
+  std::vector<Handle> touches = {};  // addresses; a kernel's are found in its arguments
+  size_t bytes_up = 0, bytes_down = 0;
+  const char* kernel = nullptr;
 };
 
 struct Stream {
   std::deque<Work> work;
   uint64_t queued = 0, done = 0;
   unsigned flags = 0;
+  bool capturing = false;
+  std::vector<Work> captured;
 };
 
 struct Event {
   Handle stream = 0;
   uint64_t position = 0;
   bool recorded = false;
+  unsigned flags = 0;
   std::chrono::steady_clock::time_point reached;
 };
 
@@ -77,6 +83,9 @@ std::map<Handle, Allocation> allocations;
 std::map<Handle, Stream> streams;
 std::map<Handle, Event> events;
 std::map<Handle, std::vector<const on_host::Kernel*>> modules;
+std::map<Handle, std::vector<Work>> graphs, executables;
+int graph_launches = 0;
+bool refuses_capture = false;
 std::vector<std::string> faults;
 std::map<std::string, int> launches;
 size_t bytes_up = 0, bytes_down = 0;
@@ -206,16 +215,31 @@ void work_off_all(bool blocking_only) {
   for (Handle handle : handles) work_off(handle, UINT64_MAX);
 }
 
-int queue(Handle handle, const char* call, std::function<void()> run,
-          std::vector<Handle> touches = {}) {
+int queue(Handle handle, const char* call, Work work) {
   Locked lock(state_lock);
   auto found = streams.find(handle);
   if (found == streams.end()) {
     return fault(std::string(call) + ": not a living stream", kInvalidHandle);
   }
-  found->second.work.push_back({std::move(run), std::move(touches)});
+  if (found->second.capturing) {
+    found->second.captured.push_back(std::move(work));
+    return kSuccess;
+  }
+  bytes_up += work.bytes_up;
+  bytes_down += work.bytes_down;
+  if (work.kernel) ++launches[work.kernel];
+  found->second.work.push_back(std::move(work));
   ++found->second.queued;
   return kSuccess;
+}
+
+// What may not happen while a stream is captured: waiting, loading, allocating.
+bool in_capture(const char* call) {
+  Locked lock(state_lock);
+  for (const auto& entry : streams) {
+    if (entry.second.capturing) return fault(std::string(call) + " during a capture", 1) != 0;
+  }
+  return false;
 }
 
 int copy_async(void* to, bool to_pinned, const void* from, bool from_pinned, size_t size,
@@ -224,11 +248,6 @@ int copy_async(void* to, bool to_pinned, const void* from, bool from_pinned, siz
   if (!inside(to, size, to_pinned) || !inside(from, size, from_pinned)) {
     return fault(std::string(call) + ": outside device or pinned memory", kInvalidValue);
   }
-  {
-    Locked lock(state_lock);
-    if (from_pinned) bytes_up += size;
-    if (to_pinned) bytes_down += size;
-  }
   const auto copy = [=] {
     if (inside(to, size, to_pinned) && inside(from, size, from_pinned)) {
       std::memcpy(to, from, size);
@@ -236,7 +255,8 @@ int copy_async(void* to, bool to_pinned, const void* from, bool from_pinned, siz
       fault(std::string(call) + ": the memory was freed before the copy", 0);
     }
   };
-  return queue(stream, call, copy, {reinterpret_cast<Handle>(to), reinterpret_cast<Handle>(from)});
+  const std::vector<Handle> touches = {reinterpret_cast<Handle>(to), reinterpret_cast<Handle>(from)};
+  return queue(stream, call, {copy, touches, from_pinned ? size : 0, to_pinned ? size : 0});
 }
 
 }  // namespace
@@ -295,6 +315,7 @@ int cuCtxSynchronize() {
 
 int cuMemAlloc_v2(void** at, size_t size) {
   REQUIRE_CONTEXT("cuMemAlloc");
+  if (in_capture("cuMemAlloc")) return kCaptureUnsupported;
   if (size == 0) return kInvalidValue;
   return *at = allocate(size, false), kSuccess;
 }
@@ -343,6 +364,7 @@ int cuStreamDestroy_v2(Handle stream) {
 }
 int cuStreamSynchronize(Handle stream) {
   REQUIRE_CONTEXT("cuStreamSynchronize");
+  if (in_capture("cuStreamSynchronize")) return kCaptureUnsupported;
   return work_off(stream, UINT64_MAX), sticky_error;
 }
 int cuStreamWaitEvent(Handle stream, Handle event, unsigned) {
@@ -351,22 +373,23 @@ int cuStreamWaitEvent(Handle stream, Handle event, unsigned) {
   auto found = events.find(event);
   if (found == events.end()) return fault("cuStreamWaitEvent: not an event", kInvalidHandle);
   if (!found->second.recorded) return fault("cuStreamWaitEvent: never recorded", kSuccess);
+  if (streams[stream].capturing) return fault("cuStreamWaitEvent during a capture", kCaptureUnsupported);
   const Handle other = found->second.stream;
   const uint64_t position = found->second.position;
-  return queue(stream, "cuStreamWaitEvent", [=] { work_off(other, position); });
+  return queue(stream, "cuStreamWaitEvent", {[=] { work_off(other, position); }});
 }
 
 // cuLaunchHostFunc: the double of TensorRT's execution context puts its work on the stream with it.
 int cuLaunchHostFunc(Handle stream, void (*function)(void*), void* data) {
   REQUIRE_CONTEXT("cuLaunchHostFunc");
-  return queue(stream, "cuLaunchHostFunc", [=] { function(data); });
+  return queue(stream, "cuLaunchHostFunc", {[=] { function(data); }});
 }
 
-int cuEventCreate(Handle* event, unsigned) {
+int cuEventCreate(Handle* event, unsigned flags) {
   REQUIRE_CONTEXT("cuEventCreate");
   Locked lock(state_lock);
   *event = next_handle++;
-  events[*event];
+  events[*event].flags = flags;
   return kSuccess;
 }
 int cuEventDestroy_v2(Handle event) {
@@ -378,11 +401,12 @@ int cuEventRecord(Handle event, Handle stream) {
   Locked lock(state_lock);
   auto found = events.find(event);
   if (found == events.end()) return fault("cuEventRecord: not an event", kInvalidHandle);
-  const int status = queue(stream, "cuEventRecord", [=] {
+  const auto reach = [=] {
     Locked reached(state_lock);
     auto still = events.find(event);
     if (still != events.end()) still->second.reached = std::chrono::steady_clock::now();
-  });
+  };
+  const int status = queue(stream, "cuEventRecord", {reach});
   if (status == kSuccess) {
     found->second.stream = stream;
     found->second.position = streams[stream].queued;
@@ -413,6 +437,7 @@ int cuEventElapsedTime_v2(float* ms, Handle start, Handle end) {
 
 int cuModuleLoadData(Handle* module, const void* image) {
   REQUIRE_CONTEXT("cuModuleLoadData");
+  if (in_capture("cuModuleLoadData")) return kCaptureUnsupported;
   const uint32_t kFatBinary = 0xBA55ED50;
   if (std::memcmp(image, &kFatBinary, sizeof kFatBinary) != 0) {
     return fault("cuModuleLoadData: not a fat binary", kInvalidImage);
@@ -456,15 +481,59 @@ int cuLaunchKernel(const on_host::Kernel* kernel, unsigned grid_x, unsigned grid
   arguments.assign(buffer, buffer + size);
   std::vector<Handle> touches(size / sizeof(Handle));
   std::memcpy(touches.data(), buffer, touches.size() * sizeof(Handle));
-  {
-    Locked lock(state_lock);
-    ++launches[kernel->name];
-  }
   const auto run = [=] {
     const unsigned grid[3] = {grid_x, grid_y, grid_z}, block[3] = {block_x, block_y, block_z};
     on_host::run_kernel(*kernel, arguments.data(), grid, block, backwards);
   };
-  return queue(stream, "cuLaunchKernel", run, std::move(touches));
+  return queue(stream, "cuLaunchKernel", {run, std::move(touches), 0, 0, kernel->name});
+}
+
+int cuStreamBeginCapture_v2(Handle handle, int) {
+  REQUIRE_CONTEXT("cuStreamBeginCapture");
+  Locked lock(state_lock);
+  auto found = streams.find(handle);
+  if (found == streams.end() || found->second.capturing || refuses_capture) {
+    return kCaptureUnsupported;
+  }
+  found->second.capturing = true;
+  return kSuccess;
+}
+int cuStreamEndCapture(Handle handle, Handle* graph) {
+  Locked lock(state_lock);
+  Stream& stream = streams[handle];
+  if (!stream.capturing) return fault("cuStreamEndCapture: no capture", kCaptureUnsupported);
+  stream.capturing = false;
+  *graph = next_handle++;
+  graphs[*graph].swap(stream.captured);
+  stream.captured.clear();
+  return sticky_error;
+}
+int cuGraphInstantiateWithFlags(Handle* executable, Handle graph, unsigned long long) {
+  Locked lock(state_lock);
+  if (!graphs.count(graph)) return fault("cuGraphInstantiate: not a graph", kInvalidHandle);
+  *executable = next_handle++;
+  executables[*executable] = graphs[graph];
+  return kSuccess;
+}
+int cuGraphDestroy(Handle graph) {
+  Locked lock(state_lock);
+  return graphs.erase(graph) ? kSuccess : fault("cuGraphDestroy: not a graph", kInvalidHandle);
+}
+int cuGraphLaunch(Handle executable, Handle stream) {
+  REQUIRE_CONTEXT("cuGraphLaunch");
+  Locked lock(state_lock);
+  auto found = executables.find(executable);
+  if (found == executables.end()) return fault("cuGraphLaunch: not a graph", kInvalidHandle);
+  ++graph_launches;
+  for (const Work& work : found->second) {
+    if (int status = queue(stream, "cuGraphLaunch", work)) return status;
+  }
+  return kSuccess;
+}
+int cuGraphExecDestroy(Handle executable) {
+  Locked lock(state_lock);
+  if (executables.erase(executable)) return kSuccess;
+  return fault("cuGraphExecDestroy: not a graph", kInvalidHandle);
 }
 
 int cuGetErrorString(int status, const char** text) {
@@ -487,6 +556,8 @@ const char* host_driver_report() {
   out << "pinned allocations: " << pinned << "\n";
   out << "streams: " << streams.size() << "\n";
   out << "events: " << events.size() << "\n";
+  out << "graphs: " << graphs.size() + executables.size() << "\n";
+  out << "graph launches: " << graph_launches << "\n";
   out << "modules: " << modules.size() << "\n";
   out << "contexts: " << retained << "\n";
   out << "pending: " << pending << "\n";
@@ -514,9 +585,22 @@ void host_driver_reset() {
   faults.clear();
   launches.clear();
   bytes_up = bytes_down = 0;
+  graph_launches = 0;
+  refuses_capture = false;
   sticky_error = kSuccess;
   cuda_version = 13000;
 }
+
+// The events that wait blocking, and those that spin.
+int host_driver_blocking_events(int blocking) {
+  Locked lock(state_lock);
+  int count = 0;
+  for (const auto& entry : events) count += (entry.second.flags & 1) == (blocking ? 1u : 0u);
+  return count;
+}
+
+// Refuse to capture streams, as where TensorRT or a driver cannot.
+void host_driver_refuse_capture(int refuse) { refuses_capture = refuse != 0; }
 
 void host_driver_version(int version) { cuda_version = version; }
 

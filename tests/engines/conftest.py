@@ -44,7 +44,15 @@ def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> HostKernels:
     return HostKernels(compile_on_host(library, *sources))
 
 
-ALIVE = ("device allocations", "pinned allocations", "streams", "events", "contexts", "pending")
+ALIVE = (
+    "device allocations",
+    "pinned allocations",
+    "streams",
+    "events",
+    "graphs",
+    "contexts",
+    "pending",
+)
 
 
 class HostDriver:
@@ -66,6 +74,14 @@ class HostDriver:
     def break_down(self, status: int = 700) -> None:
         """Fail every call from now on: 700 is an illegal address, 0 mends it."""
         self._library.host_driver_break(status)
+
+    def blocking_events(self, *, blocking: bool) -> int:
+        """Count the events that are waited for asleep, or spinning."""
+        return int(self._library.host_driver_blocking_events(int(blocking)))
+
+    def refuse_capture(self) -> None:
+        """Be a driver that captures no streams in CUDA graphs."""
+        self._library.host_driver_refuse_capture(1)
 
     def set_version(self, version: int) -> None:
         """Be a driver for another CUDA: 12040 is 12.4."""

@@ -16,6 +16,7 @@ from maskcast.engines.image import NetworkImage
 from maskcast.engines.tensorrt.device import Gpu, Stream
 from maskcast.engines.tensorrt.engine import TensorRTEngine
 from maskcast.engines.tensorrt.plan import DeviceError, open_plans, why_not
+from maskcast.engines.tensorrt.sides import buckets
 
 pytestmark = pytest.mark.host_gpu
 
@@ -101,10 +102,11 @@ def test_batches_of_changing_size_follow_one_another(engine, bundle):
 
 
 def test_nothing_found_runs_no_segmenter(engine, doubles):
+    before = doubles.contexts[1].runs
     found = engine.segment(engine.detect(pictures(2), 0.99))
     assert [len(one) for one in found] == [0, 0]
     assert found[0].masks.shape == (0, 28, 28)
-    assert doubles.contexts[1].runs == 0
+    assert doubles.contexts[1].runs == before
 
 
 def test_a_model_without_a_mask_branch_passes_through(host_driver, tmp_path, doubles):
@@ -117,13 +119,17 @@ def test_a_model_without_a_mask_branch_passes_through(host_driver, tmp_path, dou
     engine.close()
 
 
+def blocks(*sizes):
+    return sum(-(-size // 256) * 256 for size in sizes)
+
+
 def test_pictures_go_up_as_bytes_and_only_boxes_and_crops_come_down(engine, host_driver):
     before = host_driver.report()
     engine.segment(engine.detect(pictures(2), 0.1))
     after = host_driver.report()
-    boxes = 4  # two an image
-    down = 2 * 3 * (16 + 4 + 8) + boxes * 28 * 28 * 4
-    up = 2 * (HEIGHT * WIDTH * 3 + 8) + boxes * (16 + 8 + 4)
+    # Two boxes an image. Each array in a copy is rounded up to 256 bytes.
+    down = blocks(2 * 3 * 16, 2 * 3 * 4, 2 * 3 * 8) + blocks(4 * 28 * 28)
+    up = 2 * HEIGHT * WIDTH * 3 + blocks(2 * 8) + blocks(4 * 16, 4 * 8, 4 * 4)
     assert after["bytes down"] - before["bytes down"] == down
     assert after["bytes up"] - before["bytes up"] == up
     assert after["launches of preprocess"] == 1
@@ -196,7 +202,7 @@ def test_pictures_that_went_up_ahead_give_the_same(engine, bundle, host_driver):
             engine.prefetch(image)
         before = host_driver.report()["bytes up"]
         detections = engine.detect(batch, 0.1)
-        assert host_driver.report()["bytes up"] - before == 8 * len(batch)  # their sizes alone
+        assert host_driver.report()["bytes up"] - before == 256  # their sizes alone
         assert_same(engine.segment(detections), reference(bundle, batch, 0.1))
 
 
@@ -237,7 +243,7 @@ def test_pictures_that_are_never_detected_make_room_for_later_ones(engine, bundl
         engine.prefetch(image)
     before = host_driver.report()["bytes up"]
     detections = engine.detect(late, 0.1)
-    assert host_driver.report()["bytes up"] - before == 8 * MAX_BATCH
+    assert host_driver.report()["bytes up"] - before == 256
     assert_same(engine.segment(detections), reference(bundle, late, 0.1))
 
 
@@ -288,7 +294,86 @@ def test_a_device_that_fails_in_mid_stream_stops_the_stage_and_frees_its_slot(
     assert_same(engine.segment(engine.detect(images, 0.1)), reference(bundle, images, 0.1))
 
 
-def test_a_plan_that_tensorrt_does_not_run_is_an_error_of_the_device(engine, doubles):
+def test_every_call_launches_one_cuda_graph_and_copies_once_each_way(engine, host_driver, doubles):
+    asked = [context.asked for context in doubles.contexts]
+    before = host_driver.report()["graph launches"]
+    for count in (1, 2, MAX_BATCH):
+        engine.segment(engine.detect(pictures(count), 0.1))
+    assert host_driver.report()["graph launches"] - before == 6
+    assert [context.asked for context in doubles.contexts] == asked  # TensorRT is not called again
+
+
+def test_without_cuda_graphs_the_results_are_the_same(host_driver, bundle, doubles):
+    host_driver.refuse_capture()
+    engine = TensorRTEngine(bundle, open_plans=doubles)
+    for seed, count in enumerate((2, 1, MAX_BATCH)):
+        images = pictures(count, seed)
+        assert_same(engine.segment(engine.detect(images, 0.1)), reference(bundle, images, 0.1))
+    assert host_driver.report()["graph launches"] == 0
+    engine.close()
+
+
+def test_a_plan_that_cannot_be_captured_yet_runs_without_a_graph(host_driver, bundle, doubles):
+    doubles.is_capturable = False
+    engine = TensorRTEngine(bundle, open_plans=doubles)
+    images = pictures(2)
+    assert_same(engine.segment(engine.detect(images, 0.1)), reference(bundle, images, 0.1))
+    assert host_driver.report()["graph launches"] == 0
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("most", "wanted"),
+    [(1, (1,)), (2, (1, 2)), (12, (1, 2, 4, 8, 12)), (100, (1, 2, 4, 8, 16, 32, 64, 100))],
+)
+def test_boxes_are_padded_to_a_few_fixed_numbers(most, wanted):
+    assert buckets(most) == wanted
+
+
+def test_the_contexts_see_few_shapes_and_only_while_the_engine_starts(engine, doubles):
+    detector, segmenter = doubles.contexts
+    assert {shapes["images"][0] for shapes in detector.seen} == set(range(1, MAX_BATCH + 1))
+    assert {shapes["boxes"][0] for shapes in segmenter.seen} == {1, 2, 4, 8, 12}
+    assert {shapes["p2"][0] for shapes in segmenter.seen} == {MAX_BATCH}
+    assert doubles.warmed == ["detector", "segmenter"]
+
+
+def test_the_plans_are_found_by_name_in_any_order(host_driver, bundle, doubles):
+    manifest = replace(bundle.manifest, plans=bundle.manifest.plans[::-1])
+    engine = TensorRTEngine(type(bundle)(bundle.path, manifest), open_plans=doubles)
+    images = pictures(2)
+    assert_same(engine.segment(engine.detect(images, 0.1)), reference(bundle, images, 0.1))
+    engine.close()
+
+
+def test_a_bundle_without_a_plan_of_the_segmenter_says_how_to_build_it(bundle, monkeypatch):
+    monkeypatch.setattr("maskcast.engines.tensorrt.plan._open", lambda *_: "opened")
+    manifest = replace(bundle.manifest, plans=bundle.manifest.plans[:1])
+    with pytest.raises(InputError, match=r"no TensorRT plan of the segmenter; build one"):
+        list(open_plans(type(bundle)(bundle.path, manifest), (8, 9)))
+
+
+@pytest.mark.parametrize("spin", [False, True])
+def test_waiting_may_sleep_or_spin(host_driver, bundle, doubles, spin):
+    engine = TensorRTEngine(bundle, open_plans=doubles, spin=spin)
+    images = pictures(1)
+    assert_same(engine.segment(engine.detect(images, 0.1)), reference(bundle, images, 0.1))
+    assert host_driver.blocking_events(blocking=spin) == 0
+    assert host_driver.blocking_events(blocking=not spin) > 0
+    engine.close()
+
+
+@pytest.fixture
+def plain_engine(host_driver, bundle, doubles):
+    """An engine without CUDA graphs, so that TensorRT is called for every batch."""
+    host_driver.refuse_capture()
+    engine = TensorRTEngine(bundle, open_plans=doubles)
+    yield engine
+    engine.close()
+
+
+def test_a_plan_that_tensorrt_does_not_run_is_an_error_of_the_device(plain_engine, doubles):
+    engine = plain_engine
     doubles.contexts[0].refuses = True
     with pytest.raises(DeviceError, match="the detector could not be run"):
         engine.detect(pictures(1), 0.1)
@@ -352,9 +437,9 @@ def test_a_plan_that_does_not_fit_says_how_to_build_it_again(
 def test_a_plan_that_finds_no_memory_to_work_in_says_so(host_driver, tmp_path, monkeypatch):
     trt = pytest.importorskip("tensorrt_rtx")
     engine = SimpleNamespace(device_memory_size_v2=300_000_000)
-    monkeypatch.setattr(
-        "maskcast.engines.tensorrt.plan._deserialise", lambda trt, content: (engine, None)
-    )
+    opened = SimpleNamespace(deserialize_cuda_engine=lambda content: engine)
+    monkeypatch.setattr("maskcast.engines.tensorrt.plan.runtime", lambda trt: opened)
+    monkeypatch.setattr("maskcast.engines.tensorrt.plan.make_context", lambda *_: (None, None))
     bundle = make_bundle(tmp_path / "large", version=trt.__version__)
     with pytest.raises(InputError, match=r"could not give the 300 MB.*smaller --size or --batch"):
         TensorRTEngine(bundle)

@@ -1,0 +1,94 @@
+"""TensorRT's runtime: its log, its execution contexts, and what TensorRT-RTX compiles for a GPU."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+_logger = logging.getLogger("maskcast.engines.tensorrt.engine")
+_runtimes: dict[str, Any] = {}
+
+
+class RuntimeCache:
+    """Kernels that TensorRT-RTX compiled on this machine, in a file, so that it does so once.
+
+    TensorRT-RTX checks that the content fits the GPU, the driver and its own version, and ignores
+    any other.
+
+    Args:
+        config: an ``IRuntimeConfig``, which receives the cache.
+        path: the file; it may be absent.
+    """
+
+    def __init__(self, config: Any, path: Path) -> None:
+        self._path, self._config = path, config
+        self._raw = config.create_runtime_cache()
+        self._saved = b""
+        with suppress(OSError):
+            content = path.read_bytes()
+            if self._raw.deserialize(content):
+                self._saved = content
+        config.set_runtime_cache(self._raw)
+
+    def save(self) -> None:
+        """Write what has been compiled since. A folder that cannot be written is no error."""
+        content = bytes(memoryview(self._raw.serialize()))
+        if content == self._saved:
+            return
+        try:
+            self._path.parent.mkdir(exist_ok=True)
+            file, name = tempfile.mkstemp(dir=self._path.parent)
+            with os.fdopen(file, "wb") as written:
+                written.write(content)
+            Path(name).replace(self._path)
+            self._saved = content
+        except OSError as error:
+            _logger.info("%s: not written (%s); it is compiled again next time", self._path, error)
+
+
+def make_context(trt: Any, engine: Any, cache_file: Path) -> tuple[Any, RuntimeCache | None]:
+    """Make an execution context; None where the GPU's memory does not suffice.
+
+    TensorRT has compiled its kernels when it built the plan. TensorRT-RTX compiles at run time, by
+    default in the background for each new shape, and runs slower kernels until then. The engine
+    uses few shapes and runs each of them when it starts, so they are compiled there, once, and kept
+    in a file. The engine captures CUDA graphs itself, for both packages.
+    """
+    if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+        return engine.create_execution_context(), None
+    config = engine.create_runtime_config()
+    config.dynamic_shapes_kernel_specialization_strategy = (
+        trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    )
+    config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
+    cache = RuntimeCache(config, cache_file)
+    return engine.create_execution_context(config), cache
+
+
+def runtime(trt: Any) -> Any:
+    """Return a package's one runtime: it and its logger must outlive every engine."""
+    if trt.__name__ not in _runtimes:
+
+        class Logger(trt.ILogger):  # type: ignore[misc]
+            levels: Mapping[Any, int] = {
+                trt.ILogger.INTERNAL_ERROR: logging.ERROR,
+                trt.ILogger.ERROR: logging.ERROR,
+                trt.ILogger.WARNING: logging.WARNING,
+                trt.ILogger.INFO: logging.DEBUG,
+            }
+
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+
+            def log(self, severity: Any, message: str) -> None:
+                if severity in self.levels:
+                    _logger.log(self.levels[severity], message)
+
+        logger = Logger()
+        _runtimes[trt.__name__] = (trt.Runtime(logger), logger)
+    return _runtimes[trt.__name__][0]

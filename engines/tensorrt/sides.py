@@ -1,0 +1,234 @@
+"""What runs on the GPU for ``detect`` and for ``segment``: fixed memory, few shapes, CUDA graphs.
+
+Each side has a stream, one block of inputs and one of outputs, so that one copy goes each way.
+Every combination of a slot of features and a shape is run once at the start and then captured in a
+CUDA graph, which later calls launch. Where it cannot be captured, the same work is put on the
+stream call by call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from maskcast.engines.tensorrt.device import Block, Graph, Memory
+from maskcast.engines.tensorrt.image_ring import Place
+from maskcast.engines.tensorrt.plan import LoadedPlan
+from maskcast.engines.tensorrt.plugins.library import Kernels
+
+FEATURES = ("p2", "p3", "p4", "p5")
+_DOWN = ("boxes", "scores", "labels")
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Memory for the features of one batch, between ``detect`` and ``segment``.
+
+    Attributes:
+        index: which of the slots.
+        features: device addresses by name.
+    """
+
+    index: int
+    features: dict[str, int]
+
+
+class Side:
+    """A plan with its stream and its CUDA graphs."""
+
+    def __init__(self, memory: Memory, plan: LoadedPlan) -> None:
+        self.plan = plan
+        self.stream = memory.stream()
+        self._memory = memory
+        self._graphs: dict[tuple[int, int], Graph] = {}
+
+    def _warm(self, count: int, slot: Slot, work: Callable[[], None]) -> None:
+        """Run work once, so that everything is compiled and allocated; then capture it."""
+        work()
+        self.stream.wait()
+        if self.plan.capturable(self.stream.handle):
+            graph = self._memory.graph(self.stream, work)
+            if graph is not None:
+                self._graphs[count, slot.index] = graph
+
+    def _run(self, count: int, slot: Slot, work: Callable[[], None]) -> None:
+        graph = self._graphs.get((count, slot.index))
+        if graph is None:
+            work()
+        else:
+            graph.launch(self.stream)
+        self.stream.wait()
+
+
+class DetectSide(Side):
+    """Finds boxes; one batch at a time.
+
+    Args:
+        memory: receives all allocations.
+        plan: of the detector.
+        kernels: of this GPU.
+        max_batch: images at once, at most.
+        shape: height and width of an image.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        plan: LoadedPlan,
+        kernels: Kernels,
+        max_batch: int,
+        shape: tuple[int, int],
+    ) -> None:
+        super().__init__(memory, plan)
+        self._kernels, self._max_batch, self._shape = kernels, max_batch, shape
+        self._images = memory.device((max_batch, 3, *shape), np.float32)
+        self._up = Block(memory, {"sizes": ((2,), np.float32)}, max_batch)
+        down = {name: (plan.shape(name, 1)[1:], plan.dtype(name)) for name in _DOWN}
+        self._down = Block(memory, down, max_batch)
+        # The other outputs, which nobody reads.
+        others = [name for name in plan.outputs if name not in (*_DOWN, *FEATURES)]
+        self._others = {
+            name: memory.device(plan.shape(name, max_batch), plan.dtype(name)) for name in others
+        }
+
+    def slot(self, index: int) -> Slot:
+        """Allocate the features of a batch."""
+        shapes = {name: self.plan.shape(name, self._max_batch) for name in FEATURES}
+        return Slot(
+            index,
+            {
+                name: self._memory.device(shape, self.plan.dtype(name))
+                for name, shape in shapes.items()
+            },
+        )
+
+    def warm_up(self, slots: Sequence[Slot]) -> None:
+        """Run every size of batch once."""
+        for slot in slots:
+            for count in range(1, self._max_batch + 1):
+                self._up.arrays(count)["sizes"][:] = self._shape
+                self._warm(count, slot, lambda c=count, s=slot: self._work(c, s))  # type: ignore[misc]
+        self.plan.on_warm()
+
+    def run(
+        self, places: Sequence[Place], contents: Sequence[tuple[int, int]], slot: Slot
+    ) -> dict[str, NDArray[Any]]:
+        """Detect in uploaded images; returns the detector's boxes, scores and labels.
+
+        The arrays are overwritten by the next call. The features are in the slot.
+        """
+        count = len(places)
+        self._up.arrays(count)["sizes"][:] = contents
+        for place in places:
+            self.stream.follow(place.uploaded)
+        # The images have the network's size already: libswscale resizes while it converts YUV to
+        # RGB. Their places differ from call to call, so this is not part of the CUDA graph.
+        self._kernels.preprocess(
+            [place.device for place in places],
+            self._images,
+            self._shape[0] * self._shape[1],
+            self.stream.handle,
+        )
+        self._run(count, slot, lambda: self._work(count, slot))
+        return self._down.arrays(count)
+
+    def _work(self, count: int, slot: Slot) -> None:
+        self._up.upload(count, self.stream)
+        addresses = {"images": self._images, **self._others, **slot.features}
+        addresses |= self._up.addresses(count) | self._down.addresses(count)
+        self.plan.run(
+            {"images": (count, 3, *self._shape), "sizes": (count, 2)},
+            addresses,
+            self.stream.handle,
+        )
+        self._down.download(count, self.stream)
+
+
+class SegmentSide(Side):
+    """Computes mask crops of boxes; one batch at a time.
+
+    The number of boxes changes with every frame, and each new shape costs TensorRT time (and
+    TensorRT-RTX a compilation). So boxes are padded to the next of a few fixed numbers.
+
+    Args:
+        memory: receives all allocations.
+        plan: of the segmenter.
+        kernels: of this GPU.
+        features: shapes of the features of a whole batch, by name.
+        max_boxes: boxes at once, at most.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        plan: LoadedPlan,
+        kernels: Kernels,
+        features: dict[str, tuple[int, ...]],
+        max_boxes: int,
+    ) -> None:
+        super().__init__(memory, plan)
+        self._kernels, self._features, self.buckets = kernels, features, buckets(max_boxes)
+        given = ("boxes", "labels", "batch_index")
+        up = {name: (plan.shape(name, 1)[1:], plan.dtype(name)) for name in given}
+        self._up = Block(memory, up, max_boxes)
+        self.crop = plan.shape("masks", 1)[1:]
+        self._masks = memory.device((max_boxes, *self.crop), np.float32)
+        crops: dict[str, tuple[tuple[int, ...], DTypeLike]] = {"crops": (self.crop, np.uint8)}
+        self._down = Block(memory, crops, max_boxes)
+
+    def warm_up(self, slots: Sequence[Slot]) -> None:
+        """Run every number of boxes once."""
+        for slot in slots:
+            for bucket in self.buckets:
+                self._fill(bucket, {})
+                self._warm(bucket, slot, lambda b=bucket, s=slot: self._work(b, s))  # type: ignore[misc]
+        self.plan.on_warm()
+
+    def run(self, boxes: dict[str, NDArray[Any]], slot: Slot) -> NDArray[np.uint8]:
+        """Compute crops.
+
+        Args:
+            boxes: ``boxes`` ``[R, 4]``, ``labels`` ``[R]``, ``batch_index`` ``[R]``.
+            slot: features of their batch.
+
+        Returns:
+            ``[R, 28, 28]`` uint8, 0..255, overwritten by the next call.
+        """
+        count = len(boxes["boxes"])
+        if count == 0:
+            return np.zeros((0, *self.crop), np.uint8)
+        bucket = next(bucket for bucket in self.buckets if bucket >= count)
+        self._fill(bucket, boxes)
+        self._run(bucket, slot, lambda: self._work(bucket, slot))
+        return self._down.arrays(bucket)["crops"][:count]
+
+    def _fill(self, bucket: int, boxes: dict[str, NDArray[Any]]) -> None:
+        """Write boxes to the block; the rest of the bucket belongs to no image: it pools zeros."""
+        for name, array in self._up.arrays(bucket).items():
+            given = boxes.get(name, array[:0])
+            array[: len(given)] = given
+            array[len(given) :] = -1 if name == "batch_index" else 0
+
+    def _work(self, bucket: int, slot: Slot) -> None:
+        self._up.upload(bucket, self.stream)
+        up = self._up.arrays(bucket)
+        self.plan.run(
+            # All images of a batch, whatever their number: RoIAlign reads only those of the boxes.
+            self._features | {name: array.shape for name, array in up.items()},
+            {"masks": self._masks, **self._up.addresses(bucket), **slot.features},
+            self.stream.handle,
+        )
+        crops = self._down.addresses(bucket)["crops"]
+        values = bucket * int(np.prod(self.crop))
+        self._kernels.crops_to_bytes(self._masks, crops, values, self.stream.handle)
+        self._down.download(bucket, self.stream)
+
+
+def buckets(most: int) -> tuple[int, ...]:
+    """Return the numbers of boxes that are run: powers of two up to the most, and the most."""
+    powers = [1 << i for i in range(most.bit_length()) if 1 << i < most]
+    return (*powers, most)
