@@ -18,8 +18,10 @@ MAX_BLOCKED_S = 60.0
 FORGIVEN_AFTER_S = 600.0
 """Floods that are longer ago do not count."""
 
-MAX_CONNECTIONS, CONNECTIONS_PER_S = 100, 0.5
-"""An address that connects more often than this is unstable."""
+MAX_SHORT, SHORT_PER_S = 30, 0.5
+"""An address with more connections than this that last less than ``SHORT_S`` is unstable."""
+
+SHORT_S = 1.0
 
 MAX_ADDRESSES = 1024
 """Addresses without a connection that are remembered."""
@@ -29,7 +31,7 @@ MAX_ADDRESSES = 1024
 class _Address:
     at_s: float
     allowance: float = FLOOD_BYTES
-    connections_left: float = MAX_CONNECTIONS
+    short_left: float = MAX_SHORT
     peers: int = 0
     floods: int = 0
     flooded_at_s: float = 0.0
@@ -46,7 +48,6 @@ class AddressLimits:
         """Enter a connection; return whether the address may connect now."""
         found = self._at(address, now_s)
         found.peers += 1
-        found.connections_left = max(found.connections_left - 1, 0.0)
         self._addresses.move_to_end(address)
         if len(self._addresses) > MAX_ADDRESSES:
             unused = (name for name, other in self._addresses.items() if not other.peers)
@@ -54,10 +55,13 @@ class AddressLimits:
                 del self._addresses[oldest]
         return now_s >= found.blocked_until_s
 
-    def disconnect(self, address: str, now_s: float) -> None:
-        """Enter that a connection is gone."""
+    def disconnect(self, address: str, lasted_s: float, now_s: float) -> bool:
+        """Enter that a connection is gone; return whether the address reconnects without end."""
         found = self._at(address, now_s)
         found.peers = max(found.peers - 1, 0)
+        if lasted_s < SHORT_S:
+            found.short_left = max(found.short_left - 1, 0.0)
+        return found.short_left < 1
 
     def receive(self, address: str, count: int, now_s: float) -> Literal["ok", "flood", "blocked"]:
         """Enter ``count`` bytes from an address.
@@ -78,10 +82,6 @@ class AddressLimits:
             return "flood"
         return "blocked"
 
-    def is_unstable(self, address: str, now_s: float) -> bool:
-        """Whether an address connects again and again."""
-        return self._at(address, now_s).connections_left < 1
-
     def _at(self, address: str, now_s: float) -> _Address:
         """Return an address's account, with what it has gained since it was last looked at."""
         if (found := self._addresses.get(address)) is None:
@@ -91,7 +91,5 @@ class AddressLimits:
             found.allowance + passed_s * (BYTES_PER_S + found.peers * BYTES_PER_PEER_PER_S),
             FLOOD_BYTES + found.peers * FLOOD_BYTES_PER_PEER,
         )
-        found.connections_left = min(
-            found.connections_left + passed_s * CONNECTIONS_PER_S, MAX_CONNECTIONS
-        )
+        found.short_left = min(found.short_left + passed_s * SHORT_PER_S, MAX_SHORT)
         return found

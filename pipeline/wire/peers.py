@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import zmq
@@ -49,11 +49,12 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Peer:
-    """A connection: its address, its address and port (None: not TCP), and bytes received."""
+    """A connection: address; address and port (None: not TCP); bytes received; its start."""
 
     address: str
     name: Any
     received: int = 0
+    since_s: float = field(default_factory=time.monotonic)
 
 
 class PeerGuard:
@@ -173,21 +174,21 @@ class PeerGuard:
         elif kind == zmq.Event.DISCONNECTED:
             peer = self._peers.pop(handle, _Peer(UNKNOWN, None))
             if peer.name is not None:
-                self._limits.disconnect(peer.address, time.monotonic())
+                self._note_disconnection(peer)
             if self._handshake_failed and self._clients is not None:
                 self._report_refused(peer.address, "no client key sent, or the server key is wrong")
             self._handshake_failed = False
 
     def _admit(self, handle: int, peer: _Peer) -> None:
-        """Disconnect a peer whose address is blocked, and report one that connects too often."""
-        now_s = time.monotonic()
-        if not self._limits.connect(peer.address, now_s):
+        """Disconnect a peer whose address is blocked."""
+        if not self._limits.connect(peer.address, time.monotonic()):
             self._disconnect(handle, peer)
-        elif (
-            self._limits.is_unstable(peer.address, now_s)
-            and peer.address not in self._unstable
-            and len(self._unstable) < MAX_ADDRESSES
-        ):
+
+    def _note_disconnection(self, peer: _Peer) -> None:
+        """Report an address once that reconnects without end: libzmq does so when it is cut off."""
+        now_s = time.monotonic()
+        unstable = self._limits.disconnect(peer.address, now_s - peer.since_s, now_s)
+        if unstable and peer.address not in self._unstable and len(self._unstable) < MAX_ADDRESSES:
             self._unstable.add(peer.address)
             reason = "it connects again and again; is one of its subscriptions too long?"
             _logger.warning(

@@ -25,22 +25,21 @@ def test_a_flood_blocks_its_address_for_longer_each_time_and_no_other():
         assert found.receive("a", 1, now_s) == "blocked"
         began_s = now_s
         while not found.connect("a", now_s):
-            found.disconnect("a", now_s)
+            found.disconnect("a", 0, now_s)
             now_s += 0.5
         blocked_s.append(now_s - began_s)
         assert found.connect("b", now_s)
     assert blocked_s == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
-def test_an_address_that_connects_ten_times_a_second_is_unstable():
+def test_an_address_that_reconnects_ten_times_a_second_is_unstable():
     found = AddressLimits()
-    for number in range(10):
-        found.connect("calm", number * 60.0)
-        assert not found.is_unstable("calm", number * 60.0)
-    for number in range(150):
-        found.connect("a", number / 10)
-        found.disconnect("a", number / 10)
-    assert found.is_unstable("a", 15)
+    found.connect("a", 0)
+    assert not any(found.disconnect("calm", 0.1, number * 60.0) for number in range(100))
+    assert not any(found.disconnect("long", 3.0, 7.0) for number in range(300))
+    verdicts = [found.disconnect("a", 0.01, number / 10) for number in range(150)]
+    assert not verdicts[20]
+    assert verdicts[-1]
 
 
 def test_addresses_are_bounded(monkeypatch):
@@ -49,6 +48,6 @@ def test_addresses_are_bounded(monkeypatch):
     found.connect("stays", 0)
     for number in range(1000):
         found.connect(f"{number}", 0)
-        found.disconnect(f"{number}", 0)
+        found.disconnect(f"{number}", 0, 0)
     assert len(found._addresses) <= 11
     assert "stays" in found._addresses
