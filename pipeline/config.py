@@ -24,6 +24,7 @@ from msgspec import Meta
 from msgspec.structs import force_setattr
 
 from maskcast.engines.errors import InputError
+from maskcast.pipeline.tracking.config import LineConfig, ZoneConfig, check_regions
 from maskcast.pipeline.url import MAX_URL_LENGTH, redact, source_name
 from maskcast.pipeline.wire.message import MaskFormat
 
@@ -62,7 +63,10 @@ class SourceConfig(
         rtsp_transport: how RTSP carries its packets.
         open_timeout_s: how long the source may take to answer, seconds.
         read_timeout_s: reconnect a live source after this many seconds without data.
-        track: give instances track ids; on by default for video, off for images.
+        track: give instances track ids; on by default for video, off for images without zones and
+            lines.
+        zones: polygons that instances enter and leave (docs/tracking.md).
+        lines: lines that instances cross.
         required: whether ``/healthz`` reports 503 while this source does not stream.
     """
 
@@ -77,7 +81,14 @@ class SourceConfig(
     open_timeout_s: Seconds = 10.0
     read_timeout_s: Seconds = 5.0
     track: bool | None = None
+    zones: tuple[ZoneConfig, ...] = ()
+    lines: tuple[LineConfig, ...] = ()
     required: bool = True
+
+    def __post_init__(self) -> None:
+        check_regions(self.zones, self.lines)
+        if self.track is False and (self.zones or self.lines):
+            raise ValueError("zones and lines need tracks; remove 'track: false'")
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         shown = {field: getattr(self, field) for field in self.__struct_fields__}
@@ -298,6 +309,8 @@ _SHORT_FORMS = {"metrics": "address", "control": "endpoint"}
 
 _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "sources": SourceConfig,
+    "sources.zones": ZoneConfig,
+    "sources.lines": LineConfig,
     "model": ModelConfig,
     "publish": PublishConfig,
     "publish.curve": CurveConfig,
@@ -447,7 +460,8 @@ def _explain(problem: str, section: str = "") -> str:
     text, _, place = problem.partition(" - at `$")
     key = place.rstrip("`").removeprefix(".")
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", text, re.DOTALL):
-        known = _SECTIONS.get(section or key.partition("[")[0], Config).__struct_fields__
+        place = re.sub(r"\[\d+\]", "", ".".join(filter(None, (section, key))))
+        known = _SECTIONS.get(place, Config).__struct_fields__
         near = difflib.get_close_matches(unknown[1], known, n=1)
         advice = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         where = f" in {key}" if key else ""

@@ -146,10 +146,10 @@ class Pipeline:
         """Read one more source while the pipeline runs. If it fails, it alone ends.
 
         Raises:
-            InputError: it has no name or one that is taken, its address is certainly wrong, or the
-                pipeline is not running.
+            InputError: it has no name or one that is taken, its address is certainly wrong, its
+                zones name a class that the model does not have, or the pipeline is not running.
         """
-        self._started().stages.decoders.add(source)
+        self._started().stages.add(source)
 
     def remove(self, name: str) -> None:
         """Remove a source while the pipeline runs; the others are not affected.

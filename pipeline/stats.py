@@ -14,6 +14,7 @@ from maskcast.engines.instances import Instances
 from maskcast.pipeline.durations import Distribution, Durations, Percentiles, percentiles_ms
 from maskcast.pipeline.frame import STAGES, Frame
 from maskcast.pipeline.sources.state import FINISHED, SourceState, StateChange
+from maskcast.pipeline.tracking.analysis import UNTRACKED, Analysis
 
 RATE_WINDOW_S = 5.0
 """Window of the frame rate, seconds."""
@@ -72,6 +73,8 @@ class SourceStats:
         detail: the reason for the state, one line without credentials; "" if there is none.
         reconnects: number of times it was reconnected.
         last: the instances in its last frame.
+        zones: instances in each of its zones.
+        lines: crossings of each of its lines, by direction.
         unrecorded: published frames that are missing in an output, by reason: ``replaced`` (the
             record stage was behind a live source) or ``failed`` (the output could not be written).
     """
@@ -90,6 +93,8 @@ class SourceStats:
     detail: str
     reconnects: int
     last: Instances | None = field(repr=False)
+    zones: Mapping[str, int] = field(default_factory=dict)
+    lines: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     unrecorded: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -172,6 +177,7 @@ class _SourceMeter:
     detail: str = ""
     reconnects: int = 0
     last: Instances | None = None
+    analysis: Analysis = UNTRACKED
     unrecorded: Counter[str] = field(default_factory=Counter)
     first_ns: int = 0
     published_ns: deque[int] = field(default_factory=lambda: deque(maxlen=_MOST_RATED))
@@ -237,7 +243,7 @@ class Meter:
             if self._witness is not None:
                 self._witness.dropped(frame, stage, reason)
 
-    def processed(self, frame: Frame, instances: Instances) -> None:
+    def processed(self, frame: Frame, instances: Instances, analysis: Analysis = UNTRACKED) -> None:
         """Count a frame that was published."""
         start_ns, end_ns = frame.timeline.start_ns, frame.timeline.end_ns
         published_ns = end_ns["publish"]
@@ -252,7 +258,7 @@ class Meter:
             if (source := self._sources.get(frame.source)) is not None:
                 seq = source.processed
                 source.processed += 1
-                source.last = instances
+                source.last, source.analysis = instances, analysis
                 source.first_ns = source.first_ns or published_ns
                 source.published_ns.append(published_ns)
                 source.latency.add(published_ns - start_ns["decode"])
@@ -361,6 +367,8 @@ def _source_stats(name: str, meter: _SourceMeter) -> SourceStats:
         detail="" if is_finishing else meter.detail,
         reconnects=meter.reconnects,
         last=meter.last,
+        zones=meter.analysis.zones,
+        lines=meter.analysis.lines,
         unrecorded=dict(meter.unrecorded),
     )
 

@@ -115,8 +115,21 @@ def _source_families(sources: Iterable[SourceStats]) -> Iterator[Metric]:
     latency = HistogramMetricFamily(
         "maskcast_latency_seconds", "From the start of decoding to publication.", labels=["source"]
     )
+    zones = GaugeMetricFamily(
+        "maskcast_zone_instances", "Instances in a zone now.", labels=["source", "zone"]
+    )
+    crossings = CounterMetricFamily(
+        "maskcast_line_crossings",
+        "Instances that crossed a line, by direction.",
+        labels=["source", "line", "direction"],
+    )
     for source in sources:
         name = [source.name]
+        for zone, count in source.zones.items():
+            zones.add_metric([source.name, zone], count)
+        for line, directions in source.lines.items():
+            for direction, count in directions.items():
+                crossings.add_metric([source.name, line, direction], count)
         captured.add_metric(name, source.captured)
         processed.add_metric(name, source.processed)
         for option, count in source.skipped.items():
@@ -131,6 +144,7 @@ def _source_families(sources: Iterable[SourceStats]) -> Iterator[Metric]:
             state.add_metric([source.name, possible], source.state is possible)
         _add_histogram(latency, name, source.latency)
     yield from (captured, processed, skipped, dropped, corrupt, reconnects, state, latency)
+    yield from (zones, crossings)
 
 
 def _stage_families(stats: Stats) -> Iterator[Metric]:

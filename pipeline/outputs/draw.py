@@ -53,16 +53,16 @@ class Annotator:
             if instances.masks is not None:
                 _draw_mask(image, instances.patch(i), colour, outline=unit)
             pen.rectangle([round(float(v)) for v in box], outline=colour, width=unit)
-        font = _font(max(11, round(min(image.size) / 40)))
+        font = tag_font(image.size)
         placed: list[Rectangle] = []
         for i in range(len(instances)):  # best first: it gets the place at its box
             label = int(instances.labels[i])
             text = f"{self._label_names[label]} {100 * float(instances.scores[i]):.0f}%"
             if instances.track_ids is not None and instances.track_ids[i]:
                 text = f"#{instances.track_ids[i]} {text}"
-            tag = _place_tag(image.size, instances.boxes[i], text, font, placed)
+            tag = place_tag(image.size, instances.boxes[i], text, font, placed)
             placed.append(tag)
-            _draw_tag(pen, tag, text, palette(colours[i]), font)
+            draw_tag(pen, tag, text, palette(colours[i]), font)
 
     def _assign_colours(self, instances: Instances) -> list[int]:
         """Choose colours: by track id, else as the box of the last frame that overlaps most."""
@@ -102,9 +102,9 @@ def _draw_mask(image: Image.Image, patch: Patch, colour: Colour, outline: int) -
     image.paste(colour, (patch.x0, patch.y0), Image.fromarray(alpha))
 
 
-def _place_tag(
+def place_tag(
     size: tuple[int, int],
-    box: NDArray[np.float32],
+    place: Sequence[float] | NDArray[np.float32],
     text: str,
     font: ImageFont.FreeTypeFont,
     placed: Sequence[Rectangle],
@@ -116,8 +116,8 @@ def _place_tag(
     ascent, descent = font.getmetrics()
     pad = max(2, ascent // 5)
     width, height = font.getlength(text) + 2 * pad, ascent + descent + pad
-    left = min(max(0.0, float(box[0])), max(0.0, size[0] - width))
-    above, inside = float(box[1]) - height, max(0.0, float(box[1]))
+    left = min(max(0.0, float(place[0])), max(0.0, size[0] - width))
+    above, inside = float(place[1]) - height, max(0.0, float(place[1]))
     tops = [above] if above >= 0 else []
     tops += [inside + step * (height + 1) for step in range(TAG_TRIES)]
     tags = [(left, top, left + width, top + height) for top in tops]
@@ -131,7 +131,7 @@ def _overlap(a: Rectangle, b: Rectangle) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _draw_tag(
+def draw_tag(
     pen: ImageDraw.ImageDraw,
     tag: Rectangle,
     text: str,
@@ -146,6 +146,11 @@ def _draw_tag(
     pen.text(
         (tag[0] + pad, tag[1] + pad / 2), text, font=font, fill="black" if is_light else "white"
     )
+
+
+def tag_font(size: tuple[int, int]) -> ImageFont.FreeTypeFont:
+    """Return the font for tags in an image of a width and height."""
+    return _font(max(11, round(min(size) / 40)))
 
 
 @lru_cache(maxsize=8)

@@ -27,6 +27,7 @@ from maskcast.pipeline.outputs.files import (
     check_writable,
 )
 from maskcast.pipeline.outputs.recorder import Published
+from maskcast.pipeline.outputs.regions import draw_regions
 
 CLOCK_HZ = 90_000
 """Ticks a second of a recorded video's clock (that of RTP and MPEG): exact for every usual rate."""
@@ -95,6 +96,7 @@ class VideoRecorder:
         annotator = self._annotators.get(source)
         if annotator is None:
             annotator = self._annotators[source] = Annotator(self._label_names)
+        draw_regions(image, published.analysis)
         annotator.draw(image, instances)
         try:
             file = self._files.get(source)

@@ -46,6 +46,8 @@ def is_tracked(config: SourceConfig) -> bool:
     """Tell whether a source's instances get track ids: by default those of video do."""
     if config.track is not None:
         return config.track
+    if config.zones or config.lines:
+        return True
     return not _is_of_images(config.url)
 
 

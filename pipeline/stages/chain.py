@@ -18,6 +18,7 @@ from maskcast.pipeline.stages.publish import PublishStage
 from maskcast.pipeline.stages.record import OnFrame, Recorded, RecordStage
 from maskcast.pipeline.stages.stage import Event, PipelineContext, Stage
 from maskcast.pipeline.tracking.analysis import SourceAnalysis
+from maskcast.pipeline.tracking.regions import check_labels
 
 RECORD_CAPACITY = 8
 """Frames that wait for the record stage at most: a third of a second of one camera."""
@@ -48,6 +49,9 @@ class StageChain:
         context: PipelineContext,
     ) -> None:
         manifest, changed = engine.manifest, threading.Condition()
+        self._label_names = manifest.labels
+        for source in configs:
+            self._check(source)
         recording: Inbox[Recorded | Event] | None = None
         if recorders or on_frame is not None:
             recording = Inbox(RECORD_CAPACITY, "latest", self._drop_recorded, changed)
@@ -91,6 +95,15 @@ class StageChain:
             self._stages.append(record)
             self._behind_engine.append(record)
             self._inboxes[record.name] = recording
+
+    def add(self, source: SourceConfig) -> None:
+        """Read one more source.
+
+        Raises:
+            InputError: see ``Decoders.add``, and it has a zone for a class that the model lacks.
+        """
+        self._check(source)
+        self.decoders.add(source)
 
     def start(self) -> None:
         """Start all threads, the last stage's first: it closes the recorders at the end."""
@@ -141,6 +154,9 @@ class StageChain:
         """Drop every frame that waits: after a failure a stage that would take it may be gone."""
         for inbox in (self._prepared, self._detected, self._seen):
             inbox.close(discard=True)
+
+    def _check(self, source: SourceConfig) -> None:
+        check_labels((*source.zones, *source.lines), self._label_names, source.name or source.url)
 
     def _analyse(self, source: str, engine: Engine, model: ModelConfig) -> SourceAnalysis | None:
         """Begin to follow the objects of a source, if it is one that is tracked."""

@@ -106,7 +106,7 @@ class PublishStage(Stage[Seen, None]):
         frame.timeline.begin("publish")
         published = self._publish(frame, instances, seen.analysis)
         frame.timeline.end("publish")
-        self._context.meter.processed(frame, instances)
+        self._context.meter.processed(frame, instances, seen.analysis)
         if self._recording is not None:
             recorded = Recorded(frame, instances, published)
             if self._sources.is_lossless(frame.source):

@@ -45,13 +45,14 @@ EndReason = Literal["lost", "size", "time", "ended"]
 
 
 class EndedTrack(NamedTuple):
-    """A confirmed track that has ended.
+    """A track that had an id and has ended.
 
     Attributes:
         track_id: its id, which is not given again.
         label: its label.
         first_s, last_s: times of the first and the last frame that showed it.
         reason: why it ended.
+        confirmed: whether it was no false alarm.
     """
 
     track_id: int
@@ -59,6 +60,7 @@ class EndedTrack(NamedTuple):
     first_s: float
     last_s: float
     reason: EndReason
+    confirmed: bool
 
 
 class Update(NamedTuple):
@@ -67,7 +69,7 @@ class Update(NamedTuple):
     Attributes:
         track_ids: ``[N]`` int32, of each instance; 0 for none.
         confirmed: ``[N]`` bool, whether it is the id of a track that is no false alarm.
-        ended: the confirmed tracks that ended.
+        ended: the tracks that ended.
     """
 
     track_ids: NDArray[np.int32]
@@ -152,7 +154,7 @@ class Tracker:
         )
 
     def end(self, reason: EndReason) -> list[EndedTrack]:
-        """End all tracks; ids go on. Return the confirmed ones."""
+        """End all tracks; ids go on."""
         ended = self._ended(np.ones(len(self), np.bool_), reason)
         self._keep(np.zeros(len(self), np.bool_))
         return ended
@@ -230,8 +232,9 @@ class Tracker:
                 float(self._tracks["first_s"][row]),
                 float(self._tracks["last_s"][row]),
                 reason,
+                bool(self._tracks["seen"][row] >= CONFIRMED_AFTER),
             )
-            for row in np.flatnonzero(which & (self._tracks["seen"] >= CONFIRMED_AFTER))
+            for row in np.flatnonzero(which & (self._tracks["ids"] > 0))
         ]
 
     def _keep(self, kept: NDArray[np.bool_]) -> None:

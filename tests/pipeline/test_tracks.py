@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from PIL import Image
 from witnesses import Listener, configured
 
+from maskcast.engines.errors import InputError
 from maskcast.engines.instances import Instances
 from maskcast.pipeline.pipeline import Pipeline
 
@@ -118,3 +119,46 @@ def test_a_source_that_is_removed_ends_its_tracks(timed_engine, free_port, tmp_p
     listener.finish()
     names = [event.name for event in listener.events if event.name in ("track_ended", "ended")]
     assert names[:2] == ["track_ended", "ended"]
+
+
+def test_zones_and_lines_reach_subscribers_and_figures(make_clip, crossing, free_port) -> None:
+    endpoint = f"tcp://127.0.0.1:{free_port}"
+    listener = Listener(endpoint)
+    publish = {"endpoint": endpoint, "wait_subscribers": 1}
+    source = {
+        "url": str(make_clip("cam.mp4", frames=24)),
+        "zones": [{"name": "door", "polygon": [[0, 0], [0.5, 0], [0.5, 1], [0, 1]]}],
+        "lines": [{"name": "gate", "points": [[0.5, 0], [0.5, 1]]}],
+    }
+    pipeline = Pipeline(configured(source, publish=publish), crossing)
+    pipeline.run()
+    listener.finish()
+    assert [frame.zones["door"] for frame in listener.frames][3:] == pytest.approx([1] * 21, abs=1)
+    assert listener.frames[0].lines == {"gate": {"forward": 0, "backward": 0}}
+    assert listener.frames[-1].lines == {"gate": {"forward": 1, "backward": 1}}
+    happened = [
+        (event.name, event.data["track_id"])
+        for event in listener.events
+        if "track_id" in event.data
+    ]
+    right, left = sorted(
+        {1, 2}, key=lambda number: happened.index(("zone_entered", number)), reverse=True
+    )
+    for number in (left, right):
+        names = [name for name, of in happened if of == number]
+        assert sorted(names) == ["line_crossed", "track_ended", "zone_entered", "zone_left"]
+    crossed = [event for event in listener.events if event.name == "line_crossed"]
+    assert {event.data["direction"] for event in crossed} == {"forward", "backward"}
+    for event in crossed:
+        frame = next(f for f in listener.frames if f.index == event.data["index"])
+        assert event.data["capture_ns"] == frame.capture_ns
+        assert event.data["label"] == "thing"
+    (figures,) = pipeline.stats().sources
+    assert figures.lines == {"gate": {"forward": 1, "backward": 1}}
+
+
+def test_a_zone_for_a_class_that_the_model_lacks_is_an_input_error(make_clip, timed_engine) -> None:
+    zone = {"name": "door", "polygon": [[0, 0], [1, 0], [1, 1]], "labels": ["thong"]}
+    config = configured({"url": str(make_clip()), "zones": [zone]})
+    with pytest.raises(InputError, match="no class 'thong'; did you mean 'thing'"):
+        Pipeline(config, timed_engine()).run()

@@ -16,6 +16,8 @@ from maskcast.pipeline.stats import Meter
 
 SECRET = "hunter2"
 NAMES = {
+    "maskcast_line_crossings_total": "counter",
+    "maskcast_zone_instances": "gauge",
     "maskcast_frames_captured_total": "counter",
     "maskcast_frames_processed_total": "counter",
     "maskcast_frames_skipped_total": "counter",
@@ -193,3 +195,20 @@ def test_promtool_has_nothing_to_say(exposition: Exposition) -> None:
         [promtool, "check", "metrics"], input=exposition.text, capture_output=True, text=True
     )
     assert (result.returncode, result.stdout + result.stderr) == (0, "")
+
+
+def test_zones_and_lines_have_series_of_their_own(make_clip, timed_engine) -> None:
+    source = {
+        "url": str(make_clip("cam.mp4", frames=9)),
+        "zones": [{"name": "all", "polygon": [[0, 0], [1, 0], [1, 1], [0, 1]]}],
+        "lines": [{"name": "gate", "points": [[0.5, 0], [0.5, 1]]}],
+    }
+    engine = timed_engine()
+    pipeline = Pipeline(make_config({"sources": [source], "publish": None}), engine)
+    pipeline.run()
+    found = Exposition(make_registry(pipeline.stats, engine))
+    assert found.value("maskcast_zone_instances", source="cam", zone="all") == 1
+    crossings = "maskcast_line_crossings_total"
+    for direction in ("forward", "backward"):
+        labels = {"source": "cam", "line": "gate", "direction": direction}
+        assert found.value(crossings, **labels) == 0

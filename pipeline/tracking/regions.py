@@ -1,0 +1,202 @@
+"""Regions: all zones and lines of one source, and its tracks among them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskcast.engines.errors import InputError
+from maskcast.engines.instances import Instances
+from maskcast.pipeline.tracking.config import LineConfig, Point, ZoneConfig
+from maskcast.pipeline.tracking.coverage import Coverage, centres, feet
+from maskcast.pipeline.tracking.lines import Crossed, Direction, LineWatch
+from maskcast.pipeline.tracking.overlap import binary_crops
+from maskcast.pipeline.tracking.settling import Sight
+from maskcast.pipeline.tracking.zones import FEET_ROOM, STAYS, Entered, Left, ZoneWatch
+
+FAR = 4.0
+"""How far the side of a line reaches, in diagonals of the frame: beyond everything in it."""
+
+Happening = Entered | Left | Crossed
+
+
+def check_labels(
+    regions: Sequence[ZoneConfig | LineConfig], label_names: Sequence[str], source: str
+) -> None:
+    """Check that the model knows the classes of a source's zones and lines.
+
+    Raises:
+        InputError: it does not know one.
+    """
+    for region in regions:
+        for name in region.labels or ():
+            if name not in label_names[1:]:
+                near = difflib.get_close_matches(name, label_names[1:], n=1)
+                known = ", ".join(label_names[1:21])
+                advice = f"did you mean {near[0]!r}?" if near else f"it has {known}"
+                raise InputError(
+                    f"source {source}: {region.name}: the model has no class {name!r}; {advice}"
+                )
+
+
+class Met(NamedTuple):
+    """What happened to a track at a zone or line."""
+
+    track_id: int
+    label: int
+    region: str
+    what: Happening
+
+
+class Regions:
+    """The zones and lines of one source.
+
+    Args:
+        zones: of the source.
+        lines: of the source.
+        label_names: the model's, indexed by label.
+    """
+
+    def __init__(
+        self,
+        zones: Sequence[ZoneConfig],
+        lines: Sequence[LineConfig],
+        label_names: Sequence[str],
+    ) -> None:
+        self._zone_configs, self._line_configs = zones, lines
+        self._wanted = np.array(
+            [
+                [wanted is None or name in wanted for name in label_names]
+                for wanted in (*(zone.labels for zone in zones), *(line.labels for line in lines))
+            ]
+        )
+        self._totals: list[dict[Direction, int]] = [{"forward": 0, "backward": 0} for _ in lines]
+        self._labels: dict[int, int] = {}
+        self._size = (0, 0)
+        self._resize(1, 1)
+
+    def zones(self) -> dict[str, int]:
+        """Return how many tracks are in each zone, by its name."""
+        return {watch.config.name: watch.count for watch in self._zones}
+
+    def lines(self) -> dict[str, dict[str, int]]:
+        """Return how often each line was crossed, by its name, then direction."""
+        return {
+            config.name: {str(direction): count for direction, count in totals.items()}
+            for config, totals in zip(self._line_configs, self._totals, strict=True)
+        }
+
+    def update(
+        self,
+        instances: Instances,
+        confirmed: NDArray[np.bool_],
+        time_s: float,
+        index: int,
+        capture_ns: int,
+    ) -> list[Met]:
+        """See the tracks of a frame; return what happened to them.
+
+        Args:
+            instances: what was seen, with track ids.
+            confirmed: ``[N]`` whether a track is no false alarm; nothing happens to others.
+            time_s: the frame's time.
+            index: the frame's.
+            capture_ns: the frame's.
+        """
+        size = (instances.width, instances.height)
+        if self._size != size:
+            self._resize(*size)
+        assert instances.track_ids is not None
+        shown = np.flatnonzero(instances.track_ids > 0)
+        if not len(shown) or not len(self._wanted):
+            return []
+        boxes = instances.boxes[shown].astype(np.float64)
+        crops = binary_crops(instances)[shown]
+        shares = self._coverage.shares(crops, boxes)
+        middle = centres(crops, boxes)
+        lowest = self._feet(crops, boxes)
+        met: list[Met] = []
+        for place, i in enumerate(shown.tolist()):
+            track_id, label = int(instances.track_ids[i]), int(instances.labels[i])
+            self._labels[track_id] = label
+            sight = Sight(time_s, index, capture_ns, *middle[place].tolist())
+            wanted = self._wanted[:, label]
+            for name, what in self._see(
+                track_id, shares[place], lowest[place], wanted, bool(confirmed[i]), sight
+            ):
+                met.append(Met(track_id, label, name, what))
+        return met
+
+    def end(self, track_id: int) -> list[Met]:
+        """Forget a track that has ended; return what happened at its end."""
+        label = self._labels.pop(track_id, 0)
+        met: list[Met] = []
+        for line in self._lines:
+            met += [Met(track_id, label, line.config.name, what) for what in line.end(track_id)]
+        for zone in self._zones:
+            met += [Met(track_id, label, zone.config.name, what) for what in zone.end(track_id)]
+        return met
+
+    def _resize(self, width: int, height: int) -> None:
+        """Begin anew with frames of another size; totals of lines go on."""
+        self._size = (width, height)
+        size = np.array([width, height], np.float64)
+        polygons = [np.array(zone.polygon) * size for zone in self._zone_configs]
+        polygons += [_ahead(line.points, size) for line in self._line_configs]
+        self._coverage = Coverage(polygons)
+        self._zones = [ZoneWatch(zone) for zone in self._zone_configs]
+        self._lines = [
+            LineWatch(line, width, height, totals)
+            for line, totals in zip(self._line_configs, self._totals, strict=True)
+        ]
+
+    def _feet(self, crops: NDArray[np.uint8], boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Tell which feet are in which polygons: ``[N, polygons, 2]``, strictly and with room.
+
+        The feet of who is inside already may be some way out: what counts is whether any point
+        near them is inside.
+        """
+        result = np.zeros((len(boxes), len(self._wanted), 2), np.bool_)
+        if any(zone.anchor for zone in self._zone_configs):
+            points = feet(crops, boxes)
+            room = FEET_ROOM * (boxes[:, 3] - boxes[:, 1])[:, None]
+            result[:, :, 0] = self._coverage.hold(points)
+            result[:, :, 1] = result[:, :, 0]
+            for way in ((1, 0), (-1, 0), (0, 1), (0, -1)):
+                result[:, :, 1] |= self._coverage.hold(points + room * way)
+        return result
+
+    def _see(
+        self,
+        track_id: int,
+        shares: NDArray[np.float64],
+        lowest: NDArray[np.bool_],
+        wanted: NDArray[np.bool_],
+        confirmed: bool,
+        sight: Sight,
+    ) -> Iterator[tuple[str, Happening]]:
+        for k, zone in enumerate(self._zones):
+            if wanted[k]:
+                stays = zone.is_inside(track_id)
+                if zone.config.anchor == "feet":
+                    inside = bool(lowest[k, int(stays)])
+                else:
+                    inside = bool(shares[k] >= zone.config.min_overlap * (STAYS if stays else 1))
+                for what in zone.see(track_id, inside, confirmed, sight):
+                    yield zone.config.name, what
+        for k, line in enumerate(self._lines, len(self._zones)):
+            if wanted[k]:
+                for crossed in line.see(track_id, float(shares[k]), confirmed, sight):
+                    yield line.config.name, crossed
+
+
+def _ahead(points: tuple[Point, Point], size: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the side of a line that is ahead, as a polygon beyond the frame: ``[4, 2]`` pixels."""
+    begin, end = np.array(points) * size
+    way = (end - begin) / np.linalg.norm(end - begin) * np.linalg.norm(size) * FAR
+    left = np.array([way[1], -way[0]])  # on screen, where y goes down
+    return np.stack([begin - way, end + way, end + way + left, begin - way + left])

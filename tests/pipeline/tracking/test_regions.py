@@ -1,0 +1,227 @@
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from maskcast.engines.errors import InputError
+from maskcast.engines.instances import Instances
+from maskcast.pipeline.tracking.config import LineConfig, ZoneConfig
+from maskcast.pipeline.tracking.lines import Crossed
+from maskcast.pipeline.tracking.regions import Regions, check_labels
+from maskcast.pipeline.tracking.zones import Entered, Left
+
+NAMES = ("background", "person", "dog")
+LEFT_HALF = ((0, 0), (0.5, 0), (0.5, 1), (0, 1))
+MIDDLE = ((0.5, 0), (0.5, 1))
+FPS = 25
+STEP = 4
+
+
+def seen(*tracks, labels=None, wide=40, high=80):
+    """Instances with full masks around x, y, each a track; ``(id, x, y)``."""
+    boxes = [[x - wide / 2, y - high / 2, x + wide / 2, y + high / 2] for _, x, y in tracks]
+    return Instances(
+        640,
+        480,
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.full(len(tracks), 0.9, np.float32),
+        np.array(labels or [1] * len(tracks), np.int32),
+        np.full((len(tracks), 28, 28), 255, np.uint8),
+        np.array([number for number, _, _ in tracks], np.int32),
+    )
+
+
+def follow(regions, frames, confirmed=True, fps=FPS):
+    """Show frames one after the other; return what happened with the frame's index."""
+    met = []
+    for index, instances in enumerate(frames):
+        sure = np.full(len(instances), confirmed)
+        happened = regions.update(instances, sure, index / fps, index, 10**9 + index)
+        met += [(index, one) for one in happened]
+    return met
+
+
+def zone(**keys):
+    return ZoneConfig(**({"name": "door", "polygon": LEFT_HALF, "min_overlap": 0.3} | keys))
+
+
+def line(**keys):
+    return LineConfig(**({"name": "gate", "points": MIDDLE} | keys))
+
+
+def walk(begin, end, y=240, number=1, steps=None):
+    """Frames in which a track goes from x to x."""
+    steps = steps or abs(end - begin) // STEP
+    return [seen((number, begin + (end - begin) * k / steps, y)) for k in range(steps + 1)]
+
+
+def test_who_goes_through_a_zone_enters_and_leaves_it_once():
+    regions = Regions([zone()], [], NAMES)
+    met = follow(regions, walk(600, 20) + walk(20, 600))
+    kinds = [type(one.what) for _, one in met]
+    assert kinds == [Entered, Left]
+    (_, entered), (_, left) = met
+    # It enters where 30 % of the mask are inside: its centre is 8 pixels beyond the edge.
+    assert 600 - STEP * entered.what.sight.index == pytest.approx(328, abs=STEP)
+    inside = left.what.sight.index - entered.what.sight.index
+    assert left.what.dwell_s == pytest.approx(inside / FPS)
+    assert regions.zones() == {"door": 0}
+
+
+def test_the_count_is_of_those_inside_now():
+    regions = Regions([zone()], [], NAMES)
+    frames = [seen((1, 100, 200), (2, 200, 200), (3, 500, 200))] * 10
+    follow(regions, frames)
+    assert regions.zones() == {"door": 2}
+    assert [one.what.dwell_s for one in regions.end(1)] == [pytest.approx(9 / FPS)]
+    assert regions.zones() == {"door": 1}
+    assert regions.end(3) == []
+
+
+def test_a_mask_that_flickers_at_the_edge_makes_no_storm():
+    rng = np.random.default_rng(0)
+    regions = Regions([zone(min_overlap=0.5)], [line()], NAMES)
+    frames = [seen((1, 320 + rng.normal(0, 1.2), 240)) for _ in range(2000)]
+    assert len(follow(regions, frames)) <= 1
+
+
+def test_one_frame_inside_is_no_visit_and_one_outside_no_end():
+    regions = Regions([zone()], [], NAMES)
+    outside, inside = seen((1, 500, 240)), seen((1, 100, 240))
+    assert follow(regions, [outside] * 9 + [inside] + [outside] * 9) == []
+    met = follow(regions, [inside] * 9 + [outside] + [inside] * 9)
+    assert [type(one.what) for _, one in met] == [Entered]
+
+
+def test_at_one_frame_a_second_two_frames_decide():
+    regions = Regions([zone()], [line()], NAMES)
+    frames = [seen((1, x, 240)) for x in (600, 500, 100, 90, 80)]
+    met = follow(regions, frames, fps=1)
+    assert [(index, one.region) for index, one in met] == [(3, "door"), (3, "gate")]
+    assert all(one.what.sight.index == 2 for _, one in met)
+
+
+def test_nothing_happens_to_tracks_that_may_be_false_alarms_until_they_are_confirmed():
+    regions = Regions([zone()], [], NAMES)
+    frames = [seen((1, 100, 240))] * 20
+    assert follow(regions, frames, confirmed=False) == []
+    met = follow(regions, frames)
+    assert [type(one.what) for _, one in met] == [Entered]
+
+
+def test_instances_without_a_track_do_not_count():
+    regions = Regions([zone()], [line()], NAMES)
+    assert follow(regions, [seen((0, 100, 240), (0, 200, 240))] * 20) == []
+    assert regions.zones() == {"door": 0}
+
+
+def test_only_the_wanted_labels_count():
+    regions = Regions([zone(labels=("dog",))], [line(labels=("dog",))], NAMES)
+    frames = [seen((1, 100 + 8 * k, 240), (2, 100 + 8 * k, 340), labels=[1, 2]) for k in range(60)]
+    assert {one.track_id for _, one in follow(regions, frames)} == {2}
+
+
+def test_the_feet_decide_where_that_is_wanted():
+    below = ((0, 0.6), (1, 0.6), (1, 1), (0, 1))  # from y = 288
+    regions = Regions(
+        [zone(polygon=below, anchor="feet"), zone(name="mask", polygon=below, min_overlap=0.9)],
+        [],
+        NAMES,
+    )
+    stands = [seen((1, 300, 260))] * 20  # its feet are at 300
+    met = follow(regions, stands)
+    assert [one.region for _, one in met] == ["door"]
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "direction"), [(100, 540, "forward"), (540, 100, "backward")]
+)
+def test_a_line_is_crossed_in_a_direction(begin, end, direction):
+    regions = Regions([], [line()], NAMES)
+    ((_, met),) = follow(regions, walk(begin, end))
+    assert (met.region, met.what.direction) == ("gate", direction)
+    assert regions.lines()["gate"][direction] == 1
+    assert sum(regions.lines()["gate"].values()) == 1
+
+
+def test_forward_is_to_the_left_of_the_way_from_the_first_point_to_the_second():
+    """A line from left to right is crossed forward by what goes up."""
+    regions = Regions([], [line(points=((0, 0.5), (1, 0.5)))], NAMES)
+    up = [seen((1, 300, 400 - 4 * k)) for k in range(80)]
+    ((_, met),) = follow(regions, up)
+    assert met.what.direction == "forward"
+
+
+def test_only_crossings_in_the_wanted_direction_count():
+    regions = Regions([], [line(direction="backward")], NAMES)
+    met = follow(regions, walk(100, 540) + walk(540, 100))
+    assert [one.what.direction for _, one in met] == ["backward"]
+    assert regions.lines() == {"gate": {"forward": 0, "backward": 1}}
+
+
+def test_who_goes_round_the_end_of_a_line_has_not_crossed_it():
+    regions = Regions([], [line(points=((0.5, 0), (0.5, 0.5)))], NAMES)
+    assert follow(regions, walk(100, 540, y=400)) == []
+    assert len(follow(regions, walk(540, 100, y=100))) == 1
+
+
+def test_counting_is_exact_for_many_that_come_and_go():
+    rng = np.random.default_rng(7)
+    regions = Regions([zone()], [line()], NAMES)
+    forward = backward = entries = 0
+    met, index = [], 0
+    for number in range(1, 41):
+        ways = [float(rng.choice([100, 540]))]
+        for _ in range(rng.integers(1, 5)):
+            ways.append(640 - ways[-1])
+        entries += sum(x == 100 for x in ways)
+        forward += sum(b > a for a, b in pairwise(ways))
+        backward += sum(b < a for a, b in pairwise(ways))
+        for a, b in pairwise(ways):
+            for k in range(56):
+                x = a + (b - a) * min(k, 50) / 50 + rng.normal(0, 2)
+                frame = seen((number, x, rng.uniform(200, 280)))
+                met += regions.update(frame, np.array([True]), index / FPS, index, index)
+                index += 1
+        met += regions.end(number)
+    kinds = [type(one.what) for one in met]
+    assert kinds.count(Entered) == kinds.count(Left) == entries
+    assert regions.lines() == {"gate": {"forward": forward, "backward": backward}}
+    assert kinds.count(Crossed) == forward + backward
+
+
+def test_a_crossing_just_before_the_end_of_a_track_counts():
+    regions = Regions([], [line()], NAMES)
+    assert follow(regions, [seen((1, x, 240)) for x in (200, 240, 280, 360, 400)]) == []
+    (met,) = regions.end(1)
+    assert met.what.direction == "forward"
+    assert regions.lines()["gate"]["forward"] == 1
+
+
+def test_another_frame_size_moves_the_zones_and_keeps_the_totals():
+    regions = Regions([zone()], [line()], NAMES)
+    follow(regions, walk(100, 540))
+    regions.end(1)
+    half = seen((2, 200, 100))
+    small = replace(half, width=320, height=240)
+    met = follow(regions, [small] * 10)
+    assert met == []  # 200 of 320 is to the right of the middle
+    assert regions.lines()["gate"]["forward"] == 1
+
+
+def test_nothing_is_kept_of_tracks_that_have_ended():
+    regions = Regions([zone()], [line()], NAMES)
+    for number in range(1, 300):
+        follow(regions, [seen((number, 100, 240))] * 3)
+        regions.end(number)
+    kept = [len(watch._visits) for watch in regions._zones]
+    kept += [len(watch._sides) for watch in regions._lines]
+    assert kept == [0, 0]
+    assert not regions._labels
+
+
+def test_a_class_that_the_model_lacks_is_named():
+    with pytest.raises(InputError, match="no class 'persn'; did you mean 'person'"):
+        check_labels([zone(labels=("persn",))], NAMES, "cam")
+    check_labels([zone(labels=("person",)), line(labels=("dog",))], NAMES, "cam")
