@@ -13,8 +13,8 @@ from maskcast.pipeline.outputs.draw import (
     Rectangle,
     _font,
     _overlap,
-    _place_tag,
     palette,
+    place_tag,
 )
 
 NAMES = ("background", "person", "dog")
@@ -131,7 +131,7 @@ def test_tags_of_neighbours_do_not_hide_one_another() -> None:
     boxes = np.array([[20, 60, 80, 200], [24, 62, 84, 200], [28, 64, 88, 200]], np.float32)
     placed: list[Rectangle] = []
     for box in boxes:
-        placed.append(_place_tag((320, 240), box, "person 98%", _font(12), placed))
+        placed.append(place_tag((320, 240), box, "person 98%", _font(12), placed))
     for place, tag in enumerate(placed):
         assert not any(_overlap(tag, other) for other in placed[:place])
         assert tag[1] >= 0
