@@ -167,6 +167,8 @@ BAD_INPUT = {
     "no endpoint to publish": ("run test://64x64@5 --publish tcp:/5555", "no endpoint"),
     "video cannot be saved": ("run test://64x64@5 --save no/out.mp4", r"no/out\.mp4: cannot be"),
     "lines cannot be saved": ("run test://64x64@5 --jsonl no/out.jsonl", r"no/out\.jsonl: cannot"),
+    "output is the input": ("run broken.yaml --jsonl broken.yaml", "it is the input broken.yaml"),
+    "video of an unknown type": ("run test://64x64@5 --save out.gif", r"ends in \.mp4 or \.mkv"),
     "no endpoint to watch": ("watch localhost", "no endpoint"),
     "nobody publishes": ("watch tcp://127.0.0.1:1 --timeout-s 0.3", "nothing from any source"),
     "nothing to profile": ("profile nosuch.mp4", r"nosuch\.mp4: "),
