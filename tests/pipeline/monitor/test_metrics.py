@@ -125,7 +125,7 @@ def test_a_histogram_counts_every_frame_that_was_published(exposition: Expositio
         assert buckets == sorted(buckets)
     assert exposition.value("maskcast_stage_work_seconds_bucket", stage="infer", le="0.01") == 0
     mean_s = exposition.value("maskcast_stage_work_seconds_sum", stage="infer") / processed
-    assert mean_s == pytest.approx(0.021, abs=0.01)
+    assert mean_s >= 0.02  # what the engine sleeps
     assert exposition.value("maskcast_latency_seconds_count", source="test") > 0
 
 

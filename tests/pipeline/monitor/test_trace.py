@@ -117,7 +117,7 @@ def test_slices_of_one_track_lie_apart_or_upon_one_another(events: list[dict[str
 def test_drops_are_marked_with_stage_and_reason(trace: Trace, events: list[dict[str, Any]]) -> None:
     marks = [(e["args"]["stage"], e["name"]) for e in events if e["ph"] == "i"]
     assert ("preprocess", "dropped: replaced") in marks
-    assert ("decode", "dropped: every_nth") in marks
+    assert not any("every_nth" in name for _, name in marks)  # left out on purpose, not dropped
     assert len(marks) == sum(passage.drop is not None for passage in trace.passages)
 
 
