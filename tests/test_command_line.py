@@ -113,7 +113,7 @@ def test_the_version() -> None:
 def test_help_names_every_command() -> None:
     result = run("--help")
     assert result.returncode == 0
-    for command in ("run", "watch", "profile", "build", "train", "eval", "demo"):
+    for command in ("run", "watch", "zones", "profile", "build", "train", "eval", "demo"):
         assert re.search(rf"^\W*{command}\s", result.stdout, re.MULTILINE), command
 
 
@@ -303,6 +303,37 @@ def test_a_subscriber_gets_every_frame_of_a_file_once_and_in_order(
     assert received == written
     with av.open(str(tmp_path / "out.mp4")) as video:
         assert sum(1 for _ in video.decode(video=0)) == 30
+
+
+def test_watch_prints_events_where_they_are_wanted(
+    clip: Path, endpoint: str, tmp_path: Path
+) -> None:
+    config = tmp_path / "zones.yaml"
+    config.write_text(
+        f"sources: [{{url: {clip}, zones: [{{name: all, "
+        "polygon: [[0, 0], [1, 0], [1, 1], [0, 1]]}], "
+        "lines: [{name: gate, points: [[0.5, 0], [0.5, 1]]}]}]\n"
+    )
+    publish = ["--publish", endpoint, "--wait-subscribers", "1"]
+    with running("run", "--config", str(config), *publish) as publisher:
+        watched = run("watch", endpoint, "--json", "--events")
+        publisher.communicate(timeout=60)
+    assert watched.returncode == 0, watched.stderr
+    received = [json.loads(line) for line in watched.stdout.splitlines()]
+    frames = [item for item in received if "event" not in item]
+    events = [item for item in received if "event" in item]
+    assert len(frames) == 30
+    assert set(events[0]) == {"source", "event", "time_ns", "data"}
+    names = [event["event"] for event in events]
+    assert names[-3:] == ["zone_left", "track_ended", "ended"]
+    entered = next(event for event in events if event["event"] == "zone_entered")
+    assert entered["data"]["zone"] == "all"
+    assert entered["time_ns"] in {frame["capture_ns"] for frame in frames}
+    assert frames[-1]["zones"]["all"] >= 1
+    assert frames[-1]["lines"] == {"gate": {"forward": 0, "backward": 0}}
+    assert any(found["track_id"] for found in frames[-1]["instances"])
+    refused = run("watch", endpoint, "--events")
+    assert (refused.returncode, refused.stderr) == (2, "maskcast: --events: only with --json\n")
 
 
 def test_watch_chooses_a_source_and_stops_at_its_limit(clip: Path, endpoint: str) -> None:

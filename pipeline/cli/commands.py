@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
 
 import typer
 
@@ -16,6 +16,7 @@ from maskcast.pipeline.cli import control_commands, options
 
 if TYPE_CHECKING:
     from maskcast.pipeline.config import SourceConfig
+    from maskcast.pipeline.wire.subscriber import PublishedFrame, Subscription
 
 
 def mount(app: typer.Typer) -> None:
@@ -24,6 +25,7 @@ def mount(app: typer.Typer) -> None:
     app.command()(watch)
     app.command()(profile)
     app.command()(demo)
+    app.command()(zones)
     app.command()(predict)
     app.command()(doctor)
     config = typer.Typer(help="Show and check configuration files.")
@@ -145,6 +147,7 @@ def watch(
     server_key: options.ServerKey = None,
     client_key: options.ClientKey = None,
     as_json: options.AsJson = False,
+    events: options.Events = False,
 ) -> None:
     r"""Show what a publisher sends, until its sources have ended.
 
@@ -157,11 +160,14 @@ def watch(
     from maskcast.pipeline.wire.subscriber import subscribe
 
     configure()
+    if events and not as_json:
+        raise InputError("--events: only with --json")
     try:
         with subscribe(
             endpoint,
             source,
             policy="all",
+            events=events,
             timeout_s=timeout_s,
             server_key=server_key,
             client_key=client_key,
@@ -169,12 +175,36 @@ def watch(
             if as_json:
                 print_json(subscription, limit)
             else:
-                show_table(subscription, endpoint, limit)
+                show_table(cast("Subscription[PublishedFrame]", subscription), endpoint, limit)
     except TimeoutError as error:
         raise InputError(str(error)) from None
     except BrokenPipeError:
         # Whoever read has read enough. Nothing may be flushed into the closed pipe at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def zones(
+    source: options.ZonesSource = None,
+    config: options.ConfigFile = None,
+    out: options.ZonesFile = Path("zones.png"),
+) -> None:
+    r"""Show a source's first frame with a grid of fractions, to place zones and lines.
+
+    With a configuration, its zones and lines are checked and drawn.
+
+    \b
+    Examples:
+      maskcast zones clip.mp4
+      maskcast zones --config cameras.yaml --out zones.png
+    """
+    from maskcast.pipeline.cli.zones import draw_zones
+
+    shown = draw_zones(source, config, out)
+    what = ", ".join(
+        f"{len(regions)} {kind if len(regions) == 1 else kind + 's'}"
+        for kind, regions in (("zone", shown.zones), ("line", shown.lines))
+    )
+    print(f"{out}: {what}" if config is not None else out)  # noqa: T201
 
 
 def profile(

@@ -108,6 +108,12 @@ OutFolder = Annotated[
 JsonFile = Annotated[
     str | None, _output("--json", metavar="FILE", text="Write JSON lines; - is standard output.")
 ]
+Events = Annotated[bool, _output("--events", metavar=None, text="With --json, print events too.")]
+ZonesSource = Annotated[
+    str | None,
+    typer.Argument(metavar="[CLIP|SOURCE]", help="A clip, a camera, or a configured source."),
+]
+ZonesFile = Annotated[Path, _output("--out", metavar="FILE", text="Image to write (zones.png).")]
 AsJson = Annotated[bool, _output("--json", metavar=None, text="Print one JSON object per frame.")]
 
 Publish = Annotated[

@@ -7,23 +7,57 @@ import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import msgspec
 
 from maskcast.engines.instances import Instances
 from maskcast.pipeline.cli.live_table import LiveTable
 from maskcast.pipeline.outputs.jsonl import FrameRecord, instance_records, label_name
-from maskcast.pipeline.wire.subscriber import PublishedFrame, Subscription
+from maskcast.pipeline.wire.received import PublishedFrame, StreamEvent
+from maskcast.pipeline.wire.subscriber import Subscription
 
 RATE_OVER_S = 3.0
 """The rate that is shown is the mean of this long."""
 
 
-def print_json(subscription: Subscription[PublishedFrame], limit: int | None) -> None:
-    """Print one JSON object a frame, a line each, each as soon as it arrives."""
-    for frame in islice(subscription, limit):
-        sys.stdout.buffer.write(msgspec.json.encode(frame_record(frame)) + b"\n")
+class EventRecord(msgspec.Struct, frozen=True):
+    """An event as a line of JSON; ``time_ns`` is when it happened, UTC nanoseconds."""
+
+    source: str
+    event: str
+    time_ns: int
+    data: dict[str, Any]
+
+
+def print_json(
+    subscription: Subscription[PublishedFrame] | Subscription[PublishedFrame | StreamEvent],
+    limit: int | None,
+) -> None:
+    """Print one JSON object per frame or event, a line each, each as soon as it arrives.
+
+    Args:
+        subscription: what to print.
+        limit: the most frames.
+    """
+    frames = 0
+    for item in subscription:
+        is_event = isinstance(item, StreamEvent)
+        record = event_record(item) if isinstance(item, StreamEvent) else frame_record(item)
+        sys.stdout.buffer.write(msgspec.json.encode(record) + b"\n")
         sys.stdout.buffer.flush()
+        frames += not is_event
+        if frames == limit:
+            return
+
+
+def event_record(event: StreamEvent) -> EventRecord:
+    """Turn an event from the wire into a record.
+
+    What happened to a track happened when its frame was captured; other events when they were sent.
+    """
+    time_ns = event.data.get("capture_ns", event.publish_ns)
+    return EventRecord(event.source, event.name, time_ns, event.data)
 
 
 def frame_record(frame: PublishedFrame) -> FrameRecord:

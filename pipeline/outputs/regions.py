@@ -16,8 +16,8 @@ LINE_COLOUR = (255, 214, 10)
 def draw_regions(image: Image.Image, analysis: Analysis) -> None:
     """Draw a source's zones and lines into an RGB image, in place.
 
-    A zone has its count beside its name, a line its crossings in either direction, and an arrow
-    that points forward.
+    Where they are known, a zone's name is followed by its count and a line's by its crossings. A
+    line has an arrow that points forward.
     """
     if analysis.config is None:
         return
@@ -30,9 +30,9 @@ def draw_regions(image: Image.Image, analysis: Analysis) -> None:
         image.paste(colour, (0, 0), area)
         pen = ImageDraw.Draw(image)
         pen.line([*corners, corners[0]], fill=colour, width=unit, joint="curve")
-        count = analysis.zones.get(zone.name, 0)
+        count = f": {analysis.zones[zone.name]}" if zone.name in analysis.zones else ""
         top = min(corners, key=lambda corner: (corner[1], corner[0]))
-        _write(pen, image, top, f"{zone.name}: {count}", colour)
+        _write(pen, image, top, zone.name + count, colour)
     for line in analysis.config.lines:
         pen = ImageDraw.Draw(image)
         (x0, y0), (x1, y1) = ends = [(x * image.width, y * image.height) for x, y in line.points]
@@ -51,14 +51,14 @@ def draw_regions(image: Image.Image, analysis: Analysis) -> None:
             for side in (-1, 1)
         ]
         pen.polygon([tip, *wings], fill=LINE_COLOUR)
-        crossings = analysis.lines.get(line.name, {})
         counts = [
-            f"{name} {crossings.get(name, 0)}"
-            for name in ("forward", "backward")
-            if line.direction in ("both", name)
+            f"{count} {direction}"
+            for direction, count in analysis.lines.get(line.name, {}).items()
+            if line.direction in ("both", direction)
         ]
-        text = f"{line.name}: {', '.join(counts)}"
-        _write(pen, image, middle, text, LINE_COLOUR)
+        text = f"{line.name}: {', '.join(counts)}" if counts else line.name
+        quarter = ((3 * x0 + x1) / 4, (3 * y0 + y1) / 4)
+        _write(pen, image, quarter, text, LINE_COLOUR)
 
 
 def _write(
