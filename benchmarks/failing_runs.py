@@ -24,7 +24,7 @@ from maskcast.engines.bundle import GraphFile, Graphs, LongestSideInput, Manifes
 from maskcast.engines.engine import Detections, Engine
 from maskcast.engines.image import NetworkImage
 from maskcast.engines.instances import Instances
-from maskcast.pipeline.config import make_config
+from maskcast.pipeline.config_file import make_config
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.outputs.recorder import Published
 from maskcast.pipeline.pipeline import Pipeline

@@ -42,7 +42,7 @@ from maskcast.engines.engine import Engine
 from maskcast.engines.image import NetworkImage, fit_image
 from maskcast.engines.openvino.engine import OpenVinoEngine
 from maskcast.engines.plan import Package
-from maskcast.pipeline.config import make_config
+from maskcast.pipeline.config_file import make_config
 from maskcast.pipeline.pipeline import Pipeline
 
 PRECISIONS: tuple[str, ...] = ("fp32", "fp16", "int8")

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from maskcast.pipeline.config import OutputConfig as OutputConfig
     from maskcast.pipeline.config import PublishConfig as PublishConfig
     from maskcast.pipeline.config import SourceConfig as SourceConfig
-    from maskcast.pipeline.config import load_config as load_config
+    from maskcast.pipeline.config_file import load_config as load_config
     from maskcast.pipeline.durations import Distribution as Distribution
     from maskcast.pipeline.durations import Percentiles as Percentiles
     from maskcast.pipeline.frame import Frame as Frame
@@ -62,6 +62,8 @@ if TYPE_CHECKING:
     from maskcast.pipeline.stats import Witness as Witness
     from maskcast.pipeline.tracking.analysis import Analysis as Analysis
     from maskcast.pipeline.tracking.analysis import TrackEvent as TrackEvent
+    from maskcast.pipeline.tracking.config import LineConfig as LineConfig
+    from maskcast.pipeline.tracking.config import ZoneConfig as ZoneConfig
     from maskcast.pipeline.wire.curve import ClientKeys as ClientKeys
     from maskcast.pipeline.wire.curve import KeyPair as KeyPair
     from maskcast.pipeline.wire.losses import Tally as Tally
@@ -75,6 +77,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "maskcast.pipeline.tracking.config": (
+        "ZoneConfig",
+        "LineConfig",
+    ),
     "maskcast.pipeline.sources.state": ("SourceState",),
     "maskcast.pipeline.tracking.analysis": (
         "Analysis",
@@ -111,6 +117,7 @@ _HOMES = {
     ),
     "maskcast.engines.masks": ("Patch",),
     "maskcast.engines.plan": ("Plan",),
+    "maskcast.pipeline.config_file": ("load_config",),
     "maskcast.pipeline.config": (
         "Config",
         "ControlConfig",
@@ -120,7 +127,6 @@ _HOMES = {
         "OutputConfig",
         "PublishConfig",
         "SourceConfig",
-        "load_config",
     ),
     "maskcast.pipeline.frame": (
         "Frame",

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import difflib
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,16 +11,12 @@ from typing import (
     Any,
     Literal,
     TypeVar,
-    get_args,
-    get_origin,
-    get_type_hints,
 )
 
 import msgspec
 from msgspec import Meta
 from msgspec.structs import force_setattr
 
-from maskcast.engines.errors import InputError
 from maskcast.pipeline.tracking.config import LineConfig, ZoneConfig, check_regions
 from maskcast.pipeline.url import MAX_URL_LENGTH, redact, source_name
 from maskcast.pipeline.wire.message import MaskFormat
@@ -289,6 +282,8 @@ def _as_sources(sources: object) -> tuple[SourceConfig, ...]:
         elif isinstance(source, Path):
             source = {"url": str(source)}
         if isinstance(source, Mapping):
+            from maskcast.pipeline.config_file import make_source  # which needs this module
+
             source = make_source(source)
         if not isinstance(source, SourceConfig):
             raise TypeError(
@@ -302,130 +297,6 @@ def _as_sources(sources: object) -> tuple[SourceConfig, ...]:
 def _check_kind(name: str, value: object, kind: type, *, optional: bool = False) -> None:
     if not isinstance(value, kind) and not (optional and value is None):
         raise TypeError(f"{name}: expected {kind.__name__}, not {type(value).__name__}")
-
-
-_SHORT_FORMS = {"metrics": "address", "control": "endpoint"}
-"""The key that a section's short form, a text, stands for."""
-
-_SECTIONS: dict[str, type[msgspec.Struct]] = {
-    "sources": SourceConfig,
-    "sources.zones": ZoneConfig,
-    "sources.lines": LineConfig,
-    "model": ModelConfig,
-    "publish": PublishConfig,
-    "publish.curve": CurveConfig,
-    "outputs": OutputConfig,
-    "metrics": MetricsConfig,
-    "control": ControlConfig,
-}
-
-
-def load_config(path: str | Path, changes: Mapping[str, Any] | None = None) -> Config:
-    """Read a YAML file.
-
-    Args:
-        path: the file.
-        changes: values by dotted key that replace those of the file, as in ``override``.
-
-    Raises:
-        InputError: the file is missing or not YAML, or a key in it is unknown or has a wrong value.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InputError(f"cannot read the configuration {path}: {reason}") from None
-    try:
-        raw = msgspec.yaml.decode(text)
-    except msgspec.DecodeError as error:
-        raise InputError(f"{path}: not valid YAML{_yaml_place(str(error))}") from None
-    if not isinstance(raw, dict):
-        raise InputError(f"{path}: expected keys such as `sources:`; see maskcast config example")
-    try:
-        return make_config(_change(_expand(raw), changes or {}))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-
-
-def _expand(value: Any, place: str = "") -> Any:
-    """Replace ``${NAME}`` in texts by the environment variable NAME; ``$${`` is a literal ``${``.
-
-    Raises:
-        InputError: the variable is not set.
-    """
-    if isinstance(value, dict):
-        return {key: _expand(item, f"{place}.{key}".lstrip(".")) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_expand(item, f"{place}[{index}]") for index, item in enumerate(value)]
-    if not isinstance(value, str):
-        return value
-
-    def variable(match: re.Match[str]) -> str:
-        if match[0].startswith("$$"):
-            return match[0][1:]
-        if match[1] not in os.environ:
-            raise InputError(f"{place}: environment variable {match[1]} is not set; export it")
-        return os.environ[match[1]]
-
-    return re.sub(r"\$?\$\{([A-Za-z_][A-Za-z0-9_]*)\}", variable, value)
-
-
-def override(config: Config, changes: Mapping[str, Any]) -> Config:
-    """Return a configuration with some keys changed, as the command line does.
-
-    Args:
-        config: what is changed.
-        changes: new values by dotted key, ``{"publish.endpoint": "tcp://*:6000"}``. None means "not
-            given" and changes nothing. A section that is absent comes back with its defaults.
-
-    Raises:
-        InputError: a key is unknown or a value is wrong; the message names the key.
-    """
-    return make_config(_change(msgspec.to_builtins(config), changes))
-
-
-def _change(raw: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return plain values with the changes made to them."""
-    changed = copy.deepcopy(raw)
-    for key, value in changes.items():
-        if value is None:
-            continue
-        *sections, last = key.split(".")
-        place = changed
-        for section in sections:
-            if section in _SHORT_FORMS and isinstance(place.get(section), str):
-                place[section] = {_SHORT_FORMS[section]: place[section]}
-            elif not isinstance(place.get(section), dict):
-                place[section] = {}
-            place = place[section]
-        if isinstance(place.get(last), dict) and last in _SHORT_FORMS:
-            place[last] = place[last] | {_SHORT_FORMS[last]: value}
-        else:
-            place[last] = value
-    return changed
-
-
-def make_config(raw: Mapping[str, Any]) -> Config:
-    """Make a configuration from plain mappings and sequences, checked as a file is.
-
-    Raises:
-        InputError: a key is unknown or a value is wrong; the message names the key.
-    """
-    raw = dict(raw)
-    if isinstance(raw.get("sources"), list | tuple):
-        raw["sources"] = [{"url": s} if isinstance(s, str) else s for s in raw["sources"]]
-    if isinstance(raw.get("metrics"), str):
-        raw["metrics"] = {"address": raw["metrics"]}
-    return _convert(raw, Config)
-
-
-def make_source(raw: Mapping[str, Any]) -> SourceConfig:
-    """Make one source's configuration from a plain mapping, checked as a file is.
-
-    Raises:
-        InputError: a key is unknown or a value is wrong; the message names the key.
-    """
-    return _convert(raw, SourceConfig, "sources")
 
 
 def name_sources(sources: Sequence[SourceConfig]) -> tuple[SourceConfig, ...]:
@@ -446,66 +317,3 @@ def name_sources(sources: Sequence[SourceConfig]) -> tuple[SourceConfig, ...]:
             taken.add(name)
         named.append(msgspec.structs.replace(source, name=name))
     return tuple(named)
-
-
-def _convert(raw: Mapping[str, Any], kind: type[T], section: str = "") -> T:
-    try:
-        return msgspec.convert(raw, kind)
-    except msgspec.ValidationError as error:
-        raise InputError(_explain(str(error), section)) from None
-
-
-def _explain(problem: str, section: str = "") -> str:
-    """Turn msgspec's message ("… - at `$.sources[0].url`") into one that names the key first."""
-    text, _, place = problem.partition(" - at `$")
-    key = place.rstrip("`").removeprefix(".")
-    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", text, re.DOTALL):
-        place = re.sub(r"\[\d+\]", "", ".".join(filter(None, (section, key))))
-        known = _SECTIONS.get(place, Config).__struct_fields__
-        near = difflib.get_close_matches(unknown[1], known, n=1)
-        advice = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-        where = f" in {key}" if key else ""
-        return redact(f"unknown key {unknown[1]!r}{where}; {advice}")
-    if missing := re.fullmatch(r"Object missing required field `(.*)`", text):
-        return f"{key}: {missing[1]!r} is missing" if key else f"{missing[1]!r} is missing"
-    if (wrong := re.fullmatch(r"Invalid enum value (.*)", text)) and (choices := _choices(key)):
-        return redact(f"{key}: {wrong[1]} is not a choice; use {', '.join(choices)}")
-    if key.endswith("name") and "regex" in text:
-        text = "use 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first"
-    text = re.sub(r"`([a-z]+)(?: \| [a-z]+)*`", lambda m: _PLAIN_TYPES.get(m[1], m[0]), text)
-    return redact(f"{key}: {text[:1].lower()}{text[1:]}" if key else text)
-
-
-_PLAIN_TYPES = {
-    "object": "a section of keys",
-    "array": "a list",
-    "str": "text",
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "null": "nothing",
-}
-
-
-def _choices(key: str) -> tuple[str, ...]:
-    """Return the values that a key accepts; empty where they are not a fixed set."""
-    hint: Any = Config
-    for part in re.sub(r"\[\d+\]", "", key).split("."):
-        kinds = [kind for kind in _alternatives(hint) if hasattr(kind, "__struct_fields__")]
-        if not kinds:
-            return ()
-        hint = get_type_hints(kinds[0]).get(part)
-    return tuple(value for value in _alternatives(hint) if isinstance(value, str))
-
-
-def _alternatives(hint: Any) -> list[Any]:
-    """Return what a union, a literal or a tuple is made of, or the type itself."""
-    if get_origin(hint) is None:
-        return [hint]
-    return [alternative for part in get_args(hint) for alternative in _alternatives(part)]
-
-
-def _yaml_place(problem: str) -> str:
-    """Say where YAML breaks, without a word of the file: a URL may stand there."""
-    lines = re.findall(r"line (\d+), column (\d+)", problem)
-    return f", line {lines[-1][0]}, column {lines[-1][1]}" if lines else ""

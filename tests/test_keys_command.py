@@ -15,7 +15,7 @@ from publishers import frame, seen
 
 import maskcast
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import make_config
+from maskcast.pipeline.config_file import make_config
 from maskcast.pipeline.pipeline import Pipeline
 from maskcast.pipeline.wire.curve import ServerKeys
 from maskcast.pipeline.wire.publisher import Publisher

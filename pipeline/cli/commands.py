@@ -77,7 +77,7 @@ def run(
       maskcast run --config cameras.yaml --metrics 127.0.0.1:9100
     """
     from maskcast.pipeline.cli.run import run_to_end
-    from maskcast.pipeline.config import load_config, make_config, override
+    from maskcast.pipeline.config_file import load_config, make_config, override
     from maskcast.pipeline.log import configure
 
     configure(log_level, log_format)
@@ -231,7 +231,7 @@ def profile(
     report of the frames so far.
     """
     from maskcast.pipeline.cli.profile import show_profile
-    from maskcast.pipeline.config import make_config
+    from maskcast.pipeline.config_file import make_config
     from maskcast.pipeline.log import configure
 
     configure()

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 import msgspec
 
-from maskcast.pipeline.config import Config, load_config, name_sources
+from maskcast.pipeline.config import Config, name_sources
+from maskcast.pipeline.config_file import load_config
 from maskcast.pipeline.url import redact
 
 EXAMPLES = {
@@ -90,14 +91,19 @@ def _is_on(key: Key, every: list[Key]) -> bool:
     path = f"{key.section}.{key.name}".lstrip(".")
     for other in every:
         place = f"{other.section}.{other.name}".lstrip(".")
-        if other.default == "null" and path.startswith((f"{place}.", f"{place}[]")):
+        if _is_unset(other) and path.startswith((f"{place}.", f"{place}[]")):
             return False
     if key.struct is None:
-        return key.default != "null"
+        return not _is_unset(key)
     below = f"{path}[]" if key.is_list else path
-    return key.default != "null" and any(
+    return not _is_unset(key) and any(
         _is_on(other, every) for other in every if other.section == below
     )
+
+
+def _is_unset(key: Key) -> bool:
+    """Tell whether a key has no value by default. ``sources`` has none either, but needs one."""
+    return key.default == "null" or (key.default == "[]" and key.name != "sources")
 
 
 def check(path: Path) -> str:

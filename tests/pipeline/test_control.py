@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.cli.control_client import ControlClient
-from maskcast.pipeline.config import ControlConfig, SourceConfig, make_config
+from maskcast.pipeline.config import ControlConfig, SourceConfig
+from maskcast.pipeline.config_file import make_config
 from maskcast.pipeline.control import (
     LONGEST_PART,
     LONGEST_REQUEST,

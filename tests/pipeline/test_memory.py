@@ -8,7 +8,8 @@ import pytest
 from maskcast.engines.engine import Engine
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.cli import run
-from maskcast.pipeline.config import Config, make_config
+from maskcast.pipeline.config import Config
+from maskcast.pipeline.config_file import make_config
 from maskcast.pipeline.memory import HEAPS, give_back_memory, read_memory
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this is about glibc")

@@ -12,7 +12,8 @@ import pytest
 from witnesses import Listener, Log, configured, wait_until
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import SourceConfig, override
+from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.config_file import override
 from maskcast.pipeline.control import ControlServer
 from maskcast.pipeline.monitor.server import MetricsServer
 from maskcast.pipeline.pipeline import Pipeline

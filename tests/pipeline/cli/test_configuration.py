@@ -4,7 +4,8 @@ import pytest
 
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.cli.configuration import check, example, keys
-from maskcast.pipeline.config import Config, load_config
+from maskcast.pipeline.config import Config
+from maskcast.pipeline.config_file import load_config
 
 
 def test_the_example_is_a_configuration_of_defaults(tmp_path: Path) -> None:

@@ -6,15 +6,8 @@ from rich.console import Console
 from rich.pretty import pprint
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import (
-    Config,
-    CurveConfig,
-    SourceConfig,
-    load_config,
-    make_config,
-    name_sources,
-    override,
-)
+from maskcast.pipeline.config import Config, CurveConfig, SourceConfig, name_sources
+from maskcast.pipeline.config_file import load_config, make_config, override
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
