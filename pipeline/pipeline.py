@@ -19,7 +19,7 @@ from maskcast.engines.engine import Engine
 from maskcast.engines.errors import InputError
 from maskcast.engines.image import input_shape
 from maskcast.pipeline.config import Config, ControlConfig, SourceConfig, name_sources
-from maskcast.pipeline.control import ControlServer
+from maskcast.pipeline.control.server import ControlServer
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.monitor.health import Health, check_health
 from maskcast.pipeline.orders import Failed, Order, Review, SourceRemoved, StageEnded, Stop

@@ -11,7 +11,7 @@ import msgspec
 import zmq
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.control import (
+from maskcast.pipeline.control.server import (
     AddSource,
     Answer,
     ListSources,

@@ -13,9 +13,9 @@ import zmq
 from msgspec import Meta
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.allow_list import REMOTE_DEFAULT, AllowList
 from maskcast.pipeline.config import ControlConfig, Policy, SourceConfig
 from maskcast.pipeline.config_file import make_source
+from maskcast.pipeline.control.allow_list import REMOTE_DEFAULT, AllowList
 from maskcast.pipeline.log import fields
 from maskcast.pipeline.sources.state import SourceState
 from maskcast.pipeline.stats import SourceStats, Stats

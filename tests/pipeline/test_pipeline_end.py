@@ -14,7 +14,7 @@ from witnesses import Listener, Log, configured, wait_until
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.config import SourceConfig
 from maskcast.pipeline.config_file import override
-from maskcast.pipeline.control import ControlServer
+from maskcast.pipeline.control.server import ControlServer
 from maskcast.pipeline.monitor.server import MetricsServer
 from maskcast.pipeline.pipeline import Pipeline
 from maskcast.pipeline.stages.chain import StageChain

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.allow_list import REMOTE_DEFAULT, AllowList
+from maskcast.pipeline.control.allow_list import REMOTE_DEFAULT, AllowList
 
 
 def is_allowed(url: str, *rules: str) -> bool:

@@ -18,7 +18,7 @@ from maskcast.engines.errors import InputError
 from maskcast.pipeline.cli.control_client import ControlClient
 from maskcast.pipeline.config import ControlConfig, SourceConfig
 from maskcast.pipeline.config_file import make_config
-from maskcast.pipeline.control import (
+from maskcast.pipeline.control.server import (
     LONGEST_PART,
     LONGEST_REQUEST,
     AddSource,
