@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -85,3 +86,21 @@ class Frame:
         self.capture_ns += by_ns
         self.timeline.start_ns["decode"] += by_ns
         self.timeline.end_ns["decode"] += by_ns
+
+
+def begin_batch(frames: Sequence[Frame], stage: str) -> int:
+    """Stamp the start of a stage's work on a batch; return it for ``end_batch``.
+
+    The frames of a batch share one start and one end, which shows that they were one batch.
+    """
+    frames[0].timeline.begin(stage)
+    return frames[0].timeline.start_ns[stage]
+
+
+def end_batch(frames: Sequence[Frame], stage: str, begin_ns: int) -> None:
+    """Stamp the end of a stage's work on a batch."""
+    frames[0].timeline.end(stage)
+    end_ns = frames[0].timeline.end_ns[stage]
+    for frame in frames:
+        frame.timeline.start_ns[stage] = begin_ns
+        frame.timeline.end_ns[stage] = end_ns

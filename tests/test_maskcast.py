@@ -213,6 +213,37 @@ def test_the_rooms_know_only_those_they_may() -> None:
                     )
 
 
+PIPELINE_ARROWS = {
+    "wire": set(),
+    "tracking": set(),
+    "sources": set(),
+    "outputs": {"tracking"},
+    "stages": {"outputs", "sources", "tracking", "wire"},
+    "monitor": {"sources"},
+    "control": {"sources", "wire"},
+    "clients": {"tracking", "wire"},
+    "cli": {"clients", "control", "monitor", "outputs", "sources", "stages", "tracking", "wire"},
+}
+"""Which folders of pipeline/ import which; its root modules are open to all."""
+
+
+@pytest.mark.parametrize("folder", sorted(PIPELINE_ARROWS))
+def test_imports_inside_the_pipeline_go_one_way(folder: str) -> None:
+    root = Path(maskcast.__file__).parent / "pipeline"
+    for path in (root / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                part = f"{node.module}.".removeprefix("maskcast.pipeline.").partition(".")[0]
+                if (root / part).is_dir() and node.module.startswith("maskcast.pipeline."):
+                    assert part in PIPELINE_ARROWS[folder] | {folder}, f"{path}: {node.module}"
+
+
+def test_every_folder_of_the_pipeline_has_its_arrows() -> None:
+    root = Path(maskcast.__file__).parent / "pipeline"
+    folders = {path.parent.name for path in root.glob("*/__init__.py")}
+    assert folders <= PIPELINE_ARROWS.keys()
+
+
 def test_nothing_is_ever_pickled() -> None:
     root = Path(maskcast.__file__).parent
     for room in ("engines", "pipeline"):

@@ -12,7 +12,8 @@ from maskcast.pipeline.inbox import Inbox, RoundRobin
 from maskcast.pipeline.outputs.recorder import Recorder
 from maskcast.pipeline.sources.open import is_tracked
 from maskcast.pipeline.stages.decoders import Decoders
-from maskcast.pipeline.stages.infer import Detected, InferStage, MasksStage, Seen, min_score_for
+from maskcast.pipeline.stages.infer import Detected, InferStage, min_score_for
+from maskcast.pipeline.stages.masks import MasksStage, Seen
 from maskcast.pipeline.stages.preprocess import Prepared, PreprocessStage
 from maskcast.pipeline.stages.publish import PublishStage
 from maskcast.pipeline.stages.record import OnFrame, Recorded, RecordStage

@@ -1,9 +1,9 @@
-"""The infer and masks stages: the two halves of the engine's work."""
+"""Infer stage: finds the boxes of the instances in frames."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,16 +11,14 @@ from numpy.typing import NDArray
 
 from maskcast.engines.engine import Detections, Engine, Mode
 from maskcast.engines.errors import InputError
-from maskcast.engines.instances import Instances
 from maskcast.engines.load import load_engine
 from maskcast.engines.threads import mark_abandonable
 from maskcast.pipeline.config import Config, ModelConfig
-from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.frame import Frame, begin_batch, end_batch
 from maskcast.pipeline.inbox import Inbox
 from maskcast.pipeline.sources.open import is_live
 from maskcast.pipeline.stages.preprocess import Prepared
 from maskcast.pipeline.stages.stage import Event, PipelineContext, Stage
-from maskcast.pipeline.tracking.analysis import UNTRACKED, Analysis, SourceAnalysis
 
 
 def load_engine_for(config: Config) -> Engine:
@@ -87,15 +85,6 @@ class Detected:
     detections: Detections
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """A frame, what was seen in it, and what became of the objects that are followed."""
-
-    frame: Frame
-    instances: Instances
-    analysis: Analysis = UNTRACKED
-
-
 class InferStage(Stage[Prepared, Detected]):
     """Finds boxes, in as many frames at once as wait, fit the engine, and are of one shape."""
 
@@ -121,77 +110,9 @@ class InferStage(Stage[Prepared, Detected]):
     def work(self, items: list[Prepared]) -> list[Detected]:
         """Detect in one batch."""
         frames = [item.frame for item in items]
-        begin_ns = _begin(frames, "infer")
+        begin_ns = begin_batch(frames, "infer")
         detections = self._engine.detect([item.image for item in items], self._min_score)
         if self._labels is not None:
             detections = select(detections, self._labels)
-        _end(frames, "infer", begin_ns)
+        end_batch(frames, "infer", begin_ns)
         return [Detected(frames, detections)]
-
-
-class MasksStage(Stage[Detected, Seen]):
-    """Computes the masks of the boxes that were kept, and follows the objects that they show.
-
-    Args:
-        inbox: batches of frames, and events.
-        outbox: single frames, and events.
-        engine: computes the masks.
-        analyse: makes the analysis of a source; None for a source that is not tracked. It is asked
-            at a source's first frame, and again where frames come after its end.
-        context: as of ``Stage``.
-    """
-
-    def __init__(
-        self,
-        inbox: Inbox[Detected | Event],
-        outbox: Inbox[Seen | Event],
-        engine: Engine,
-        analyse: Callable[[str], SourceAnalysis | None],
-        context: PipelineContext,
-    ) -> None:
-        super().__init__("masks", inbox, outbox, context)
-        mark_abandonable(self)
-        self._engine = engine
-        self._analyse = analyse
-        self._analyses: dict[str, SourceAnalysis | None] = {}
-
-    def work(self, items: list[Detected]) -> list[Seen]:
-        """Segment one batch, and continue the tracks."""
-        (detected,) = items
-        begin_ns = _begin(detected.frames, "masks")
-        try:
-            instances = self._engine.segment(detected.detections)
-        finally:
-            detected.detections.release()
-        seen = [self._follow(*pair) for pair in zip(detected.frames, instances, strict=True)]
-        _end(detected.frames, "masks", begin_ns)
-        return seen
-
-    def event(self, event: Event) -> None:
-        """Pass an event on; before the end of a source, those of its tracks."""
-        if event.name == "ended" and (analysis := self._analyses.pop(event.source, None)):
-            for name, data in analysis.end("ended"):
-                super().event(Event(event.source, name, data))
-        super().event(event)
-
-    def _follow(self, frame: Frame, instances: Instances) -> Seen:
-        source = frame.source
-        if source not in self._analyses:
-            self._analyses[source] = self._analyse(source)
-        analysis = self._analyses[source]
-        if analysis is None:
-            return Seen(frame, instances)
-        return Seen(frame, *analysis.update(frame, instances))
-
-
-def _begin(frames: list[Frame], stage: str) -> int:
-    """Stamp a batch: one start for all of its frames, by which it can be told that it was one."""
-    frames[0].timeline.begin(stage)
-    return frames[0].timeline.start_ns[stage]
-
-
-def _end(frames: list[Frame], stage: str, begin_ns: int) -> None:
-    frames[0].timeline.end(stage)
-    for frame in frames:
-        frame.timeline.start_ns[stage] = begin_ns
-        frame.timeline.end_ns[stage] = frames[0].timeline.end_ns[stage]

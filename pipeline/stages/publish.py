@@ -18,7 +18,7 @@ from maskcast.pipeline.inbox import Inbox
 from maskcast.pipeline.orders import SourceRemoved
 from maskcast.pipeline.outputs.recorder import Published
 from maskcast.pipeline.sources.state import REMOVED
-from maskcast.pipeline.stages.infer import Seen
+from maskcast.pipeline.stages.masks import Seen
 from maskcast.pipeline.stages.record import Recorded
 from maskcast.pipeline.stages.stage import Event, PipelineContext, Stage
 from maskcast.pipeline.tracking.analysis import Analysis
