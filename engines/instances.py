@@ -71,7 +71,7 @@ class Instances:
             None where the model has no mask branch; or, after a wire that carries another format,
             run lengths or outlines. ``patch``, ``mask``, ``rle`` and ``polygons`` hide which.
         track_ids: ``[N]`` int32, which object each instance is: 1 and up, the same number from
-            frame to frame; 0 where an instance belongs to no track. None where nothing is tracked.
+            frame to frame; 0 where an instance has no track yet. None where nothing is tracked.
     """
 
     width: int

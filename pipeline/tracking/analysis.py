@@ -69,9 +69,7 @@ class SourceAnalysis:
         if self._config.zones or self._config.lines:
             events += [
                 self._met(met)
-                for met in self._regions.update(
-                    tracked, update.confirmed, time_s, frame.index, frame.capture_ns
-                )
+                for met in self._regions.update(tracked, time_s, frame.index, frame.capture_ns)
             ]
         analysis = Analysis(
             self._regions.zones(), self._regions.lines(), tuple(events), self._config
@@ -88,8 +86,6 @@ class SourceAnalysis:
     def _end(self, track: EndedTrack, frame: Frame) -> list[TrackEvent]:
         """Return the events of a track's end: it leaves its zones before."""
         before = [self._met(met) for met in self._regions.end(track.track_id)]
-        if not track.confirmed:
-            return before
         data = self._data(track.track_id, track.label, frame.index, frame.capture_ns)
         data |= {"duration_s": round(track.last_s - track.first_s, 3), "reason": track.reason}
         return [*before, TrackEvent("track_ended", data)]

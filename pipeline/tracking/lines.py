@@ -39,7 +39,7 @@ class LineWatch:
         self._begin, self._end = (x0 * width, y0 * height), (x1 * width, y1 * height)
         self._sides: dict[int, Settling] = {}
 
-    def see(self, track_id: int, ahead: float, confirmed: bool, sight: Sight) -> list[Crossed]:
+    def see(self, track_id: int, ahead: float, sight: Sight) -> list[Crossed]:
         """Note what share of a track's mask is ahead of the line; return what happened.
 
         Who walks round the end of the line has not crossed it: its centre must pass between both
@@ -52,7 +52,7 @@ class LineWatch:
         if side.value is None:
             side.settle(is_ahead, sight)
             return []
-        if not side.see(is_ahead, sight) or not confirmed:
+        if not side.see(is_ahead, sight):
             return []
         return self._cross(side, is_ahead, sight)
 

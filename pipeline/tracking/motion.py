@@ -86,13 +86,13 @@ class Motion:
         Args:
             boxes: ``[N, 4]`` x1 y1 x2 y2.
         """
-        moved, grown, _ = self._compare(self.state[:, None], boxes[None])
-        size = self._sizes()
-        place = self._variance[0, :, :2] + (TOLERATED * size) ** 2
+        moved, grown, by = self._compare(self.state[:, None], boxes[None])
+        place = self._variance[0, :, :2] + (TOLERATED * self._sizes()) ** 2
         side = (
             self._variance[0, :, None, 2:]
             + (np.where(grown < 0, SHRINKS, GROWS) * self.state[:, None, 2:]) ** 2
         )
+        grown = np.where((by != 0) & (grown > 0), 0, grown)  # it comes into the frame
         squares: NDArray[np.float64] = (moved**2 / place[:, None] + grown**2 / side).sum(axis=2)
         return squares
 

@@ -93,7 +93,6 @@ class Regions:
     def update(
         self,
         instances: Instances,
-        confirmed: NDArray[np.bool_],
         time_s: float,
         index: int,
         capture_ns: int,
@@ -102,7 +101,6 @@ class Regions:
 
         Args:
             instances: what was seen, with track ids.
-            confirmed: ``[N]`` whether a track is no false alarm; nothing happens to others.
             time_s: the frame's time.
             index: the frame's.
             capture_ns: the frame's.
@@ -125,9 +123,7 @@ class Regions:
             self._labels[track_id] = label
             sight = Sight(time_s, index, capture_ns, *middle[place].tolist())
             wanted = self._wanted[:, label]
-            for name, what in self._see(
-                track_id, shares[place], lowest[place], wanted, bool(confirmed[i]), sight
-            ):
+            for name, what in self._see(track_id, shares[place], lowest[place], wanted, sight):
                 met.append(Met(track_id, label, name, what))
         return met
 
@@ -176,7 +172,6 @@ class Regions:
         shares: NDArray[np.float64],
         lowest: NDArray[np.bool_],
         wanted: NDArray[np.bool_],
-        confirmed: bool,
         sight: Sight,
     ) -> Iterator[tuple[str, Happening]]:
         for k, zone in enumerate(self._zones):
@@ -186,11 +181,11 @@ class Regions:
                     inside = bool(lowest[k, int(stays)])
                 else:
                     inside = bool(shares[k] >= zone.config.min_overlap * (STAYS if stays else 1))
-                for what in zone.see(track_id, inside, confirmed, sight):
+                for what in zone.see(track_id, inside, sight):
                     yield zone.config.name, what
         for k, line in enumerate(self._lines, len(self._zones)):
             if wanted[k]:
-                for crossed in line.see(track_id, float(shares[k]), confirmed, sight):
+                for crossed in line.see(track_id, float(shares[k]), sight):
                     yield line.config.name, crossed
 
 

@@ -17,17 +17,18 @@ LOST_AFTER_S = 2.0
 """A track that no instance has continued for longer has ended."""
 
 TENTATIVE_S = 0.5
-"""Likewise of a track that is not confirmed."""
+"""Likewise of a track without an id."""
 
 LEAST_FRAMES = 2.5
 """No track ends sooner than after this many frames at the rate at which they come."""
 
-CONFIRMED_AFTER = 3
-"""Instances after which a track is no false alarm."""
+NAMED_AFTER_S = 0.08
+"""A track gets its id when it has been seen for this long, twice at least: before, it may be a
+false alarm, or an object whose own track was missed for a frame."""
 
 SURE_SHARE = 0.25
-"""Scores in the lowest quarter of those reported are unsure: they continue tracks, but do not begin
-any, and are looked at in a second round."""
+"""Scores in the lowest quarter of those reported are unsure: they are associated in a second round,
+with the tracks that are left."""
 
 UNLIKELY = 25.0
 """Squared deviations from the prediction above which two boxes are not one object."""
@@ -52,7 +53,6 @@ class EndedTrack(NamedTuple):
         label: its label.
         first_s, last_s: times of the first and the last frame that showed it.
         reason: why it ended.
-        confirmed: whether it was no false alarm.
     """
 
     track_id: int
@@ -60,20 +60,17 @@ class EndedTrack(NamedTuple):
     first_s: float
     last_s: float
     reason: EndReason
-    confirmed: bool
 
 
 class Update(NamedTuple):
     """What the tracker made of a frame.
 
     Attributes:
-        track_ids: ``[N]`` int32, of each instance; 0 for none.
-        confirmed: ``[N]`` bool, whether it is the id of a track that is no false alarm.
+        track_ids: ``[N]`` int32, of each instance; 0 for none yet.
         ended: the tracks that ended.
     """
 
     track_ids: NDArray[np.int32]
-    confirmed: NDArray[np.bool_]
     ended: tuple[EndedTrack, ...]
 
 
@@ -146,12 +143,8 @@ class Tracker:
         self._tracks["seen"][rows] += 1
         row_of[new] = np.arange(len(self), len(self) + len(new))
         self._begin(new, instances, boxes, crops)
-        self._name(row_of, instances.scores)
-        return Update(
-            self._tracks["ids"][row_of],
-            self._tracks["seen"][row_of] >= CONFIRMED_AFTER,
-            tuple(ended),
-        )
+        self._name(row_of)
+        return Update(self._tracks["ids"][row_of], tuple(ended))
 
     def end(self, reason: EndReason) -> list[EndedTrack]:
         """End all tracks; ids go on."""
@@ -205,16 +198,17 @@ class Tracker:
         for name, rows in beginning.items():
             self._tracks[name] = np.concatenate([self._tracks[name], rows])
 
-    def _name(self, rows: NDArray[np.intp], scores: NDArray[np.float32]) -> None:
-        """Give tracks their ids: at once if the score is sure, else when they are confirmed."""
-        named = (scores >= self._sure) | (self._tracks["seen"][rows] >= CONFIRMED_AFTER)
-        for row in rows[named & (self._tracks["ids"][rows] == 0)].tolist():
+    def _name(self, rows: NDArray[np.intp]) -> None:
+        """Give tracks that were just seen their ids, when it is time."""
+        age_s = self._time_s - self._tracks["first_s"][rows]
+        lasting = (self._tracks["seen"][rows] >= 2) & (age_s >= NAMED_AFTER_S - 1e-6)
+        for row in rows[lasting & (self._tracks["ids"][rows] == 0)].tolist():
             self._tracks["ids"][row] = self._next_id
             self._next_id = self._next_id % (2**31 - 1) + 1
 
     def _end_lost(self) -> list[EndedTrack]:
         unseen_s = self._time_s - self._tracks["last_s"]
-        patience_s = np.where(self._tracks["seen"] >= CONFIRMED_AFTER, LOST_AFTER_S, TENTATIVE_S)
+        patience_s = np.where(self._tracks["ids"] > 0, LOST_AFTER_S, TENTATIVE_S)
         lost = unseen_s > np.maximum(patience_s, LEAST_FRAMES * self._interval_s)
         if len(self) > MOST_TRACKS:
             lost[np.argsort(unseen_s, kind="stable")[MOST_TRACKS:]] = True
@@ -232,7 +226,6 @@ class Tracker:
                 float(self._tracks["first_s"][row]),
                 float(self._tracks["last_s"][row]),
                 reason,
-                bool(self._tracks["seen"][row] >= CONFIRMED_AFTER),
             )
             for row in np.flatnonzero(which & (self._tracks["ids"] > 0))
         ]

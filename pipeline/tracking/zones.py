@@ -57,9 +57,7 @@ class ZoneWatch:
         visit = self._visits.get(track_id)
         return visit is not None and visit.inside.value is True
 
-    def see(
-        self, track_id: int, inside: bool, confirmed: bool, sight: Sight
-    ) -> list[Entered | Left]:
+    def see(self, track_id: int, inside: bool, sight: Sight) -> list[Entered | Left]:
         """Note whether a track is inside in a frame, hysteresis included; return what happened."""
         visit = self._visits.get(track_id)
         if visit is None:
@@ -68,7 +66,7 @@ class ZoneWatch:
             visit = self._visits[track_id] = _Visit()
             visit.inside.settle(False, sight)
         first = visit.inside.since or sight
-        if not visit.inside.see(inside, sight) or not confirmed:
+        if not visit.inside.see(inside, sight):
             return []
         visit.inside.settle(inside, sight)
         if inside:

@@ -32,12 +32,11 @@ def seen(*tracks, labels=None, wide=40, high=80):
     )
 
 
-def follow(regions, frames, confirmed=True, fps=FPS):
+def follow(regions, frames, fps=FPS):
     """Show frames one after the other; return what happened with the frame's index."""
     met = []
     for index, instances in enumerate(frames):
-        sure = np.full(len(instances), confirmed)
-        happened = regions.update(instances, sure, index / fps, index, 10**9 + index)
+        happened = regions.update(instances, index / fps, index, 10**9 + index)
         met += [(index, one) for one in happened]
     return met
 
@@ -100,14 +99,6 @@ def test_at_one_frame_a_second_two_frames_decide():
     met = follow(regions, frames, fps=1)
     assert [(index, one.region) for index, one in met] == [(3, "door"), (3, "gate")]
     assert all(one.what.sight.index == 2 for _, one in met)
-
-
-def test_nothing_happens_to_tracks_that_may_be_false_alarms_until_they_are_confirmed():
-    regions = Regions([zone()], [], NAMES)
-    frames = [seen((1, 100, 240))] * 20
-    assert follow(regions, frames, confirmed=False) == []
-    met = follow(regions, frames)
-    assert [type(one.what) for _, one in met] == [Entered]
 
 
 def test_instances_without_a_track_do_not_count():
@@ -182,7 +173,7 @@ def test_counting_is_exact_for_many_that_come_and_go():
             for k in range(56):
                 x = a + (b - a) * min(k, 50) / 50 + rng.normal(0, 2)
                 frame = seen((number, x, rng.uniform(200, 280)))
-                met += regions.update(frame, np.array([True]), index / FPS, index, index)
+                met += regions.update(frame, index / FPS, index, index)
                 index += 1
         met += regions.end(number)
     kinds = [type(one.what) for one in met]

@@ -31,6 +31,13 @@ def tracker():
     return Tracker(0.5)
 
 
+def ids_after(tracker, begin_s, *frames, step_s=0.04):
+    """Track ids in the last of some frames."""
+    for k, instances in enumerate(frames):
+        update = tracker.update(instances, begin_s + step_s * k)
+    return update.track_ids.tolist()
+
+
 def test_two_that_cross_keep_their_ids(tracker):
     ids = []
     for k in range(60):
@@ -39,8 +46,9 @@ def test_two_that_cross_keep_their_ids(tracker):
         boxes = [left, right] if k % 3 else [right, left]
         found = tracker.update(seen(*boxes), k / 25).track_ids.tolist()
         ids.append(found if k % 3 else found[::-1])
-    assert ids[-1] == ids[0] == [2, 1]
-    assert all(sorted(pair) == [1, 2] for pair in ids)
+    assert ids[:2] == [[0, 0], [0, 0]]
+    assert sorted(ids[2]) == [1, 2]
+    assert ids[2:] == [ids[2]] * 58
 
 
 @pytest.mark.parametrize("drop", [0.3, 0.7])
@@ -51,7 +59,9 @@ def test_ids_last_though_most_frames_are_dropped(tracker, drop):
         for k in range(120)
         if rng.random() >= drop
     ]
-    assert len(set(ids)) == 1
+    named = [pair for pair in ids if pair != (0, 0)]
+    assert len(named) >= len(ids) - 2
+    assert len(set(named)) == 1
 
 
 def test_who_is_hidden_for_a_second_comes_back_with_the_same_id(tracker):
@@ -73,30 +83,27 @@ def test_a_track_ends_after_two_seconds_and_says_how_long_it_lasted(tracker):
     assert when_s == pytest.approx(0.9 + LOST_AFTER_S + 0.1, abs=0.11)
     assert (one.track_id, one.label, one.reason) == (1, 1, "lost")
     assert (one.first_s, one.last_s) == (0, 0.9)
-    assert tracker.update(seen(at(100)), 4.0).track_ids.tolist() == [2]
+    assert ids_after(tracker, 4.0, *[seen(at(100))] * 4) == [2]
 
 
 def test_labels_do_not_mix(tracker):
-    tracker.update(seen(at(100), labels=[1]), 0.0)
-    assert tracker.update(seen(at(100), labels=[2]), 0.04).track_ids.tolist() == [2]
+    assert ids_after(tracker, 0.0, *[seen(at(100), labels=[1])] * 4) == [1]
+    assert ids_after(tracker, 0.2, *[seen(at(100), labels=[2])] * 4) == [2]
 
 
 def test_masks_decide_where_boxes_are_alike(tracker):
     left = np.uint8(255) * np.repeat((AXIS < 0)[None], 28, axis=0).astype(np.uint8)
-    first = tracker.update(seen(at(100), at(100), crops=[left, 255 - left]), 0.0).track_ids
+    both = seen(at(100), at(100), crops=[left, 255 - left])
+    first = np.array(ids_after(tracker, -0.16, both, both, both, both))
     for k in range(1, 9):
         crops = [left, 255 - left] if k % 2 else [255 - left, left]
         ids = tracker.update(seen(at(100), at(100), crops=crops), k / 25).track_ids
         assert ids.tolist() == (first if k % 2 else first[::-1]).tolist()
 
 
-def test_unsure_instances_continue_a_track_but_begin_none_until_they_are_steady(tracker):
-    assert tracker.update(seen(at(100), scores=[0.55]), 0.0).track_ids.tolist() == [0]
-    assert tracker.update(seen(at(101), scores=[0.55]), 0.04).track_ids.tolist() == [0]
-    update = tracker.update(seen(at(102), scores=[0.55]), 0.08)
-    assert update.track_ids.tolist() == [1]
-    assert update.confirmed.tolist() == [True]
-    assert tracker.update(seen(at(103), scores=[0.52]), 0.12).track_ids.tolist() == [1]
+def test_a_track_gets_its_id_when_it_has_been_seen_for_some_time(tracker):
+    ids = [tracker.update(seen(at(100 + k)), 0.04 * k).track_ids.tolist() for k in range(4)]
+    assert ids == [[0], [0], [1], [1]]
 
 
 def test_the_sure_choose_before_the_unsure(tracker):
@@ -106,12 +113,9 @@ def test_the_sure_choose_before_the_unsure(tracker):
     assert update.track_ids.tolist() == [1, 0]
 
 
-def test_a_false_alarm_is_never_confirmed(tracker):
-    update = tracker.update(seen(at(100)), 0.0)
-    assert update.track_ids.tolist() == [1]
-    assert update.confirmed.tolist() == [False]
-    ended = [one for k in range(1, 40) for one in tracker.update(seen(), k / 10).ended]
-    assert [one.confirmed for one in ended] == [False]
+def test_a_false_alarm_gets_no_id_and_ends_without_a_word(tracker):
+    assert tracker.update(seen(at(100)), 0.0).track_ids.tolist() == [0]
+    assert not any(tracker.update(seen(), k / 10).ended for k in range(1, 40))
     assert len(tracker) == 0
 
 
@@ -120,7 +124,8 @@ def test_another_frame_size_ends_all_tracks(tracker):
         tracker.update(seen(at(100), at(300)), k / 25)
     update = tracker.update(seen(at(100), size=(1280, 720)), 0.2)
     assert [(one.track_id, one.reason) for one in update.ended] == [(1, "size"), (2, "size")]
-    assert update.track_ids.tolist() == [3]
+    assert update.track_ids.tolist() == [0]
+    assert ids_after(tracker, 0.24, *[seen(at(100), size=(1280, 720))] * 3) == [3]
 
 
 @pytest.mark.parametrize("time_s", [0.0, 60.0])
@@ -129,13 +134,12 @@ def test_a_clock_that_jumps_ends_all_tracks(tracker, time_s):
         tracker.update(seen(at(100)), 5 + k / 25)
     update = tracker.update(seen(at(100)), time_s)
     assert [one.reason for one in update.ended] == ["time"]
-    assert update.track_ids.tolist() == [2]
+    assert ids_after(tracker, time_s + 0.04, *[seen(at(100))] * 3) == [2]
 
 
 def test_a_slow_source_has_tracks_too(tracker):
     updates = [tracker.update(seen(at(100 + 5 * k)), 1.5 * k) for k in range(8)]
-    assert [update.track_ids.tolist() for update in updates] == [[1]] * 8
-    assert updates[-1].confirmed.all()
+    assert [update.track_ids.tolist() for update in updates] == [[0]] + [[1]] * 7
 
 
 def test_memory_is_bounded_whatever_is_seen(tracker):
@@ -153,9 +157,11 @@ def test_a_model_without_masks_is_tracked_by_boxes(tracker):
     for k in range(5):
         plain = seen(at(100 + 3 * k), at(300))
         boxes = Instances(640, 480, plain.boxes, plain.scores, plain.labels)
-        assert tracker.update(boxes, k / 25).track_ids.tolist() == [1, 2]
+        ids = tracker.update(boxes, k / 25).track_ids.tolist()
+    assert ids == [1, 2]
 
 
 def test_two_frames_of_one_time_are_no_error(tracker):
     tracker.update(seen(at(100)), 1.0)
-    assert tracker.update(seen(at(100)), 1.0).track_ids.tolist() == [1]
+    tracker.update(seen(at(101)), 1.0)
+    assert len(tracker) == 1
