@@ -1,47 +1,43 @@
-"""Everything there is to know on a GPU, in one command: build, parity, time, memory, power.
+"""Measure maskcast on a GPU in one command: build, parity, time, memory, power.
 
 Run: ``python -m benchmarks.gpu [--model default|COCO_V1|FILE] [--size HxW] [--pictures FOLDER]
 [--clip FILE] [--out gpu.json]``.
 
-Every precision is built and run on the same pictures. Truth is torch, eager, float32, on the same
-GPU. Times are medians of synchronous calls after a warm-up: bytes up, detection, boxes down, masks,
-crops down. ``--dry`` does the same without a GPU: plans are built for the usual cards but not run,
-OpenVINO stands in for the engine and the CPU for torch's device; its times mean nothing.
+Every precision is built and run on the same pictures. Truth is torch, eager, float32 without TF32,
+on the same GPU. int8 is calibrated on half of the pictures; all precisions are judged on the other
+half. Times are medians of synchronous calls, after warm-up has become stable, for fixed numbers of
+boxes, so that they do not depend on the pictures. The JSON is written after every step; a step that
+fails is recorded and the next one runs. ``--dry`` does the same without a GPU: plans are built for
+the usual cards but not run, OpenVINO stands in for the engine and the CPU for torch's device; its
+times mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import av
 import msgspec
 import numpy as np
 import torch
-from msgspec.structs import replace
-from numpy.typing import NDArray
-from PIL import Image
+from msgspec.structs import replace as replace_struct
 from rich.console import Console
 from rich.table import Table
-from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import box_iou
 
+from benchmarks.gpu_parity import open_model, parity, read_pictures, run_torch
+from benchmarks.gpu_report import Report
 from maskcast.builder.build import build
-from maskcast.builder.checkpoint.checkpoint import load_bundle_weights, load_network
-from maskcast.builder.network.network import build_network, network_config
-from maskcast.builder.tensorrt.process import Built
-from maskcast.engines.bundle import Bundle, FixedInput, open_bundle
-from maskcast.engines.engine import Engine
-from maskcast.engines.image import NetworkImage, fit_image
+from maskcast.engines.bundle import Bundle
+from maskcast.engines.engine import Detections, Engine
+from maskcast.engines.image import NetworkImage
 from maskcast.engines.openvino.engine import OpenVinoEngine
-from maskcast.engines.plan import Package
 from maskcast.pipeline.config_file import make_config
 from maskcast.pipeline.pipeline import Pipeline
 
@@ -55,127 +51,80 @@ PUBLISHED_MS = {
 }
 """Figures of others, on other cards; nobody here could repeat them."""
 
+BOX_COUNTS = (1, 8, 100)
+"""Boxes an image that the segmenter is timed with."""
+
 _SMI = "name,driver_version,power.draw,memory.used,clocks.sm"
 
 
-def open_model(name: str, scratch: Path, size: tuple[int, int]) -> tuple[Bundle, Any]:
-    """Give a model as a bundle of portable graphs and as a torch network in eval mode."""
-    if name == "default":
-        bundle = open_bundle("default")
-        network = build_network(network_config("lite0-fpn", bundle.manifest.labels[1:]))
-        load_bundle_weights(network, bundle)
-    else:
-        _, network = load_network(name)
-        bundle = build(name, scratch / "portable", size=size)
-    network.eval().transform.min_size, network.transform.max_size = (min(size),), max(size)
-    return bundle, network
-
-
-def read_pictures(folder: Path | None, size: tuple[int, int], count: int) -> list[NetworkImage]:
-    """Read up to ``count`` pictures from a folder; noise where none is given."""
-    shape = FixedInput(*size, 127)
-    if folder is None:
-        noise = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
-        return [NetworkImage(pixels, size, size) for pixels in noise]
-    images = []
-    for path in sorted(folder.iterdir())[:count]:
-        rgb = np.array(Image.open(path).convert("RGB"))
-        images.append(fit_image(av.VideoFrame.from_ndarray(rgb, "rgb24"), 0, shape))
-    return images
-
-
-def run_torch(network: Any, image: NetworkImage, device: str) -> dict[str, NDArray[Any]]:
-    """Run torchvision's modules on a picture in the network's size: boxes, scores, mask crops."""
-    height, width = image.content
-    with torch.inference_mode():
-        pixels = torch.from_numpy(image.pixels[:height, :width]).to(device)
-        picture = network.transform.normalize(pixels.permute(2, 0, 1) / 255)
-        padded = torch.zeros((1, 3, *image.pixels.shape[:2]), device=device)
-        padded[0, :, :height, :width] = picture
-        sized = ImageList(padded, [(height, width)])
-        features = network.backbone(padded)
-        proposals, _ = network.rpn(sized, features)
-        (found,), _ = network.roi_heads(features, proposals, sized.image_sizes)
-    return {name: found[name].cpu().numpy() for name in ("boxes", "scores", "labels", "masks")}
-
-
-def parity(
-    engine: Engine, network: Any, images: Sequence[NetworkImage], device: str, min_score: float
-) -> dict[str, float]:
-    """Compare the engine's instances with torch's, picture by picture.
-
-    A box of torch is matched by the engine's box of the same label that overlaps it most, if their
-    IoU is 0.7 or more.
-    """
-    counts = {"torch": 0, "engine": 0, "matched": 0}
-    ious: list[float] = []
-    scores: list[float] = []
-    masks: list[float] = []
-    for image in images:
-        wanted = run_torch(network, image, device)
-        kept = wanted["scores"] >= min_score
-        # In the network's pixels: the engine's way back to the source is left out.
-        here = NetworkImage(image.pixels, image.content, image.content)
-        (found,) = engine.segment(engine.detect([here], min_score))
-        counts["torch"] += int(kept.sum())
-        counts["engine"] += len(found)
-        if not kept.any() or len(found) == 0:
-            continue
-        overlap = box_iou(torch.from_numpy(wanted["boxes"][kept]), torch.from_numpy(found.boxes))
-        overlap *= torch.from_numpy(wanted["labels"][kept][:, None] == found.labels[None])
-        for i, (iou, j) in enumerate(zip(*(t.tolist() for t in overlap.max(dim=1)), strict=True)):
-            if iou < 0.7:
-                continue
-            counts["matched"] += 1
-            ious.append(iou)
-            scores.append(abs(float(wanted["scores"][kept][i] - found.scores[j])))
-            if isinstance(found.masks, np.ndarray):
-                crop = wanted["masks"][kept][i, 0]
-                masks.append(float(np.abs(crop - found.masks[j] / 255).mean()))
-    mean = statistics.fmean
-    return {
-        **counts,
-        "iou_mean": mean(ious) if ious else 0.0,
-        "score_difference_mean": mean(scores) if scores else 0.0,
-        "mask_difference_mean": mean(masks) if masks else 0.0,
-    }
-
-
-def median_ms(run: Callable[[], Any], repeat: int, warm_up: int) -> float:
-    """Time a synchronous call: median of ``repeat`` after ``warm_up`` that do not count."""
+def median_ms(run: Callable[[], Any], repeat: int) -> float:
+    """Time a synchronous call: median of ``repeat``."""
     times = []
-    for i in range(warm_up + repeat):
+    for _ in range(repeat):
         start = time.perf_counter()
         run()
-        if i >= warm_up:
-            times.append((time.perf_counter() - start) * 1000)
+        times.append((time.perf_counter() - start) * 1000)
     return statistics.median(times)
 
 
-def time_engine(
-    engine: Engine, image: NetworkImage, repeat: int, warm_up: int, min_score: float
-) -> dict[str, Any]:
-    """Time detection and masks, for every size of batch that is a power of two."""
+def settle(run: Callable[[], Any], limit_s: float, window: int = 20) -> dict[str, Any]:
+    """Call until the median of a window is within 5 % of that of the window before.
+
+    Kernels are compiled and clocks rise in the background; what is timed before that is over says
+    nothing.
+
+    Returns:
+        ``calls``, ``seconds``, and whether it became ``stable`` within ``limit_s``.
+    """
+    start, calls, before = time.perf_counter(), 0, 0.0  # 0.0: no window yet
+    while time.perf_counter() - start < limit_s:
+        now = median_ms(run, window)
+        calls += window
+        if abs(now - before) <= 0.05 * before:
+            return {"calls": calls, "seconds": time.perf_counter() - start, "stable": True}
+        before = now
+    return {"calls": calls, "seconds": time.perf_counter() - start, "stable": False}
+
+
+def with_boxes(detections: Detections, count: int) -> Detections:
+    """Give every image of a batch ``count`` boxes, of all sizes and inside of it."""
+    images = detections.images
+    height, width = images[0].pixels.shape[:2]
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 0.5, (len(images) * count, 2))
+    sides = rng.uniform(0.02, 0.5, corner.shape)
+    boxes = np.concatenate([corner, corner + sides], 1) * [width, height, width, height]
+    return replace(
+        detections,
+        boxes=boxes.astype(np.float32),
+        scores=np.ones(len(boxes), np.float32),
+        labels=np.ones(len(boxes), np.int32),
+        image_index=np.repeat(np.arange(len(images), dtype=np.int32), count),
+    )
+
+
+def time_engine(engine: Engine, image: NetworkImage, repeat: int, limit_s: float) -> dict[str, Any]:
+    """Time detection, and masks of fixed numbers of boxes, for batches of powers of two."""
     results: dict[str, Any] = {}
     batch = 1
     while batch <= engine.max_batch:
         images = [image] * batch
-        detect = median_ms(
-            lambda images=images: engine.detect(images, min_score).release(),  # type: ignore[misc]
-            repeat,
-            warm_up,
-        )
-        both = median_ms(
-            lambda images=images: engine.segment(engine.detect(images, min_score)),  # type: ignore[misc]
-            repeat,
-            warm_up,
-        )
-        results[str(batch)] = {
-            "detect_ms": detect,
-            "segment_ms": both - detect,
-            "total_ms": both,
-            "images_per_s": 1000 * batch / both,
-        }
+
+        def detect(images: list[NetworkImage] = images) -> None:
+            engine.detect(images, 1.1).release()
+
+        warm_up = settle(detect, limit_s)
+        timed: dict[str, Any] = {"warm_up": warm_up, "detect_ms": median_ms(detect, repeat)}
+        for count in BOX_COUNTS:
+
+            def both(images: list[NetworkImage] = images, count: int = count) -> None:
+                engine.segment(with_boxes(engine.detect(images, 1.1), count))
+
+            settle(both, limit_s)
+            timed[f"total_ms_{count}_boxes"] = total = median_ms(both, repeat)
+            timed[f"segment_ms_{count}_boxes"] = total - timed["detect_ms"]
+        timed["images_per_s_8_boxes"] = 1000 * batch / timed["total_ms_8_boxes"]
+        results[str(batch)] = timed
         batch *= 2
     return results
 
@@ -190,15 +139,20 @@ def time_pipeline(engine: Engine, clip: Path) -> dict[str, Any]:
     return {"fps": stats.fps, "processed": stats.processed, "stage_ms_p50": stages}
 
 
-def time_torch(network: Any, image: NetworkImage, device: str, repeat: int) -> dict[str, float]:
-    """Time torch, eager and with its backbone compiled."""
-    results = {"eager_ms": median_ms(lambda: run_torch(network, image, device), repeat, 2)}
-    if device != "cpu":
-        plain = network.backbone
-        network.backbone = torch.compile(plain)
-        results["compiled_ms"] = median_ms(lambda: run_torch(network, image, device), repeat, 3)
+def time_torch(network: Any, image: NetworkImage, device: str, repeat: int) -> float:
+    """Time torch, in milliseconds an image."""
+    settle(lambda: run_torch(network, image, device), 5.0, window=min(repeat, 5))
+    return median_ms(lambda: run_torch(network, image, device), repeat)
+
+
+def time_compiled(network: Any, image: NetworkImage, device: str, repeat: int) -> float:
+    """Time torch with a compiled backbone; needs a C compiler and Python's headers."""
+    plain = network.backbone
+    network.backbone = torch.compile(plain)
+    try:
+        return time_torch(network, image, device, repeat)
+    finally:
         network.backbone = plain
-    return results
 
 
 def gpu_state() -> dict[str, str] | None:
@@ -212,54 +166,94 @@ def gpu_state() -> dict[str, str] | None:
     return dict(zip(_SMI.split(","), values, strict=True))
 
 
-def run(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    """Build and measure every precision."""
+def run(arguments: argparse.Namespace, scratch: Path) -> Report:
+    """Build and measure every precision; then torch."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     height, _, width = arguments.size.partition("x")
     size = int(height), int(width)
     device = "cpu" if arguments.dry else "cuda"
     bundle, network = open_model(arguments.model, scratch, size)
     network.to(device)
     images = read_pictures(arguments.pictures, size, arguments.count)
-    min_score = bundle.manifest.score_threshold
-    results: dict[str, Any] = {
-        "dry": arguments.dry,
-        "model": arguments.model,
-        "size": arguments.size,
-        "gpu": gpu_state(),
-        "torch": time_torch(network, images[0], device, arguments.repeat),
-        "published_ms": PUBLISHED_MS,
-        "precisions": {},
-    }
-    package: Package = arguments.package
+    calibration, judged = images[: len(images) // 2], images[len(images) // 2 :]
+    report = Report(
+        arguments.out,
+        dry=arguments.dry,
+        model=arguments.model,
+        size=arguments.size,
+        gpu=gpu_state(),
+        published_ms=PUBLISHED_MS,
+        torch={},
+        precisions={},
+    )
     for precision in arguments.precision or PRECISIONS:
-        built: dict[str, Built] = {}
+        measured: dict[str, Any] = {"built": {}}
+        report.results["precisions"][precision] = measured
+        measure(
+            report, measured, precision, arguments, scratch, bundle, network, calibration, judged
+        )
+    repeat, timed = arguments.repeat, report.results["torch"]
+    report.step(timed, "eager_ms", lambda: time_torch(network, judged[0], device, repeat))
+    if not arguments.dry:  # last: what it leaves behind disturbs nothing
+        report.step(timed, "compiled_ms", lambda: time_compiled(network, judged[0], device, repeat))
+    return report
+
+
+def measure(
+    report: Report,
+    measured: dict[str, Any],
+    precision: str,
+    arguments: argparse.Namespace,
+    scratch: Path,
+    bundle: Bundle,
+    network: Any,
+    calibration: Sequence[NetworkImage],
+    judged: Sequence[NetworkImage],
+) -> None:
+    """Build one precision and measure it, each step into ``measured``."""
+    device = "cpu" if arguments.dry else "cuda"
+    height, _, width = arguments.size.partition("x")
+
+    def make() -> dict[str, Any]:
         made = build(
             bundle.path,
             scratch / precision,
-            backend=package,
+            backend=arguments.package,
             precision=precision,
-            size=size,
+            size=(int(height), int(width)),
             max_batch=arguments.batch,
-            calibration=images if precision == "int8" else None,
-            on_plan=built.__setitem__,
+            calibration=calibration if precision == "int8" else None,
+            on_plan=lambda name, built: report.step(
+                measured["built"], name, lambda: msgspec.to_builtins(built)
+            ),
         )
-        engine = open_engine(made, dry=arguments.dry)
-        measured = {
-            "built": {name: msgspec.to_builtins(value) for name, value in built.items()},
-            "parity": parity(engine, network, images, device, min_score),
-            "time": time_engine(engine, images[0], arguments.repeat, arguments.warm_up, min_score),
-            "pipeline": time_pipeline(engine, arguments.clip) if arguments.clip else None,
-            "gpu": gpu_state(),  # power and memory straight after the work
-        }
-        engine.close()
-        results["precisions"][precision] = measured
-    return results
+        start = time.perf_counter()
+        opened.append(open_engine(made, dry=arguments.dry))
+        return {"load_s": time.perf_counter() - start}
+
+    opened: list[Engine] = []
+    report.step(measured, "loaded", make)
+    if not opened:
+        return
+    engine, score = opened[0], bundle.manifest.score_threshold
+    report.step(measured, "parity", lambda: parity(engine, network, judged, device, score))
+    report.step(
+        measured,
+        "time",
+        lambda: time_engine(engine, judged[0], arguments.repeat, arguments.settle),
+    )
+    if arguments.clip:
+        report.step(measured, "pipeline", lambda: time_pipeline(engine, arguments.clip))
+    report.step(measured, "gpu", gpu_state)  # power and memory straight after the work
+    report.step(measured, "closed", lambda: engine.close())
 
 
 def open_engine(bundle: Bundle, *, dry: bool) -> Engine:
     """Open the engine that is measured: TensorRT's, or OpenVINO's in its place."""
     if dry:
-        return OpenVinoEngine(Bundle(bundle.path, replace(bundle.manifest, precision="fp32")))
+        return OpenVinoEngine(
+            Bundle(bundle.path, replace_struct(bundle.manifest, precision="fp32"))
+        )
     from maskcast.engines.tensorrt.engine import TensorRTEngine
 
     return TensorRTEngine(bundle)
@@ -276,17 +270,19 @@ def as_table(results: dict[str, Any]) -> Table:
         table.add_row(f"torch {name.removesuffix('_ms')}", f"{value:.2f}", f"{1000 / value:.1f}")
     for precision, measured in results["precisions"].items():
         plans = measured["built"].values()
-        found = measured["parity"]
-        for batch, timed in measured["time"].items():
+        found = measured.get("parity") or {"matched": "-", "torch": "-", "iou_mean": 0.0}
+        for batch, timed in (measured.get("time") or {}).items():
             table.add_row(
-                f"{precision}, batch {batch}",
-                f"{timed['total_ms']:.2f}",
-                f"{timed['images_per_s']:.1f}",
+                f"{precision}, batch {batch}, 8 boxes an image",
+                f"{timed['total_ms_8_boxes']:.2f}",
+                f"{timed['images_per_s_8_boxes']:.1f}",
                 f"{found['matched']}/{found['torch']}",
                 f"{found['iou_mean']:.3f}",
                 f"{sum(plan['plan_bytes'] for plan in plans) / 1e6:.1f}",
                 f"{sum(plan['build_s'] for plan in plans):.1f}",
             )
+    for step, reason in results["failed"].items():
+        table.add_row(f"failed: {step}", reason)
     table.add_section()
     for who, figures in results["published_ms"].items():
         for precision, value in figures.items():
@@ -295,25 +291,26 @@ def as_table(results: dict[str, Any]) -> Table:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print the table, write the JSON."""
+    """Measure, print the table, write the JSON; exit code 1 where a step failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="default", help="default, or a checkpoint")
     parser.add_argument("--size", default="288x512", help="HEIGHTxWIDTH of the network's input")
-    parser.add_argument("--batch", type=int, default=4, help="the most images at once")
+    parser.add_argument("--batch", type=int, default=4, help="images at once, at most")
     parser.add_argument("--package", default="tensorrt_rtx", choices=("tensorrt", "tensorrt_rtx"))
     parser.add_argument("--precision", action="append", choices=PRECISIONS, help="only this one")
     parser.add_argument("--pictures", type=Path, help="folder of pictures; noise by default")
-    parser.add_argument("--count", type=int, default=64, help="the most pictures to read")
+    parser.add_argument("--count", type=int, default=64, help="pictures to read, at most")
     parser.add_argument("--clip", type=Path, help="video for the pipeline")
-    parser.add_argument("--repeat", type=int, default=50)
-    parser.add_argument("--warm-up", type=int, default=10)
+    parser.add_argument("--repeat", type=int, default=50, help="calls of each timing")
+    parser.add_argument("--settle", type=float, default=30.0, help="seconds of warm-up, at most")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     parser.add_argument("--dry", action="store_true", help="without a GPU; times mean nothing")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
-        results = run(arguments, Path(scratch))
-    arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+        results = run(arguments, Path(scratch)).results
     Console().print(as_table(results))
+    if results["failed"]:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

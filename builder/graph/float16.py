@@ -23,15 +23,21 @@ _COMPUTES = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 CARRIES = {"Add", "Clip", "Flatten", "MaxPool", "Mul", "Pad", "Relu", "Reshape", "Resize"}
 # Inputs that are shapes, scales or axes are never cast.
 _INTEGER_OR_FLOAT32_INPUTS = {"Resize": (1, 2, 3), "Reshape": (1,), "Pad": (1, 3)}
+_FLOAT16_SCALES = 19
+"""Since this version of ONNX's operators, scales of Q/DQ nodes may be float16."""
 _HALF_MAX = float(np.finfo(np.float16).max)
 
 
 def compute_in_float16(model: ModelProto) -> None:
     """Make convolutions, matrix products and the features compute in float16.
 
-    Call it after ``fold_layers``. A node with a weight outside of float16's range stays float32.
+    Call it after ``fold_layers``. A node with a weight outside of float16's range stays float32. In
+    a quantised graph this concerns what int8 leaves: sums, resizing, the last layers, the features;
+    the scales become float16, and with them the values between Q/DQ nodes and convolutions.
     """
     graph = model.graph
+    if _normalise_scales(model):
+        _require_opset(model, _FLOAT16_SCALES)
     floats = {t.name: t for t in graph.initializer if t.data_type == TensorProto.FLOAT}
     fixed = {output.name for output in graph.output} - set(FEATURES)
     half = {value.name for value in graph.input if value.name in FEATURES}
@@ -63,7 +69,7 @@ def compute_in_float16(model: ModelProto) -> None:
         for i in data:
             node.input[i] = in_type(node.input[i], becomes_half and not _is_rois(node, i))
         if becomes_half:
-            half.update(node.output)
+            half.update(name for name in node.output if name not in integers)
         nodes.append(node)
     replace_nodes(model, nodes)
     del graph.value_info[:]
@@ -77,8 +83,10 @@ def _fits_half(
     node: NodeProto, data: Sequence[int], half: set[str], floats: Mapping[str, TensorProto]
 ) -> bool:
     """Return whether a node can compute in float16."""
-    if node.op_type == "MultiscaleRoiAlign":
+    if node.op_type in ("MultiscaleRoiAlign", "QuantizeLinear"):
         return node.input[0] in half
+    if node.op_type == "DequantizeLinear":
+        return True
     if node.op_type in CARRIES:
         if not all(node.input[i] in half or node.input[i] in floats for i in data):
             return False
@@ -90,6 +98,46 @@ def _fits_half(
         numpy_helper.to_array(floats[node.input[i]]) for i in data if node.input[i] in floats
     )
     return all(np.abs(values).max(initial=0) <= _HALF_MAX for values in constants)
+
+
+def _normalise_scales(model: ModelProto) -> bool:
+    """Raise scales that float16 cannot hold as normal numbers; return whether there are scales.
+
+    The weights of such a channel are almost zero. They are rounded to the larger step, so that the
+    channel keeps its values as well as float16 can.
+    """
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    tiny = np.float32(np.finfo(np.float16).tiny)
+    found = False
+    old: dict[str, Any] = {}
+    for node in model.graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        found = True
+        name, values = node.input[1], node.input[0]
+        if name not in stored:
+            continue
+        if name not in old:
+            old[name] = numpy_helper.to_array(stored[name])
+            raised = np.maximum(old[name], tiny)
+            stored[name].CopyFrom(numpy_helper.from_array(raised, name))
+        if values in stored and (old[name] < tiny).any():
+            weights = numpy_helper.to_array(stored[values])
+            shape = [1] * weights.ndim
+            if old[name].ndim:
+                axis = get_attribute(node, "axis")
+                shape[1 if axis is None else axis] = -1
+            ratio = (old[name] / np.maximum(old[name], tiny)).reshape(shape)
+            rounded = np.rint(weights * ratio).astype(weights.dtype)
+            stored[values].CopyFrom(numpy_helper.from_array(rounded, values))
+    return found
+
+
+def _require_opset(model: ModelProto, version: int) -> None:
+    """Raise the version of ONNX's operators; those of our graphs mean the same in both."""
+    for imported in model.opset_import:
+        if imported.domain == "":
+            imported.version = max(imported.version, version)
 
 
 def _data_inputs(node: NodeProto) -> Iterator[int]:

@@ -35,6 +35,9 @@ Report = Callable[[str, int, int], None]
 USUAL_CAPABILITIES = ("8.6", "8.9", "12.0")
 """What a plan of TensorRT-RTX is for where neither a GPU nor a wish is at hand."""
 
+USUAL_BOXES = 8
+"""Boxes at once that the segmenter's kernels are chosen for; it takes up to all detections."""
+
 
 def build_plans(
     folder: Path,
@@ -124,7 +127,7 @@ def prepare_graph(
         fold_layers(model)
     fix_size(model, *size)
     fold_shapes(model)
-    if precision == "fp16":
+    if precision in ("fp16", "int8"):  # int8: what it leaves
         compute_in_float16(model)
     return model
 
@@ -166,14 +169,19 @@ def _detections(detector: ModelProto) -> int:
 
 
 def _profile(model: ModelProto, max_batch: int, most_boxes: int) -> dict[str, Any]:
-    """Smallest, usual and largest shape of each input; the usual is the largest."""
+    """Return the smallest, the usual and the largest shape of each input.
+
+    TensorRT chooses its kernels for the usual one: as many images as the user asks for, and the
+    boxes of a few instances, not of as many as there may be.
+    """
     profile = {}
     for value in model.graph.input:
         dims = value.type.tensor_type.shape.dim
         of_images = value.name in ("images", "sizes", *FEATURES)
         most = max_batch if of_images else most_boxes
         rest = tuple(int(dim.dim_value) for dim in dims[1:])
-        profile[value.name] = ((1, *rest), (most, *rest), (most, *rest))
+        usual = most if of_images else min(most, USUAL_BOXES)
+        profile[value.name] = ((1, *rest), (usual, *rest), (most, *rest))
     return profile
 
 

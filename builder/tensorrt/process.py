@@ -119,6 +119,7 @@ def _build(request: Request, tell: Any) -> Built:
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is float32; fp16 is the fast choice
     if request.capabilities:
         _set_capabilities(trt, config, request.capabilities)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -53,3 +55,26 @@ def header_options() -> tuple[str, ...]:
         return (f"-isystem{tensorrt_headers()}", f"-isystem{cuda_headers()}")
     except InputError as error:
         pytest.skip(str(error))
+
+
+def build_host_driver(folder: Path) -> None:
+    """Build libcuda.so.1 over host memory, and a libcurand.so.10, which pycuda links."""
+    specification = importlib.util.find_spec("pycuda")
+    assert specification is not None
+    assert specification.origin is not None
+    module = next(Path(specification.origin).parent.glob("_driver*.so"))
+    symbols = subprocess.run(
+        ["nm", "-D", "--undefined-only", module], capture_output=True, text=True, check=True
+    ).stdout
+    needed = set(re.findall(r" U (cu[A-Z]\w+)", symbols))
+    source = (CUDA_ON_HOST / "driver.cpp").read_text()
+    made = set(re.findall(r"^\w+ (cu\w+)\(", source, re.MULTILINE))
+    absent = folder / "absent.cpp"  # what pycuda imports but nothing here calls: not supported
+    lines = (f'extern "C" int {name}() {{ return 801; }}' for name in sorted(needed - made))
+    absent.write_text("\n".join(lines))
+    compile_on_host(
+        folder / "libcuda.so.1", "driver.cpp", "kernels.cpp", absent,
+        options=("-Wl,-soname,libcuda.so.1",),
+    )  # fmt: skip
+    versions = "-Wl,-soname,libcurand.so.10,--version-script=curand.map"
+    compile_on_host(folder / "libcurand.so.10", "curand.cpp", options=(versions,))

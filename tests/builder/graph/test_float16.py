@@ -192,3 +192,45 @@ def test_the_default_detector_in_half_finds_the_same_as_in_float32():
     likely = before["scores"] > 0.2
     assert likely.any()
     np.testing.assert_allclose(after["scores"][likely], before["scores"][likely], atol=0.02)
+
+
+QUANTISED = """
+<ir_version: 8, opset_import: ["" : 18]>
+small (float[1, 2, 8, 8] x) => (float[1, 2, 8, 8] y)
+<float one = {0.1}, int8 zero = {0}, int8[2, 2, 1, 1] w = {100, -50, 120, 127},
+ float[2] scales = {0.01, 1e-10}, int8[2] zeros = {0, 0}>
+{
+    q = QuantizeLinear (x, one, zero)
+    dq = DequantizeLinear (q, one, zero)
+    dw = DequantizeLinear <axis: int = 0> (w, scales, zeros)
+    conv = Conv (dq, dw)
+    y = Relu (conv)
+}
+"""
+
+
+def test_what_int8_leaves_becomes_float16():
+    model = onnx.parser.parse_model(QUANTISED)
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-5, 5, (1, 2, 8, 8)).astype("f4")
+    wanted = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
+    compute_in_float16(model)
+    onnx.checker.check_model(model)
+    found = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
+    np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=2e-3)
+    types = {t.name: t.data_type for t in model.graph.initializer}
+    conv = next(node for node in model.graph.node if node.op_type == "Conv")
+    producers = {name: node for node in model.graph.node for name in node.output}
+    for name in conv.input:  # Q/DQ touch the convolution: nothing lies between them
+        assert producers[name].op_type == "DequantizeLinear"
+        assert types[producers[name].input[1]] == onnx.TensorProto.FLOAT16
+
+
+def test_a_scale_too_small_for_float16_is_raised_and_its_weights_follow():
+    model = onnx.parser.parse_model(QUANTISED)
+    compute_in_float16(model)
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    assert stored["w"].ravel().tolist() == [100, -50, 0, 0]
+    scales = stored["scales/float16"]
+    assert scales.dtype == np.float16
+    assert (scales >= np.finfo(np.float16).tiny).all()

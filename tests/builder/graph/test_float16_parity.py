@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from msgspec.structs import replace
 
@@ -55,6 +56,9 @@ TOLERANCES = {
     "fp16": Tolerance(box_px=0.75, score=0.01, mask_iou=0.98, missed=0.05),
     "int8": Tolerance(box_px=5, score=0.05, mask_iou=0.92, missed=0.15),
 }
+
+
+SESSION = onnxruntime.InferenceSession
 
 
 def photographs() -> list[Any]:
@@ -151,20 +155,36 @@ def assert_within(figures: dict[str, float], tolerance: Tolerance) -> None:
     assert figures["mask_iou"] >= tolerance.mask_iou, figures
 
 
+def plain_session(model: Any, options: Any = None, **named: Any) -> Any:
+    options = options or named.pop("sess_options", None) or onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return SESSION(model, options, **named)
+
+
 def test_what_tensorrt_gets_sees_what_torchvision_sees(
-    prepared: Bundle, pictures: list[Any], truths: list[Any]
+    prepared: Bundle,
+    pictures: list[Any],
+    truths: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if prepared.manifest.precision == "int8":
+        # Its optimiser makes infinities of float16 scales (1.32); the graph as it stands has none.
+        monkeypatch.setattr(onnxruntime, "InferenceSession", plain_session)
     engine = OnnxRuntimeEngine(prepared)
     figures = compare(engine, pictures[len(pictures) // 2 :], truths)
     assert_within(figures, TOLERANCES[prepared.manifest.precision])
 
 
-# Its RoIAlign takes features and boxes of one type; TensorRT's fp16 graph keeps boxes in float32.
-@pytest.mark.parametrize("prepared", ["fp32", "int8"], indirect=True)
-def test_openvino_sees_the_same_in_what_tensorrt_gets(
-    prepared: Bundle, pictures: list[Any], truths: list[Any]
+# Its RoIAlign takes features and boxes of one type; TensorRT's fp16 and int8 graphs have float16
+# features and float32 boxes. int8 runs from the portable graphs, as OpenVINO always runs it.
+@pytest.mark.parametrize("prepared", ["fp32"], indirect=True)
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_openvino_sees_the_same(
+    prepared: Bundle, precision: str, pictures: list[Any], truths: list[Any]
 ) -> None:
-    engine = OpenVinoEngine(prepared)
+    manifest = replace(prepared.manifest, precision=precision)
+    folder = prepared.path if precision == "fp32" else open_bundle("default").path
+    engine = OpenVinoEngine(Bundle(folder, manifest))
     figures = compare(engine, pictures[len(pictures) // 2 :], truths)
     engine.close()
-    assert_within(figures, TOLERANCES[prepared.manifest.precision])
+    assert_within(figures, TOLERANCES[precision])

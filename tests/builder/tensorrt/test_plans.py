@@ -131,7 +131,7 @@ def default_plans(request, tmp_path_factory):
 class TestDefaultModel:
     def test_it_builds_with_the_plugins_in_place(self, default_plans):
         bundle, built, _ = default_plans
-        features = "HALF" if bundle.manifest.precision == "fp16" else "FLOAT"
+        features = "FLOAT" if bundle.manifest.precision == "fp32" else "HALF"
         pooling = (features,) * 4 + ("FLOAT", "INT32")
         nms = ("FLOAT", "FLOAT", "INT32")
         assert sorted(built["detector"].plugins.values()) == sorted([nms, nms, pooling])
@@ -140,7 +140,8 @@ class TestDefaultModel:
 
     def test_every_convolution_and_product_computes_in_the_precision_asked_for(self, default_plans):
         bundle, built, _ = default_plans
-        wanted = "HALF" if bundle.manifest.precision == "fp16" else "FLOAT"
+        # int8: what its convolutions give, and what is not quantised.
+        wanted = "FLOAT" if bundle.manifest.precision == "fp32" else "HALF"
         assert set(built["detector"].computes_in) == {wanted}
         assert set(built["segmenter"].computes_in) == {wanted}
         assert built["detector"].computes_in[wanted] > 70
@@ -154,7 +155,7 @@ class TestDefaultModel:
 
     def test_features_pass_between_the_graphs_in_one_type_and_boxes_in_float32(self, default_plans):
         bundle, built, _ = default_plans
-        features = "HALF" if bundle.manifest.precision == "fp16" else "FLOAT"
+        features = "FLOAT" if bundle.manifest.precision == "fp32" else "HALF"
         detector, segmenter = built["detector"].tensors, built["segmenter"].tensors
         for name in ("p2", "p3", "p4", "p5"):
             assert detector[name] == segmenter[name] == features
@@ -257,7 +258,7 @@ def test_the_segmenter_takes_as_many_boxes_as_the_detector_gives(tmp_path, monke
     )
     made = build_plans(tmp_path, manifest, max_batch=4, capabilities=["8.6"])
     assert made.plans[1].max_boxes == 4 * 37
-    assert profiles[1]["boxes"] == ((1, 4), (148, 4), (148, 4))
+    assert profiles[1]["boxes"] == ((1, 4), (8, 4), (148, 4))
     assert profiles[1]["p2"][2][0] == 4
 
 

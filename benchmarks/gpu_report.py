@@ -1,0 +1,32 @@
+"""Results of a benchmark that survives a failing step; needs Python alone."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class Report:
+    """Results so far, in a file after every step.
+
+    Args:
+        path: of the JSON file.
+    """
+
+    def __init__(self, path: Path, **results: Any) -> None:
+        self._path = path
+        self.results: dict[str, Any] = {**results, "failed": {}}
+
+    def step(self, into: dict[str, Any], name: str, work: Callable[[], Any]) -> Any:
+        """Run a step and record its result, or why it failed; return the result or None."""
+        try:
+            into[name] = result = work()
+        except Exception as error:
+            traceback.print_exc()
+            self.results["failed"][name] = f"{type(error).__name__}: {error}"
+            result = None
+        self._path.write_text(json.dumps(self.results, indent=2) + "\n")
+        return result
