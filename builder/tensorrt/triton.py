@@ -62,7 +62,7 @@ def write_repository(bundle: Bundle, folder: Path) -> None:
     """
     name = re.sub(r"[^\w.-]", "_", bundle.manifest.name)
     paths = {"detector": bundle.detector, "segmenter": bundle.segmenter}
-    described = {}
+    described: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
     try:
         for plan in bundle.manifest.plans:
             path = paths[plan.graph]
