@@ -21,6 +21,9 @@ SPEED_LASTS_S = np.array([2.0, 2.0, 0.4, 0.4])
 TOLERATED = 0.1
 """How far a box may be off before it counts as unlikely, in sizes of the object."""
 
+MOST_DEVIATIONS = 5.0
+"""Deviations beyond which a box is not the object."""
+
 SHRINKS, GROWS = 0.6, 0.3
 """Likewise its sides, in sides of the object: parts of it may be hidden."""
 
@@ -81,19 +84,24 @@ class Motion:
         """Return how unlikely each box is to be each object: ``[T, N]``, squared deviations.
 
         A box that is smaller than the object is likely where one of its edges is: the rest may be
-        hidden. 2 is what to expect of the right one, and above 20 hardly any is.
+        hidden. 2 is what to expect of the right one; infinite is what is sure to be above
+        ``MOST_DEVIATIONS`` squared.
 
         Args:
             boxes: ``[N, 4]`` x1 y1 x2 y2.
         """
-        moved, grown, by = self._compare(self.state[:, None], boxes[None])
         place = self._variance[0, :, :2] + (TOLERATED * self._sizes()) ** 2
-        side = (
-            self._variance[0, :, None, 2:]
-            + (np.where(grown < 0, SHRINKS, GROWS) * self.state[:, None, 2:]) ** 2
-        )
+        reach = MOST_DEVIATIONS * np.sqrt(place) + self.state[:, 2:] / 2
+        measured = _measure(boxes)
+        apart = np.abs(measured[None, :, :2] - self.state[:, None, :2])
+        near = (apart <= reach[:, None] + measured[None, :, 2:] / 2).all(axis=2)
+        t, n = np.nonzero(near)  # of all others one term alone is beyond the limit
+        moved, grown, by = self._compare(self.state[t], boxes[n])
+        allowed = np.where(grown < 0, SHRINKS, GROWS) * self.state[t, 2:]
+        side = self._variance[0, t, 2:] + allowed**2
         grown = np.where((by != 0) & (grown > 0), 0, grown)  # it comes into the frame
-        squares: NDArray[np.float64] = (moved**2 / place[:, None] + grown**2 / side).sum(axis=2)
+        squares = np.full(near.shape, np.inf)
+        squares[t, n] = (moved**2 / place[t] + grown**2 / side).sum(axis=1)
         return squares
 
     def correct(self, rows: NDArray[np.intp], boxes: NDArray[np.float64]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -74,6 +74,8 @@ class Regions:
                 for wanted in (*(zone.labels for zone in zones), *(line.labels for line in lines))
             ]
         )
+        self._least = np.array([zone.min_overlap for zone in zones])
+        self._by_feet = np.array([zone.anchor == "feet" for zone in zones], np.bool_)
         self._totals: list[dict[Direction, int]] = [{"forward": 0, "backward": 0} for _ in lines]
         self._labels: dict[int, int] = {}
         self._size = (0, 0)
@@ -112,19 +114,32 @@ class Regions:
         shown = np.flatnonzero(instances.track_ids > 0)
         if not len(shown) or not len(self._wanted):
             return []
+        labels = instances.labels[shown]
         boxes = instances.boxes[shown].astype(np.float64)
         crops = binary_crops(instances)[shown]
         shares = self._coverage.shares(crops, boxes)
-        middle = centres(crops, boxes)
-        lowest = self._feet(crops, boxes)
+        tracks = list(zip(instances.track_ids[shown].tolist(), labels.tolist(), strict=True))
+        self._labels.update(tracks)
+        sights = [Sight(time_s, index, capture_ns, x, y) for x, y in centres(crops, boxes).tolist()]
+        wanted = self._wanted[:, labels]
         met: list[Met] = []
-        for place, i in enumerate(shown.tolist()):
-            track_id, label = int(instances.track_ids[i]), int(instances.labels[i])
-            self._labels[track_id] = label
-            sight = Sight(time_s, index, capture_ns, *middle[place].tolist())
-            wanted = self._wanted[:, label]
-            for name, what in self._see(track_id, shares[place], lowest[place], wanted, sight):
-                met.append(Met(track_id, label, name, what))
+        enters, stays = self._inside(shares, crops, boxes)
+        for k, zone in enumerate(self._zones):
+            known = [zone.knows(track_id) for track_id, _ in tracks]
+            for i in np.flatnonzero(wanted[k] & (stays[:, k] | known)).tolist():
+                track_id, label = tracks[i]
+                inside = bool((stays if zone.is_inside(track_id) else enters)[i, k])
+                met += [
+                    Met(track_id, label, zone.config.name, what)
+                    for what in zone.see(track_id, inside, sights[i])
+                ]
+        for k, line in enumerate(self._lines, len(self._zones)):
+            for i in np.flatnonzero(wanted[k]).tolist():
+                track_id, label = tracks[i]
+                met += [
+                    Met(track_id, label, line.config.name, what)
+                    for what in line.see(track_id, float(shares[i, k]), sights[i])
+                ]
         return met
 
     def end(self, track_id: int) -> list[Met]:
@@ -150,43 +165,28 @@ class Regions:
             for line, totals in zip(self._line_configs, self._totals, strict=True)
         ]
 
-    def _feet(self, crops: NDArray[np.uint8], boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Tell which feet are in which polygons: ``[N, polygons, 2]``, strictly and with room.
+    def _inside(
+        self, shares: NDArray[np.float64], crops: NDArray[np.uint8], boxes: NDArray[np.float64]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Tell who is inside which zone, if it was outside before and if it was inside.
 
-        The feet of who is inside already may be some way out: what counts is whether any point
-        near them is inside.
+        Who was inside may be some way out: by the feet, any point near them may be inside.
+
+        Returns:
+            Two arrays ``[N, zones]``.
         """
-        result = np.zeros((len(boxes), len(self._wanted), 2), np.bool_)
-        if any(zone.anchor for zone in self._zone_configs):
+        shares = shares[:, : len(self._zones)]
+        enters, stays = shares >= self._least, shares >= STAYS * self._least
+        if self._by_feet.any():
             points = feet(crops, boxes)
             room = FEET_ROOM * (boxes[:, 3] - boxes[:, 1])[:, None]
-            result[:, :, 0] = self._coverage.hold(points)
-            result[:, :, 1] = result[:, :, 0]
+            on = self._coverage.hold(points)
+            near = on.copy()
             for way in ((1, 0), (-1, 0), (0, 1), (0, -1)):
-                result[:, :, 1] |= self._coverage.hold(points + room * way)
-        return result
-
-    def _see(
-        self,
-        track_id: int,
-        shares: NDArray[np.float64],
-        lowest: NDArray[np.bool_],
-        wanted: NDArray[np.bool_],
-        sight: Sight,
-    ) -> Iterator[tuple[str, Happening]]:
-        for k, zone in enumerate(self._zones):
-            if wanted[k]:
-                stays = zone.is_inside(track_id)
-                if zone.config.anchor == "feet":
-                    inside = bool(lowest[k, int(stays)])
-                else:
-                    inside = bool(shares[k] >= zone.config.min_overlap * (STAYS if stays else 1))
-                for what in zone.see(track_id, inside, sight):
-                    yield zone.config.name, what
-        for k, line in enumerate(self._lines, len(self._zones)):
-            if wanted[k]:
-                for crossed in line.see(track_id, float(shares[k]), sight):
-                    yield line.config.name, crossed
+                near |= self._coverage.hold(points + room * way)
+            enters[:, self._by_feet] = on[:, : len(self._zones)][:, self._by_feet]
+            stays[:, self._by_feet] = near[:, : len(self._zones)][:, self._by_feet]
+        return enters, stays
 
 
 def _ahead(points: tuple[Point, Point], size: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from maskcast.engines.instances import Instances
 from maskcast.engines.masks import MASK_SIZE
 from maskcast.pipeline.tracking.assignment import best_pairs
-from maskcast.pipeline.tracking.motion import Motion
+from maskcast.pipeline.tracking.motion import MOST_DEVIATIONS, Motion
 from maskcast.pipeline.tracking.overlap import binary_crops, mask_iou
 
 LOST_AFTER_S = 2.0
@@ -29,9 +29,6 @@ false alarm, or an object whose own track was missed for a frame."""
 SURE_SHARE = 0.25
 """Scores in the lowest quarter of those reported are unsure: they are associated in a second round,
 with the tracks that are left."""
-
-UNLIKELY = 25.0
-"""Squared deviations from the prediction above which two boxes are not one object."""
 
 LEAST_SIMILARITY = 0.15
 """Of instance and track; 1 is where prediction and mask agree exactly."""
@@ -163,16 +160,19 @@ class Tracker:
         moved = np.tile(self._motion.state[:, :2] - self._tracks["shown_at"], 2)
         overlap = mask_iou(self._tracks["crops"], self._tracks["shown"] + moved, crops, boxes)
         similarity = 0.5 * overlap + 0.5 * np.exp(-unlikely / 8)
-        possible = (similarity >= LEAST_SIMILARITY) & (unlikely <= UNLIKELY)
+        possible = (similarity >= LEAST_SIMILARITY) & (unlikely <= MOST_DEVIATIONS**2)
         possible &= self._tracks["labels"][:, None] == instances.labels[None]
         similarity[~possible] = 0
         sure = instances.scores >= self._sure
         known = self._tracks["ids"] > 0
+        free, waiting = np.ones(len(self), np.bool_), np.ones(len(boxes), np.bool_)
         for tracks, candidates in ((known, sure), (known, ~sure), (~known, np.ones_like(sure))):
-            rows = np.flatnonzero(tracks & ~np.isin(np.arange(len(self)), row_of))
-            columns = np.flatnonzero(candidates & (row_of < 0))
+            rows, columns = np.flatnonzero(tracks & free), np.flatnonzero(candidates & waiting)
+            if not len(rows) or not len(columns):
+                continue
             for i, j in best_pairs(similarity[np.ix_(rows, columns)]):
                 row_of[columns[j]] = rows[i]
+                free[rows[i]] = waiting[columns[j]] = False
         return row_of
 
     def _begin(

@@ -52,6 +52,10 @@ class ZoneWatch:
         """How many tracks are in the zone now; who is hidden for a moment counts."""
         return sum(visit.inside.value is True for visit in self._visits.values())
 
+    def knows(self, track_id: int) -> bool:
+        """Tell whether a track is in the zone or was there for a moment."""
+        return track_id in self._visits
+
     def is_inside(self, track_id: int) -> bool:
         """Tell whether a track is in the zone."""
         visit = self._visits.get(track_id)
