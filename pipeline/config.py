@@ -1,4 +1,4 @@
-"""Config: what a pipeline is made from. Frozen values, read from YAML."""
+"""Config: describes a pipeline. Frozen values, read from YAML."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ class SourceConfig(
     """One source of frames.
 
     Attributes:
-        url: a video file, a directory of images, an image, ``http(s)://``, ``rtsp(s)://``,
+        url: a video file, a folder of images, an image, ``http(s)://``, ``rtsp(s)://``,
             ``/dev/videoN`` or ``test://WIDTHxHEIGHT@FPS``.
         name: its name in topics and tables; made from ``url`` if absent.
-        policy: ``latest`` (a newer frame replaces one that waits; a file is played at its own
-            speed, as a camera would be) or ``block`` (no frame is lost). Live sources have
-            ``latest`` by default, files ``block``.
+        policy: ``latest`` (a newer frame replaces a waiting one; files play at their own frame
+            rate) or ``block`` (the source waits, and no frame is lost). The default is ``latest``
+            for live sources and ``block`` for files.
         every_nth: process only the first of every N frames.
         max_fps: process at most this many frames per second.
         fps: frame rate of a folder of images, 25 by default; not for other sources.
         loop: start a file again when it ends.
-        rtsp_transport: how RTSP carries its packets.
-        open_timeout_s: how long the source may take to answer, seconds.
+        rtsp_transport: RTSP transport; ``udp`` starts faster, but lost packets damage frames.
+        open_timeout_s: maximum time to open the source, seconds.
         read_timeout_s: reconnect a live source after this many seconds without data.
         track: give instances track ids; on by default for video, off for images without zones and
             lines.
@@ -93,16 +93,15 @@ class SourceConfig(
 
 
 class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Which model runs, and on what.
+    """The model and the engine that runs it.
 
     Attributes:
         bundle: a bundle's folder, or ``default`` for the model that ships with maskcast.
-        engine: what runs it; ``auto`` takes the bundle's own.
-        mode: what the engine is to be best at: ``latency``, an answer to each picture soon;
-            ``throughput``, many pictures a second; ``auto`` takes the latter where no source is
-            live.
-        score_threshold: instances below it are not reported; the bundle's own where absent.
-        classes: names of the classes to report; all of the model's where absent.
+        engine: the inference library; ``auto`` is the one that the bundle was built for.
+        mode: what the engine optimizes for: ``latency`` (all cores work on one frame) or
+            ``throughput`` (one core per frame); ``auto`` is ``throughput`` if no source is live.
+        score_threshold: minimum score of a reported instance; the bundle's own by default.
+        classes: names of the classes to report; all by default.
     """
 
     bundle: Annotated[str, Meta(min_length=1)] = "default"
@@ -113,10 +112,10 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class CurveConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Encrypt what is published, and let only those subscribe who are known.
+    """Encryption with CURVE: only clients whose keys are allowed can subscribe.
 
     Attributes:
-        secret_key: the publisher's ``.key_secret`` file, as ``maskcast keys new`` makes it.
+        secret_key: the publisher's ``.key_secret`` file, made by ``maskcast keys new``.
         allowed_clients: a folder of subscribers' ``.key`` files, or a list of such files.
     """
 
@@ -125,16 +124,15 @@ class CurveConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class PublishConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where and how messages go out.
+    """Where and how messages are published.
 
     Attributes:
-        endpoint: the ZeroMQ address that is bound.
-        masks: the form of the masks.
-        jpeg_quality: send the picture too, as JPEG of this quality (1..100); no picture where
-            absent.
-        high_water_mark: messages kept for one slow subscriber before it loses some.
-        wait_subscribers: start the sources when so many subscribers are there.
-        curve: keys; everyone who can connect may watch where absent.
+        endpoint: the ZeroMQ endpoint to bind.
+        masks: the format of the masks in messages.
+        jpeg_quality: add each frame's image as JPEG of this quality; no image by default.
+        high_water_mark: messages queued for each subscriber; a slower one loses messages.
+        wait_subscribers: start the sources when each has this many subscribers.
+        curve: encryption keys; by default anyone who can connect can subscribe.
     """
 
     endpoint: Annotated[str, Meta(min_length=1)] = "tcp://127.0.0.1:5555"
@@ -146,15 +144,16 @@ class PublishConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class OutputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Files that are written besides the messages (docs/outputs.md).
+    """Files to write (docs/outputs.md).
 
     Attributes:
-        save: video with the instances drawn in, ``.mp4`` or ``.mkv``; the name may hold a time:
+        save: annotated video to write, ``.mp4`` or ``.mkv``; the name may contain a time:
             ``cam-%Y%m%d-%H%M%S.mp4``.
-        jsonl: JSON lines, one object a frame; the name may hold a time, ``-`` is standard output.
-        append: add lines to a JSONL file that exists, instead of replacing it.
-        segment: begin new files after this time: ``30s``, ``10m``, ``1h``, ``1d``.
-        segment_size: begin new files at this size: ``500kB``, ``500MB``, ``2GB``.
+        jsonl: JSON lines to write, one object per frame; the name may contain a time, ``-`` is
+            standard output.
+        append: add lines to an existing JSONL file instead of replacing it.
+        segment: start new files after this time: ``30s``, ``10m``, ``1h``, ``1d``.
+        segment_size: start new files at this size: ``500kB``, ``500MB``, ``2GB``.
     """
 
     save: str | None = None
@@ -198,10 +197,10 @@ def _quantity(
 
 
 class MetricsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """An HTTP server for figures, ``/metrics``, and for a health check, ``/healthz``.
+    """An HTTP server for ``/metrics`` and ``/healthz``.
 
     Attributes:
-        address: host and port, "127.0.0.1:9100"; "*:9100" is every interface.
+        address: host and port to bind; ``*:9100`` binds every interface.
     """
 
     address: Annotated[str, Meta(min_length=1)] = "127.0.0.1:9100"
@@ -213,12 +212,13 @@ class ControlConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     Attributes:
         endpoint: the endpoint to bind: ``ipc:///path/to/socket``, which only its owner can use, or
             ``tcp://HOST:PORT``.
-        allowed_clients: a folder of ``.key`` files, or a list of them, of those who may control.
-            The right to subscribe does not include it. The server's own key is the one of
-            ``publish.curve``. Without this, the endpoint must be ``ipc://`` or on loopback.
+        allowed_clients: a folder or list of ``.key`` files of the clients that may control. Keys
+            of ``publish.curve`` give no right to control. The server's own key is that of
+            ``publish.curve``. Without this key, the endpoint must be ``ipc://`` or on loopback.
         allow: the sources that may be added: ``rtsp:``, ``rtsp://192.168.0.0/16``,
-            ``http://cam.local``, ``file:/srv/clips``, ``device:/dev/video0``, ``test:``. By default
-            everything by ``ipc://``, and ``rtsp:``, ``rtsps:`` and ``test:`` by ``tcp://``.
+            ``http://cam.local``, ``file:/srv/clips``, ``device:/dev/video0``, ``test:``. The
+            default is everything with ``ipc://``, and ``rtsp:``, ``rtsps:`` and ``test:`` with
+            ``tcp://``.
     """
 
     endpoint: Annotated[str, Meta(min_length=1)]
@@ -227,7 +227,7 @@ class ControlConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Everything that a pipeline is a function of.
+    """The whole configuration of a pipeline.
 
     ``publish=None`` runs without a socket: for recorders and callbacks alone. Without ``metrics``
     nothing is served over HTTP. ``control`` is the endpoint for adding and removing sources

@@ -1,0 +1,305 @@
+"""The documents: their links, commands, keys, metrics, events and Python examples."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+from PIL import Image
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+import maskcast
+from maskcast.pipeline.cli.configuration import keys
+from maskcast.pipeline.config_file import make_config
+from maskcast.pipeline.monitor.metrics import make_registry
+from maskcast.pipeline.stats import Meter
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md"), ROOT / "benchmarks" / "README.md"])
+PACKAGES = ("pipeline", "engines", "builder")
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+@functools.cache
+def generate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The page's code blocks in a language; "" for those without one."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def prose(page: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^a-z0-9 _-]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+# ---- Links and generated pages
+
+
+@pages
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page.name}: {target}"
+        assert not anchor or anchor in anchors(file), f"{page.name}: {target}"
+
+
+@pages
+def test_every_path_and_test_that_is_named_exists(page: Path) -> None:
+    for path, _, test in re.findall(
+        r"`((?:pipeline|engines|builder|configs|tests|benchmarks|docs)/[\w./@-]+)(::(\w+))?`",
+        prose(page),
+    ):
+        assert (ROOT / path).exists(), f"{page.name}: {path}"
+        assert not test or f"def {test}(" in (ROOT / path).read_text(), f"{page.name}: {test}"
+
+
+def test_generated_pages_are_up_to_date() -> None:
+    for name, text in generate().pages().items():
+        assert (DOCS / name).read_text() == text, f"docs/{name} is out of date: run make docs"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+    assert (DOCS / "demo.webp").stat().st_size < 1_500_000
+
+
+# ---- Commands
+
+
+def shell_lines(page: Path) -> Iterator[list[str]]:
+    """The words of every command line in code blocks and, in backquotes, in the text."""
+    lines = [line for block in blocks(page, "") for line in block.replace("\\\n", " ").splitlines()]
+    lines += re.findall(r"`((?:maskcast|make|python -m benchmarks)[ .][^`]*)`", prose(page))
+    for line in lines:
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError:
+            continue
+        if words:
+            yield words
+
+
+@functools.cache
+def known_commands() -> dict[str, Any]:
+    return dict(generate().commands())
+
+
+def options_of(command: Any) -> set[str]:
+    options = {"-h", "--help"}
+    for option in generate().parameters(command, "option"):
+        options.update((*option.opts, *option.secondary_opts))
+    return options
+
+
+def check_command(words: list[str]) -> str:
+    """Say what is wrong with a ``maskcast`` command line; "" if nothing is."""
+    rest, name, allowed = words[1:], "maskcast", {"--version", "--help", "--install-completion"}
+    for word in rest:
+        if f"{name} {word}" in known_commands():
+            name = f"{name} {word}"
+            allowed |= options_of(known_commands()[name])
+        elif name == "maskcast" and not word.startswith("-") and word.islower():
+            return f"unknown command {word!r}"
+    for word in rest:
+        option = word.strip("[]").partition("=")[0]
+        if option.startswith("--") and option not in allowed:
+            return f"unknown option {option} of {name}"
+    return ""
+
+
+@pages
+def test_every_command_exists(page: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for words in shell_lines(page):
+        line = " ".join(words)
+        if words[0] == "maskcast":
+            problem = check_command(words)
+            assert not problem, f"{page.name}: {line}: {problem}"
+        elif words[0] == "make" and len(words) > 1:
+            assert f"\n{words[1]}:" in makefile, f"{page.name}: {line}"
+        elif words[:2] == ["python", "-m"]:
+            module = words[2].replace(".", "/")
+            found = [(ROOT / f"{module}{end}").exists() for end in (".py", "/__init__.py")]
+            assert any(found) or module in ("maskcast", "venv", "pip"), f"{page.name}: {line}"
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("maskcast runn clip.mp4", "unknown command 'runn'"),
+        ("maskcast run clip.mp4 --sav a.mp4", "unknown option --sav of maskcast run"),
+        ("maskcast ctl ENDPOINT add yard URL --max-fps 5", ""),
+        ("maskcast ctl ENDPOINT list --max-fps 5", "unknown option --max-fps of maskcast ctl list"),
+    ],
+)
+def test_wrong_commands_are_found(line: str, problem: str) -> None:
+    assert check_command(line.split()) == problem
+
+
+def test_every_command_is_in_the_overview() -> None:
+    overview = (DOCS / "cli.md").read_text().partition("<!--")[0]
+    for name in known_commands():
+        assert f"[`{name.split()[1]}`]" in overview
+
+
+# ---- Configuration
+
+
+def examples() -> Iterator[tuple[str, Any]]:
+    for page in PAGES:
+        for block in blocks(page, "yaml"):
+            yield page.name, yaml.safe_load(block)
+
+
+def test_every_configuration_in_the_documents_is_valid(monkeypatch: Any) -> None:
+    count = 0
+    for page, raw in examples():
+        try:
+            make_config(raw if "sources" in raw else {"sources": ["a.mp4"], **raw})
+        except maskcast.InputError as error:
+            raise AssertionError(f"{page}: {error}") from None
+        count += 1
+    assert count >= 1
+
+
+def test_every_key_in_the_text_exists() -> None:
+    known = {f"{key.section}.{key.name}".lstrip(".").replace("[]", "") for key in keys()}
+    sections = {"model", "publish", "outputs", "metrics", "control"}
+    for page in PAGES:
+        for name in re.findall(r"`([a-z]+\.[a-z_.]+)`", prose(page)):
+            if name.split(".")[0] in sections and not name.endswith((".py", ".md", ".prom")):
+                assert name in known, f"{page.name}: {name}"
+
+
+# ---- Operations and architecture
+
+
+def test_every_metric_is_documented_and_no_other(timed_engine: Any) -> None:
+    registry = make_registry(Meter(["cam"]).stats, timed_engine())
+    served = set()
+    for family in text_string_to_metric_families(generate_latest(registry).decode()):
+        if family.name.startswith("maskcast_"):
+            served.add(family.name + {"counter": "_total", "info": "_info"}.get(family.type, ""))
+    documented = re.findall(r"^\| `(maskcast_\w+)`", (DOCS / "operations.md").read_text(), re.M)
+    assert sorted(documented) == sorted(served)
+
+
+def test_every_log_event_is_documented_and_no_other() -> None:
+    call = re.compile(r'_?logger\.(?:info|warning|error)\(\s*"([a-z]+(?:_[a-z]+)+)"')
+    logged = {
+        event
+        for folder in PACKAGES
+        for file in (ROOT / folder).rglob("*.py")
+        for event in call.findall(file.read_text())
+        if file.name != "log.py"
+    }
+    _, _, text = (DOCS / "operations.md").read_text().partition("## Log")
+    documented = re.findall(r"^\| `([a-z_]+)` \|", text, re.MULTILINE)
+    assert sorted(documented) == sorted(logged)
+
+
+def test_the_table_of_threads_names_what_exists() -> None:
+    source = "\n".join(
+        file.read_text() for folder in PACKAGES for file in (ROOT / folder).rglob("*.py")
+    )
+    stages = {"preprocess", "infer", "masks", "publish", "record"}
+    rows = re.findall(
+        r"^\| `([^`]+)` \| `(\w+)` in `([\w/.]+)` \|", (DOCS / "architecture.md").read_text(), re.M
+    )
+    assert len(rows) >= 14
+    for thread, owner, file in rows:
+        assert re.search(rf"^class {owner}\b", (ROOT / file).read_text(), re.MULTILINE), owner
+        name = thread.partition(" NAME")[0]
+        assert name in stages or f'name="{name}' in source or f'name=f"{name}' in source, thread
+    threads = set(re.findall(r'Thread\([^)]*?name=f?"([\w -]+)"', source, re.DOTALL))
+    named = {thread for thread, _, _ in rows}
+    assert not {name for name in threads if not name.startswith(("demo", "profile"))} - named
+
+
+# ---- Python
+
+
+def python_blocks() -> list[Any]:
+    return [
+        pytest.param(code, id=f"{page.stem}-{number}")
+        for page in (ROOT / "README.md", DOCS / "python.md")
+        for number, code in enumerate(blocks(page, "python"))
+    ]
+
+
+@pytest.mark.parametrize("code", python_blocks())
+def test_every_python_example_runs(
+    code: str,
+    tmp_path: Path,
+    make_clip: Any,
+    timed_engine: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    clip = make_clip("clip.mp4", frames=5, width=96, height=64)
+    Image.new("RGB", (96, 64)).save("photo.jpg")
+    endpoint = f"ipc://{tmp_path}/s"
+    code = code.replace("tcp://127.0.0.1:5555", endpoint)
+    names = {"__name__": "__main__"}
+    if "subscribe(" in code:
+        source = {"url": str(clip), "name": "door"}
+        publish = maskcast.PublishConfig(endpoint=endpoint, wait_subscribers=1)
+        config = maskcast.Config(sources=[source], publish=publish)
+        pipeline = maskcast.Pipeline(config, timed_engine())
+        pipeline.start()
+        exec(compile(code, request.node.name, "exec"), names)
+        pipeline.join()
+    else:
+        if "README" not in request.node.name:  # those of the README run the real model
+            load = "maskcast.pipeline.pipeline.load_engine_for"
+            monkeypatch.setattr(load, lambda config: timed_engine())
+        exec(compile(code, request.node.name, "exec"), names)
+
+
+def test_every_public_name_is_in_the_python_page() -> None:
+    text = (DOCS / "python.md").read_text().partition("## All names")[2]
+    assert sorted(re.findall(r"`(\w+)`", text)) == sorted(maskcast.__all__)
+
+
+# ---- Language
+
+FORBIDDEN = re.compile(
+    r"\b(whoever|so many|so long|shall|told|beside|anew|epitaph|as it were|pictures?)\b", re.I
+)
+
+
+@pages
+def test_no_page_has_words_that_the_project_avoids(page: Path) -> None:
+    if page.name == "CHANGELOG.md":
+        return
+    found = FORBIDDEN.findall(re.sub(r"`[^`]*`", "", prose(page)))
+    assert not found, f"{page.name}: {found}"
