@@ -22,9 +22,9 @@ TENTATIVE_S = 0.5
 LEAST_FRAMES = 2.5
 """No track ends sooner than after this many frames at the rate at which they come."""
 
-NAMED_AFTER_S = 0.08
-"""A track gets its id when it has been seen for this long, twice at least: before, it may be a
-false alarm, or an object whose own track was missed for a frame."""
+NAMED_AFTER_S = (0.08, 0.25)
+"""A track gets its id when it has been seen three times over this long, or twice over the longer
+time: before, it may be a false alarm, or a part of an object that has a track of its own."""
 
 SURE_SHARE = 0.25
 """Scores in the lowest quarter of those reported are unsure: they are associated in a second round,
@@ -201,7 +201,9 @@ class Tracker:
     def _name(self, rows: NDArray[np.intp]) -> None:
         """Give tracks that were just seen their ids, when it is time."""
         age_s = self._time_s - self._tracks["first_s"][rows]
-        lasting = (self._tracks["seen"][rows] >= 2) & (age_s >= NAMED_AFTER_S - 1e-6)
+        seen = self._tracks["seen"][rows]
+        soon, later = NAMED_AFTER_S
+        lasting = (seen >= 3) & (age_s >= soon - 1e-6) | (seen >= 2) & (age_s >= later)
         for row in rows[lasting & (self._tracks["ids"][rows] == 0)].tolist():
             self._tracks["ids"][row] = self._next_id
             self._next_id = self._next_id % (2**31 - 1) + 1

@@ -106,6 +106,10 @@ def test_a_track_gets_its_id_when_it_has_been_seen_for_some_time(tracker):
     assert ids == [[0], [0], [1], [1]]
 
 
+def test_at_a_low_frame_rate_two_sights_are_enough(tracker):
+    assert ids_after(tracker, 0.0, *[seen(at(100))] * 2, step_s=0.3) == [1]
+
+
 def test_the_sure_choose_before_the_unsure(tracker):
     for k in range(5):
         tracker.update(seen(at(100)), k / 25)
