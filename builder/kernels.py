@@ -1,7 +1,8 @@
-"""Compile the CUDA kernels ahead, so that a user's machine needs no compiler.
+"""Compile the CUDA kernels, so that a user's machine needs no compiler.
 
 ``python -m maskcast.builder.kernels`` writes ``kernels.fatbin`` (machine code for the architectures
-that we name, PTX for those to come) and ``kernels.json`` (what it was made from).
+below, PTX for later ones) and ``kernels.json`` (what it was made from). Build the plugin library
+again afterwards: ``python -m maskcast.builder.plugin_library``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _SOURCE = "kernels.cu"
 
 
 class Usage(NamedTuple):
-    """What ``ptxas -v`` says of one kernel on one architecture; sizes in bytes."""
+    """What ``ptxas -v`` reports about one kernel on one architecture; sizes in bytes."""
 
     kernel: str
     architecture: str

@@ -24,6 +24,7 @@ from maskcast.builder.graph.folding import fold_layers
 from maskcast.builder.graph.quantization import is_quantised, restore_float
 from maskcast.builder.graph.size import FEATURES, fix_size, fold_shapes
 from maskcast.builder.tensorrt.process import Built, Event, Failure, Progress, Request
+from maskcast.builder.tensorrt.timing_cache import timing_cache_path
 from maskcast.engines.bundle import FixedInput, Manifest, sha256
 from maskcast.engines.errors import InputError
 from maskcast.engines.plan import Package, Plan
@@ -33,7 +34,7 @@ Report = Callable[[str, int, int], None]
 """Called with a phase's name, its steps done and its steps in all."""
 
 USUAL_CAPABILITIES = ("8.6", "8.9", "12.0")
-"""What a plan of TensorRT-RTX is for where neither a GPU nor a wish is at hand."""
+"""What TensorRT-RTX builds for without a GPU and without ``capabilities``."""
 
 USUAL_BOXES = 8
 """Boxes at once that the segmenter's kernels are chosen for; it takes up to all detections."""
@@ -57,8 +58,8 @@ def build_plans(
         max_batch: the most images at once; any number from 1 up will do at run time.
         capabilities: compute capabilities to build for ("8.6"). By default that of the GPU at
             hand; ``tensorrt`` builds for no other.
-        report: told of the progress.
-        built: told of each plan: seconds, memory, layers.
+        report: receives the progress.
+        built: receives what is known of each plan: seconds, memory, layers.
 
     Returns:
         The manifest with its plans.
@@ -87,6 +88,7 @@ def build_plans(
                 plan=str(target),
                 capabilities=targets if package == "tensorrt_rtx" else (),
                 profile=_profile(model, max_batch, most_boxes),
+                timing_cache=str(timing_cache_path()) if package == "tensorrt" else None,
             )
             outcome = _run(request, name, report)
         built(name, outcome)
@@ -186,7 +188,7 @@ def _profile(model: ModelProto, max_batch: int, most_boxes: int) -> dict[str, An
 
 
 def _run(request: Request, name: str, report: Report) -> Built:
-    """Build in a child process; its death is an error like any other."""
+    """Build in a child process; an ``InputError`` when that dies."""
     root = str(Path(maskcast.__file__).parents[1])
     command = [sys.executable, "-P", "-m", "maskcast.builder.tensorrt.process"]
     with _library_folder(request.package) as libraries, tempfile.TemporaryFile() as log:

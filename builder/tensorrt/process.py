@@ -1,8 +1,8 @@
 """The process in which TensorRT builds one plan; ``maskcast.builder.tensorrt.plans`` starts it.
 
-TensorRT may end its process without an exception, so it is kept out of ours. The request comes as
-JSON on standard input; events go out as JSON lines on what was standard output. TensorRT's own
-prints go to standard error.
+TensorRT may end its process without an exception, so it has one of its own. The request comes as
+JSON on standard input; events go to standard output as lines of JSON. What TensorRT prints goes to
+standard error.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from maskcast.builder.tensorrt.timing_cache import load_timing_cache, save_timing_cache
 from maskcast.engines.plan import Package
 
 
@@ -30,6 +31,7 @@ class Request(msgspec.Struct, frozen=True):
         plan: path to write to.
         capabilities: for ``tensorrt_rtx``: "8.6", ...; empty: the GPU at hand.
         profile: smallest, usual and largest shape of every input.
+        timing_cache: file of TensorRT's measurements; None for ``tensorrt_rtx``, which makes none.
     """
 
     package: Package
@@ -37,6 +39,7 @@ class Request(msgspec.Struct, frozen=True):
     plan: str
     capabilities: tuple[str, ...]
     profile: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+    timing_cache: str | None = None
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
@@ -135,9 +138,13 @@ def _build(request: Request, tell: Any) -> Built:
         profile.set_shape(name, *request.profile[name])
     config.add_optimization_profile(profile)
     config.progress_monitor = _monitor(trt, tell)
+    if request.timing_cache is not None:
+        load_timing_cache(config, Path(request.timing_cache))
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise _BuildError("build", "; ".join(logger.errors[-3:]) or "TensorRT gives no reason")
+    if request.timing_cache is not None:
+        save_timing_cache(config, Path(request.timing_cache))
     built = time.monotonic()
     content = memoryview(plan)
     Path(request.plan).write_bytes(content)

@@ -85,7 +85,7 @@ class TensorRTEngine(Engine):
                         self._memory, self._plans[1], kernels, features, made["segmenter"].max_boxes
                     )
                 # A batch in detection, the next one on its way, and one image being copied.
-                self._pictures = ImageRing(self._memory, 2 * plan.max_batch + 1, self._shape)
+                self._images = ImageRing(self._memory, 2 * plan.max_batch + 1, self._shape)
                 self._detect_side.warm_up(slots)
                 if self._segment_side is not None:
                     self._segment_side.warm_up(slots)
@@ -100,7 +100,7 @@ class TensorRTEngine(Engine):
         """Begin to upload an image; see ``Engine.prefetch``."""
         self._check_shape(image)
         with self._working("upload"):
-            self._pictures.prefetch(image)
+            self._images.prefetch(image)
 
     def detect(self, images: Sequence[NetworkImage], min_score: float) -> Detections:
         """Find boxes in a batch; see ``Engine.detect``."""
@@ -111,7 +111,7 @@ class TensorRTEngine(Engine):
         slot = self._slots.get()
         release = _Once(lambda: self._slots.put(slot))
         try:
-            with self._working("detect"), self._pictures.taken(images) as places:
+            with self._working("detect"), self._images.taken(images) as places:
                 contents = [image.content for image in images]
                 found = self._detect_side.run(places, contents, slot)
         except BaseException:
@@ -143,7 +143,7 @@ class TensorRTEngine(Engine):
         self._closed = True
         with self._gpu.current():
             self._gpu.wait()
-            # TensorRT's own memory goes with its objects, which a traceback may hold for longer.
+            # TensorRT frees its memory with its objects, which a traceback may hold for longer.
             for loaded in self._plans:
                 loaded.close()
             self._memory.free()
@@ -155,7 +155,7 @@ class TensorRTEngine(Engine):
 
     @contextmanager
     def _working(self, what: str) -> Iterator[None]:
-        """Work on the GPU; whatever goes wrong there is a DeviceError."""
+        """Work on the GPU; a failure there is a DeviceError."""
         try:
             with self._gpu.current(), self._range(what):
                 yield
@@ -164,7 +164,7 @@ class TensorRTEngine(Engine):
 
 
 class _Once:
-    """Calls a function at its own first call, from whatever thread."""
+    """Calls a function once, at its own first call, from any thread."""
 
     def __init__(self, function: Callable[[], None]) -> None:
         self._functions = [function]
@@ -178,7 +178,7 @@ class _Once:
 
 
 def _profiler_ranges() -> Callable[[str], AbstractContextManager[Any]]:
-    """NVTX ranges for Nsight where the package nvtx is installed; else nothing."""
+    """Return what makes NVTX ranges for Nsight, or nothing without the package nvtx."""
     try:
         nvtx = import_module("nvtx")
     except ImportError:

@@ -1,4 +1,4 @@
-"""ImageRing: pictures on their way to the GPU, ahead of the batch that they will be part of."""
+"""ImageRing: images that are uploaded before the batch that they belong to."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from maskcast.engines.tensorrt.device import Event, Memory
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where one picture goes up.
+    """Memory of one image.
 
     Attributes:
         host: page-locked ``[H, W, 3]`` uint8.
-        device: address of as much memory on the GPU.
-        uploaded: whoever reads ``device`` on another stream follows it.
+        device: address of the same number of bytes on the GPU.
+        uploaded: the end of the copy; a stream that reads ``device`` must follow it.
     """
 
     host: NDArray[Any]
@@ -32,17 +32,17 @@ class Place:
 
 
 class ImageRing:
-    """Uploads pictures on a stream of its own, so that they go up while the GPU computes.
+    """Uploads images on a stream of its own, while the GPU computes.
 
     ``prefetch`` and ``taken`` may be called from two threads. Both need the CUDA context.
 
-    A picture that was uploaded and is never taken (a pipeline that stops drops what waits) gives
-    its place to a later one: the oldest of them, once no place is free.
+    When no place is free, a new image takes the place of the oldest one that was uploaded and not
+    taken: a pipeline that stops drops images that wait.
 
     Args:
-        memory: gets everything that is allocated.
-        places: how many; two more at least than are taken at once.
-        shape: height and width of a picture.
+        memory: receives all allocations.
+        places: number of images; at least two more than are taken at once.
+        shape: height and width of an image.
     """
 
     def __init__(self, memory: Memory, places: int, shape: tuple[int, int]) -> None:
@@ -55,12 +55,12 @@ class ImageRing:
         self._free = deque(
             Place(host[i], device + i * bytes_each, memory.event()) for i in range(places)
         )
-        # By the picture's id, the oldest first; the picture is kept, so that its id stays its own.
+        # By the image's id, the oldest first; the image is kept so that its id stays its own.
         self._ahead: dict[int, tuple[NetworkImage, Place]] = {}
         self._lock = threading.Lock()
 
     def prefetch(self, image: NetworkImage) -> None:
-        """Begin to upload a picture that will be taken later. Does not wait for the GPU."""
+        """Begin to upload an image that will be taken later. Does not wait for the GPU."""
         place = self._upload(image)
         with self._lock:
             twice = self._ahead.pop(id(image), None)
@@ -70,7 +70,7 @@ class ImageRing:
 
     @contextmanager
     def taken(self, images: Sequence[NetworkImage]) -> Iterator[list[Place]]:
-        """Give the places of pictures; those that nobody has prefetched begin to go up now.
+        """Yield the places of images; upload those that have not been prefetched.
 
         The GPU must have read them when the block is left.
         """
@@ -92,7 +92,7 @@ class ImageRing:
             else:
                 _, place = self._ahead.pop(next(iter(self._ahead)))
         try:
-            # A picture that was dropped may still be on its way from this very memory.
+            # A dropped image may still be in transfer from this memory.
             place.uploaded.wait()
             place.host[...] = image.pixels
             self._gpu.upload(place.device, place.host, self._stream)

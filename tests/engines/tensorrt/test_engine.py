@@ -224,7 +224,7 @@ def test_the_next_batch_goes_up_while_one_is_detected(engine, bundle, doubles, h
         engine.prefetch(image)  # waits for nothing that the GPU does
     assert host_driver.report()["bytes up"] - before == 2 * HEIGHT * WIDTH * 3
     assert not found
-    ring = engine._pictures  # whose places cannot be written while the batch is not done
+    ring = engine._images  # whose places cannot be written while the batch is not done
     assert len(ring._free) + len(ring._ahead) == 2 * MAX_BATCH + 1 - len(now)
     doubles.contexts[0].before_run = None
     go_on.set()

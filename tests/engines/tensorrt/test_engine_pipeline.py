@@ -68,7 +68,7 @@ def test_every_frame_of_two_sources_gets_what_the_cpu_engine_finds(engine, bundl
 
 def test_every_picture_goes_up_once_ahead_of_its_batch(engine, host_driver, make_clip):
     detected, late, buckets = [], [], []
-    detect, segment, ring = engine.detect, engine.segment, engine._pictures
+    detect, segment, ring = engine.detect, engine.segment, engine._images
 
     def watch(images, score):
         late.extend(image for image in images if id(image) not in ring._ahead)

@@ -1,0 +1,40 @@
+"""What TensorRT measured of its kernels in earlier builds, so that a rebuild takes seconds."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+
+def timing_cache_path() -> Path:
+    """Return the file of the user's timing cache; it may be absent."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "maskcast" / "tensorrt_timing"
+
+
+def load_timing_cache(config: Any, path: Path) -> None:
+    """Give a builder's configuration the cache of a file; an empty one if it does not fit.
+
+    TensorRT checks that the content is of its version and of this GPU.
+    """
+    content = b""
+    with suppress(OSError):
+        content = path.read_bytes()
+    if not config.set_timing_cache(config.create_timing_cache(content), False) and content:
+        config.set_timing_cache(config.create_timing_cache(b""), False)
+
+
+def save_timing_cache(config: Any, path: Path) -> None:
+    """Write a configuration's cache to a file. A folder that cannot be written is no error."""
+    cache = config.get_timing_cache()
+    if cache is None:
+        return
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file, name = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(file, "wb") as written:
+            written.write(bytes(memoryview(cache.serialize())))
+        Path(name).replace(path)
