@@ -36,7 +36,7 @@ test: .venv-test/installed debian
 # Each group of tests has its own process, so that torch, TensorRT and the host's CUDA do not share
 # one with live streams. The tests of live streams mostly wait, so both targets run at once.
 test-offline:
-	OMP_NUM_THREADS=1 nice $(TEST)/pytest --timeout=900 tests/benchmarks tests/builder
+	OMP_NUM_THREADS=1 nice $(TEST)/pytest tests/benchmarks tests/builder
 
 test-live:
 	$(TEST)/pytest tests/engines

@@ -14,7 +14,7 @@ import pytest
 from msgspec.structs import replace
 from PIL import Image
 
-from maskcast.engines.bundle import Bundle, open_bundle
+from maskcast.engines.bundle import Bundle
 from maskcast.engines.image import NetworkImage
 from maskcast.engines.instances import Instances
 from maskcast.engines.load import predict
@@ -186,7 +186,7 @@ def test_a_batch_in_throughput_mode_matches_latency_mode(
     unthresholded_bundle: Bundle, small_engine: OpenVinoEngine, parity: Any
 ) -> None:
     engine = OpenVinoEngine(unthresholded_bundle, "throughput")
-    assert engine.max_batch == 2 * len(os.sched_getaffinity(0))
+    assert engine.max_batch == 2 * min(len(os.sched_getaffinity(0)), 4)
     images = [
         parity.fit(parity.draw_picture(288, 512, seed=seed)) for seed in range(engine.max_batch)
     ]
@@ -324,11 +324,11 @@ def test_other_threads_run_while_it_computes(small_engine: OpenVinoEngine, parit
 
 
 def test_bf16_without_support_of_the_cpu_warns_and_runs_in_fp32(
-    monkeypatch: pytest.MonkeyPatch,
+    unthresholded_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("maskcast.engines.openvino.engine.has_bf16", lambda: False)
     with pytest.warns(UserWarning, match="fp32 is used"):
-        engine = OpenVinoEngine(in_bf16(open_bundle("default")))
+        engine = OpenVinoEngine(in_bf16(unthresholded_bundle))
     assert engine.device == "OpenVINO CPU fp32"
 
 
