@@ -19,14 +19,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def build_progress(console: Console) -> Iterator[Report]:
-    """Show the steps of a build: a bar on a terminal, else one line for each step."""
+    """Show the steps of a build on a terminal. Elsewhere an error is the only line."""
     if not console.is_terminal:
-
-        def print_step(step: str, done: int, total: int) -> None:
-            if not total:  # TensorRT's own phases are many and short
-                print_line(console, step)
-
-        yield print_step
+        yield lambda step, done, total: None
         return
     columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:

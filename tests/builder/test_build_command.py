@@ -38,16 +38,14 @@ def test_a_bundle_becomes_a_tensorrt_bundle(tmp_path):
     assert (detector.height, detector.width, detector.max_batch) == (96, 160, 2)
 
 
-def test_build_tells_its_steps_and_how_to_run_the_result(tmp_path):
+def test_build_says_how_to_run_the_result(tmp_path):
     out = tmp_path / "mine"
     result = run("build", "default", "--out", out, "--precision", "int8", "--labels", "human")
     assert result.exit_code == 0, result.output
     assert result.stdout == f"{out}\n"
-    steps = result.stderr.splitlines()
-    assert steps[0] == "reading default"
-    assert "writing the graphs" in steps
-    assert steps[-1].startswith("built mine, openvino int8, ")
-    assert steps[-1].endswith(f"run it with: maskcast run SOURCE --model {out}")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("built mine, openvino int8, ")
+    assert line.endswith(f"run it with: maskcast run SOURCE --model {out}")
     assert open_bundle(out).manifest.labels == ("background", "human")
 
 
