@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -202,10 +203,11 @@ class Decoders:
         with self._lock:
             self._is_over = self._is_stopped = True
             members = list(self._members.values())
-        for member in members:
-            member.decoder.end(reason, discard=True)
-            member.decoder.stop()
-        self.outlet.close()
+        with ExitStack() as steps:  # an error in one step leaves out none of the others
+            steps.callback(self.outlet.close)
+            for member in reversed(members):
+                steps.callback(member.decoder.stop)
+                steps.callback(member.decoder.end, reason, discard=True)
 
     def join(self, timeout_s: float) -> None:
         """Wait for the decoders for at most ``timeout_s``; abandon one that hangs in a read."""
