@@ -60,7 +60,8 @@ class SourceConfig(
             lines.
         zones: polygons that instances enter and leave (docs/tracking.md).
         lines: lines that instances cross.
-        required: whether ``/healthz`` reports 503 while this source does not stream.
+        required: whether ``/healthz`` reports 503 while this source does not stream, and whether a
+            file that does not exist or a malformed URL is an error before the run starts.
     """
 
     url: Annotated[str, Meta(min_length=1, max_length=MAX_URL_LENGTH)]

@@ -25,11 +25,13 @@ from maskcast.pipeline.monitor.health import Health, check_health
 from maskcast.pipeline.orders import Failed, Order, Review, SourceRemoved, StageEnded, Stop
 from maskcast.pipeline.outputs.outputs import check_outputs, make_recorders
 from maskcast.pipeline.outputs.recorder import Recorder
+from maskcast.pipeline.sources.open import check_source
 from maskcast.pipeline.stages.chain import StageChain
 from maskcast.pipeline.stages.infer import load_engine_for
 from maskcast.pipeline.stages.record import OnFrame
 from maskcast.pipeline.stages.stage import PipelineContext
 from maskcast.pipeline.stats import Meter, Stats, Witness
+from maskcast.pipeline.wire.endpoint import check_endpoint
 
 if TYPE_CHECKING:
     from maskcast.pipeline.monitor.server import MetricsServer
@@ -49,6 +51,21 @@ class _Parts:
     stages: StageChain
     metrics: MetricsServer | None
     control: ControlServer | None
+
+
+def check_config(config: Config) -> None:
+    """Check what needs no model and no connection; touch nothing.
+
+    Raises:
+        InputError: a required source is certainly wrong (``check_source``), an output cannot be
+            written or is an input, or the address to publish on is malformed.
+    """
+    for source in config.sources:
+        if source.required:
+            check_source(source)
+    check_outputs(config)
+    if config.publish is not None:
+        check_endpoint(config.publish.endpoint, "tcp://*:5555")
 
 
 class Pipeline:
@@ -116,8 +133,8 @@ class Pipeline:
         """Load the model and start to run, in the background.
 
         Raises:
-            InputError: the model cannot be loaded, an output cannot be written or is an input, or
-                the address for metrics is in use.
+            InputError: see ``check_config``, the model cannot be loaded, or the address for
+                metrics is in use.
             RuntimeError: the pipeline was started before.
         """
         if self._has_started:
@@ -126,7 +143,7 @@ class Pipeline:
         with ExitStack() as undo:
             for recorder in self._recorders:
                 undo.callback(recorder.close)
-            check_outputs(self.config)
+            check_config(self.config)
             parts = self._open(undo)
             supervisor = threading.Thread(
                 target=self._supervise, args=(parts,), name="pipeline", daemon=True

@@ -152,7 +152,7 @@ BAD_INPUT = {
     "malformed URL": ("run rtsp://127.0.0.1:99999/stream", r"127\.0\.0\.1:99999"),
     "device number": ("run 0", "/dev/video0"),
     "no test pattern": ("run test://nonsense", "test://nonsense"),
-    "no source at all": ("run", "nothing to run on"),
+    "no source at all": ("run", "no source: give a file"),
     "engine unknown": ("run test://64x64@5 --engine warp", "engine"),
     "engine without a plan": ("run test://64x64@5 --engine tensorrt", "built for openvino"),
     "bundle missing": ("run test://64x64@5 --model nowhere", "nowhere"),

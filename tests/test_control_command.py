@@ -64,7 +64,7 @@ def test_sources_are_added_and_removed_at_the_command_line(
         assert code == 0 or len(result.stderr.splitlines()) == 1, result.stderr
         return result.stdout if code == 0 else result.stderr
 
-    listing = run("ctl", "--timeout-s", "30", control, "list")  # it may still load its model
+    listing = run("ctl", "--timeout-s", "90", control, "list")  # it may still load its model
     assert listing.returncode == 0, listing.stderr
     assert listing.stdout.split() == ["name", "state", "fps", "processed", "skipped", "dropped"]
     assert ctl("add", "door", url, "--max-fps", "5").startswith("door: added, ")

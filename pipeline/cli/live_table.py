@@ -1,4 +1,4 @@
-"""LiveTable: what is going on, for the person at the terminal."""
+"""LiveTable: current figures on stderr, as a table or as plain lines."""
 
 from __future__ import annotations
 
@@ -7,31 +7,46 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 PLAIN_EVERY_S = 5.0
 """Time between two reports where there is no terminal."""
 
+WIDE = 76
+"""Columns of a terminal from which on no column of the table is left out."""
+
+_ROOMY = 100
+_LAST_WIDTH = 14
+
 
 class LiveTable:
-    """A table on stderr that is drawn anew in place, with a bar where the end is known.
+    """A table on stderr that is updated in place, with a progress bar where the end is known.
 
-    Where stderr is no terminal, the same figures come as plain lines: every ``PLAIN_EVERY_S``
-    seconds, and the last ones at the end.
+    Every row is one line of the terminal: the last column is cut where it does not fit.
+
+    Where stderr is no terminal, the same figures are printed as plain lines, every
+    ``PLAIN_EVERY_S`` seconds and at the end; a line that has not changed is not repeated. After an
+    error nothing is printed unless some work was done: the error is then the only line.
 
     Args:
-        title: stands above the table, or once in front of the lines.
-        columns: the headings; the first column names the row.
+        title: printed above the table, or once before the lines.
+        columns: the headings; the first column names the row, the last one is a text.
+        wide_only: columns that a terminal of less than ``WIDE`` columns does not show.
     """
 
-    def __init__(self, title: str, columns: Sequence[str]) -> None:
+    def __init__(self, title: str, columns: Sequence[str], wide_only: Sequence[str] = ()) -> None:
         self._title = title
         self._columns = columns
+        self._wide_only = wide_only
         self._rows: Sequence[Sequence[str]] = ()
+        self._printed: dict[str, str] = {}
         self._caption = ""
+        self._has_done = False
         self._progress = Progress(
             BarColumn(bar_width=40),
             MofNCompleteColumn(),
@@ -64,6 +79,7 @@ class LiveTable:
             total: how much there is to do; without it there is no bar.
         """
         self._rows, self._caption = rows, caption
+        self._has_done = done > 0
         if total is not None:
             if self._task is None:
                 self._task = self._progress.add_task("", total=total)
@@ -85,16 +101,30 @@ class LiveTable:
     ) -> None:
         if self._live is not None:
             self._live.stop()
-        elif kind in (None, SystemExit):  # an error shall be the last line, and the only one
+        elif self._has_done or kind in (None, SystemExit):
             self._print_plain()
 
     def _render(self) -> Group:
-        table = Table(title=self._title, title_justify="left", caption_justify="left")
-        table.caption = self._caption or None
-        for number, column in enumerate(self._columns):
-            table.add_column(column, justify="right" if number else "left", no_wrap=not number)
+        width = self._console.width
+        table = Table(
+            title=self._title,
+            title_justify="left",
+            caption=self._caption or None,
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            padding=(0, 1 if width >= _ROOMY else 0, 0, 0),
+        )
+        hidden = self._wide_only if width < WIDE else ()
+        shown = [place for place, column in enumerate(self._columns) if column not in hidden]
+        name, *figures, last = (self._columns[place] for place in shown)
+        table.add_column(name, no_wrap=True, max_width=width // 5)
+        for column in figures:
+            table.add_column(column.replace(" ", "\n"), justify="right", no_wrap=True)
+        table.add_column(last, min_width=_LAST_WIDTH)
         for row in self._rows:
-            table.add_row(*row)
+            *cells, text = (row[place] for place in shown)
+            table.add_row(*map(Text, cells), Text(text, no_wrap=True, overflow="ellipsis"))
         return Group(table, self._progress) if self._task is not None else Group(table)
 
     def _print_plain(self) -> None:
@@ -107,4 +137,7 @@ class LiveTable:
                 for column, value in zip(self._columns[1:], values, strict=True)
                 if value
             )
-            self._console.print(f"{name}: {figures}", soft_wrap=True, highlight=False, markup=False)
+            if self._printed.get(name) != figures:
+                self._printed[name] = figures
+                line = f"{name}: {figures}"
+                self._console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import tempfile
 import threading
@@ -25,14 +26,17 @@ from maskcast.pipeline.cli.report import Report, make_report, report_table
 from maskcast.pipeline.cli.run import stopping_on_signals
 from maskcast.pipeline.config import Config, ModelConfig, PublishConfig, SourceConfig
 from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.log import fields
 from maskcast.pipeline.memory import read_memory
 from maskcast.pipeline.monitor.trace import Trace, write_trace
 from maskcast.pipeline.outputs.files import PendingFile, check_not_input, check_writable
 from maskcast.pipeline.pipeline import Pipeline
-from maskcast.pipeline.sources.open import create_source
+from maskcast.pipeline.sources.open import check_source, create_source
+from maskcast.pipeline.sources.source import SourceLostError
+from maskcast.pipeline.sources.state import SourceState, StateChange
 from maskcast.pipeline.stages.infer import mode_for
 from maskcast.pipeline.stats import Stats
-from maskcast.pipeline.url import is_local, local_path
+from maskcast.pipeline.url import is_local, local_path, source_name
 from maskcast.pipeline.wire.subscriber import subscribe
 
 ENGINE_FRAMES = 64
@@ -50,6 +54,8 @@ LIVE_SAMPLE = 16
 
 _CHUNK_FRAMES = 8
 _SUBSCRIBER_TIMEOUT_S = 3600.0
+
+_logger = logging.getLogger(__name__)
 
 
 class ProfileInterrupted(Exception):  # noqa: N818 - an order, not an error
@@ -111,6 +117,7 @@ def profile(
         ProfileInterrupted: ``stop`` was set before a frame was done.
     """
     config = source if isinstance(source, SourceConfig) else SourceConfig(url=source)
+    check_source(config)
     stop = stop or threading.Event()
     if isinstance(bundle, Engine):
         runner = bundle
@@ -119,7 +126,7 @@ def profile(
         runner = load_engine(bundle, engine, chosen)
     try:
         threshold = runner.manifest.score_threshold if min_score is None else min_score
-        extent = _extent(config, runner, limit)
+        extent = _extent(config, runner, limit, stop)
         count = extent.count
         rounds = 0 if count is None else 2 * min(ENGINE_FRAMES, -(-count // extent.stride))
         total = None if count is None else count + rounds
@@ -221,14 +228,34 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
 
 
-def _extent(config: SourceConfig, engine: Engine, limit: int | None) -> _Extent:
+def _extent(
+    config: SourceConfig, engine: Engine, limit: int | None, stop: threading.Event
+) -> _Extent:
+    """Open the source to find out what it is. A camera that is absent is logged and waited for.
+
+    Raises:
+        InputError: it cannot be opened.
+        ProfileInterrupted: ``stop`` was set first.
+    """
+
+    def log(change: StateChange) -> None:
+        if change.state is SourceState.RECONNECTING:
+            shown = fields(source=source_name(config.url), reason=change.reason)
+            _logger.warning("source_unreachable", extra=shown)
+
     images = None
-    with create_source(config) as opened:
-        count = opened.frame_count
-        endless = opened.live or config.loop
-        paced = opened.policy == "latest"
-        if opened.live:
-            images = list(_images(islice(opened, min(LIVE_SAMPLE, limit or LIVE_SAMPLE)), engine))
+    try:
+        with create_source(config, log, stop) as opened:
+            count = opened.frame_count
+            endless = opened.live or config.loop
+            paced = opened.policy == "latest"
+            if opened.live:
+                sample = islice(opened, min(LIVE_SAMPLE, limit or LIVE_SAMPLE))
+                images = list(_images(sample, engine))
+    except (InputError, SourceLostError):
+        if stop.is_set():
+            raise ProfileInterrupted from None
+        raise
     if limit is None and endless:
         limit = ENDLESS_LIMIT
     count = min((number for number in (count, limit) if number is not None), default=None)

@@ -30,7 +30,7 @@ class Times(msgspec.Struct, frozen=True):
 
 
 class LatencyReport(msgspec.Struct, frozen=True):
-    """Milliseconds from capture to publication."""
+    """Milliseconds from the start of decoding to publication."""
 
     p50: float
     p95: float
@@ -43,8 +43,8 @@ class StageReport(Times, frozen=True):
     Attributes:
         busy: share of the wall time that it worked, 0..1.
         wait: how long a frame waited before it; None where there is nothing to wait in.
-        share: of a frame's time from capture to publication, what it spent here and waiting for it,
-            0..1; recorders come after that, and have none.
+        share: of a frame's time from decoding to publication, the part spent here and waiting for
+            this stage, 0..1; 0 for ``record``, which comes after publication.
     """
 
     busy: float
@@ -65,13 +65,13 @@ class Report(msgspec.Struct, frozen=True):
 
     Attributes:
         frames: frames that came out; ``fps`` counts them.
-        wall_s: from the first frame's capture to the last one's publication.
+        wall_s: from the start of decoding the first frame to the publication of the last one.
         fps: of the whole pipeline.
         engine_fps: of the bare engine, detection and masks, on the same frames, one by one.
         captured, processed, dropped: frames read, published, and lost on the way.
         rates: the same per second.
         drops: the frames lost, by stage, by reason.
-        latency_ms: from capture to publication.
+        latency_ms: from the start of decoding to publication.
         stages: by name, in the order that a frame passes them.
         rss_bytes: memory that the process holds at the end, the model's included.
         peak_bytes: the most that it ever held.
@@ -199,7 +199,7 @@ def report_table(report: Report, width: int = 80) -> Group:
         + (f" ({lost})" if lost else ""),
         f"per second: captured {rates.captured:.1f}, processed {rates.processed:.1f}, "
         f"dropped {rates.dropped:.1f}",
-        f"capture to publication: p50 {latency.p50:.1f} ms, p95 {latency.p95:.1f} ms, "
+        f"decode to publication: p50 {latency.p50:.1f} ms, p95 {latency.p95:.1f} ms, "
         f"p99 {latency.p99:.1f} ms",
         f"memory: {report.rss_bytes / 1e6:.0f} MB, at most {report.peak_bytes / 1e6:.0f} MB, the "
         "model's included",

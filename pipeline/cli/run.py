@@ -1,4 +1,4 @@
-"""``maskcast run``: runs a pipeline to its end and shows its figures in a live table."""
+"""``maskcast run``: run a pipeline to its end and show its figures in a live table."""
 
 from __future__ import annotations
 
@@ -19,38 +19,39 @@ from maskcast.pipeline.cli.live_table import LiveTable
 from maskcast.pipeline.cli.watch import count_labels
 from maskcast.pipeline.config import Config
 from maskcast.pipeline.memory import limit_heaps
-from maskcast.pipeline.outputs.outputs import check_outputs
-from maskcast.pipeline.pipeline import Pipeline
+from maskcast.pipeline.pipeline import Pipeline, check_config
 from maskcast.pipeline.sources.state import SourceState
 from maskcast.pipeline.stages.infer import load_engine_for
 from maskcast.pipeline.stats import SourceStats, Stats
+from maskcast.pipeline.url import redact
 
 COLUMNS = ("source", "captured", "processed", "dropped", "fps", "latency ms", "now")
+WIDE_ONLY = ("captured",)
 
 _POLL_S, _SHOW_EVERY_S = 0.05, 0.2
 
 _LEAVE_AFTER_S = 1.0
-"""An engine that is at work for longer after a signal is left to itself (``maskcast.main``)."""
+"""An engine that works for longer after a signal is not waited for (``maskcast.main``)."""
 
 
 def run_to_end(
     config: Config, *, limit: int | None = None, note: Callable[[], str] = lambda: ""
 ) -> Stats:
-    """Run a pipeline to its end, or until SIGINT or SIGTERM, and show how it fares.
+    """Run a pipeline to its end, or until SIGINT or SIGTERM, and show its figures.
 
     Args:
         config: what to run.
         limit: frames of each source.
-        note: gives a text that stands below the table.
+        note: returns a text to show below the table.
 
     Returns:
         The final figures.
 
     Raises:
-        InputError: something in the configuration cannot be had.
+        InputError: the configuration cannot be run.
     """
     limit_heaps()
-    check_outputs(config)
+    check_config(config)
     with Console(stderr=True).status("loading the model"):
         engine = _load(config)
     with stopping_on_signals() as stop:
@@ -69,7 +70,7 @@ def _run(
     busy = False
     try:
         pipeline = Pipeline(config, engine, limit=limit)
-        with LiveTable(f"{engine.manifest.name} on {engine.device}", COLUMNS) as table:
+        with LiveTable(f"{engine.manifest.name} on {engine.device}", COLUMNS, WIDE_ONLY) as table:
             pipeline.start()
             shown_s, stopped_s = 0.0, math.inf
             while not pipeline.wait(_POLL_S):
@@ -81,21 +82,20 @@ def _run(
                     busy = True
                     sys.exit(0)
                 elif now_s - shown_s >= _SHOW_EVERY_S:
-                    _show(table, pipeline.stats(), label_names, note())
+                    _show(table, pipeline, label_names, note())
                     shown_s = now_s
+            _show(table, pipeline, label_names, note())
             pipeline.join()
-            stats = pipeline.stats()
-            _show(table, stats, label_names, note())
-        return stats
+        return pipeline.stats()
     finally:
         if not busy:
             engine.close()
 
 
 def _load(config: Config) -> Engine:
-    """Load the engine on another thread, since a compiler in C++ hears no signal for seconds.
+    """Load the engine on another thread: in a C++ compiler no signal is handled for seconds.
 
-    A thread that is still at it when the program is to end is left behind (``maskcast.main``).
+    A thread that is still loading when the program ends is left behind (``maskcast.main``).
     """
     loaded: Future[Engine] = Future()
 
@@ -113,7 +113,7 @@ def _load(config: Config) -> Engine:
 
 @contextmanager
 def stopping_on_signals() -> Iterator[threading.Event]:
-    """Turn SIGINT and SIGTERM into an event, so that what is on its way can still be drained."""
+    """Turn SIGINT and SIGTERM into an event, so that the pipeline can be drained."""
     stop = threading.Event()
     signals = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, lambda *_: stop.set()) for number in signals]
@@ -124,14 +124,16 @@ def stopping_on_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _show(table: LiveTable, stats: Stats, label_names: tuple[str, ...], note: str) -> None:
+def _show(table: LiveTable, pipeline: Pipeline, label_names: tuple[str, ...], note: str) -> None:
+    stats = pipeline.stats()
+    addresses = {source.name: redact(source.url) for source in pipeline.sources()}
     counts = [source.frame_count for source in stats.sources]
     gone = sum(
         source.processed + sum(source.skipped.values()) + sum(source.dropped.values())
         for source in stats.sources
     )
     table.show(
-        [_row(source, label_names) for source in stats.sources],
+        [_row(source, addresses.get(source.name, ""), label_names) for source in stats.sources],
         caption="\n".join(filter(None, (note, *_output_notes(stats)))),
         done=gone,
         total=None if None in counts or not counts else sum(count or 0 for count in counts),
@@ -148,11 +150,11 @@ def _output_notes(stats: Stats) -> Iterator[str]:
         yield f"{missing} processed frames are missing in the files"
 
 
-def _row(source: SourceStats, label_names: tuple[str, ...]) -> list[str]:
-    if source.ended is not None:
-        now = f"ended: {source.ended}"
-    elif source.state is not SourceState.STREAMING:
-        now = f"{source.state}: {source.detail}" if source.detail else source.state
+def _row(source: SourceStats, address: str, label_names: tuple[str, ...]) -> list[str]:
+    if source.ended is not None or source.state is not SourceState.STREAMING:
+        # "<address>: <problem>; <what to do>": the log has all of it.
+        problem = source.detail.removeprefix(f"{address}: ").partition(";")[0]
+        now = f"{source.state}: {problem}" if problem else source.state
     else:
         now = count_labels(source.last.labels.tolist() if source.last else [], label_names)
     return [

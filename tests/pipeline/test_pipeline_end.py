@@ -12,6 +12,7 @@ import pytest
 from witnesses import Listener, Log, configured, wait_until
 
 from maskcast.engines.errors import InputError
+from maskcast.pipeline import pipeline as module
 from maskcast.pipeline.config import SourceConfig
 from maskcast.pipeline.config_file import override
 from maskcast.pipeline.control.server import ControlServer
@@ -19,6 +20,14 @@ from maskcast.pipeline.monitor.server import MetricsServer
 from maskcast.pipeline.pipeline import Pipeline
 from maskcast.pipeline.stages.chain import StageChain
 from maskcast.pipeline.stages.decoders import Decoders
+
+
+@pytest.fixture
+def unreadable(tmp_path: Path) -> Path:
+    """A file that is not a video."""
+    path = tmp_path / "text.mp4"
+    path.write_text("this is no video\n" * 100)
+    return path
 
 
 @pytest.mark.parametrize("where", ["detect", "segment"])
@@ -53,38 +62,75 @@ def test_a_pipeline_leaves_no_thread_behind(make_clip, timed_engine) -> None:
     assert set(threading.enumerate()) <= before
 
 
+def test_a_run_ends_although_stopping_its_sources_fails(make_clip, timed_engine) -> None:
+    class Failing:
+        def published(self, frame, seq) -> None:
+            pass
+
+        def dropped(self, frame, stage, reason) -> None:
+            raise ZeroDivisionError("witness")
+
+    before = set(threading.enumerate())
+    clips = [make_clip(f"{name}.mp4", frames=200) for name in "abc"]  # their inboxes are full
+    config = configured(*clips, "test://64x48@50")
+    pipeline = Pipeline(config, timed_engine(0.05), witness=Failing())
+    pipeline.start()
+    wait_until(lambda: pipeline.stats().processed > 2)
+    pipeline.stop()
+    assert pipeline.wait(60)
+    with pytest.raises(ZeroDivisionError, match="witness"):
+        pipeline.join()
+    wait_until(lambda: set(threading.enumerate()) <= before)
+
+
 def test_an_engine_that_was_given_is_left_open(make_clip, timed_engine) -> None:
     engine = timed_engine()
     Pipeline(configured(make_clip()), engine).run()
     assert not engine.closed
 
 
-def test_a_missing_file_alone_is_an_error_at_once(timed_engine, tmp_path: Path) -> None:
-    publish = {"endpoint": f"ipc://{tmp_path}/socket", "wait_subscribers": 1}
-    config = configured(tmp_path / "gone.mp4", publish=publish)
-    with pytest.raises(InputError, match=r"gone\.mp4"):
-        Pipeline(config, timed_engine()).run()
-
-
-def test_a_missing_file_is_an_error_when_the_other_sources_have_ended(
-    make_clip, timed_engine, tmp_path: Path, caplog
+@pytest.mark.parametrize(
+    ("sources", "publish", "message"),
+    [
+        (["test://64x48@50", "gone.mp4"], None, r"gone\.mp4: no such file"),
+        (["rtsp://127.0.0.1:99999/cam"], None, "malformed URL"),
+        (["test://64x48@50"], {"endpoint": "tcp:/5555"}, "no endpoint"),
+    ],
+)
+def test_what_is_certainly_wrong_is_an_error_before_the_model_is_loaded(
+    sources: list[str], publish: dict[str, str] | None, message: str, monkeypatch
 ) -> None:
-    config = configured(make_clip(frames=40), tmp_path / "gone.mp4")
-    pipeline = Pipeline(config, timed_engine(0.02))
-    with pytest.raises(InputError, match=r"gone\.mp4"):
+    monkeypatch.setattr(module, "load_engine_for", lambda config: pytest.fail("it is loaded"))
+    with pytest.raises(InputError, match=message):
+        Pipeline(configured(*sources, publish=publish)).run()
+
+
+def test_an_unreadable_file_alone_is_an_error_at_once(timed_engine, unreadable, tmp_path) -> None:
+    publish = {"endpoint": f"ipc://{tmp_path}/socket", "wait_subscribers": 1}
+    with pytest.raises(InputError, match=r"text\.mp4"):
+        Pipeline(configured(unreadable, publish=publish), timed_engine()).run()
+
+
+@pytest.mark.parametrize("second", ["text.mp4", {"url": "gone.mp4", "required": False}])
+def test_an_unreadable_file_is_an_error_when_the_other_sources_have_ended(
+    second, make_clip, timed_engine, unreadable, monkeypatch, caplog
+) -> None:
+    monkeypatch.chdir(unreadable.parent)
+    pipeline = Pipeline(configured(make_clip(frames=40), second), timed_engine(0.02))
+    with pytest.raises(InputError, match=r"text\.mp4: not a video|gone\.mp4: no such file"):
         pipeline.run()
-    clip, gone = pipeline.stats().sources
+    clip, other = pipeline.stats().sources
     assert (clip.processed, clip.ended) == (40, "end of stream")
-    assert gone.ended is not None
+    assert other.ended is not None
     assert [record.levelname for record in caplog.records if record.msg == "source_unreadable"] == [
         "ERROR"
     ]
 
 
-def test_a_pipeline_that_is_stopped_has_no_error_of_a_missing_file(
-    timed_engine, tmp_path: Path
+def test_a_pipeline_that_is_stopped_has_no_error_of_an_unreadable_file(
+    timed_engine, unreadable
 ) -> None:
-    pipeline = Pipeline(configured("test://64x48@50", tmp_path / "gone.mp4"), timed_engine())
+    pipeline = Pipeline(configured("test://64x48@50", unreadable), timed_engine())
     pipeline.start()
     wait_until(lambda: pipeline.stats().sources[1].ended)
     wait_until(lambda: pipeline.stats().processed > 5)

@@ -98,9 +98,9 @@ def test_a_live_source_is_opened_twice(timed_engine, monkeypatch: pytest.MonkeyP
     opened = []
     create = module.create_source
 
-    def count(config: SourceConfig):  # type: ignore[no-untyped-def]
+    def count(config: SourceConfig, *rest):  # type: ignore[no-untyped-def]
         opened.append(config)
-        return create(config)
+        return create(config, *rest)
 
     monkeypatch.setattr(module, "create_source", count)
     engine = timed_engine(0.002)
@@ -138,11 +138,14 @@ def test_ctrl_c_prints_the_report_and_writes_the_files(
     run = module._run_pipeline
 
     def interrupt(*arguments):  # type: ignore[no-untyped-def]
-        timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
-        stats = run(*arguments)
-        timer.join()
-        return stats
+        *others, progress = arguments
+
+        def interrupt_once(processed: int) -> None:
+            progress(processed)
+            if processed > 5:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        return run(*others, interrupt_once)
 
     monkeypatch.setattr(module, "_run_pipeline", interrupt)
     report, trace = tmp_path / "report.json", tmp_path / "trace.json"
@@ -153,6 +156,18 @@ def test_ctrl_c_prints_the_report_and_writes_the_files(
     assert 0 < frames < 1000
     assert json.loads(trace.read_bytes())["traceEvents"]
     assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+
+
+def test_a_profile_logs_that_it_waits_for_an_absent_camera(
+    timed_engine, free_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    stop = threading.Event()
+    caplog.handler.addFilter(lambda record: stop.set() or True)
+    with pytest.raises(ProfileInterrupted):
+        profile(f"rtsp://127.0.0.1:{free_port}/cam", timed_engine(), stop=stop)
+    (record,) = caplog.records
+    assert record.message == "source_unreachable"
+    assert "connection refused" in str(vars(record))
 
 
 @pytest.mark.usefixtures("engine_for_profiles")

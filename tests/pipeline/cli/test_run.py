@@ -1,0 +1,32 @@
+from pathlib import Path
+
+import pytest
+from witnesses import configured
+
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.cli import run as module
+from maskcast.pipeline.cli.run import run_to_end
+
+
+def test_a_run_that_ends_with_an_error_prints_its_final_figures(
+    make_clip, timed_engine, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    text = tmp_path / "text.mp4"
+    text.write_text("this is no video\n" * 100)
+    monkeypatch.setattr(module, "load_engine_for", lambda config: timed_engine(0.002))
+    with pytest.raises(InputError, match="not a video"):
+        run_to_end(configured(make_clip(frames=40), text))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-2].startswith("clip: captured 40, processed 40, dropped 0, ")
+    assert lines[-1].endswith("now ended: not a video that FFmpeg can read")  # without the path
+
+
+def test_a_run_that_fails_before_its_first_frame_prints_nothing_else(
+    timed_engine, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    text = tmp_path / "text.mp4"
+    text.write_text("this is no video\n" * 100)
+    monkeypatch.setattr(module, "load_engine_for", lambda config: timed_engine())
+    with pytest.raises(InputError, match="not a video"):
+        run_to_end(configured(text))
+    assert capsys.readouterr().err == ""
