@@ -142,10 +142,12 @@ def _absorb(
         name: constants[name] * factor[:, None, None, None],
         bias_name: before * factor + bias,
     }
-    kept = [tensor for tensor in model.graph.initializer if tensor.name not in folded]
-    kept += [numpy_helper.from_array(v.astype(np.float32), k) for k, v in folded.items()]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    # In place: protobuf frees what a message drops only with the whole model, so writing the list
+    # anew for each convolution would keep a copy of all weights each time.
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    for key, values in folded.items():
+        tensor = stored[key] if key in stored else model.graph.initializer.add()
+        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float32), key))
     del conv.input[1:]
     conv.input.extend(folded)
 
