@@ -12,9 +12,10 @@
 //   nms_rank     N^2 comparisons, 4 instructions each: 100 M / 16 M. Counting beats a sort of this
 //                size: one launch, no passes over memory, N / 32 blocks busy instead of one.
 //                floor L4 (58 SM, 15 T instructions/s) 6.6 / 1.1 us, RTX 4090 (41 T/s) 2.4 / 0.4 us
-//   nms_overlap  N^2 / 2 intersections of about 14 instructions: 175 M / 28 M;
+//   nms_overlap  N^2 / 2 intersections of about 36 instructions (counted in sm_89 code): 450 M / 72 M;
+//                the division is only for pairs that intersect;
 //                writes N * words * 8 / 2 bytes = 1.6 / 0.26 MB, which stay in L2
-//                floor L4 12 / 1.9 us, RTX 4090 4.3 / 0.7 us
+//                floor L4 30 / 4.8 us, RTX 4090 11 / 1.8 us
 //   nms_select   a chain of N / 64 = 79 / 32 steps, one block an image; reads the kept rows,
 //                at most 1.6 / 0.26 MB from L2. The chain bounds it, not the bytes: about 1500 cycles
 //                a step (two barriers, 64 words from L2, a shared-memory walk) make 60 / 25 us.
