@@ -132,11 +132,19 @@ class Gpu:
     @contextmanager
     def current(self) -> Iterator[None]:
         """Make the context current on the calling thread."""
-        self._context.push()
+        self.push()
         try:
             yield
         finally:
-            self._context.pop()
+            self.pop()
+
+    def push(self) -> None:
+        """Make the context current until ``pop``."""
+        self._context.push()
+
+    def pop(self) -> None:
+        """Make the context current that was current before ``push``."""
+        self._context.pop()
 
     def close(self) -> None:
         """Release the context; all memory must be freed before."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -153,14 +153,31 @@ class TensorRTEngine(Engine):
         if image.pixels.shape[:2] != self._shape:
             raise ValueError(f"the plan takes images of {self._shape}")
 
-    @contextmanager
-    def _working(self, what: str) -> Iterator[None]:
-        """Work on the GPU; a failure there is a DeviceError."""
+    def _working(self, what: str) -> _Working:
+        return _Working(self._gpu, self._range(what), what)
+
+
+class _Working:
+    """Work on the GPU with its context current; a failure there is a DeviceError.
+
+    A class, because a generator costs several microseconds in every call of the engine.
+    """
+
+    def __init__(self, gpu: Gpu, profiled: AbstractContextManager[Any], what: str) -> None:
+        self._gpu, self._profiled, self._what = gpu, profiled, what
+
+    def __enter__(self) -> None:
         try:
-            with self._gpu.current(), self._range(what):
-                yield
-        except (self._gpu.error, CudaError) as error:
-            raise DeviceError(f"the GPU failed to {what}: {error}") from error
+            self._gpu.push()
+        except self._gpu.error as error:
+            raise DeviceError(f"the GPU failed to {self._what}: {error}") from error
+        self._profiled.__enter__()
+
+    def __exit__(self, kind: Any, error: BaseException | None, where: Any) -> None:
+        self._profiled.__exit__(kind, error, where)
+        self._gpu.pop()
+        if isinstance(error, (self._gpu.error, CudaError)):
+            raise DeviceError(f"the GPU failed to {self._what}: {error}") from error
 
 
 class _Once:
