@@ -23,6 +23,7 @@ def mount(app: typer.Typer) -> None:
     """Add the commands to the program."""
     app.command()(run)
     app.command()(watch)
+    app.command()(view)
     app.command()(profile)
     app.command()(demo)
     app.command()(zones)
@@ -63,6 +64,8 @@ def run(
     allowed_clients: options.AllowedClients = None,
     metrics: options.Metrics = None,
     control: options.Control = None,
+    view: options.View = False,
+    view_http: options.ViewHttp = None,
     log_level: options.LogLevel = "warning",
     log_format: options.LogFormat = "text",
 ) -> None:
@@ -75,6 +78,7 @@ def run(
       maskcast run clip.mp4 --save annotated.mp4
       maskcast run /dev/video0 rtsp://camera/stream --name desk --name door
       maskcast run --config cameras.yaml --metrics 127.0.0.1:9100
+      maskcast run rtsp://camera/stream --view
     """
     from maskcast.pipeline.cli.run import run_to_end
     from maskcast.pipeline.config_file import load_config, make_config, override
@@ -114,7 +118,12 @@ def run(
         )
     if (changed := changed_sources(settings.sources, name, max_fps)) is not None:
         settings = override(settings, {"sources": changed})
-    run_to_end(settings, limit=limit)
+    if view or view_http is not None:
+        from maskcast.pipeline.cli.view import run_with_view
+
+        run_with_view(settings, view_http or options.VIEW_HTTP, limit)
+    else:
+        run_to_end(settings, limit=limit)
 
 
 def changed_sources(
@@ -181,6 +190,29 @@ def watch(
     except BrokenPipeError:
         # Whoever read has read enough. Nothing may be flushed into the closed pipe at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def view(
+    endpoint: options.Endpoint,
+    http: options.Http = options.VIEW_HTTP,
+    token: options.Token = None,
+    server_key: options.ServerKey = None,
+    client_key: options.ClientKey = None,
+) -> None:
+    r"""Show what a publisher sends in a browser: live video with masks.
+
+    The publisher must send images: maskcast run --jpeg-quality 80.
+
+    \b
+    Examples:
+      maskcast view tcp://127.0.0.1:5555
+      MASKCAST_VIEW_TOKEN=... maskcast view tcp://camera-host:5555 --http 0.0.0.0:8080
+    """
+    from maskcast.pipeline.cli.view import show_page
+    from maskcast.pipeline.log import configure
+
+    configure()
+    show_page(endpoint, http, token, server_key, client_key)
 
 
 def zones(

@@ -10,6 +10,9 @@ import typer
 INPUT, MODEL, OUTPUT = "Input", "Model", "Output"
 PUBLISHING, OPERATION = "Publishing", "Operation"
 
+VIEW_HTTP = "127.0.0.1:8080"
+"""Where the browser view is served by default."""
+
 
 def _option(*names: str, panel: str, metavar: str | None, text: str, **limits: Any) -> Any:
     return typer.Option(
@@ -154,8 +157,27 @@ Control = Annotated[
         metavar="ENDPOINT", text="Accept maskcast ctl; run until stopped (ipc://... or tcp://...)."
     ),
 ]
+View = Annotated[
+    bool, _operation("--view", metavar=None, text="Serve a live page in a browser; adds JPEG.")
+]
+ViewHttp = Annotated[
+    str | None,
+    _operation(metavar="HOST:PORT", text="Where --view serves (127.0.0.1:8080)."),
+]
 LogLevel = Annotated[
     str,
     _operation(metavar="LEVEL", text="debug, info, warning or error (warning)."),
+]
+Http = Annotated[
+    str, _operation(metavar="HOST:PORT", text="Where to serve the page (127.0.0.1:8080).")
+]
+Token = Annotated[
+    str | None,
+    _operation(
+        metavar="TOKEN",
+        text="Token that browsers must send; required off loopback.",
+        envvar="MASKCAST_VIEW_TOKEN",
+        show_envvar=True,
+    ),
 ]
 LogFormat = Annotated[str, _operation(metavar="FORMAT", text="text (key=value) or json (text).")]

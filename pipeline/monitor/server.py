@@ -18,6 +18,7 @@ import msgspec
 from prometheus_client import CollectorRegistry, MetricsHandler
 
 from maskcast.engines.errors import InputError
+from maskcast.pipeline.address import is_loopback_host, split_address
 from maskcast.pipeline.log import fields
 from maskcast.pipeline.monitor.health import Health
 
@@ -56,7 +57,7 @@ class MetricsServer:
         self._server = _bind(address, handler)
         host, port = self._server.server_address[:2]
         self.url = f"http://[{host!s}]:{port}" if ":" in str(host) else f"http://{host!s}:{port}"
-        if not (str(host).startswith("127.") or host == "::1"):
+        if not is_loopback_host(str(host)):
             advice = f"everyone in the network can read this; use 127.0.0.1:{port} unless needed"
             _logger.warning("metrics_public", extra=fields(url=self.url, advice=advice))
         _logger.info("metrics_served", extra=fields(url=self.url))
@@ -70,24 +71,6 @@ class MetricsServer:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Split "host:port"; the host is "" for every interface.
-
-    Raises:
-        InputError: the address does not have this form.
-    """
-    host, colon, port = address.rpartition(":")
-    bare = host.removeprefix("[").removesuffix("]")
-    is_bracketed = host.startswith("[") and host.endswith("]")
-    number = int(port) if port.isascii() and port.isdecimal() and len(port) < 6 else -1
-    if not colon or not 0 <= number <= 65535 or (":" in bare) is not is_bracketed or "/" in bare:
-        raise InputError(
-            f"invalid address for metrics {address[:200]!r}: use HOST:PORT, for example "
-            "127.0.0.1:9100"
-        )
-    return ("" if bare == "*" else bare), number
 
 
 class _Server(socketserver.ThreadingTCPServer):
@@ -163,7 +146,7 @@ class _Handler(MetricsHandler):
 
 
 def _bind(address: str, handler: type[MetricsHandler]) -> _Server:
-    host, port = split_address(address)
+    host, port = split_address(address, "metrics", "127.0.0.1:9100")
     server = _ServerV6 if ":" in host else _Server
     try:
         return server((host, port), handler)

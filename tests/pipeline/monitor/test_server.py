@@ -19,7 +19,7 @@ from maskcast.engines.errors import InputError
 from maskcast.pipeline.config_file import make_config
 from maskcast.pipeline.monitor import health, server
 from maskcast.pipeline.monitor.health import Health
-from maskcast.pipeline.monitor.server import MOST_CLIENTS, MetricsServer, split_address
+from maskcast.pipeline.monitor.server import MOST_CLIENTS, MetricsServer
 from maskcast.pipeline.pipeline import Pipeline
 
 
@@ -257,18 +257,3 @@ def test_an_address_that_the_network_can_reach_is_a_warning(caplog) -> None:
     caplog.clear()
     MetricsServer("localhost:0", CollectorRegistry(), lambda: Health(True, [], {})).close()
     assert caplog.text == ""
-
-
-def test_addresses_of_both_kinds_are_understood() -> None:
-    assert split_address("127.0.0.1:9100") == ("127.0.0.1", 9100)
-    assert split_address("[::1]:9100") == ("::1", 9100)
-    assert split_address("localhost:0") == ("localhost", 0)
-    assert split_address("*:9100") == split_address(":9100") == ("", 9100)
-
-
-@pytest.mark.parametrize(
-    "address", ["", "9100", "127.0.0.1", "host:", "host:99999", "host:-1", "::1:9100", "a/b:1"]
-)
-def test_an_invalid_address_is_named(address: str) -> None:
-    with pytest.raises(InputError, match=r"invalid address for metrics .*: use HOST:PORT"):
-        split_address(address)

@@ -1,0 +1,1 @@
+"""Clients: subscribers that show, keep or hand on what a publisher sends."""

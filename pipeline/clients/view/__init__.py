@@ -1,0 +1,1 @@
+"""Browser view: a web page that shows what a publisher sends, live."""

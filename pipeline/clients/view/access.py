@@ -1,0 +1,65 @@
+"""Access: who may see the page, by address, token, Host and Origin."""
+
+from __future__ import annotations
+
+import hmac
+from urllib.parse import urlsplit
+
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.address import is_loopback_host
+
+SHORTEST_TOKEN = 12
+
+
+class Access:
+    """Decides who may see the page.
+
+    Without a token every program of this machine may, and the page's name must be one of this
+    machine's: a name that an attacker's DNS server points here is refused. With a token any name
+    will do, because such a page does not know the token.
+
+    Args:
+        host: the host that is bound; "" for every interface.
+        token: what a browser must send; None on loopback only.
+
+    Raises:
+        InputError: other machines could connect without a token, or the token is too short.
+    """
+
+    def __init__(self, host: str, token: str | None) -> None:
+        if token is not None and len(token) < SHORTEST_TOKEN:
+            raise InputError(
+                f"--token: shorter than {SHORTEST_TOKEN} characters; make one with: "
+                "openssl rand -hex 16"
+            )
+        if token is None and not is_loopback_host(host):
+            raise InputError(
+                f"--http {host or '*'}: other machines could watch; give a --token, or serve on "
+                "127.0.0.1"
+            )
+        self._token = token
+        self._names = {"localhost", "127.0.0.1", "::1", host.lower()}
+
+    @property
+    def needs_token(self) -> bool:
+        """Whether a browser must send a token."""
+        return self._token is not None
+
+    def admits_host(self, host: str) -> bool:
+        """Whether a request with this Host header is answered."""
+        return self._token is not None or _hostname(host) in self._names
+
+    def admits_origin(self, origin: str | None, host: str) -> bool:
+        """Whether a page of this Origin may connect. Programs other than browsers send none."""
+        return origin is None or urlsplit(origin).netloc.lower() == host.lower()
+
+    def admits_token(self, token: str) -> bool:
+        """Whether this is the token; takes as long for every wrong one."""
+        return self._token is None or hmac.compare_digest(token.encode(), self._token.encode())
+
+
+def _hostname(host: str) -> str:
+    try:
+        return (urlsplit(f"//{host}").hostname or "").lower()
+    except ValueError:
+        return ""

@@ -1,0 +1,135 @@
+"""Packet: one frame as the page receives it, in a binary websocket message.
+
+========  ==========================================================
+bytes     what
+========  ==========================================================
+8         float64: the frame's age when the packet is sent, in ms
+4         uint32 H: length of the header, a multiple of 4
+4         uint32 M: length of the masks
+H         header, JSON, padded with spaces
+24 N      boxes float32 [N][4], scores float32 [N], labels int32 [N]
+4 N       track ids int32 [N], if ``ids`` is set in the header
+M         masks: crops or polygons, as in part 3 of docs/wire.md
+the rest  the image, JPEG
+========  ==========================================================
+
+Numbers are little-endian. The header does not say where the video comes from.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from functools import cached_property
+
+import msgspec
+import numpy as np
+
+from maskcast.pipeline.wire.masks import encode_masks
+from maskcast.pipeline.wire.received import PublishedFrame
+
+
+class Header(msgspec.Struct, frozen=True):
+    """The header of a packet.
+
+    Attributes:
+        source: the source's name.
+        publisher: identifies one start of the publisher.
+        seq: number of the message at this publisher and source.
+        publish_ms: when the message was sent, UTC milliseconds.
+        latency_ms: time from capture to publication.
+        width: width of the frame, pixels.
+        height: height of the frame, pixels.
+        count: number of instances.
+        ids: whether there are track ids.
+        masks: "crops", "polygons" or "none".
+        names: label names by label.
+        zones: instances in each zone.
+        lines: crossings of each line, by direction.
+        dropped: frames of this source that the publisher has dropped.
+        lost: messages of this source that did not arrive here.
+    """
+
+    source: str
+    publisher: str
+    seq: int
+    publish_ms: float
+    latency_ms: float
+    width: int
+    height: int
+    count: int
+    ids: bool
+    masks: str
+    names: dict[str, str]
+    zones: dict[str, int]
+    lines: dict[str, dict[str, int]]
+    dropped: int
+    lost: int
+
+
+class Packet:
+    """A frame on its way to browsers; encoded once, when the first of them has room for it.
+
+    Args:
+        frame: the frame.
+        lost: messages of its source that did not arrive so far.
+    """
+
+    def __init__(self, frame: PublishedFrame, lost: int) -> None:
+        self._frame = frame
+        self._lost = lost
+
+    @property
+    def source(self) -> str:
+        """The source's name."""
+        return self._frame.source
+
+    def encode(self) -> bytes:
+        """Return the packet to send now; the age in it is that of this moment."""
+        age_ms = (time.time_ns() - self._frame.capture_ns) / 1e6
+        return struct.pack("<d", age_ms) + self._body
+
+    @cached_property
+    def _body(self) -> bytes:
+        frame, instances = self._frame, self._frame.instances
+        if instances.masks is None:
+            form, masks = "none", b""
+        elif isinstance(instances.masks, np.ndarray):
+            form, masks = "crops", instances.masks.tobytes()
+        else:
+            form, masks = "polygons", encode_masks(instances, "polygon")
+        names = {
+            str(label): frame.label_names[label]
+            for label in set(instances.labels.tolist())
+            if label < len(frame.label_names)
+        }
+        header = msgspec.json.encode(
+            Header(
+                source=frame.source,
+                publisher=frame.publisher,
+                seq=frame.seq,
+                publish_ms=frame.publish_ns / 1e6,
+                latency_ms=(frame.publish_ns - frame.capture_ns) / 1e6,
+                width=instances.width,
+                height=instances.height,
+                count=len(instances),
+                ids=instances.track_ids is not None,
+                masks=form,
+                names=names,
+                zones=frame.zones,
+                lines=frame.lines,
+                dropped=sum(sum(reasons.values()) for reasons in frame.drops.values()),
+                lost=self._lost,
+            )
+        )
+        header += b" " * (-len(header) % 4)
+        parts = [
+            struct.pack("<II", len(header), len(masks)),
+            header,
+            instances.boxes.astype("<f4").tobytes(),
+            instances.scores.astype("<f4").tobytes(),
+            instances.labels.astype("<i4").tobytes(),
+        ]
+        if instances.track_ids is not None:
+            parts.append(instances.track_ids.astype("<i4").tobytes())
+        return b"".join([*parts, masks, frame.jpeg or b""])
