@@ -29,13 +29,13 @@ class Access:
     def __init__(self, host: str, token: str | None) -> None:
         if token is not None and len(token) < SHORTEST_TOKEN:
             raise InputError(
-                f"--token: shorter than {SHORTEST_TOKEN} characters; make one with: "
+                f"invalid token: shorter than {SHORTEST_TOKEN} characters; make one with: "
                 "openssl rand -hex 16"
             )
         if token is None and not is_loopback_host(host):
             raise InputError(
-                f"--http {host or '*'}: other machines could watch; give a --token, or serve on "
-                "127.0.0.1"
+                f"serving the view on {host or '*'} needs a token, because other machines can "
+                "connect; set --token or MASKCAST_VIEW_TOKEN, or serve on 127.0.0.1"
             )
         self._token = token
         self._names = {"localhost", "127.0.0.1", "::1", host.lower()}

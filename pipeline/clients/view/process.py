@@ -95,6 +95,11 @@ class ViewProcess:
         self._reader = threading.Thread(target=self._read_errors, name="view", daemon=True)
         self._reader.start()
 
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
     def note(self) -> str:
         """Return one line for people: where the page is, or why it is gone."""
         if self._process.poll() is None:

@@ -68,6 +68,7 @@ export class Tile {
     while (this.#sent[0][0] < packet.publish_ms - RATE_OVER_MS) this.#sent.shift();
     this.#parts.hint.hidden = image !== null;
     this.draw();
+    this.#parts.counts.textContent = this.#countLabels();
   }
 
   /** Draw the last frame again, for instance with other settings. */

@@ -12,7 +12,7 @@ TOKEN = "correct-horse-battery"
 
 @pytest.mark.parametrize("host", ["", "0.0.0.0", "192.168.0.5", "::", "camera-host"])
 def test_other_machines_need_a_token(host: str) -> None:
-    with pytest.raises(InputError, match=r"other machines could watch; give a --token"):
+    with pytest.raises(InputError, match=r"needs a token, .*; set --token or MASKCAST_VIEW_TOKEN"):
         Access(host, None)
     assert Access(host, TOKEN).needs_token
 
