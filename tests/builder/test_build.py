@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import helper
+from onnx import TensorProto, helper
 from PIL import Image
 
 from maskcast.builder.build import build
@@ -40,13 +40,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def quick_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs that say nothing, for tests of what surrounds them."""
+    """Replace the export by graphs that compute nothing, for tests of everything else."""
 
-    def export(network: Any) -> onnx.ModelProto:
-        return helper.make_model(helper.make_graph([], "empty", [], []))
+    def graph(inputs: str, output: str) -> onnx.ModelProto:
+        ports = [
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in names]
+            for names in (inputs.split(), [output])
+        ]
+        copy = helper.make_node("Identity", inputs.split()[:1], [output])
+        return helper.make_model(helper.make_graph([copy], "copy", *ports))
 
-    monkeypatch.setattr(export_module, "export_detector", export)
-    monkeypatch.setattr(export_module, "export_segmenter", export)
+    detector = graph("images sizes", "p2")
+    segmenter = graph("p2 p3 p4 p5 boxes labels batch_index", "masks")
+    monkeypatch.setattr(export_module, "export_detector", lambda _: detector)
+    monkeypatch.setattr(export_module, "export_segmenter", lambda _: segmenter)
 
 
 def test_a_bundle_says_what_it_is(calibrated_bundle: Bundle) -> None:
