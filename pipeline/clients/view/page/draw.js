@@ -68,8 +68,8 @@ function iou(a, b) {
 /**
  * Draw a frame.
  *
- * image: its picture, or null. colours: a number for each instance. show: { masks, boxes, labels,
- * score }. cssWidth: how wide the canvas is shown, so that tags stay legible in small pictures.
+ * image: its image, or null. colours: a number for each instance. show: { masks, boxes, labels,
+ * score }. cssWidth: how wide the canvas is shown, so that tags stay legible in small canvases.
  */
 export function drawFrame(canvas, frame, image, colours, show, cssWidth) {
   const { width, height } = frame;
@@ -112,7 +112,7 @@ const css = ([r, g, b]) => `rgb(${r} ${g} ${b})`;
 let scratch = null;
 let bytes = new Uint8ClampedArray(0);
 
-/** Lay one mask over the picture: its area translucent, its outline solid. */
+/** Lay one mask over the image: its area translucent, its outline solid. */
 function drawCrop(pen, mask, colour, unit) {
   const { x, y, width, height, pixels } = mask;
   if (!width || !height) return;

@@ -5,10 +5,10 @@ import { Colours, drawFrame } from "./draw.js";
 const RATE_OVER_MS = 3000;
 const SILENT_AFTER_MS = 3000;
 
-/** One source: its picture, its state and its figures. */
+/** One source: its image, its state and its figures. */
 export class Tile {
   #frame = null; // the frame that is drawn
-  #image = null; // its picture, an ImageBitmap
+  #image = null; // its image, an ImageBitmap
   #colours = new Colours();
   #numbers = [];
   #receivedMs = 0;
@@ -24,11 +24,11 @@ export class Tile {
       [...this.element.querySelectorAll("[data-part]")].map((e) => [e.dataset.part, e]),
     );
     this.show = show;
-    const { title, open, snapshot, picture } = this.#parts;
+    const { title, open, snapshot, canvas } = this.#parts;
     title.textContent = name;
     title.id = `source-${name}`;
     this.element.setAttribute("aria-labelledby", title.id);
-    picture.setAttribute("aria-label", `${name}: no frame yet`);
+    canvas.setAttribute("aria-label", `${name}: no frame yet`);
     snapshot.setAttribute("aria-label", `Save a snapshot of ${name} as PNG`);
     open.addEventListener("click", () => onOpen(this));
     snapshot.addEventListener("click", () => this.#save());
@@ -68,13 +68,14 @@ export class Tile {
     while (this.#sent[0][0] < packet.publish_ms - RATE_OVER_MS) this.#sent.shift();
     this.#parts.hint.hidden = image !== null;
     this.draw();
+    this.#showState();
     this.#parts.counts.textContent = this.#countLabels();
   }
 
   /** Draw the last frame again, for instance with other settings. */
   draw() {
     if (!this.#frame) return;
-    const canvas = this.#parts.picture;
+    const canvas = this.#parts.canvas;
     drawFrame(canvas, this.#frame, this.#image, this.#numbers, this.show, canvas.clientWidth);
   }
 
@@ -114,10 +115,10 @@ export class Tile {
     const counts = this.#countLabels();
     parts.counts.textContent = counts;
     parts.regions.replaceChildren(...regionItems(frame));
-    parts.picture.setAttribute("aria-label", `${this.name}: ${counts}`);
+    parts.canvas.setAttribute("aria-label", `${this.name}: ${counts}`);
   }
 
-  /** Free the picture's memory. */
+  /** Free the image's memory. */
   close() {
     this.#image?.close();
     this.#image = null;
@@ -150,7 +151,7 @@ export class Tile {
   #save() {
     if (!this.#frame) return;
     const time = new Date(this.#frame.publish_ms).toISOString().replaceAll(":", "-");
-    this.#parts.picture.toBlob((blob) => {
+    this.#parts.canvas.toBlob((blob) => {
       const link = document.createElement("a");
       link.href = URL.createObjectURL(blob);
       link.download = `${this.name}-${time}.png`;

@@ -255,7 +255,7 @@ def test_a_removed_source_leaves_the_page(page: Page, studio: Studio) -> None:
 def test_a_source_opens_and_closes_with_the_keyboard(page: Page) -> None:
     tile = page.tile("cam1")
     assert tile is not None
-    button = tile.find_element("css selector", ".picture")
+    button = tile.find_element("css selector", ".frame")
     assert button.get_attribute("aria-label") == "Show cam1 full size"
     width = tile.size["width"]
     button.send_keys(Keys.ENTER)
@@ -284,7 +284,7 @@ def test_a_screen_reader_finds_names_and_states(page: Page) -> None:
     assert canvas.get_attribute("aria-label") == "cam1: 2 person, 1 dog"
 
 
-def test_pause_freezes_the_picture_and_resume_continues(page: Page, studio: Studio) -> None:
+def test_pause_freezes_the_frame_and_resume_continues(page: Page, studio: Studio) -> None:
     scene = studio.scenes["cam1"]
     pause = page.driver.find_element("id", "pause")
     pause.click()
@@ -354,9 +354,9 @@ def test_the_page_asks_for_the_token(page: Page, studio: Studio, serve: Any) -> 
         wait_until(field.is_displayed, what="the question")
         assert guarded.tile("cam1") is None
         field.send_keys("correct-horse-battery", Keys.ENTER)
-        wait_until(lambda: guarded.part("cam1", "counts"), what="the picture")
+        wait_until(lambda: guarded.part("cam1", "counts"), what="a frame")
         guarded.driver.refresh()  # the token is in the URL's fragment
-        wait_until(lambda: guarded.part("cam1", "counts"), what="the picture")
+        wait_until(lambda: guarded.part("cam1", "counts"), what="a frame")
     finally:
         page.driver.get(page.url)
         page.errors()  # the refused connection is in the log
@@ -381,7 +381,7 @@ def test_the_page_reconnects_when_the_server_is_restarted(
                 address = listener.url.removeprefix("http://").rstrip("/")
             link = driver.find_element("id", "link")
             wait_until(lambda: link.text == "connected", what="a connection")  # noqa: B023
-            wait_until(lambda: page.part("cam1", "counts"), what="a picture")  # noqa: B023
+            wait_until(lambda: page.part("cam1", "counts"), what="a frame")  # noqa: B023
             seen = page.part("cam1", "state")
         finally:
             server.stop()
