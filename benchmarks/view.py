@@ -3,9 +3,9 @@
 Run: ``python -m benchmarks.view [--sources 4] [--fps 15] [--seconds 20] [--browser SECONDS]``.
 
 A publisher in this process sends 1280x720 JPEG images with people-sized masks. ``maskcast view``
-runs in a process of its own, with one websocket client that acknowledges each frame at once, as a
-fast browser does. With ``--browser``, Chromium shows the page for that time, and its JavaScript heap
-and the memory of its processes are reported every 30 seconds.
+runs in a process of its own, with one websocket client that acknowledges each frame at once, as
+a fast browser does. With ``--browser``, Chromium shows the page for that time, and its JavaScript
+heap and the memory of its processes are reported every 30 seconds.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import venv
+import zipfile
 from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,15 @@ def test_the_sdist_is_complete(distributions: Path) -> None:
     }
     assert not tracked - names
     assert {Path(name) for name in ("Makefile", "CHANGELOG.md", "CONTRIBUTING.md")} <= names
+
+
+def test_the_wheel_has_the_page_of_the_view(distributions: Path) -> None:
+    (wheel,) = distributions.glob("*.whl")
+    folder = Path("pipeline/clients/view/page")
+    page = {f"maskcast/{folder / file.name}" for file in (ROOT / folder).iterdir()}
+    with zipfile.ZipFile(wheel) as archive:
+        assert page <= set(archive.namelist())
+    assert len(page) >= 7
 
 
 def test_only_maskcast_lands_in_site_packages(installed: Installed) -> None:
