@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from maskcast.engines.load import predict as predict
     from maskcast.engines.masks import Patch as Patch
     from maskcast.engines.plan import Plan as Plan
+    from maskcast.pipeline.clients.recording import record as record
+    from maskcast.pipeline.clients.replay import replay as replay
     from maskcast.pipeline.config import Config as Config
     from maskcast.pipeline.config import ControlConfig as ControlConfig
     from maskcast.pipeline.config import CurveConfig as CurveConfig
@@ -117,6 +119,8 @@ _HOMES = {
     ),
     "maskcast.engines.masks": ("Patch",),
     "maskcast.engines.plan": ("Plan",),
+    "maskcast.pipeline.clients.recording": ("record",),
+    "maskcast.pipeline.clients.replay": ("replay",),
     "maskcast.pipeline.config_file": ("load_config",),
     "maskcast.pipeline.config": (
         "Config",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import (
@@ -17,6 +16,7 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import force_setattr
 
+from maskcast.pipeline.quantities import parse_bytes, parse_seconds
 from maskcast.pipeline.tracking.config import LineConfig, ZoneConfig, check_regions
 from maskcast.pipeline.url import MAX_URL_LENGTH, redact, source_name
 from maskcast.pipeline.wire.message import MaskFormat
@@ -25,9 +25,6 @@ T = TypeVar("T")
 
 VIDEO_SUFFIXES = (".mp4", ".mkv")
 """What ``outputs.save`` can write."""
-
-_SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-_BYTES = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9}
 
 Policy = Literal["latest", "block"]
 """What a full inbox does: replace the frame that waits, or let the source wait."""
@@ -178,23 +175,12 @@ class OutputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     @property
     def segment_s(self) -> float | None:
         """Seconds after which new files begin; None for never."""
-        return _quantity("segment", self.segment, _SECONDS, "30s, 10m, 1h or 1d")
+        return parse_seconds("segment", self.segment)
 
     @property
     def segment_bytes(self) -> float | None:
         """Bytes at which new files begin; None for never."""
-        return _quantity("segment_size", self.segment_size, _BYTES, "500kB, 500MB or 2GB")
-
-
-def _quantity(
-    key: str, text: str | None, units: Mapping[str, float], examples: str
-) -> float | None:
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text)
-    if found is None or found[2].lower() not in units or not float(found[1]):
-        raise ValueError(f"{key}: {text!r}: use a number and a unit, as in {examples}")
-    return float(found[1]) * units[found[2].lower()]
+        return parse_bytes("segment_size", self.segment_size)
 
 
 class MetricsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -73,6 +73,8 @@ PUBLIC = [
     "main",
     "open_bundle",
     "predict",
+    "record",
+    "replay",
     "run",
     "subscribe",
 ]
@@ -221,7 +223,7 @@ PIPELINE_ARROWS = {
     "stages": {"outputs", "sources", "tracking", "wire"},
     "monitor": {"sources"},
     "control": {"sources", "wire"},
-    "clients": {"tracking", "wire"},
+    "clients": {"outputs", "tracking", "wire"},  # outputs: to draw clips
     "cli": {"clients", "control", "monitor", "outputs", "sources", "stages", "tracking", "wire"},
 }
 """Which folders of pipeline/ import which; its root modules are open to all."""

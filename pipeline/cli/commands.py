@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
 import typer
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.cli import control_commands, options
+from maskcast.pipeline.cli import client_commands, control_commands, options
 
 if TYPE_CHECKING:
     from maskcast.pipeline.config import SourceConfig
@@ -26,6 +26,7 @@ def mount(app: typer.Typer) -> None:
     app.command()(view)
     app.command()(profile)
     app.command()(demo)
+    client_commands.mount(app)
     app.command()(zones)
     app.command()(predict)
     app.command()(doctor)

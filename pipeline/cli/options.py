@@ -105,6 +105,30 @@ Segment = Annotated[
 SegmentSize = Annotated[
     str | None, _output(metavar="SIZE", text="Start new files at 500MB, 2GB, ...")
 ]
+Recording = Annotated[
+    Path, typer.Argument(metavar="FILE.MCAP", help="Recording to write; must not exist.")
+]
+Recordings = Annotated[
+    list[Path], typer.Argument(metavar="FILE.MCAP...", help="Recordings, one after the other.")
+]
+DiskLimit = Annotated[
+    str | None, _output(metavar="SIZE", text="Delete the oldest files above this total.")
+]
+Follow = Annotated[
+    bool, _output("--follow", metavar=None, text="Go on when all sources have ended.")
+]
+OnEvents = Annotated[
+    str | None, _output("--on", metavar="EVENT,...", text="Record only clips around these events.")
+]
+Before = Annotated[
+    float, _output("--before", metavar="S", text="Seconds before the event (5).", min=0, max=600)
+]
+After = Annotated[
+    float, _output("--after", metavar="S", text="Seconds after the last event (10).", min=0)
+]
+ClipVideo = Annotated[
+    bool, _output("--video", metavar=None, text="Write an annotated .mp4 of each clip.")
+]
 OutFolder = Annotated[
     Path | None, _output("--out", metavar="DIR", text="Write annotated images to this folder.")
 ]
@@ -134,6 +158,15 @@ JpegQuality = Annotated[
 WaitSubscribers = Annotated[
     int | None,
     _publishing(metavar="N", text="Wait for N subscribers per source before starting.", min=0),
+]
+ReplayTo = Annotated[str, _publishing("--publish", metavar="ENDPOINT", text="Endpoint to bind.")]
+Speed = Annotated[
+    str, _publishing(metavar="FACTOR", text="2 is twice as fast; max for no waits (1).")
+]
+Loop = Annotated[bool, _publishing("--loop", metavar=None, text="Start again at the end.")]
+ReplayWait = Annotated[
+    int,
+    _publishing("--wait-subscribers", metavar="N", text="Subscribers to wait for (1).", min=0),
 ]
 SecretKey = Annotated[
     Path | None, _publishing(metavar="FILE", text="Encrypt with this .key_secret file.")

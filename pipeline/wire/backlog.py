@@ -49,6 +49,7 @@ class Backlog:
         losses: counts, label names and states.
         notify: called whenever something was added, for a waiting event loop.
         closed: ``add`` waits no longer.
+        finished: nothing will be added any more.
     """
 
     def __init__(self, policy: Policy, *, events: bool, high_water_mark: int) -> None:
@@ -56,12 +57,18 @@ class Backlog:
         self.losses = LossTracker()
         self.notify: Callable[[], object] | None = None
         self.closed = False
+        self.finished = False
         self._policy = policy
         self._events = events
         self._high_water_mark = high_water_mark
         self._queue: dict[object, Arrival | StreamEvent] = {}  # in the order to hand out
         # Gaps that belong to no queued frame; the next frame of the source reports them.
         self._pending_gaps: OrderedDict[str, SequenceGap] = OrderedDict()
+
+    @property
+    def has_items(self) -> bool:
+        """Whether something is queued. The lock is held."""
+        return bool(self._queue)
 
     def take(self) -> Arrival | StreamEvent | None:
         """Remove the oldest item; None if there is none. The lock is held."""

@@ -8,13 +8,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import zmq
 
 from maskcast.engines.errors import InputError
 from maskcast.engines.instances import Instances
-from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.log import fields
 from maskcast.pipeline.wire.curve import ServerKeys
 from maskcast.pipeline.wire.endpoint import (
@@ -23,6 +22,7 @@ from maskcast.pipeline.wire.endpoint import (
     remove_socket_file,
     set_common_options,
 )
+from maskcast.pipeline.wire.kept import KEPT_EVENTS
 from maskcast.pipeline.wire.message import (
     EventHeader,
     EventMessage,
@@ -31,6 +31,7 @@ from maskcast.pipeline.wire.message import (
     MaskFormat,
     array_names,
     check_source_name,
+    decode_header,
     encode,
     labels_id,
     topic,
@@ -38,7 +39,11 @@ from maskcast.pipeline.wire.message import (
 from maskcast.pipeline.wire.peers import PeerGuard
 from maskcast.pipeline.wire.subscriptions import Subscriptions
 
-LINGER_MS = 200
+if TYPE_CHECKING:
+    from maskcast.pipeline.frame import Frame
+
+LINGER_MS, LOSSLESS_LINGER_MS = 200, 10_000
+"""Time that ``close`` gives to queued messages."""
 
 ANSWER_WITHIN_S, DRAIN_S = 0.0005, 0.005
 """Time that ``publish`` and ``event`` spend on new subscriptions, and ``answer_subscriptions``."""
@@ -56,9 +61,6 @@ MAX_REMOVED = 4096
 """Removed sources whose numbers are kept; four times as many as a subscriber keeps account of."""
 
 _logger = logging.getLogger(__name__)
-
-_KEPT = {"labels": "labels", "size": "size", "state": "state", "ended": "state"}
-"""Events that are sent again to a new subscriber, and the slot that each is kept in."""
 
 
 class Sent(NamedTuple):
@@ -98,6 +100,8 @@ class Publisher:
         high_water_mark: messages queued for a slow subscriber.
         keys: encrypt, and admit only clients whose keys are allowed. None: anyone who can connect
             may subscribe; a warning is logged unless only this machine can.
+        lossless: wait for slow subscribers instead of dropping messages for them. One that stops
+            reading holds up the others until its heartbeats time out.
 
     Attributes:
         endpoint: the bound endpoint, with the real port.
@@ -115,6 +119,7 @@ class Publisher:
         masks: MaskFormat = "crop_u8",
         high_water_mark: int = 256,
         keys: ServerKeys | None = None,
+        lossless: bool = False,
     ) -> None:
         self._id = os.urandom(8).hex()
         self._label_names = list(label_names)
@@ -130,11 +135,12 @@ class Publisher:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.XPUB)
         self._socket.set(zmq.XPUB_VERBOSER, 1)
+        self._socket.set(zmq.XPUB_NODROP, int(lossless))
         self._socket.set(zmq.SNDHWM, high_water_mark)
         self._socket.set(zmq.RCVHWM, 100)  # subscriptions of one peer, before libzmq's own queue
         set_common_options(
             self._socket,
-            linger_ms=LINGER_MS,
+            linger_ms=LOSSLESS_LINGER_MS if lossless else LINGER_MS,
             max_part_bytes=MAX_SUBSCRIPTION_BYTES if keys is None else MAX_HANDSHAKE_BYTES,
         )
         self._guard = PeerGuard(self._socket, keys)
@@ -238,6 +244,22 @@ class Publisher:
         self._read_subscriptions(ANSWER_WITHIN_S)
         self._send_event(source, name, data)
 
+    def relay(self, parts: Sequence[bytes]) -> None:
+        """Send a message of another publisher as it is, with that one's id and numbers.
+
+        Its kept events are sent to new subscribers like this publisher's own. Do not mix it with
+        ``publish`` and ``event``.
+
+        Raises:
+            WireError: part 0 or 1 is malformed.
+        """
+        source, header = decode_header(parts)
+        stream = self._streams.setdefault(source, _Stream())
+        self._read_subscriptions(ANSWER_WITHIN_S)
+        if isinstance(header, EventHeader):
+            self._keep(stream, header.event, list(parts))
+        self._socket.send_multipart(parts)
+
     def forget(self, source: str) -> None:
         """Stop announcing a removed source to new subscribers.
 
@@ -273,7 +295,7 @@ class Publisher:
             self._socket.poll(int(remaining_s * 1000) + 1)
 
     def close(self) -> None:
-        """Send what is still queued, for 0.2 s at most, and free the endpoint."""
+        """Send what is still queued, for 0.2 s at most (``lossless``: 10 s); free the endpoint."""
         self._socket.close()
         self._context.term()
         self._guard.join()
@@ -300,11 +322,15 @@ class Publisher:
         )
         parts = encode(EventMessage(source, header))
         stream.events += 1
-        if slot := _KEPT.get(name):
+        self._keep(stream, name, parts)
+        self._socket.send_multipart(parts)
+
+    def _keep(self, stream: _Stream, name: str, parts: list[bytes]) -> None:
+        """Keep an event for new subscribers, if it is one of those."""
+        if slot := KEPT_EVENTS.get(name):
             stream.kept[slot] = parts
         if slot == "state":
             stream.ended = name == "ended"
-        self._socket.send_multipart(parts)
 
     def _read_subscriptions(self, within_s: float) -> None:
         """Read subscriptions for a while, and send new subscribers the kept events."""

@@ -27,8 +27,8 @@ class PublishedFrame:
         capture_ns: when the frame was captured, UTC nanoseconds.
         publish_ns: when the message was sent, UTC nanoseconds.
         received_ns: when it arrived here, UTC nanoseconds.
-        age_ms: time from capture until the frame was handed to you. Between machines it is only as
-            accurate as their clocks.
+        age_ms: time from capture until the frame was handed to you; in a recording, until it was
+            recorded. Between machines it is only as accurate as their clocks.
         lost_before: messages of this source that never arrived, since the frame before this one.
         skipped_before: messages that a newer one replaced, likewise (policy "latest").
         restarted: the publisher was restarted since the frame before; ``seq`` began again.
@@ -77,8 +77,9 @@ class PublishedFrame:
         skipped_before: int,
         restarted: bool,
         label_names: tuple[str, ...],
+        recorded: bool = False,
     ) -> Self:
-        """Make a frame from a message that is handed out now."""
+        """Make a frame from a message that is handed out now, or was recorded."""
         header = message.header
         return cls(
             source=message.source,
@@ -89,7 +90,7 @@ class PublishedFrame:
             capture_ns=header.capture_ns,
             publish_ns=header.publish_ns,
             received_ns=received_ns,
-            age_ms=(time.time_ns() - header.capture_ns) / 1e6,
+            age_ms=((received_ns if recorded else time.time_ns()) - header.capture_ns) / 1e6,
             lost_before=lost_before,
             skipped_before=skipped_before,
             restarted=restarted,
@@ -110,7 +111,7 @@ class PublishedFrame:
         Raises:
             WireError: part 4 is not a JPEG file.
         """
-        if self.jpeg is None:
+        if not self.jpeg:  # part 4 is empty where only a part behind it is used
             return None
         from PIL import Image
 

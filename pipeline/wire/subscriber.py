@@ -26,6 +26,8 @@ from maskcast.pipeline.wire.message import (
     decode_body,
 )
 from maskcast.pipeline.wire.received import PublishedFrame, StreamEvent
+from maskcast.pipeline.wire.receiver import read_client_keys
+from maskcast.pipeline.wire.recording import check_recordings, read_recording
 
 __all__ = ["EndOfStreams", "Policy", "PublishedFrame", "StreamEvent", "Subscription", "subscribe"]
 
@@ -108,6 +110,9 @@ def subscribe(
         for frame in subscribe("tcp://camera-host:5555", sources="cam1"):
             print(frame.seq, frame.age_ms, frame.lost_before, len(frame.instances))
 
+    A recording yields the same frames: ``subscribe("file:recording.mcap")``. It is read as fast as
+    the loop takes them, nothing is skipped, and the loop ends with the file.
+
     The loop ends when every source has ended (every named source, or every source heard of so
     far), and raises TimeoutError when nothing arrives for ``timeout_s``. ``async for`` works the
     same way. Inside ``with`` the connection stays open between loops; otherwise it lasts as long
@@ -117,7 +122,8 @@ def subscribe(
     reason is logged once (logger ``maskcast.pipeline.wire.connection``).
 
     Args:
-        endpoints: "tcp://host:5555", "ipc:///run/maskcast.sock", or several.
+        endpoints: "tcp://host:5555", "ipc:///run/maskcast.sock", or several; or recordings,
+            "file:recording.mcap", which are read one after the other.
         sources: names of the sources; None for all.
         policy: "latest" returns the newest frame of each source and skips older ones, so that the
             age stays bounded; "all" returns every frame that arrives.
@@ -143,13 +149,13 @@ def subscribe(
         raise InputError("no source to subscribe to: name one, or leave `sources` out for all")
     if not endpoints:
         raise InputError("no endpoint to subscribe to: use tcp://host:5555")
-    keys = None
-    if server_key is not None and client_key is not None:
-        keys = ClientKeys.read(server_key, client_key)
-    elif server_key is not None or client_key is not None:
-        raise InputError("keys go together: give the server's .key and the client's .key_secret")
+    keys = read_client_keys(server_key, client_key)
+    recordings = check_recordings(endpoints)
+    if not recordings:
+        for endpoint in endpoints:
+            check_endpoint(endpoint, "tcp://host:5555")
     return Subscription(
-        tuple(check_endpoint(endpoint, "tcp://host:5555") for endpoint in endpoints),
+        endpoints,
         None if sources is None else tuple(check_source_name(name) for name in sources),
         policy=policy,
         timeout_s=timeout_s,
@@ -158,6 +164,7 @@ def subscribe(
         high_water_mark=high_water_mark,
         max_message_bytes=max_message_bytes,
         keys=keys,
+        recordings=recordings,
     )
 
 
@@ -181,13 +188,15 @@ class Subscription(Generic[Received]):
         high_water_mark: int,
         max_message_bytes: int,
         keys: ClientKeys | None,
+        recordings: tuple[Path, ...] = (),
     ) -> None:
-        self._endpoints = endpoints
+        self._endpoints = () if recordings else endpoints
+        self._recordings = recordings
         self._sources = sources
-        self._policy = policy
+        self._policy: Policy = "all" if recordings else policy
         self._timeout_s = timeout_s
         self._events = events
-        self._until_ended = until_ended
+        self._until_ended = until_ended and not recordings
         self._high_water_mark = high_water_mark
         self._max_message_bytes = max_message_bytes
         self._keys = keys
@@ -227,8 +236,8 @@ class Subscription(Generic[Received]):
         self._fault = None
         self._context = context
         self._thread = threading.Thread(
-            target=self._receive_messages,
-            args=(connections,),
+            target=self._read_recordings if self._recordings else self._receive_messages,
+            args=(prefixes,) if self._recordings else (connections,),
             name="maskcast-subscriber",
             daemon=True,
         )
@@ -346,7 +355,9 @@ class Subscription(Generic[Received]):
 
     def _next(self) -> Arrival | StreamEvent | None:
         """Take the next item from the queue. The lock is held."""
-        if self._fault is not None:
+        if isinstance(self._fault, InputError) and not self._backlog.has_items:
+            raise self._fault  # the recording is damaged behind what was handed out
+        if self._fault is not None and not isinstance(self._fault, InputError):
             raise RuntimeError("the subscriber's thread failed") from self._fault
         if self._backlog.closed:
             raise EndOfStreams
@@ -354,6 +365,8 @@ class Subscription(Generic[Received]):
             raise RuntimeError("not connected: use `with subscribe(...) as subscription`")
         if (item := self._backlog.take()) is not None:
             return item
+        if self._backlog.finished:
+            raise EndOfStreams
         if self._until_ended and self._backlog.losses.all_ended(self._sources):
             raise EndOfStreams
         return None
@@ -379,7 +392,28 @@ class Subscription(Generic[Received]):
             skipped_before=item.skipped,
             restarted=gap.restarted,
             label_names=label_names,
+            recorded=bool(self._recordings),
         )
+
+    def _read_recordings(self, prefixes: list[str]) -> None:
+        """Read the files until their end or ``close``; runs on a thread."""
+        wanted = tuple(f"{VERSION}/{prefix}".encode() for prefix in prefixes)
+        backlog = self._backlog
+        try:
+            for path in self._recordings:
+                for parts, received_ns in read_recording(path):
+                    with backlog.changed:
+                        if backlog.closed:
+                            return
+                        if parts[0].startswith(wanted):
+                            backlog.add(parts[:MAX_PARTS], received_ns)
+        except BaseException as error:
+            with backlog.changed:
+                self._fault = error
+        finally:
+            with backlog.changed:
+                backlog.finished = True
+                backlog.wake()
 
     def _receive_messages(self, connections: list[Connection]) -> None:
         """Receive until the context is terminated; runs on the thread that owns the sockets."""

@@ -1,0 +1,153 @@
+"""Recording: writes the messages of a publisher to MCAP files, as they were sent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.clients.clips import ClipRecording
+from maskcast.pipeline.clients.segments import ContinuousRecording
+from maskcast.pipeline.wire.losses import LossTracker, Tally
+from maskcast.pipeline.wire.message import EventHeader, Header, WireError, decode_header
+from maskcast.pipeline.wire.receiver import Receiver, read_client_keys
+from maskcast.pipeline.wire.recording import RawMessage
+
+FLUSH_S = 0.5
+"""Messages are in the file after this time."""
+
+
+class Recording(Protocol):
+    """What messages are recorded to."""
+
+    def add(self, message: RawMessage, source: str, header: Header) -> None:
+        """Take a message."""
+
+    def flush(self) -> None:
+        """Write what is pending; called every ``FLUSH_S``."""
+
+    def close(self) -> None:
+        """Finish the files."""
+
+
+def record(
+    endpoint: str,
+    path: str | Path,
+    *,
+    sources: str | Sequence[str] | None = None,
+    until_ended: bool = True,
+    segment_s: float | None = None,
+    segment_bytes: float | None = None,
+    disk_bytes: float | None = None,
+    on: Sequence[str] = (),
+    before_s: float = 5.0,
+    after_s: float = 10.0,
+    video: bool = False,
+    server_key: str | Path | None = None,
+    client_key: str | Path | None = None,
+) -> Tally:
+    """Record what a publisher sends, until its sources have ended or an exception ends it.
+
+    Messages are written byte by byte. Repetitions (events that are sent again to other
+    subscribers) and messages that cannot be read are left out. If the process is killed, the
+    file is readable and misses the last second at most.
+
+    Args:
+        endpoint: "tcp://host:5555" or "ipc:///path/to/socket"; the publisher may start later.
+        path: the file, ``.mcap``. Segments and clips have a time added to this name.
+        sources: names; None for all.
+        until_ended: end when every source has ended; if False, wait for them to come back.
+        segment_s: begin a new file after this many seconds.
+        segment_bytes: begin a new file at this size.
+        disk_bytes: delete the oldest segments or clips while all are larger than this.
+        on: names of events; records only clips around them, one file for each source and time.
+        before_s: seconds that a clip holds before its first event; 256 MB of messages at most.
+        after_s: seconds that a clip holds after its last event.
+        video: write an annotated ``.mp4`` of each clip, if its messages have images.
+        server_key: the publisher's ``.key`` file, if it uses keys.
+        client_key: your ``.key_secret`` file.
+
+    Returns:
+        The counts of messages.
+
+    Raises:
+        InputError: an argument is wrong, or a file cannot be written.
+    """
+    path = Path(path)
+    names = (sources,) if isinstance(sources, str) else sources
+    if path.suffix != ".mcap":
+        raise InputError(f"{path}: recordings are MCAP files; use a name that ends in .mcap")
+    if disk_bytes is not None and segment_s is None and segment_bytes is None and not on:
+        raise InputError("a limit for the disk needs segments: give a time or a size for them")
+    if video and not on:
+        raise InputError("video is written of clips; name the events to record clips of")
+    if on and (segment_s is not None or segment_bytes is not None):
+        raise InputError("clips are files of their own; give no segments with events")
+    with Receiver(endpoint, names, read_client_keys(server_key, client_key)) as receiver:
+        recording: Recording
+        if on:
+            recording = ClipRecording(
+                path,
+                on,
+                before_s=before_s,
+                after_s=after_s,
+                disk_bytes=disk_bytes,
+                video=video,
+            )
+        else:
+            recording = ContinuousRecording(
+                path, segment_s=segment_s, segment_bytes=segment_bytes, disk_bytes=disk_bytes
+            )
+        return _record(receiver, recording, None if names is None else tuple(names), until_ended)
+
+
+def _record(
+    receiver: Receiver, recording: Recording, sources: tuple[str, ...] | None, until_ended: bool
+) -> Tally:
+    losses = LossTracker()
+    try:
+        try:
+            _receive(receiver, recording, losses, sources, until_ended)
+        finally:
+            recording.close()
+    except OSError as error:
+        reason = f"cannot be written: {error.strerror}; free space on the disk"
+        raise InputError(f"{error.filename or 'the recording'}: {reason}") from error
+    losses.tally.malformed += receiver.oversized
+    return losses.tally
+
+
+def _receive(
+    receiver: Receiver,
+    recording: Recording,
+    losses: LossTracker,
+    sources: tuple[str, ...] | None,
+    until_ended: bool,
+) -> None:
+    flush_at_s = time.monotonic() + FLUSH_S
+    while True:
+        is_over = until_ended and losses.all_ended(sources)
+        message = receiver.receive(0 if is_over else max(flush_at_s - time.monotonic(), 0))
+        if message is not None and (found := _new_header(message, losses)) is not None:
+            recording.add(message, *found)
+        if time.monotonic() >= flush_at_s:
+            recording.flush()
+            flush_at_s = time.monotonic() + FLUSH_S
+        if message is None and is_over:
+            return
+
+
+def _new_header(message: RawMessage, losses: LossTracker) -> tuple[str, Header] | None:
+    """Return a message's source and header; None if it is a repetition or malformed."""
+    try:
+        source, header = decode_header(message.parts)
+    except WireError:
+        losses.tally.malformed += 1
+        return None
+    if isinstance(header, EventHeader):
+        gap = losses.add_event(source, header)
+    else:
+        gap = losses.add_instances(source, header)
+    return None if gap is None else (source, header)

@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from publishers import NAMES, frame, seen
+from recordings import Background, made
+from witnesses import wait_until
+
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.clients.recording import record
+from maskcast.pipeline.clients.replay import replay
+from maskcast.pipeline.clients.segments import segments
+from maskcast.pipeline.wire.message import (
+    decode_header,
+)
+from maskcast.pipeline.wire.publisher import Publisher
+from maskcast.pipeline.wire.recording import RawMessage, RecordingWriter, read_recording
+from maskcast.pipeline.wire.subscriber import PublishedFrame, StreamEvent, subscribe
+
+
+def free_endpoint(tmp_path: Path, name: str = "socket") -> str:
+    return f"ipc://{tmp_path}/{name}"
+
+
+def publish_some(publisher: Publisher, count: int = 20, source: str = "cam1") -> None:
+    publisher.event(source, "size", width=64, height=48)
+    publisher.event(source, "state", state="streaming", reconnects=0)
+    for index in range(count):
+        publisher.publish(frame(source, index), seen(index % 3), jpeg=b"not decoded" * index)
+    publisher.event(source, "zone_entered", track_id=1, label="person", zone="door")
+
+
+def written(path: Path, messages: list[list[bytes]]) -> Path:
+    with RecordingWriter(path) as writer:
+        for number, parts in enumerate(messages):
+            writer.write(RawMessage(parts, 10**18 + number * 1000), decode_header(parts)[1])
+    return path
+
+
+def parts_of(path: Path) -> list[list[bytes]]:
+    return [parts for parts, _ in read_recording(path)]
+
+
+def described(item: PublishedFrame | StreamEvent) -> tuple[Any, ...]:
+    if isinstance(item, StreamEvent):
+        return item.source, item.publisher, item.name, item.data, item.publish_ns
+    masks = [item.instances.mask(i).tobytes() for i in range(len(item.instances))]
+    kept = (item.source, item.publisher, item.seq, item.index, item.capture_ns, item.lost_before)
+    return *kept, item.label_names, item.jpeg, item.instances.boxes.tobytes(), masks
+
+
+def test_a_recording_yields_what_a_subscriber_received(tmp_path: Path) -> None:
+    path = tmp_path / "run.mcap"
+    with Publisher("tcp://127.0.0.1:0", NAMES) as publisher:
+        endpoint = publisher.endpoint
+        live = subscribe(endpoint, policy="all", events=True).open()
+        with Background(lambda: record(endpoint, path)) as recorder:
+            assert publisher.wait_for_subscribers(2, 10, ["cam1"])
+            publish_some(publisher)
+            publisher.event("cam1", "ended", reason="limit")
+            received = list(live)
+        live.close()
+    recorded = list(subscribe(f"file:{path}", events=True))
+    assert [described(item) for item in recorded] == [described(item) for item in received]
+    assert recorder.result.received == 20
+    frames = [item for item in recorded if isinstance(item, PublishedFrame)]
+    assert all(0 <= item.age_ms < 60_000 for item in frames)
+    only = list(subscribe(f"file:{path}", "other", events=True))
+    assert only == []
+
+
+def test_a_recorder_that_comes_late_has_the_state_of_the_sources(tmp_path: Path) -> None:
+    path = tmp_path / "late.mcap"
+    with Publisher("tcp://127.0.0.1:0", NAMES) as publisher:
+        publish_some(publisher, 3)
+        endpoint = publisher.endpoint
+        with Background(lambda: record(endpoint, path)):
+            assert publisher.wait_for_subscribers(1, 10, ["cam1"])
+            publisher.publish(frame(index=3), seen())
+            publisher.event("cam1", "ended")
+    items = list(subscribe(f"file:{path}", events=True))
+    names = [item.name if isinstance(item, StreamEvent) else item.index for item in items]
+    assert names == ["labels", "size", "state", 3, "ended"]
+    assert next(i for i in items if isinstance(i, PublishedFrame)).label_names == NAMES
+
+
+messages = st.lists(
+    st.tuples(
+        st.sampled_from(["cam1", "door"]),
+        st.sampled_from(["instances", "labels", "state", "zone_entered", "later"]),
+        st.integers(0, 3),
+        st.binary(max_size=40),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(choices=messages)
+def test_what_is_replayed_and_recorded_again_is_identical(
+    tmp_path_factory: pytest.TempPathFactory, choices: list[tuple[str, str, int, bytes]]
+) -> None:
+    folder = tmp_path_factory.mktemp("replay")
+    first = written(folder / "first.mcap", made(choices))
+    endpoint = free_endpoint(folder)
+    with Background(lambda: replay(first, endpoint, speed="max")):
+        record(endpoint, folder / "second.mcap")
+    assert parts_of(folder / "second.mcap") == parts_of(first) == made(choices)
+
+
+def test_a_replay_keeps_the_intervals_or_shortens_them(tmp_path: Path) -> None:
+    path = tmp_path / "slow.mcap"
+    with RecordingWriter(path) as writer:
+        for seq, parts in enumerate(made([("cam1", "instances", 0, b"")] * 4)):
+            message = RawMessage(parts, 10**18 + seq * 200_000_000)
+            writer.write(message, decode_header(parts)[1])
+    for speed, expected_s in ((2.0, 0.4), (1.0, 0.8)):
+        endpoint = free_endpoint(tmp_path)
+        began_s = time.monotonic()
+        with Background(lambda e=endpoint, s=speed: replay(path, e, speed=s)):
+            received = list(subscribe(endpoint, policy="all"))
+        assert time.monotonic() - began_s >= expected_s
+        assert [item.seq for item in received] == [0, 1, 2, 3]
+
+
+def test_a_loop_is_a_restart_to_subscribers(tmp_path: Path) -> None:
+    path = written(tmp_path / "short.mcap", made([("cam1", "instances", 0, b"")] * 3))
+    endpoint = free_endpoint(tmp_path)
+    command = [sys.executable, "-m", "maskcast", "replay", str(path), "--publish", endpoint]
+    process = subprocess.Popen([*command, "--loop"], stderr=subprocess.PIPE)
+    try:
+        with subscribe(endpoint, policy="all", until_ended=False, timeout_s=60) as frames:
+            got = [frames.receive() for _ in range(9)]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+    assert b"Traceback" not in errors
+    assert process.returncode == 0
+    assert [item.seq for item in got] == [0, 1, 2] * 3
+    assert len({item.publisher for item in got}) == 3
+    assert sum(item.restarted for item in got) == 2
+
+
+def test_a_killed_recorder_leaves_a_readable_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "killed.mcap"
+    with Publisher("tcp://127.0.0.1:0", NAMES) as publisher:
+        command = [sys.executable, "-m", "maskcast", "record", publisher.endpoint, str(path)]
+        process = subprocess.Popen(command)
+        try:
+            assert publisher.wait_for_subscribers(1, 60, ["cam1"])
+            publish_some(publisher)
+            wait_until(path.exists)
+            wait_until(lambda: len(list(subscribe(f"file:{path}"))) == 20)
+            publisher.publish(frame(index=20), seen())  # in no chunk yet, or in one
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    assert len(list(subscribe(f"file:{path}"))) >= 20
+    assert "recording_truncated" in caplog.text
+
+
+@pytest.mark.parametrize("cut", [1, 9, 200])
+def test_a_file_that_was_cut_off_is_read_up_to_its_last_chunk(tmp_path: Path, cut: int) -> None:
+    rng = np.random.default_rng(0)
+    path = tmp_path / "cut.mcap"
+    with RecordingWriter(path) as writer:
+        for number, parts in enumerate(made([("cam1", "instances", 0, rng.bytes(3000))] * 5)):
+            writer.write(RawMessage(parts, number), decode_header(parts)[1])
+            writer.flush()
+        size = path.stat().st_size
+        content = path.read_bytes()[: size - cut]
+    path.write_bytes(content)
+    assert len(parts_of(path)) == (6 if cut < 100 else 5)  # the index, or the last of 6 chunks
+
+
+def test_damage_in_the_middle_is_an_error_behind_the_good_frames(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    path = tmp_path / "damaged.mcap"
+    sizes = []
+    with RecordingWriter(path) as writer:
+        for number, parts in enumerate(made([("cam1", "instances", 0, rng.bytes(3000))] * 5)):
+            writer.write(RawMessage(parts, number), decode_header(parts)[1])
+            writer.flush()
+            sizes.append(path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[sizes[1] + 1500] ^= 0xFF
+    path.write_bytes(content)
+    frames = []
+    with pytest.raises(InputError, match=r"damaged\.mcap: damaged before byte"):
+        frames.extend(item.seq for item in subscribe(f"file:{path}"))
+    with pytest.raises(InputError, match="damaged"):
+        replay(path, free_endpoint(tmp_path))
+
+
+def test_what_is_no_recording_is_refused(tmp_path: Path) -> None:
+    text = tmp_path / "notes.mcap"
+    text.write_text("these are notes, and no recording at all")
+    with pytest.raises(InputError, match="not a recording"):
+        list(subscribe(f"file:{text}"))
+    text.write_bytes(b"")
+    with pytest.raises(InputError, match="not a recording"):
+        list(subscribe(f"file:{text}"))
+    with pytest.raises(InputError, match="no such file"):
+        subscribe(f"file:{tmp_path}/missing.mcap")
+    with pytest.raises(InputError, match="cannot be mixed"):
+        subscribe(["tcp://127.0.0.1:5555", f"file:{text}"])
+    with pytest.raises(InputError, match="exists"):
+        record("tcp://127.0.0.1:9", text)
+    with pytest.raises(InputError, match=r"ends in \.mcap"):
+        record("tcp://127.0.0.1:9", tmp_path / "a.mp4")
+    with pytest.raises(InputError, match="needs segments"):
+        record("tcp://127.0.0.1:9", tmp_path / "a.mcap", disk_bytes=1e9)
+
+
+def test_segments_begin_with_the_state_and_the_oldest_goes_first(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, limit = tmp_path / "cam.mcap", 40_000
+    other = tmp_path / "cam-notes.mcap"
+    other.write_bytes(bytes(100_000))  # not a segment: never deleted
+    rng = np.random.default_rng(0)
+    with Publisher("tcp://127.0.0.1:0", NAMES) as publisher:
+        endpoint = publisher.endpoint
+        with Background(
+            lambda: record(endpoint, path, segment_bytes=10_000, disk_bytes=limit)
+        ) as recorder:
+            assert publisher.wait_for_subscribers(1, 10, ["cam1"])
+            publisher.event("cam1", "state", state="streaming", reconnects=0)
+            for index in range(40):
+                publisher.publish(frame(index=index), seen(), jpeg=rng.bytes(3000))
+            publisher.event("cam1", "ended")
+    assert recorder.result.received == 40
+    assert sum(file.stat().st_size for file in segments(path)) <= limit
+    assert "recording_deleted" in caplog.text
+    assert other.exists()
+    assert not path.exists()
+    kept = segments(path)
+    assert len(kept) > 1
+    for file in kept:
+        items = list(subscribe(f"file:{file}", events=True))
+        events = [item.name for item in items[:2] if isinstance(item, StreamEvent)]
+        assert events == ["labels", "state"]
+        assert all(i.label_names == NAMES for i in items if isinstance(i, PublishedFrame))
+    several = list(subscribe([f"file:{file}" for file in kept]))
+    indices = [item.index for item in several]
+    assert indices == list(range(indices[0], 40))
+    assert indices[0] > 0
+
+
+def test_a_full_disk_ends_a_recording_in_one_line() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    code = """
+import io, pathlib, sys
+from maskcast.pipeline.wire import recording
+opened = pathlib.Path.open
+def full(self, mode="r", *rest, **more):
+    return opened(pathlib.Path("/dev/full") if mode == "xb" else self, mode.replace("x", "w"))
+pathlib.Path.open = full
+import maskcast
+try:
+    maskcast.record("tcp://127.0.0.1:9", "x.mcap")
+except maskcast.InputError as error:
+    print(error)
+"""
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
+    assert "No space left on device" in done.stdout, done.stderr
