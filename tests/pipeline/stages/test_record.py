@@ -122,7 +122,7 @@ def test_a_pipeline_stops_while_a_file_waits_for_a_recorder(make_clip, timed_eng
     pipeline.stop()
     wait_until(lambda: pipeline.stats().sources[0].ended == "stopped")
     gated.gate.set()
-    assert pipeline.wait(20)
+    assert pipeline.wait(60)
     pipeline.join()
     assert len(gated.indices["clip"]) == pipeline.stats().processed
 

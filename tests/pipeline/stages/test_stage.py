@@ -58,7 +58,7 @@ def test_events_stay_between_the_items_they_came_between(inbox: Inbox) -> None:
     inbox.close(Event("cam", "ended"))
     stage = Doubling(inbox, outbox)
     stage.start()
-    stage.join(5)
+    stage.join(60)
     assert list(taken(outbox)) == [2, 6, 4, event, 8, 10, Event("cam", "ended")]
     assert stage.batches == [[1, 3], [2], [4], [5]]
     assert stage.orders == [StageEnded()]
@@ -74,9 +74,9 @@ def test_nothing_is_taken_before_there_is_room_behind(inbox: Inbox) -> None:
     stage.join(0.1)
     assert len(inbox) == 1
     assert outbox.take() == [0]
-    assert outbox.take(timeout_s=5) == [2]
+    assert outbox.take(timeout_s=60) == [2]
     inbox.close()
-    stage.join(5)
+    stage.join(60)
     assert not stage.is_alive()
 
 
@@ -85,7 +85,7 @@ def test_an_error_is_reported_once_and_the_next_inbox_stays_open(inbox: Inbox) -
     inbox.put(13)
     stage = Doubling(inbox, outbox)
     stage.start()
-    stage.join(5)
+    stage.join(60)
     failed, end = stage.orders
     assert isinstance(failed, Failed)
     assert isinstance(failed.error, ValueError)
@@ -100,7 +100,7 @@ def test_how_long_a_stage_has_been_at_work_is_told_while_it_is() -> None:
         let_go = threading.Event()
 
         def work(self, items: list[int]) -> list[int]:
-            self.let_go.wait(5)
+            self.let_go.wait(60)
             return items
 
     inbox, outbox = Inbox[int](10), Inbox[int](10)
@@ -108,12 +108,11 @@ def test_how_long_a_stage_has_been_at_work_is_told_while_it_is() -> None:
     stage.start()
     assert stage.at_work_s is None
     inbox.put(1)
-    time.sleep(0.2)
-    at_work_s = stage.at_work_s
-    assert at_work_s is not None
-    assert 0.1 < at_work_s < 2
+    while (at_work_s := stage.at_work_s) is None or at_work_s < 0.1:
+        time.sleep(0.01)
+    assert at_work_s < 30
     stage.let_go.set()
-    assert outbox.take(timeout_s=5) == [1]
+    assert outbox.take(timeout_s=60) == [1]
     inbox.close()
-    stage.join(5)
+    stage.join(60)
     assert stage.at_work_s is None
