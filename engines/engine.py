@@ -1,4 +1,4 @@
-"""Engine: the seam between the pipeline and a device that runs a bundle."""
+"""Engine: the interface between the pipeline and a device that runs a bundle."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Engine(ABC):
 
     @abstractmethod
     def segment(self, detections: Detections) -> list[Instances]:
-        """Compute the mask crops of the kept boxes; one ``Instances`` an image, in batch order.
+        """Compute the mask crops of the kept boxes; one ``Instances`` per image, in batch order.
 
         Boxes come out in source pixels. A model without a mask branch passes through with
         ``masks=None``.

@@ -126,7 +126,7 @@ class Instances:
         return text + ", masks as 28x28 crops>"
 
     def __getitem__(self, index: Index) -> Instances:
-        """Choose some; a single number gives Instances of length 1. IndexError beyond the end."""
+        """Select instances; a number gives Instances of length 1. IndexError beyond the end."""
         chosen = np.atleast_1d(np.arange(len(self))[index])
         return replace(
             self,
@@ -180,7 +180,7 @@ class Instances:
                 return trace_patch(self.patch(i))
 
     def to_coco(self, label_names: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """Make COCO results, one object an instance, ready for JSON.
+        """Make COCO results, one object per instance, ready for JSON.
 
         Keys: ``category_id``, ``score``, ``bbox`` (x y width height), ``segmentation`` (RLE; absent
         where there are no masks), ``track_id`` (absent where there are no tracks; 0 for none) and,

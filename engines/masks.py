@@ -18,7 +18,7 @@ HALF = 127.5
 """Probability 0.5 on the scale of a uint8 crop: what lies above is the object."""
 
 PACKED_BYTES = MASK_SIZE * MASK_SIZE // 8
-"""Bytes of a crop at one bit a cell."""
+"""Bytes of a crop with one bit per cell."""
 
 
 class Patch(NamedTuple):
@@ -103,7 +103,7 @@ def crop_crossings(
     first = max(grid.x0, 0)
     columns = np.arange(first, min(grid.x0 + grid.width, width))
     position = (columns - grid.x0 + 0.5) * len(cells) / grid.width - 0.5
-    # Beyond the first and the last cell centre the nearest cell counts: padding.
+    # Beyond the first and the last cell centre the nearest cell is used: padding.
     position = np.minimum(np.maximum(position, 0), MASK_SIZE + 1)
     left = np.minimum(position.astype(np.int64), MASK_SIZE)
     profile = np.take(cells[1:] - cells[:-1], left, axis=0)  # [columns, rows of cells]

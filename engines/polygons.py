@@ -16,8 +16,8 @@ def _segments() -> NDArray[np.int8]:
 
     Edges: 0 top, 1 right, 2 bottom, 3 left. Row: the corners inside (1 top left, 2 top right,
     4 bottom right, 8 bottom left), + 16 where the saddle between two opposite corners is inside.
-    -1: no contour enters there. The inside is on the right hand, so a contour enters where a walk
-    around the square, clockwise on screen, goes out, and leaves where that walk comes back in.
+    -1: no contour enters there. The inside is on the right hand, so going clockwise around the
+    square on screen, a contour enters where the inside ends, and leaves where it begins again.
     """
     table = np.full((32, 4), -1, dtype=np.int8)
     for case in range(32):

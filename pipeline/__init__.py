@@ -1,1 +1,1 @@
-"""Run time: sources, the five stages, the wire, the subscriber, profiling."""
+"""Run time: sources, stages, tracking, messages, outputs, monitoring and the commands."""

@@ -143,7 +143,7 @@ def _absorb(
         bias_name: before * factor + bias,
     }
     # In place: protobuf frees what a message drops only with the whole model, so writing the list
-    # anew for each convolution would keep a copy of all weights each time.
+    # again for each convolution would keep a copy of all weights each time.
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     for key, values in folded.items():
         tensor = stored[key] if key in stored else model.graph.initializer.add()

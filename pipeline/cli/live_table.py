@@ -15,10 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 PLAIN_EVERY_S = 5.0
-"""Time between two reports where there is no terminal."""
+"""Seconds between two reports without a terminal."""
 
 WIDE = 76
-"""Columns of a terminal from which on no column of the table is left out."""
+"""Minimum width of a terminal, in columns, for all columns of the table."""
 
 _ROOMY = 100
 _LAST_WIDTH = 14

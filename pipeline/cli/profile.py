@@ -1,4 +1,4 @@
-"""Profile: where a pipeline's time goes, and its speed against the bare engine's."""
+"""Profile: the time of each stage, and the pipeline's speed compared with the bare engine's."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def show_profile(
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under a temporary name, so that one of that name stays whole until then.
+    """Write a file under a temporary name first, so that an existing one stays complete until then.
 
     Raises:
         InputError: it cannot be written.

@@ -14,10 +14,10 @@ from maskcast.pipeline.memory import Memory
 from maskcast.pipeline.stats import RECORD, StageStats, Stats
 
 BUSY = 0.8
-"""A stage that works for more than this share of the time is what the others wait for."""
+"""A stage that is busy for more than this share of the time is the bottleneck."""
 
 WIDE = 76
-"""Columns of a terminal from which on the table has the 99th percentiles."""
+"""Minimum width of a terminal, in columns, for the 99th percentiles."""
 
 
 class Times(msgspec.Struct, frozen=True):
@@ -165,7 +165,7 @@ def name_bottleneck(busy: Mapping[str, float], *, captured_fps: float, paced: bo
 
 
 def report_table(report: Report, width: int = 80) -> Group:
-    """Lay a report out for a terminal of ``width`` columns: a row for each stage, totals below."""
+    """Format a report for a terminal of ``width`` columns: a row per stage, totals below."""
     narrow = width < WIDE
     table = Table(
         title=f"{report.frames} frames in {report.wall_s:.1f} s; milliseconds per frame",

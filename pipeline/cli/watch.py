@@ -1,4 +1,4 @@
-"""What ``maskcast watch`` shows of a publisher."""
+"""``maskcast watch``: shows what a publisher sends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from maskcast.pipeline.wire.received import PublishedFrame, StreamEvent
 from maskcast.pipeline.wire.subscriber import Subscription
 
 RATE_OVER_S = 3.0
-"""The rate that is shown is the mean of this long."""
+"""Window of the frame rate, seconds."""
 
 
 class EventRecord(msgspec.Struct, frozen=True):
@@ -80,7 +80,7 @@ def frame_record(frame: PublishedFrame) -> FrameRecord:
 
 @dataclass(slots=True)
 class _Seen:
-    """What came of one source."""
+    """Figures of one source."""
 
     frames: int = 0
     lost: int = 0

@@ -14,7 +14,7 @@ from maskcast.pipeline.url import is_device, local_path, redact, scheme, shorten
 NETWORK_SCHEMES = ("rtsp", "rtsps", "http", "https")
 
 REMOTE_DEFAULT = ("rtsp:", "rtsps:", "test:")
-"""Rules for an endpoint that others than the socket's owner can reach: cameras, no local files."""
+"""Default rules for an endpoint that other users can reach: cameras, no local files."""
 
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 

@@ -51,7 +51,7 @@ class AddSource(msgspec.Struct, tag="add", tag_field="request", forbid_unknown_f
 
 
 class RemoveSource(msgspec.Struct, tag="remove", tag_field="request", forbid_unknown_fields=True):
-    """Ask to take a source away."""
+    """Ask to remove a source."""
 
     name: Annotated[str, Meta(max_length=64)]
 
@@ -178,7 +178,7 @@ class ControlServer:
             Path(bound.removeprefix("ipc://")).chmod(0o600)
         elif self._allowed_clients is None and not is_loopback(bound):
             raise InputError(
-                f"{self._endpoint}: everyone in the network could control this; use "
+                f"{self._endpoint}: anyone on the network could control this; use "
                 "ipc:///path/to/socket or tcp://127.0.0.1:<port>, or set control.allowed_clients"
             )
         _logger.info("control_open", extra=fields(endpoint=bound))

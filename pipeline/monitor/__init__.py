@@ -1,1 +1,1 @@
-"""What a running pipeline says of itself: metrics, health, traces."""
+"""Metrics, health and traces of a running pipeline."""

@@ -58,7 +58,7 @@ class MetricsServer:
         host, port = self._server.server_address[:2]
         self.url = f"http://[{host!s}]:{port}" if ":" in str(host) else f"http://{host!s}:{port}"
         if not is_loopback_host(str(host)):
-            advice = f"everyone in the network can read this; use 127.0.0.1:{port} unless needed"
+            advice = f"anyone on the network can read this; use 127.0.0.1:{port} unless needed"
             _logger.warning("metrics_public", extra=fields(url=self.url, advice=advice))
         _logger.info("metrics_served", extra=fields(url=self.url))
         self._thread = threading.Thread(
@@ -93,7 +93,7 @@ class _Server(socketserver.ThreadingTCPServer):
         super().process_request(request, client_address)
 
     def service_actions(self) -> None:
-        """Disconnect clients at their deadline; ``serve_forever`` calls this all the time."""
+        """Disconnect clients at their deadline; ``serve_forever`` calls this periodically."""
         with self._lock:
             late_s = time.monotonic() - DEADLINE_S
             for request in [one for one, since_s in self._clients.items() if since_s < late_s]:
@@ -106,7 +106,7 @@ class _Server(socketserver.ThreadingTCPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log an unexpected error; a client that went away is none."""
+        """Log an unexpected error; a client that disconnected is not one."""
         if not isinstance(sys.exception(), OSError):
             _logger.exception("metrics_request_failed")
 

@@ -46,7 +46,7 @@ class Annotator:
         colours = self._assign_colours(instances)
         unit = max(1, round(min(image.size) / 360))  # line width in pixels: 2 at 720p
         pen = ImageDraw.Draw(image)
-        # Worst first: where instances overlap, the best one lies on top.
+        # Lowest score first, so that the best instance is on top.
         for i in reversed(range(len(instances))):
             colour = palette(colours[i])
             box = instances.boxes[i]

@@ -30,10 +30,10 @@ from maskcast.pipeline.outputs.recorder import Published
 from maskcast.pipeline.outputs.regions import draw_regions
 
 CLOCK_HZ = 90_000
-"""Ticks a second of a recorded video's clock (that of RTP and MPEG): exact for every usual rate."""
+"""Ticks per second of a video's clock (that of RTP and MPEG): exact for every usual rate."""
 
 DEFAULT_FPS = 25
-"""Frames a second of a recorded folder of images, which has no times."""
+"""Frames per second of a recorded folder of images, which has no times."""
 
 
 class VideoRecorder:
@@ -139,7 +139,7 @@ class VideoRecorder:
 class _VideoFile:
     """One video file.
 
-    The first frame decides the size. A frame of another size (a camera that was set up anew) is
+    The first frame decides the size. A frame of another size (a camera with new settings) is
     scaled to fit, with bars where its shape differs. H.264 with 4:2:0 colour needs even sides: the
     last column or row of an odd one is repeated.
     """

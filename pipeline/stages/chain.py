@@ -22,7 +22,7 @@ from maskcast.pipeline.tracking.analysis import SourceAnalysis
 from maskcast.pipeline.tracking.regions import check_labels
 
 RECORD_CAPACITY = 8
-"""Frames that wait for the record stage at most: a third of a second of one camera."""
+"""Capacity of the record stage's inbox: a third of a second of one camera."""
 
 
 class StageChain:
@@ -160,7 +160,7 @@ class StageChain:
         check_labels((*source.zones, *source.lines), self._label_names, source.name or source.url)
 
     def _analyse(self, source: str, engine: Engine, model: ModelConfig) -> SourceAnalysis | None:
-        """Begin to follow the objects of a source, if it is one that is tracked."""
+        """Make the analysis of a source; None if it is not tracked."""
         for config in self.decoders.configs():
             if config.name == source and is_tracked(config):
                 min_score = min_score_for(engine, model)

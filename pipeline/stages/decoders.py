@@ -22,7 +22,7 @@ from maskcast.pipeline.stages.decode import DecodeStage
 from maskcast.pipeline.stages.stage import Event, PipelineContext
 
 BLOCK_CAPACITY = 2
-"""Frames that wait per source with the policy ``block``: one to take, one ready behind it."""
+"""Capacity of a source's inbox with the policy ``block``: one to take, one ready after it."""
 
 _logger = logging.getLogger(__name__)
 

@@ -22,17 +22,17 @@ from maskcast.pipeline.stages.stage import Event, PipelineContext, Stage
 
 
 def load_engine_for(config: Config) -> Engine:
-    """Load what a configuration wants to run.
+    """Load the engine of a configuration.
 
     Raises:
-        InputError: there is no such bundle or engine, or the one cannot run the other.
+        InputError: there is no such bundle or engine, or the engine cannot run the bundle.
     """
     model = config.model
     return load_engine(model.bundle, model.engine, mode_for(config))
 
 
 def mode_for(config: Config) -> Mode:
-    """Return the mode asked for; else latency counts where a camera is, or may yet come."""
+    """Return the configured mode; by default ``latency`` if a source is, or may become, live."""
     if config.model.mode != "auto":
         return config.model.mode
     may_be_live = config.control is not None or any(map(is_live, config.sources))
@@ -40,7 +40,7 @@ def mode_for(config: Config) -> Mode:
 
 
 def min_score_for(engine: Engine, model: ModelConfig) -> float:
-    """Return the score below which nothing is reported: the one asked for, else the bundle's."""
+    """Return the minimum score: the configured one, or else the bundle's."""
     chosen = model.score_threshold
     return engine.manifest.score_threshold if chosen is None else chosen
 
@@ -86,7 +86,7 @@ class Detected:
 
 
 class InferStage(Stage[Prepared, Detected]):
-    """Finds boxes, in as many frames at once as wait, fit the engine, and are of one shape."""
+    """Finds boxes in a batch: as many waiting frames of one shape as the engine takes."""
 
     def __init__(
         self,

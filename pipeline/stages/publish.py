@@ -72,13 +72,13 @@ class PublishStage(Stage[Seen, None]):
         self._sources = sources
         self._recording = recording
         self._publisher: Publisher | None = None
-        self._seq: Counter[str] = Counter()  # without a publisher, who counts otherwise
+        self._seq: Counter[str] = Counter()  # used only without a publisher
         self._next_position: Counter[str] = Counter()
         self._ended: set[str] = set()
         self._size: dict[str, tuple[int, int]] = {}
 
     def open(self) -> None:
-        """Bind the socket, and wait for those who want to see the first frame."""
+        """Bind the socket, and wait for subscribers if configured."""
         if self._config is not None:
             curve = self._config.curve
             keys = None
@@ -135,7 +135,7 @@ class PublishStage(Stage[Seen, None]):
             self._context.send(SourceRemoved(event.source))
 
     def idle(self) -> None:
-        """Answer those who subscribe while nothing is published."""
+        """Send kept events to new subscribers while nothing is published."""
         if self._publisher is not None:
             self._publisher.answer_subscriptions()
             self._count_subscribers(self._publisher)
@@ -206,7 +206,7 @@ class PublishStage(Stage[Seen, None]):
 
 
 def encode_jpeg(frame: Frame, quality: int) -> bytes:
-    """Encode a frame's picture, upright, as JPEG of ``quality`` 1..100."""
+    """Encode a frame's image, upright, as JPEG of ``quality`` 1..100."""
     image = Image.fromarray(frame.picture.to_ndarray(format="rgb24"))
     if frame.rotation:
         image = image.rotate(frame.rotation, expand=True)

@@ -103,7 +103,7 @@ class RecordStage(Stage[Recorded, None]):
                         self._pause(output, error)
 
     def close(self) -> None:
-        """Close every recorder, whatever becomes of the others."""
+        """Close every recorder, even if closing another one fails."""
         with ExitStack() as closing:
             for output in self._outputs:
                 closing.callback(self._close, output)
@@ -123,7 +123,7 @@ class RecordStage(Stage[Recorded, None]):
         return True
 
     def _pause(self, output: _Output, error: Exception) -> None:
-        """Log the first of several failures alike, and leave the output alone for a while."""
+        """Pause an output after a failure, and log it if the reason is new."""
         reason = getattr(error, "strerror", None) or str(error)
         if reason != output.problem:
             shown = fields(output=output.name, reason=reason, file=getattr(error, "filename", None))

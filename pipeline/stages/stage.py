@@ -72,8 +72,8 @@ class Outlet(Protocol[T]):
 class Stage(threading.Thread, ABC, Generic[In, Out]):
     """One thread of the pipeline. It owns the resources that its work needs.
 
-    It takes an item only when the next inbox has room, so that with the policy ``latest`` an item
-    is as recent as possible when the next stage receives it.
+    It takes an item only when the next inbox can hold the result, so that with the policy
+    ``latest`` an item is as recent as possible when the next stage receives it.
 
     When its inbox is closed and empty, the stage closes the next inbox: the end of the run follows
     the last item from stage to stage. A stage that fails leaves the next inbox open; the supervisor

@@ -1,4 +1,4 @@
-"""SourceAnalysis: what becomes of the objects of one source, frame after frame."""
+"""SourceAnalysis: tracks, zones and lines of one source."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Analysis:
 
 
 UNTRACKED = Analysis()
-"""Of a source whose objects are not followed."""
+"""For a source that is not tracked."""
 
 
 class SourceAnalysis:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 def best_pairs(gain: NDArray[np.float64]) -> list[tuple[int, int]]:
     """Pair rows with columns so that the sum of the gains is the greatest possible.
 
-    A row and a column may stay alone; a pair whose gain is 0 or less is never made. Pairs that
-    nobody contests, nearly all of them, are found at once; the rest by shortest augmenting paths
+    A row or column may stay unpaired; a pair whose gain is 0 or less is never made. Uncontested
+    pairs, nearly all of them, are found at once; the rest by shortest augmenting paths
     (Jonker and Volgenant 1987), in each group of rows and columns that have to do with each other.
 
     Args:

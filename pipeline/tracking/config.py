@@ -24,7 +24,7 @@ class ZoneConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, 
         name: its name in events, counts and metrics.
         polygon: its corners in order, x and y in 0..1 of the frame's width and height, 0, 0 at the
             top left; not closed.
-        labels: names of the classes that count; all where absent.
+        labels: names of the classes that count; all by default.
         min_overlap: share of an instance's mask that must be inside, above 0 to 1.
         anchor: ``feet``: the lowest point of the mask decides instead of the overlap.
     """
@@ -50,10 +50,10 @@ class LineConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, 
 
     Attributes:
         name: its name in events, counts and metrics.
-        points: both ends, as the corners of a zone. *forward* is to the left of the way from the
-            first to the second as seen on screen: a line from top to bottom is crossed forward by
-            what moves right.
-        labels: names of the classes that count; all where absent.
+        points: both ends, as the corners of a zone. *forward* is to the left of the
+            direction from the first to the second as seen on screen: a line from top to bottom is
+            crossed forward by objects that move right.
+        labels: names of the classes that count; all by default.
         direction: which crossings count.
     """
 

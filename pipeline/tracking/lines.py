@@ -42,8 +42,8 @@ class LineWatch:
     def see(self, track_id: int, ahead: float, sight: Sight) -> list[Crossed]:
         """Note what share of a track's mask is ahead of the line; return what happened.
 
-        Who walks round the end of the line has not crossed it: its centre must pass between both
-        ends on its way from where it was last on one side to where it was first on the other.
+        An object that passes an end of the line has not crossed it: its centre must move between
+        both ends, from where it was last on one side to where it was first on the other.
         """
         side = self._sides.setdefault(track_id, Settling())
         if 1 - ACROSS < ahead < ACROSS:
@@ -75,7 +75,7 @@ class LineWatch:
         return [Crossed(first, direction)]
 
     def _passes(self, last: Sight, first: Sight) -> bool:
-        """Tell whether the way from one sight to the other passes between the line's ends."""
+        """Tell whether the path from one sight to the other passes between the line's ends."""
         (x0, y0), (x1, y1) = self._begin, self._end
         way_x, way_y = first.x - last.x, first.y - last.y
         begins = way_x * (y0 - last.y) - way_y * (x0 - last.x)

@@ -28,10 +28,10 @@ SHRINKS, GROWS = 0.6, 0.3
 """Likewise its sides, in sides of the object: parts of it may be hidden."""
 
 HIDDEN = 0.1
-"""A box whose side is shorter by this share is cut off by what stands in front."""
+"""A box whose side is shorter by this share is partly hidden by another object."""
 
 BORDER = 2.0
-"""An edge within so many pixels of the frame's is where the frame cuts the object off."""
+"""An edge of a box within this many pixels of the frame's edge is cut off by it."""
 
 Rows = NDArray[np.bool_] | NDArray[np.intp]
 
@@ -83,9 +83,9 @@ class Motion:
     def distances(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return how unlikely each box is to be each object: ``[T, N]``, squared deviations.
 
-        A box that is smaller than the object is likely where one of its edges is: the rest may be
-        hidden. 2 is what to expect of the right one; infinite is what is sure to be above
-        ``MOST_DEVIATIONS`` squared.
+        A box that is smaller than the object is compared at its nearest edges, because the rest may
+        be hidden. The expected value for the right box is 2; values that are certainly above
+        ``MOST_DEVIATIONS`` squared are infinite.
 
         Args:
             boxes: ``[N, 4]`` x1 y1 x2 y2.
@@ -155,8 +155,8 @@ class Motion:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int8]]:
         """Return by how much objects have moved and grown if these are their boxes, pixels.
 
-        Where a box is cut off, by the frame or by what stands in front, the edge that is visible
-        tells of the motion, and the side that is left says little of the size.
+        Where a box is cut off, by the frame or by another object, the visible edge shows the motion,
+        and the visible part of a side says little about the size.
 
         Args:
             state: ``[..., 4]``, of each object.

@@ -16,10 +16,10 @@ from maskcast.pipeline.tracking.coverage import Coverage, centres, feet
 from maskcast.pipeline.tracking.lines import Crossed, Direction, LineWatch
 from maskcast.pipeline.tracking.overlap import binary_crops
 from maskcast.pipeline.tracking.settling import Sight
-from maskcast.pipeline.tracking.zones import FEET_ROOM, STAYS, Entered, Left, ZoneWatch
+from maskcast.pipeline.tracking.zones import FEET_MARGIN, STAYS, Entered, Left, ZoneWatch
 
 FAR = 4.0
-"""How far the side of a line reaches, in diagonals of the frame: beyond everything in it."""
+"""Extent of the side of a line in diagonals of the frame: more than the whole frame."""
 
 Happening = Entered | Left | Crossed
 
@@ -153,7 +153,7 @@ class Regions:
         return met
 
     def _resize(self, width: int, height: int) -> None:
-        """Begin anew with frames of another size; totals of lines go on."""
+        """Start again with frames of another size; the totals of lines continue."""
         self._size = (width, height)
         size = np.array([width, height], np.float64)
         polygons = [np.array(zone.polygon) * size for zone in self._zone_configs]
@@ -168,9 +168,9 @@ class Regions:
     def _inside(
         self, shares: NDArray[np.float64], crops: NDArray[np.uint8], boxes: NDArray[np.float64]
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Tell who is inside which zone, if it was outside before and if it was inside.
+        """Tell which tracks enter, and which stay in, each zone.
 
-        Who was inside may be some way out: by the feet, any point near them may be inside.
+        To stay, a track may be partly outside; with ``feet``, a point near them may be inside.
 
         Returns:
             Two arrays ``[N, zones]``.
@@ -179,11 +179,11 @@ class Regions:
         enters, stays = shares >= self._least, shares >= STAYS * self._least
         if self._by_feet.any():
             points = feet(crops, boxes)
-            room = FEET_ROOM * (boxes[:, 3] - boxes[:, 1])[:, None]
+            margin = FEET_MARGIN * (boxes[:, 3] - boxes[:, 1])[:, None]
             on = self._coverage.hold(points)
             near = on.copy()
             for way in ((1, 0), (-1, 0), (0, 1), (0, -1)):
-                near |= self._coverage.hold(points + room * way)
+                near |= self._coverage.hold(points + margin * way)
             enters[:, self._by_feet] = on[:, : len(self._zones)][:, self._by_feet]
             stays[:, self._by_feet] = near[:, : len(self._zones)][:, self._by_feet]
         return enters, stays

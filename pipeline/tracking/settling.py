@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 HOLD_S = 0.2
-"""A new value counts when it is still there after this long."""
+"""A new value counts when it has lasted this long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Sight:
 
 @dataclass(slots=True)
 class Settling:
-    """A yes or no about one track, such as whether it is in a zone.
+    """A boolean property of one track, such as whether it is in a zone.
 
     A mask that flickers at an edge changes it to and fro from frame to frame. A change counts when
     all frames agree up to one that is at least ``HOLD_S`` later.

@@ -9,10 +9,10 @@ from maskcast.pipeline.tracking.config import ZoneConfig
 from maskcast.pipeline.tracking.settling import Settling, Sight
 
 STAYS = 0.7
-"""Who is in a zone stays in it while this share of the overlap that let it in is left."""
+"""A track stays in a zone while its overlap is at least this share of ``min_overlap``."""
 
-FEET_ROOM = 0.05
-"""Likewise by the feet: while they are no farther out than this share of the object's height."""
+FEET_MARGIN = 0.05
+"""With ``feet``: it stays while they are at most this share of its height outside."""
 
 
 @dataclass(slots=True)
@@ -49,11 +49,11 @@ class ZoneWatch:
 
     @property
     def count(self) -> int:
-        """How many tracks are in the zone now; who is hidden for a moment counts."""
+        """Number of tracks in the zone now; a track that is hidden for a moment counts."""
         return sum(visit.inside.value is True for visit in self._visits.values())
 
     def knows(self, track_id: int) -> bool:
-        """Tell whether a track is in the zone or was there for a moment."""
+        """Tell whether a track is, or was for a moment, in the zone."""
         return track_id in self._visits
 
     def is_inside(self, track_id: int) -> bool:

@@ -44,7 +44,7 @@ def encode_masks(instances: Instances, form: MaskFormat) -> bytes:
 def decode_masks(
     part: bytes, form: MaskFormat, count: int, width: int, height: int
 ) -> NDArray[np.uint8] | RleMasks | PolygonMasks | None:
-    """Read the masks of ``count`` instances in a picture of ``width`` x ``height``.
+    """Read the masks of ``count`` instances in an image of ``width`` x ``height``.
 
     Raises:
         WireError: the part is malformed.
@@ -116,7 +116,7 @@ def _decode_polygons(part: bytes, count: int, width: int, height: int) -> Polygo
         else (np.zeros((0, 2), dtype=np.float32))
     )
     if not np.all((xy >= 0) & (xy <= np.array([width, height], dtype=np.float32))):
-        raise WireError("a point does not lie inside the picture")
+        raise WireError("a point is outside the frame")
     all_rings = np.split(xy, np.cumsum(points_each)[:-1]) if rings else []
     ends = np.cumsum(rings_each).tolist()
     return PolygonMasks(

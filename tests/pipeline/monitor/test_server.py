@@ -253,7 +253,7 @@ def test_an_address_that_the_network_can_reach_is_a_warning(caplog) -> None:
     MetricsServer("*:0", CollectorRegistry(), lambda: Health(True, [], {})).close()
     (record,) = caplog.records
     assert record.getMessage() == "metrics_public"
-    assert "everyone in the network can read this" in record.fields["advice"]
+    assert "anyone on the network can read this" in record.fields["advice"]
     caplog.clear()
     MetricsServer("localhost:0", CollectorRegistry(), lambda: Health(True, [], {})).close()
     assert caplog.text == ""
