@@ -40,8 +40,12 @@ def parameters(command: Any, kind: str) -> list[Any]:
 
 
 def cli() -> str:
-    """Write the reference of all commands."""
-    return "\n".join(_command(name, command) for name, command in commands())
+    """Write an overview of all commands, and the reference of each."""
+    lines = ["| command | |", "|---|---|"]
+    for name, command in commands():
+        text = _split_help(command)[0].partition("\n")[0].rstrip(".")
+        lines.append(_row(f"[`{name}`](#{_anchor(name)})", text))
+    return "\n".join([*lines, "", *(_command(name, command) for name, command in commands())])
 
 
 def configuration() -> str:

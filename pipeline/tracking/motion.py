@@ -155,8 +155,8 @@ class Motion:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int8]]:
         """Return by how much objects have moved and grown if these are their boxes, pixels.
 
-        Where a box is cut off, by the frame or by another object, the visible edge shows the motion,
-        and the visible part of a side says little about the size.
+        Where a box is cut off, by the frame or by another object, the visible edge shows the
+        motion, and the visible part of a side says little about the size.
 
         Args:
             state: ``[..., 4]``, of each object.
