@@ -57,7 +57,7 @@ function connect() {
 function receiveText(message) {
   backoffMs = 250;
   if (message.kind === "link") {
-    setLink(message.silent ? "connected; the publisher is silent" : "connected");
+    setLink(message.silent ? "connected; no data from the publisher" : "connected");
   } else if (message.kind === "state") {
     publisher = message.publisher;
     if (message.state === "ended" && message.reason === "removed") {
@@ -72,8 +72,11 @@ async function receiveFrame(buffer, from) {
   const packet = readPacket(buffer);
   publisher = packet.publisher;
   if (!paused && !document.hidden) {
-    await tileOf(packet.source).add(packet);
-    acknowledge(packet.source, from);
+    try {
+      await tileOf(packet.source).add(packet);
+    } finally {
+      acknowledge(packet.source, from); // or no more frames of this source would come
+    }
   } else {
     held.push(packet.source); // the server sends no more than it has acknowledgements for
   }
