@@ -190,9 +190,9 @@ def __dir__() -> list[str]:
 def main() -> None:
     """Run the ``maskcast`` command.
 
-    What the user got wrong ends as one line on stderr and exit code 2. Ctrl-C and SIGTERM end a
-    command wherever it is, without a traceback: with exit code 0 where a stream was watched or run,
-    with 130 where work is left undone.
+    A mistake of the user is reported as one line on stderr, with exit code 2. Ctrl-C and SIGTERM
+    end a command at any point, without a traceback: with exit code 0 where a stream was watched or
+    run, with 130 where work is left undone.
     """
     import signal
     import sys
@@ -243,8 +243,8 @@ def main() -> None:
     except Exception:
         if not interrupted:
             raise
-        # A library that calls back into Python made its own error of the interrupt.
-    finally:  # what is left to do takes no time: no interrupt shall make a traceback of it
+        # A library that calls back into Python converted the interrupt to an error of its own.
+    finally:  # from here on an interrupt must not cause a traceback
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _leave(exit_code)
