@@ -4,8 +4,9 @@
 
 Loads engines one after the other, a few in each child process, and compares every image of every
 batch with the answers of one engine in latency mode. Prints how many engines were loaded, how many
-images answered, how often an engine rejected its own graphs and compiled them again, and how many
-answers differ. Ends with exit code 1 at the first child that saw a difference.
+images answered, how often an engine rejected its own graphs and compiled them again, how many
+answers differ, and how many children were ended by a signal, such as an abort in a library. Ends
+with exit code 1 at the first child that saw a difference, or at the end if a child was ended.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import logging
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,6 +39,7 @@ _ENGINES_OF_A_CHILD = 10
 _DEFAULT_SHAPE_EVERY = 10
 """Every so many engines the bundle's own input shape is used: it takes longer."""
 _SMALL = FixedInput(128, 224)
+_COUNTS = ("engines", "answers", "instances", "rejected", "differences")
 _TOLERANCES = {"boxes": 0.1, "scores": 1e-3, "labels": 0, "masks": 2}
 """Pixels, probability, class, probability x 255."""
 
@@ -53,15 +56,15 @@ def main() -> int:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     hog = [sys.executable, "-c", "while True: pass"]
     hogs = [subprocess.Popen(hog) for _ in range(options.hogs)]
-    total = {"engines": 0, "answers": 0, "instances": 0, "rejected": 0, "differences": 0}
+    total = dict.fromkeys((*_COUNTS, "aborts"), 0)
     begin = time.monotonic()
     try:
         with tempfile.TemporaryDirectory() as folder:
             for name, small in (("small", True), ("own", False)):
                 _write_reference(bundle, small, Path(folder) / f"{name}.npz")
-            while total["engines"] < options.engines:
-                count = min(_ENGINES_OF_A_CHILD, options.engines - total["engines"])
-                for key, value in _child(options, folder, total["engines"], count).items():
+            for first in range(0, options.engines, _ENGINES_OF_A_CHILD):
+                count = min(_ENGINES_OF_A_CHILD, options.engines - first)
+                for key, value in _child(options, folder, first, count).items():
                     total[key] += value
                 print(f"{time.monotonic() - begin:.0f} s: {_sentence(total)}", flush=True)
                 if total["differences"]:
@@ -70,7 +73,7 @@ def main() -> int:
         for process in hogs:
             process.kill()
             process.wait()
-    return 0
+    return 1 if total["aborts"] else 0
 
 
 def _options() -> argparse.Namespace:
@@ -93,12 +96,17 @@ def _sentence(total: dict[str, int]) -> str:
 
 
 def _child(options: argparse.Namespace, folder: str, first: int, count: int) -> dict[str, int]:
-    environment = dict(os.environ)
+    environment = {**os.environ, "PYTHONFAULTHANDLER": "1"}
     if options.perturb:
         environment["MALLOC_PERTURB_"] = str(random.randint(1, 255))
     command = [sys.executable, "-m", "benchmarks.agreement", "--child", folder]
     command += ["--first", str(first), "--engines", str(count), "--bundle", options.bundle]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        print(f"engines {first} to {first + count - 1}: ended by {name}", file=sys.stderr)
+        return {"aborts": 1}
+    done.check_returncode()
     found: dict[str, int] = json.loads(done.stdout)
     return found
 
@@ -118,7 +126,7 @@ def _run_engines(options: argparse.Namespace) -> dict[str, int]:
     bundle = open_bundle(options.bundle)
     rejections = _Rejections()
     logging.getLogger("maskcast").addHandler(rejections)
-    total = dict.fromkeys(("engines", "answers", "instances", "rejected", "differences"), 0)
+    total = dict.fromkeys(_COUNTS, 0)
     modes: tuple[Mode, ...] = get_args(Mode)
     for number in range(options.first, options.first + options.engines):
         is_small = number % _DEFAULT_SHAPE_EVERY != 0

@@ -40,3 +40,15 @@ def test_a_wrong_answer_is_a_difference(reference: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Stream, "segment", wrong)
     found = agreement._run_engines(options(reference))
     assert found["differences"] > 0
+
+
+def test_a_child_ended_by_a_signal_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    aborting = tmp_path / "python"
+    aborting.write_text("#!/bin/sh\nkill -ABRT $$\n")
+    aborting.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(aborting))
+    asked = argparse.Namespace(bundle="default", perturb=False)
+    assert agreement._child(asked, str(tmp_path), 10, 5) == {"aborts": 1}
+    assert capsys.readouterr().err == "engines 10 to 14: ended by SIGABRT\n"
