@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 import threading
 import warnings
@@ -21,6 +23,8 @@ from maskcast.engines.onnx_file import is_quantised
 from maskcast.engines.threads import mark_abandonable
 
 if TYPE_CHECKING:
+    import openvino as ov
+
     from maskcast.engines.openvino.streams import CompiledShape
 
 T = TypeVar("T")
@@ -35,11 +39,24 @@ _COMPILED_SHAPES = 8
 """Input shapes whose compiled graphs are kept, those used last."""
 
 
-def has_bf16() -> bool:
-    """Tell whether this CPU computes in bfloat16."""
+@functools.cache
+def openvino_core() -> ov.Core:
+    """Return OpenVINO's core, one for all engines, which is never freed.
+
+    Freeing a core frees the executors of all graphs that are not in use any more. A thread that
+    ran such graphs refers to them until it has ended, which is after Python's ``join`` returns:
+    OpenVINO 2026.4 then uses freed memory and can abort the process.
+    """
     import openvino as ov
 
-    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    core = ov.Core()
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(core))  # threads also end at the interpreter's end
+    return core
+
+
+def has_bf16() -> bool:
+    """Tell whether this CPU computes in bfloat16."""
+    return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class OpenVinoEngine(Engine):
@@ -59,8 +76,6 @@ class OpenVinoEngine(Engine):
     """
 
     def __init__(self, bundle: Bundle, mode: Mode = "latency") -> None:
-        import openvino as ov
-
         from maskcast.engines.openvino.operators import read_graph
         from maskcast.engines.openvino.streams import Models
 
@@ -80,7 +95,7 @@ class OpenVinoEngine(Engine):
         # Streams 1 and up of two batches: the boxes of one, the masks of the one before it. Stream
         # 0 runs on the caller's thread.
         self._threads = ThreadPoolExecutor(2 * self._streams, "openvino")
-        self._core = ov.Core()
+        self._core = openvino_core()
         segmenter = None if bundle.segmenter is None else read_graph(bundle.segmenter)
         self._models = Models(read_graph(bundle.detector), segmenter, precision)
         self._compiling = threading.Lock()

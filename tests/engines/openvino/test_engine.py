@@ -18,7 +18,7 @@ from maskcast.engines.bundle import Bundle
 from maskcast.engines.image import NetworkImage
 from maskcast.engines.instances import Instances
 from maskcast.engines.load import predict
-from maskcast.engines.openvino.engine import OpenVinoEngine, has_bf16
+from maskcast.engines.openvino.engine import OpenVinoEngine, has_bf16, openvino_core
 
 needs_bf16 = pytest.mark.skipif(not has_bf16(), reason="this CPU does not compute in bf16")
 
@@ -330,6 +330,15 @@ def test_bf16_without_support_of_the_cpu_warns_and_runs_in_fp32(
     with pytest.warns(UserWarning, match="fp32 is used"):
         engine = OpenVinoEngine(in_bf16(unthresholded_bundle))
     assert engine.device == "OpenVINO CPU fp32"
+
+
+def test_all_engines_use_one_core_of_openvino(
+    small_engine: OpenVinoEngine, unthresholded_bundle: Bundle
+) -> None:
+    # The process can abort when a core is freed while a thread that ran its graphs ends.
+    engine = OpenVinoEngine(unthresholded_bundle)
+    assert engine._core is small_engine._core is openvino_core()
+    engine.close()
 
 
 def test_a_model_without_masks_passes_through(unthresholded_bundle: Bundle, parity: Any) -> None:
