@@ -59,9 +59,9 @@ def _package(name: str, missing: str) -> Finding:
 
 
 def _openvino() -> Finding:
-    import openvino as ov
+    from maskcast.engines.openvino.engine import openvino_core
 
-    core = ov.Core()
+    core = openvino_core()
     able = set(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     fast = [
         name
