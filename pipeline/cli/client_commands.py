@@ -1,4 +1,4 @@
-"""The commands of clients: record, replay."""
+"""The commands of clients: record, replay, bridge."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ def mount(app: typer.Typer) -> None:
     """Add the commands to the program."""
     app.command("record")(record)
     app.command("replay")(replay)
+    bridge = typer.Typer(help="Hand on counts, states and events to other systems.")
+    bridge.command("mqtt")(bridge_mqtt)
+    bridge.command("webhook")(bridge_webhook)
+    app.add_typer(bridge, name="bridge", no_args_is_help=True)
 
 
 def record(
@@ -103,6 +107,73 @@ def replay(
         allowed_clients=allowed_clients,
     )
     typer.echo(f"{sent} messages sent", err=True)
+
+
+def bridge_mqtt(
+    endpoint: options.Endpoint,
+    broker: options.MqttBroker,
+    source: options.OnlySources = None,
+    password_file: options.PasswordFile = None,
+    ca: options.CaFile = None,
+    discovery: options.Discovery = "homeassistant",
+    server_key: options.ServerKey = None,
+    client_key: options.ClientKey = None,
+) -> None:
+    r"""Publish changes of counts and states, and events, to an MQTT broker.
+
+    The password is read from --password-file or $MASKCAST_MQTT_PASSWORD.
+
+    \b
+    Example:
+      maskcast bridge mqtt tcp://127.0.0.1:5555 mqtts://user@broker/maskcast
+    """
+    from maskcast.pipeline.clients.mqtt import Broker, run_mqtt
+    from maskcast.pipeline.clients.secret import read_secret
+    from maskcast.pipeline.log import configure
+
+    configure()
+    password = read_secret(password_file, "MASKCAST_MQTT_PASSWORD")
+    run_mqtt(
+        endpoint,
+        Broker.parse(broker, password, ca),
+        sources=source,
+        discovery=None if discovery == "none" else discovery,
+        server_key=server_key,
+        client_key=client_key,
+    )
+
+
+def bridge_webhook(
+    endpoint: options.Endpoint,
+    url: options.WebhookUrl,
+    source: options.OnlySources = None,
+    on: options.WebhookEvents = None,
+    secret_file: options.SecretFile = None,
+    server_key: options.ServerKey = None,
+    client_key: options.ClientKey = None,
+) -> None:
+    r"""Post events as JSON to an HTTP server.
+
+    With a secret, from --secret-file or $MASKCAST_WEBHOOK_SECRET, requests are signed.
+
+    \b
+    Example:
+      maskcast bridge webhook tcp://127.0.0.1:5555 https://example.org/hook --on zone_entered
+    """
+    from maskcast.pipeline.clients.secret import read_secret
+    from maskcast.pipeline.clients.webhook import EVENTS, run_webhook
+    from maskcast.pipeline.log import configure
+
+    configure()
+    run_webhook(
+        endpoint,
+        url,
+        sources=source,
+        events=EVENTS if on is None else [name.strip() for name in on.split(",")],
+        secret=read_secret(secret_file, "MASKCAST_WEBHOOK_SECRET"),
+        server_key=server_key,
+        client_key=client_key,
+    )
 
 
 def _parsed(

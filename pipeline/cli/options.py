@@ -159,6 +159,25 @@ WaitSubscribers = Annotated[
     int | None,
     _publishing(metavar="N", text="Wait for N subscribers per source before starting.", min=0),
 ]
+MqttBroker = Annotated[
+    str, typer.Argument(metavar="BROKER", help="mqtt://[USER@]HOST[:PORT]/PREFIX; mqtts:// is TLS.")
+]
+PasswordFile = Annotated[
+    Path | None, _publishing("--password-file", metavar="FILE", text="File with the password.")
+]
+CaFile = Annotated[
+    Path | None, _publishing("--ca", metavar="FILE", text="Certificate authority (the system's).")
+]
+Discovery = Annotated[
+    str, _publishing(metavar="PREFIX", text="Home Assistant discovery, or none (homeassistant).")
+]
+WebhookUrl = Annotated[str, typer.Argument(metavar="URL", help="Where to post, https://HOST/PATH.")]
+WebhookEvents = Annotated[
+    str | None, _publishing("--on", metavar="EVENT,...", text="Post only these events.")
+]
+SecretFile = Annotated[
+    Path | None, _publishing("--secret-file", metavar="FILE", text="Sign with this file's content.")
+]
 ReplayTo = Annotated[str, _publishing("--publish", metavar="ENDPOINT", text="Endpoint to bind.")]
 Speed = Annotated[
     str, _publishing(metavar="FACTOR", text="2 is twice as fast; max for no waits (1).")

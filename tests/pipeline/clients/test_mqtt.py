@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.client as mqtt
+import pytest
+from paho.mqtt.enums import CallbackAPIVersion
+from publishers import NAMES, frame, seen
+from witnesses import wait_until
+
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.clients.mqtt import Broker
+from maskcast.pipeline.wire.publisher import Publisher
+
+MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
+
+
+class Mosquitto:
+    """A broker on a free port, with a password."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        passwords = folder / "passwords"
+        tool = str(Path(str(MOSQUITTO)).with_name("mosquitto_passwd"))
+        tool = tool if Path(tool).exists() else "/usr/bin/mosquitto_passwd"
+        subprocess.run([tool, "-b", "-c", str(passwords), "me", "word"], check=True)
+        passwords.chmod(0o644)
+        folder.chmod(0o755)
+        self._config = folder / "mosquitto.conf"
+        user = "user root\n"  # it would change to a user who cannot read the folder
+        self._config.write_text(
+            f"listener {self.port} 127.0.0.1\n{user}"
+            f"allow_anonymous false\npassword_file {passwords}\npersistence false\n"
+        )
+        self.start()
+
+    def start(self) -> None:
+        command = [str(MOSQUITTO), "-c", str(self._config)]
+        self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        wait_until(self._accepts)
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(20)
+
+    def _accepts(self) -> bool:
+        assert self._process.poll() is None, "mosquitto does not start"
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+class Reader:
+    """Remembers what is on a broker: the last value of each topic, and how many came."""
+
+    def __init__(self, port: int) -> None:
+        self.values: dict[str, str] = {}
+        self.counts: dict[str, int] = {}
+        self._client = mqtt.Client(CallbackAPIVersion.VERSION2)
+        self._client.username_pw_set("me", "word")
+        self._client.reconnect_delay_set(1, 1)
+        self._client.on_connect = lambda client, *_: client.subscribe("#", 1)
+        self._client.on_message = self._remember
+        self._client.connect("127.0.0.1", port)
+        self._client.loop_start()
+
+    def _remember(self, _client: Any, _user: Any, message: mqtt.MQTTMessage) -> None:
+        self.values[message.topic] = message.payload.decode()
+        self.counts[message.topic] = self.counts.get(message.topic, 0) + 1
+
+    def wait(self, topic: str, value: str) -> None:
+        wait_until(lambda: self.values.get(topic) == value)
+
+    def close(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+
+@pytest.fixture
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
+    if MOSQUITTO is None:
+        pytest.skip("mosquitto is not installed")
+    broker = Mosquitto(tmp_path_factory.mktemp("broker"))
+    yield broker
+    broker.stop()
+
+
+def test_changes_reach_a_broker_and_survive_its_restart(broker: Mosquitto, tmp_path: Path) -> None:
+    password = tmp_path / "password"
+    password.write_text("word\n")
+    url = f"mqtt://me@127.0.0.1:{broker.port}/mc"
+    reader = Reader(broker.port)
+    with Publisher("tcp://127.0.0.1:0", NAMES) as publisher:
+        command = [sys.executable, "-m", "maskcast", "bridge", "mqtt", publisher.endpoint, url]
+        process = subprocess.Popen([*command, "--password-file", str(password)])
+        try:
+            assert publisher.wait_for_subscribers(1, 60, ["cam1"])
+            publisher.event("cam1", "state", state="streaming", reconnects=0)
+            for index in range(50):
+                publisher.publish(frame(index=index), seen(2), zones={"door": 1})
+            publisher.event("cam1", "zone_entered", zone="door", track_id=1)
+            reader.wait("mc/status", "online")
+            reader.wait("mc/cam1/state", "streaming")
+            reader.wait("mc/cam1/labels/person", "2")
+            reader.wait("mc/cam1/zones/door", "1")
+            wait_until(lambda: "mc/cam1/events/zone_entered" in reader.values)
+            assert json.loads(reader.values["mc/cam1/events/zone_entered"])["data"]["track_id"] == 1
+            assert reader.counts["mc/cam1/zones/door"] < 5  # not one per frame
+            settings = json.loads(reader.values["homeassistant/sensor/mc_cam1_zones_door/config"])
+            assert settings["state_topic"] == "mc/cam1/zones/door"
+            assert settings["availability_topic"] == "mc/status"
+
+            broker.stop()
+            reader.values.clear()
+            publisher.publish(frame(index=50), seen(1), zones={"door": 3})
+            broker.start()  # it remembers nothing
+            reader.wait("mc/cam1/zones/door", "3")
+            reader.wait("mc/cam1/state", "streaming")
+            publisher.event("cam1", "ended")
+            reader.wait("mc/cam1/state", "ended")
+            reader.wait("mc/cam1/zones/door", "0")
+        finally:
+            process.kill()
+            process.wait()
+        reader.wait("mc/status", "offline")  # the last will
+    reader.close()
+
+
+def test_addresses_are_read_and_wrong_ones_refused() -> None:
+    read = Broker.parse("mqtts://me@host/a/b", "word")
+    assert (read.host, read.port, read.prefix, read.user) == ("host", 8883, "a/b", "me")
+    assert read.tls
+    assert "word" not in repr(read)
+    assert Broker.parse("mqtt://host:1/x").port == 1
+    for url in (
+        "http://host/x",
+        "mqtt://host",
+        "mqtt://host/#",
+        "mqtt://host:99999/x",
+        "mqtt:///x",
+    ):
+        with pytest.raises(InputError, match="expected mqtt://HOST"):
+            Broker.parse(url)
+    with pytest.raises(InputError, match="--password-file") as refused:
+        Broker.parse("mqtt://me:hunter2@host/x")
+    assert "hunter2" not in str(refused.value)

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from publishers import NAMES
+from witnesses import wait_until
+
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.clients import webhook
+from maskcast.pipeline.clients.secret import read_secret
+from maskcast.pipeline.clients.webhook import Webhook, run_webhook, sign
+from maskcast.pipeline.wire.publisher import Publisher
+from maskcast.pipeline.wire.received import StreamEvent
+
+
+class Server:
+    """An HTTP server that answers with given statuses, then with 204."""
+
+    def __init__(self) -> None:
+        self.statuses: list[int] = []
+        self.requests: list[tuple[dict[str, str], bytes]] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                server.requests.append((dict(self.headers.items()), body))
+                self.send_response(server.statuses.pop(0) if server.statuses else 204)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/hook?a=b"
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(webhook, "FIRST_RETRY_S", 0.02)
+    server = Server()
+    yield server
+    server.close()
+
+
+def event(number: int) -> StreamEvent:
+    data = {"track_id": number, "zone": "door", "capture_ns": 5}
+    return StreamEvent("cam1", "ab" * 8, "zone_entered", data, 7, 9)
+
+
+def test_events_are_signed_and_sent_again_until_they_are_accepted(server: Server) -> None:
+    server.statuses = [503, 429, 500]
+    with Webhook(server.url, "secret") as hook:
+        hook.post(event(1))
+        hook.post(event(2))
+        wait_until(lambda: hook.delivered == 2)
+    assert hook.lost == 0
+    bodies = [json.loads(body) for _, body in server.requests]
+    assert [body["data"]["track_id"] for body in bodies] == [1, 1, 1, 1, 2]
+    assert bodies[0]["event"] == "zone_entered"
+    assert bodies[0]["time_ns"] == 5
+    assert len({headers["Maskcast-Delivery"] for headers, _ in server.requests}) == 2
+    for headers, body in server.requests:
+        expected = sign("secret", headers["Maskcast-Timestamp"], body)
+        assert headers["Maskcast-Signature"] == expected
+    assert sign("secret", "0", b"{}") != sign("other", "0", b"{}")
+
+
+def test_an_event_that_is_refused_for_good_is_counted_and_holds_up_no_other(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.statuses = [400, 302]
+    with Webhook(server.url, None) as hook:
+        for number in range(3):
+            hook.post(event(number))
+        wait_until(lambda: hook.delivered == 1)
+    assert hook.lost == 2
+    assert len(server.requests) == 3
+    assert "webhook_event_lost" in caplog.text
+    assert "Maskcast-Signature" not in server.requests[0][0]
+
+
+def test_the_queue_is_bounded_while_the_server_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook, "MAX_QUEUED", 3)
+    with Webhook("http://127.0.0.1:9/", None) as hook:
+        for number in range(10):
+            hook.post(event(number))
+        assert hook.lost == 7
+    assert hook.lost == 10  # what was not delivered at the end is lost too
+
+
+def test_the_bridge_posts_what_a_publisher_sends(server: Server) -> None:
+    with Publisher("tcp://127.0.0.1:0", NAMES) as publisher:
+        arguments = (publisher.endpoint, server.url)
+        wanted = {"events": ["zone_left", "ended"]}
+        thread = threading.Thread(target=run_webhook, args=arguments, kwargs=wanted, daemon=True)
+        thread.start()
+        assert publisher.wait_for_subscribers(1, 10, ["cam1"])
+        publisher.event("cam1", "zone_entered", zone="door")
+        publisher.event("cam1", "zone_left", zone="door", dwell_s=1.5)
+        publisher.event("cam1", "ended")
+        wait_until(lambda: len(server.requests) == 2)
+    names = [json.loads(body)["event"] for _, body in server.requests]
+    assert names == ["zone_left", "ended"]
+
+
+def test_wrong_addresses_and_secrets_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for url in ("ftp://host/", "https:///path", "example.org"):
+        with pytest.raises(InputError, match="expected https"):
+            Webhook(url, None)
+    with pytest.raises(InputError, match="has a password") as refused:
+        Webhook("https://user:hunter2@host/", None)
+    assert "hunter2" not in str(refused.value)
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "good").write_text("word\n")
+    with pytest.raises(InputError, match="is empty"):
+        read_secret(tmp_path / "empty", "X")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_secret(tmp_path / "missing", "X")
+    assert read_secret(tmp_path / "good", "X") == "word"
+    monkeypatch.setenv("MASKCAST_TEST_SECRET", "other")
+    assert read_secret(None, "MASKCAST_TEST_SECRET") == "other"
