@@ -155,7 +155,7 @@ def http_server(tmp_path: Path) -> Iterator[str]:
 
 
 class StallingServer:
-    """Answers one HTTP request with the beginning of a file, then says nothing for long."""
+    """Answers one HTTP request with the beginning of a file, then sends nothing for long."""
 
     def __init__(self, content: bytes, sent: int) -> None:
         self._socket = socket.create_server(("127.0.0.1", 0))
@@ -168,8 +168,12 @@ class StallingServer:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def release(self) -> None:
+        """Close the connection, so that a read that hangs ends."""
         self._over.set()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
         self._thread.join()
         self._socket.close()
 
@@ -182,7 +186,7 @@ class StallingServer:
                 + f"Content-Length: {len(self._content)}\r\n\r\n".encode()
                 + self._content[: self._sent]
             )
-            self._over.wait(60)
+            self._over.wait(200)
 
 
 @pytest.fixture

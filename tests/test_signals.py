@@ -60,7 +60,7 @@ class Run:
         self._first = config["sources"][0].get("name")
         (folder / "run.yaml").write_text(yaml.safe_dump(config))
         command = ["-m", "maskcast"] if engine is None else ["-c", CHEAP, engine]
-        self._subscription = subscribe(self._endpoint, policy="all", events=True, timeout_s=60)
+        self._subscription = subscribe(self._endpoint, policy="all", events=True, timeout_s=200)
         self._listener = threading.Thread(target=self._listen)
         self._listener.start()
         self.process = subprocess.Popen(
@@ -140,7 +140,7 @@ def processes_of_session(session: int) -> list[str]:
     return found
 
 
-def wait_for(condition: Callable[[], object], timeout_s: float = 120) -> None:
+def wait_for(condition: Callable[[], object], timeout_s: float = 200) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline_s, "the condition was not met in time"

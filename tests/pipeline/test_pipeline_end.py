@@ -139,7 +139,7 @@ def test_a_pipeline_that_is_stopped_has_no_error_of_an_unreadable_file(
 
 
 def test_a_read_that_hangs_does_not_delay_the_end(timed_engine, stalling_server) -> None:
-    silent = {"url": stalling_server.url, "read_timeout_s": 8.0}
+    silent = {"url": stalling_server.url, "read_timeout_s": 60.0}
     pipeline = Pipeline(configured(silent), timed_engine())
     pipeline.start()
     wait_until(lambda: pipeline.stats().processed > 10)
@@ -152,6 +152,7 @@ def test_a_read_that_hangs_does_not_delay_the_end(timed_engine, stalling_server)
         return any(thread.name.startswith(("decode", "read")) for thread in threading.enumerate())
 
     assert is_reading()  # the run did not wait for it
+    stalling_server.release()
     wait_until(lambda: not is_reading())
 
 
