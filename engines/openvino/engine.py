@@ -208,7 +208,7 @@ class OpenVinoEngine(Engine):
                     target=self._compile,
                     args=(size, self._shapes[size]),
                     name="load graphs",
-                    daemon=True,  # a compiler in C++ cannot be interrupted: nobody waits for it
+                    daemon=True,  # a compiler in C++ cannot be interrupted, so it is not waited for
                 )
                 mark_abandonable(thread)
                 thread.start()

@@ -89,7 +89,7 @@ class DetectSide(Side):
         self._up = Block(memory, {"sizes": ((2,), np.float32)}, max_batch)
         down = {name: (plan.shape(name, 1)[1:], plan.dtype(name)) for name in _DOWN}
         self._down = Block(memory, down, max_batch)
-        # The other outputs, which nobody reads.
+        # The other outputs, which are not read.
         others = [name for name in plan.outputs if name not in (*_DOWN, *FEATURES)]
         self._others = {
             name: memory.device(plan.shape(name, max_batch), plan.dtype(name)) for name in others

@@ -189,7 +189,7 @@ def watch(
     except TimeoutError as error:
         raise InputError(str(error)) from None
     except BrokenPipeError:
-        # Whoever read has read enough. Nothing may be flushed into the closed pipe at exit.
+        # The reader has closed the pipe. Nothing may be flushed into it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -327,7 +327,7 @@ def _run_pipeline(
     stop: threading.Event,
     progress: Callable[[int], None],
 ) -> Stats:
-    """Run the pipeline with a subscriber: nothing is encoded where nobody listens."""
+    """Run the pipeline with a subscriber: without one, nothing is encoded."""
     with tempfile.TemporaryDirectory() as folder:
         endpoint = f"ipc://{folder}/profile"
         pipeline = Pipeline(

@@ -198,7 +198,7 @@ class JsonlRecorder:
         if str(self._path) == STDOUT:
             return io.FileIO(sys.stdout.fileno(), "wb", closefd=False)
         if self._path.exists() and not self._path.is_file():
-            # Without O_NONBLOCK a pipe that nobody reads would block here.
+            # Without O_NONBLOCK a pipe without a reader would block here.
             opened = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK)
             os.set_blocking(opened, True)
             return io.FileIO(opened, "wb")

@@ -86,7 +86,7 @@ class AllowedClients:
     def reload(self) -> bool:
         """Read the keys again if a file has changed.
 
-        A file that cannot be read allows nobody and is logged; there may be no client left.
+        A file that cannot be read allows no client and is logged; no client may be left.
 
         Returns:
             Whether a key was withdrawn.

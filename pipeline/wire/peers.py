@@ -90,7 +90,7 @@ class PeerGuard:
             socket.set(zmq.CURVE_PUBLICKEY, keys.own.public)
             socket.set(zmq.CURVE_SECRETKEY, keys.own.secret)
             socket.set(zmq.ZAP_DOMAIN, b"maskcast")
-            socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without an answer nobody gets in
+            socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without an answer no client may connect
         self._monitor: zmq.Socket[bytes] = context.socket(zmq.PAIR)
         try:
             if keys is not None:

@@ -88,7 +88,7 @@ class _Source:
 class Feed:
     """Receives from a publisher while there are browsers, and fills their mailboxes.
 
-    Without browsers there is no subscription, so that the publisher encodes no images for nobody.
+    Without browsers there is no subscription, so that the publisher encodes no images.
 
     Args:
         subscription: not open; with policy "latest" and events.
