@@ -13,7 +13,7 @@ TORCH := torch==2.14.1 torchvision==0.29.1
 TENSORRT := tensorrt-rtx tensorrt-lean-cu13-bindings tensorrt-lean-cu13-libs tritonclient
 # An RTSP server and a browser, for the tests that need one.
 DEBIAN := gir1.2-gst-rtsp-server-1.0 python3-gi \
-	mosquitto gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly \
+	mosquitto libzmq3-dev nlohmann-json3-dev gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly \
 	chromium chromium-driver
 
 RUN := .venv/bin

@@ -1,0 +1,187 @@
+// Reads maskcast's messages (docs/wire.md) and prints the area of each mask, one JSON line per frame.
+//
+//   g++ -std=c++17 -O2 reader.cpp -lzmq -o reader    (Debian: libzmq3-dev nlohmann-json3-dev)
+//   ./reader tcp://127.0.0.1:5555                    until a source has ended
+//   ./reader ../../tests/golden/instances_crop_u8.json
+#include <zmq.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <fstream>
+#include <iostream>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+using Bytes = std::vector<uint8_t>;
+using Mask = std::vector<uint8_t>;  // 1 where the object is, width * height, row by row
+
+template <typename T>
+T read(const Bytes& part, size_t offset) {  // the machine must be little-endian, as the wire is
+    if (offset + sizeof(T) > part.size()) throw std::runtime_error("a part is too short");
+    T value;
+    std::memcpy(&value, part.data() + offset, sizeof(T));
+    return value;
+}
+
+// From a crop to pixels: a border of zeros, a grown box, bilinear with half-pixel centres.
+Mask paste(const uint8_t* crop, const float box[4], int width, int height) {
+    const float grow = 30.0f / 28.0f;
+    const float cx = (box[0] + box[2]) * 0.5f, cy = (box[1] + box[3]) * 0.5f;
+    const float hw = (box[2] - box[0]) * 0.5f * grow, hh = (box[3] - box[1]) * 0.5f * grow;
+    const int x1 = int(cx - hw), y1 = int(cy - hh), x2 = int(cx + hw), y2 = int(cy + hh);
+    const int w = std::max(x2 - x1 + 1, 1), h = std::max(y2 - y1 + 1, 1);
+    auto cell = [&](int r, int c) {
+        return r < 1 || r > 28 || c < 1 || c > 28 ? 0.0f : float(crop[28 * (r - 1) + c - 1]);
+    };
+    Mask mask(size_t(width) * height, 0);
+    for (int y = std::max(y1, 0); y < std::min(y1 + h, height); ++y) {
+        const float v = std::clamp(30.0f * (y - y1 + 0.5f) / h - 0.5f, 0.0f, 29.0f);
+        const int r = int(v);
+        for (int x = std::max(x1, 0); x < std::min(x1 + w, width); ++x) {
+            const float u = std::clamp(30.0f * (x - x1 + 0.5f) / w - 0.5f, 0.0f, 29.0f);
+            const int c = int(u);
+            const float top = cell(r, c) * (1 - (u - c)) + cell(r, c + 1) * (u - c);
+            const float bottom = cell(r + 1, c) * (1 - (u - c)) + cell(r + 1, c + 1) * (u - c);
+            mask[size_t(y) * width + x] = top * (1 - (v - r)) + bottom * (v - r) > 127.5f;
+        }
+    }
+    return mask;
+}
+
+Mask run_lengths(const uint8_t* code, size_t length, int width, int height) {
+    Mask mask(size_t(width) * height, 0);
+    std::vector<int64_t> runs;
+    size_t at = 0, pixel = 0;
+    while (at < length) {
+        int64_t value = 0;
+        int shift = 0;
+        int group;
+        do {
+            if (at == length || shift > 55) throw std::runtime_error("a run length is malformed");
+            group = code[at++] - 48;
+            value |= int64_t(group & 31) << shift;
+            shift += 5;
+        } while (group & 32);
+        if (group & 16) value -= int64_t(1) << shift;
+        if (runs.size() > 2) value += runs[runs.size() - 2];
+        if (value < 0 || pixel + value > mask.size()) throw std::runtime_error("runs are too long");
+        for (int64_t i = 0; i < value; ++i, ++pixel)  // down the columns
+            mask[pixel % height * width + pixel / height] = runs.size() % 2;
+        runs.push_back(value);
+    }
+    return mask;
+}
+
+void flip_ring(Mask& mask, const std::vector<float>& ring, int width, int height) {
+    const size_t n = ring.size() / 2;  // even-odd: each ring flips what lies inside it
+    for (int y = 0; y < height; ++y)
+        for (int x = 0; x < width; ++x) {
+            bool inside = false;
+            for (size_t i = 0, j = n - 1; i < n; j = i++) {
+                const float ax = ring[2 * i], ay = ring[2 * i + 1];
+                const float bx = ring[2 * j], by = ring[2 * j + 1];
+                if ((ay > y + 0.5f) != (by > y + 0.5f) &&
+                    x + 0.5f < (bx - ax) * (y + 0.5f - ay) / (by - ay) + ax)
+                    inside = !inside;
+            }
+            mask[size_t(y) * width + x] ^= inside;
+        }
+}
+
+std::vector<Mask> read_masks(const nlohmann::json& header, const Bytes& arrays, const Bytes& part) {
+    const int width = header.at("width"), height = header.at("height");
+    const size_t count = header.at("count");
+    const std::string format = header.at("masks");
+    std::vector<Mask> masks;
+    size_t code = 4 * count, ring = 4 * count, points = 4 * count;
+    if (format == "polygon")
+        for (size_t i = 0; i < count; ++i) points += 4 * read<uint32_t>(part, 4 * i);
+    for (size_t i = 0; i < count && format != "none"; ++i) {
+        const float box[4] = {read<float>(arrays, 16 * i), read<float>(arrays, 16 * i + 4),
+                              read<float>(arrays, 16 * i + 8), read<float>(arrays, 16 * i + 12)};
+        if (format == "crop_u8") {
+            read<uint8_t>(part, 784 * i + 783);
+            masks.push_back(paste(part.data() + 784 * i, box, width, height));
+        } else if (format == "crop_bits") {
+            uint8_t crop[784];
+            for (int b = 0; b < 784; ++b)
+                crop[b] = read<uint8_t>(part, 98 * i + b / 8) >> (7 - b % 8) & 1 ? 255 : 0;
+            masks.push_back(paste(crop, box, width, height));
+        } else if (format == "coco_rle") {
+            const uint32_t length = read<uint32_t>(part, 4 * i);
+            if (code + length > part.size()) throw std::runtime_error("part 3 is too short");
+            masks.push_back(run_lengths(part.data() + code, length, width, height));
+            code += length;
+        } else if (format == "polygon") {
+            Mask mask(size_t(width) * height, 0);
+            for (uint32_t rings = read<uint32_t>(part, 4 * i); rings > 0; --rings, ring += 4) {
+                std::vector<float> corners(2 * size_t(read<uint32_t>(part, ring)));
+                for (float& corner : corners) corner = read<float>(part, points), points += 4;
+                flip_ring(mask, corners, width, height);
+            }
+            masks.push_back(mask);
+        } else {
+            throw std::runtime_error("unknown format of masks: " + format);
+        }
+    }
+    return masks;
+}
+
+// Returns false when the message says that its source has ended.
+bool show(const std::vector<Bytes>& parts) {
+    const std::string topic(parts.at(0).begin(), parts.at(0).end());
+    const auto header = nlohmann::json::from_msgpack(parts.at(1));
+    if (topic.size() > 6 && topic.substr(topic.size() - 6) == "/event")
+        return header.at("event") != "ended";
+    if (parts.size() < 4) throw std::runtime_error("a message has too few parts");
+    auto areas = nlohmann::json::array();
+    for (const Mask& mask : read_masks(header, parts[2], parts[3]))
+        areas.push_back(std::count(mask.begin(), mask.end(), 1));
+    std::cout << nlohmann::json{{"index", header.at("index")}, {"areas", areas}} << std::endl;
+    return true;
+}
+
+int main(int, char** arguments) try {
+    const std::string where = arguments[1] ? arguments[1] : "tcp://127.0.0.1:5555";
+    if (where.find("://") == std::string::npos) {
+        std::vector<Bytes> parts;
+        std::ifstream file(where);
+        const auto golden = nlohmann::json::parse(file);
+        for (const std::string hex : golden.at("parts")) {
+            Bytes part;
+            for (size_t i = 0; i < hex.size(); i += 2)
+                part.push_back(uint8_t(std::stoi(hex.substr(i, 2), nullptr, 16)));
+            parts.push_back(part);
+        }
+        show(parts);
+        return 0;
+    }
+    void* context = zmq_ctx_new();
+    void* socket = zmq_socket(context, ZMQ_SUB);
+    const int high_water_mark = 10000;
+    zmq_setsockopt(socket, ZMQ_RCVHWM, &high_water_mark, sizeof high_water_mark);
+    zmq_setsockopt(socket, ZMQ_SUBSCRIBE, "v1/", 3);
+    if (zmq_connect(socket, where.c_str())) throw std::runtime_error(zmq_strerror(zmq_errno()));
+    std::vector<Bytes> parts;
+    do {
+        parts.clear();
+        for (bool is_last = false; !is_last;) {
+            zmq_msg_t part;
+            zmq_msg_init(&part);
+            if (zmq_msg_recv(&part, socket, 0) < 0) throw std::runtime_error("cannot receive");
+            const auto* data = static_cast<const uint8_t*>(zmq_msg_data(&part));
+            parts.emplace_back(data, data + zmq_msg_size(&part));
+            is_last = !zmq_msg_more(&part);
+            zmq_msg_close(&part);
+        }
+    } while (show(parts));
+    zmq_close(socket);
+    zmq_ctx_term(context);
+} catch (const std::exception& error) {
+    std::cerr << error.what() << "\n";
+    return 1;
+}

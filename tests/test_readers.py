@@ -1,0 +1,66 @@
+"""The readers in other languages, on the golden messages and on a publisher."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from publishers import NAMES, frame, seen
+
+from maskcast.pipeline.wire.publisher import Publisher
+
+ROOT = Path(__file__).parents[1]
+READERS = ROOT / "examples" / "readers"
+GOLDEN = sorted((ROOT / "tests" / "golden").glob("instances_*.json"))
+
+
+@pytest.fixture(scope="module", params=["cpp", "mjs"])
+def reader(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("reader")
+    source = shutil.copy(READERS / f"reader.{request.param}", folder)
+    if request.param == "cpp":
+        libraries = ("/usr/include/zmq.h", "/usr/include/nlohmann/json.hpp")
+        if not shutil.which("g++") or not all(Path(path).exists() for path in libraries):
+            pytest.skip("g++, libzmq3-dev or nlohmann-json3-dev is not installed")
+        program = str(folder / "reader")
+        flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror"]
+        subprocess.run(["g++", *flags, source, "-lzmq", "-o", program], check=True)
+        return [program]
+    if not shutil.which("npm"):
+        pytest.skip("npm is not installed")
+    install = ["npm", "install", "--no-audit", "--no-fund", "zeromq@6", "@msgpack/msgpack@3"]
+    done = subprocess.run(install, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"npm packages cannot be installed: {done.stderr[-300:]}")
+    return ["node", str(source)]
+
+
+def test_a_reader_finds_the_areas_of_the_golden_masks(reader: list[str]) -> None:
+    for path in GOLDEN:
+        golden = json.loads(path.read_text())
+        done = subprocess.run([*reader, str(path)], capture_output=True, text=True, check=True)
+        printed = json.loads(done.stdout)
+        assert printed["index"] == golden["header"]["index"]
+        assert printed["areas"] == (golden.get("areas") or []), path.name
+
+
+def test_a_reader_receives_every_frame_of_a_publisher(reader: list[str]) -> None:
+    with Publisher("tcp://127.0.0.1:0", NAMES) as publisher:
+        process = subprocess.Popen([*reader, publisher.endpoint], stdout=subprocess.PIPE)
+        try:
+            assert publisher.wait_for_subscribers(1, 60, ["cam1"])
+            for index in range(30):
+                publisher.publish(frame(index=index), seen(index % 3))
+            publisher.event("cam1", "ended")
+            output, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+            process.wait()
+    frames = [json.loads(line) for line in output.splitlines()]
+    assert [printed["index"] for printed in frames] == list(range(30))
+    for index, printed in enumerate(frames):
+        expected = seen(index % 3)
+        assert printed["areas"] == [int(expected.mask(i).sum()) for i in range(index % 3)]
