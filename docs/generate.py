@@ -110,7 +110,8 @@ def _command(name: str, command: Any) -> str:
 
 def _split_help(command: Any) -> tuple[str, list[str]]:
     """Split a command's help into its text and its examples."""
-    text, _, examples = (command.help or "").replace("\\b", "\b").partition("\b\n")
+    text, *rest = re.split(r"^Examples?:$", command.help or "", maxsplit=1, flags=re.MULTILINE)
+    examples = "".join(rest)
     examples += (command.epilog or "").replace("\n\n", "\n")
     lines = [line.strip() for line in examples.splitlines()]
     paragraphs = [" ".join(part.split()) for part in text.strip().split("\n\n")]

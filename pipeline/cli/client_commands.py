@@ -39,11 +39,10 @@ def record(
     server_key: options.ServerKey = None,
     client_key: options.ClientKey = None,
 ) -> None:
-    r"""Record what a publisher sends, until its sources have ended.
+    """Record what a publisher sends, until its sources have ended.
 
     Messages are written as they were sent, to an MCAP file.
 
-    \b
     Examples:
       maskcast record tcp://127.0.0.1:5555 day.mcap
       maskcast record tcp://cam:5555 cam.mcap --follow --segment 1h --disk-limit 20GB
@@ -81,9 +80,8 @@ def replay(
     secret_key: options.SecretKey = None,
     allowed_clients: options.AllowedClients = None,
 ) -> None:
-    r"""Publish recordings again, as they were sent.
+    """Publish recordings again, as they were sent.
 
-    \b
     Example:
       maskcast replay day.mcap --publish tcp://127.0.0.1:5555 --speed 2 --loop
     """
@@ -119,11 +117,10 @@ def bridge_mqtt(
     server_key: options.ServerKey = None,
     client_key: options.ClientKey = None,
 ) -> None:
-    r"""Publish changes of counts and states, and events, to an MQTT broker.
+    """Publish changes of counts and states, and events, to an MQTT broker.
 
     The password is read from --password-file or $MASKCAST_MQTT_PASSWORD.
 
-    \b
     Example:
       maskcast bridge mqtt tcp://127.0.0.1:5555 mqtts://user@broker/maskcast
     """
@@ -152,11 +149,10 @@ def bridge_webhook(
     server_key: options.ServerKey = None,
     client_key: options.ClientKey = None,
 ) -> None:
-    r"""Post events as JSON to an HTTP server.
+    """Post events as JSON to an HTTP server.
 
     With a secret, from --secret-file or $MASKCAST_WEBHOOK_SECRET, requests are signed.
 
-    \b
     Example:
       maskcast bridge webhook tcp://127.0.0.1:5555 https://example.org/hook --on zone_entered
     """

@@ -70,11 +70,10 @@ def run(
     log_level: options.LogLevel = "warning",
     log_format: options.LogFormat = "text",
 ) -> None:
-    r"""Run a model on video and publish the instances.
+    """Run a model on video and publish the instances.
 
     Ctrl-C and SIGTERM drain the pipeline and close output files.
 
-    \b
     Examples:
       maskcast run clip.mp4 --save annotated.mp4
       maskcast run /dev/video0 rtsp://camera/stream --name desk --name door
@@ -159,9 +158,8 @@ def watch(
     as_json: options.AsJson = False,
     events: options.Events = False,
 ) -> None:
-    r"""Show what a publisher sends, until its sources have ended.
+    """Show what a publisher sends, until its sources have ended.
 
-    \b
     Example:
       maskcast watch tcp://127.0.0.1:5555 --json
     """
@@ -200,11 +198,10 @@ def view(
     server_key: options.ServerKey = None,
     client_key: options.ClientKey = None,
 ) -> None:
-    r"""Show what a publisher sends in a browser: live video with masks.
+    """Show what a publisher sends in a browser: live video with masks.
 
     The publisher must send images: maskcast run --jpeg-quality 80.
 
-    \b
     Examples:
       maskcast view tcp://127.0.0.1:5555
       MASKCAST_VIEW_TOKEN=... maskcast view tcp://camera-host:5555 --http 0.0.0.0:8080
@@ -221,11 +218,10 @@ def zones(
     config: options.ConfigFile = None,
     out: options.ZonesFile = Path("zones.png"),
 ) -> None:
-    r"""Show a source's first frame with a grid of fractions, to place zones and lines.
+    """Show a source's first frame with a grid of fractions, to place zones and lines.
 
     With a configuration, its zones and lines are checked and drawn.
 
-    \b
     Examples:
       maskcast zones clip.mp4
       maskcast zones --config cameras.yaml --out zones.png
@@ -311,9 +307,8 @@ def predict(
     score_threshold: options.ScoreThreshold = None,
     as_json: options.JsonFile = None,
 ) -> None:
-    r"""Find the instances in images.
+    """Find the instances in images.
 
-    \b
     Example:
       maskcast predict photos/ --out annotated --json instances.jsonl
     """
