@@ -27,7 +27,8 @@ from maskcast.pipeline.wire.message import (
     encode,
 )
 from maskcast.pipeline.wire.publisher import Publisher
-from maskcast.pipeline.wire.subscriber import PublishedFrame, subscribe
+from maskcast.pipeline.wire.subscribe import subscribe
+from maskcast.pipeline.wire.subscriber import PublishedFrame
 
 WIDTH, HEIGHT = 1920, 1080
 COUNTS = (1, 10, 100)

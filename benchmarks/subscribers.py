@@ -32,7 +32,7 @@ from rich.table import Table
 from maskcast.engines.instances import Instances
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.wire.publisher import Publisher
-from maskcast.pipeline.wire.subscriber import subscribe
+from maskcast.pipeline.wire.subscribe import subscribe
 
 SOURCE = "camera"
 IN_ONE_PROCESS = 25

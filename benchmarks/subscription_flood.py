@@ -25,7 +25,8 @@ import numpy as np
 from maskcast.engines.instances import Instances
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.wire.publisher import Publisher
-from maskcast.pipeline.wire.subscriber import PublishedFrame, subscribe
+from maskcast.pipeline.wire.subscribe import subscribe
+from maskcast.pipeline.wire.subscriber import PublishedFrame
 
 PATIENCE_S = 120.0
 

@@ -72,9 +72,9 @@ if TYPE_CHECKING:
     from maskcast.pipeline.wire.message import WireError as WireError
     from maskcast.pipeline.wire.received import PublishedFrame as PublishedFrame
     from maskcast.pipeline.wire.received import StreamEvent as StreamEvent
+    from maskcast.pipeline.wire.subscribe import subscribe as subscribe
     from maskcast.pipeline.wire.subscriber import EndOfStreams as EndOfStreams
     from maskcast.pipeline.wire.subscriber import Subscription as Subscription
-    from maskcast.pipeline.wire.subscriber import subscribe as subscribe
 
 __version__ = "0.1.0"
 
@@ -162,10 +162,10 @@ _HOMES = {
         "PublishedFrame",
         "StreamEvent",
     ),
+    "maskcast.pipeline.wire.subscribe": ("subscribe",),
     "maskcast.pipeline.wire.subscriber": (
         "EndOfStreams",
         "Subscription",
-        "subscribe",
     ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

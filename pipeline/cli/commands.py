@@ -165,7 +165,7 @@ def watch(
     """
     from maskcast.pipeline.cli.watch import print_json, show_table
     from maskcast.pipeline.log import configure
-    from maskcast.pipeline.wire.subscriber import subscribe
+    from maskcast.pipeline.wire.subscribe import subscribe
 
     configure()
     if events and not as_json:

@@ -37,7 +37,7 @@ from maskcast.pipeline.sources.state import SourceState, StateChange
 from maskcast.pipeline.stages.infer import mode_for
 from maskcast.pipeline.stats import Stats
 from maskcast.pipeline.url import is_local, local_path, source_name
-from maskcast.pipeline.wire.subscriber import subscribe
+from maskcast.pipeline.wire.subscribe import subscribe
 
 ENGINE_FRAMES = 64
 """The bare engine is timed on this many of the frames, evenly spread."""

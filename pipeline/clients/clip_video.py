@@ -13,7 +13,7 @@ from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.outputs.recorder import Published
 from maskcast.pipeline.outputs.video import VideoRecorder
 from maskcast.pipeline.wire.received import PublishedFrame
-from maskcast.pipeline.wire.subscriber import subscribe
+from maskcast.pipeline.wire.subscribe import subscribe
 
 
 def render(recording: Path, path: Path) -> int:

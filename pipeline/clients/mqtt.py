@@ -19,7 +19,7 @@ from maskcast.engines.errors import InputError
 from maskcast.pipeline.log import fields
 from maskcast.pipeline.url import redact
 from maskcast.pipeline.wire.received import PublishedFrame, StreamEvent
-from maskcast.pipeline.wire.subscriber import subscribe
+from maskcast.pipeline.wire.subscribe import subscribe
 
 if TYPE_CHECKING:
     from paho.mqtt.client import Client

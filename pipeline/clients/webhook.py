@@ -22,7 +22,7 @@ from maskcast.engines.errors import InputError
 from maskcast.pipeline.log import fields
 from maskcast.pipeline.url import redact
 from maskcast.pipeline.wire.received import StreamEvent
-from maskcast.pipeline.wire.subscriber import subscribe
+from maskcast.pipeline.wire.subscribe import subscribe
 
 EVENTS = ("zone_entered", "zone_left", "line_crossed", "track_ended", "state", "ended")
 """Events that are posted by default."""

@@ -20,7 +20,8 @@ from maskcast.pipeline.clients.recording import record
 from maskcast.pipeline.wire.message import EventHeader, EventMessage, decode_header, encode
 from maskcast.pipeline.wire.publisher import Publisher
 from maskcast.pipeline.wire.recording import RawMessage
-from maskcast.pipeline.wire.subscriber import StreamEvent, subscribe
+from maskcast.pipeline.wire.subscribe import subscribe
+from maskcast.pipeline.wire.subscriber import StreamEvent
 
 S = 1_000_000_000
 BEGIN_NS = 1_700_000_000 * S

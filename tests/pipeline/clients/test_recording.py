@@ -25,7 +25,8 @@ from maskcast.pipeline.wire.message import (
 )
 from maskcast.pipeline.wire.publisher import Publisher
 from maskcast.pipeline.wire.recording import RawMessage, RecordingWriter, read_recording
-from maskcast.pipeline.wire.subscriber import PublishedFrame, StreamEvent, subscribe
+from maskcast.pipeline.wire.subscribe import subscribe
+from maskcast.pipeline.wire.subscriber import PublishedFrame, StreamEvent
 
 
 def free_endpoint(tmp_path: Path, name: str = "socket") -> str:

@@ -32,7 +32,8 @@ from maskcast.pipeline.control.server import (
 from maskcast.pipeline.pipeline import Pipeline
 from maskcast.pipeline.stats import Meter
 from maskcast.pipeline.wire.curve import new_keys
-from maskcast.pipeline.wire.subscriber import StreamEvent, subscribe
+from maskcast.pipeline.wire.subscribe import subscribe
+from maskcast.pipeline.wire.subscriber import StreamEvent
 
 
 @contextmanager

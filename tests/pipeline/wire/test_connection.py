@@ -10,7 +10,7 @@ from witnesses import wait_until
 from maskcast.pipeline.wire import connection
 from maskcast.pipeline.wire.curve import ServerKeys, new_keys
 from maskcast.pipeline.wire.publisher import Publisher
-from maskcast.pipeline.wire.subscriber import subscribe
+from maskcast.pipeline.wire.subscribe import subscribe
 
 
 @pytest.fixture(autouse=True)

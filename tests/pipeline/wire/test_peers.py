@@ -17,7 +17,7 @@ from maskcast.pipeline.wire import peers
 from maskcast.pipeline.wire.curve import AllowedClients, ServerKeys, new_keys
 from maskcast.pipeline.wire.peers import LOCAL, UNKNOWN
 from maskcast.pipeline.wire.publisher import Publisher
-from maskcast.pipeline.wire.subscriber import subscribe
+from maskcast.pipeline.wire.subscribe import subscribe
 
 NOTHING = Instances(
     64,

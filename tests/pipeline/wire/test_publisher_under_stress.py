@@ -23,7 +23,7 @@ from maskcast.engines.instances import Instances
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.wire import endpoint as endpoint_module
 from maskcast.pipeline.wire.publisher import Publisher
-from maskcast.pipeline.wire.subscriber import subscribe
+from maskcast.pipeline.wire.subscribe import subscribe
 
 NAMES = ("background", "person")
 PICTURE = av.VideoFrame(64, 48)
@@ -33,7 +33,7 @@ BOX = np.array([[4, 4, 40, 40]], np.float32)
 
 READ_ALL = """
 import json, sys
-from maskcast.pipeline.wire.subscriber import subscribe
+from maskcast.pipeline.wire.subscribe import subscribe
 with subscribe(sys.argv[1], policy="all", timeout_s=30) as frames:
     told = sum(frame.lost_before for frame in frames)
     tally = frames.tally

@@ -8,7 +8,7 @@ from publishers import NAMES, frame, seen
 from witnesses import wait_until
 
 from maskcast.pipeline.wire.publisher import Publisher
-from maskcast.pipeline.wire.subscriber import subscribe
+from maskcast.pipeline.wire.subscribe import subscribe
 
 
 def test_a_gap_is_told_of_exactly(script):
