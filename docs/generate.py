@@ -88,9 +88,12 @@ def _command(name: str, command: Any) -> str:
     text, examples = _split_help(command)
     is_group = hasattr(command, "commands")
     arguments, options = parameters(command, "argument"), parameters(command, "option")
-    usage = [name, *(_placeholder(argument) for argument in arguments)]
-    usage += ["[OPTIONS]"] if options else []
-    usage += ["|".join(command.commands)] if is_group else []
+    shown = [_placeholder(argument) for argument in arguments]
+    any_options = ["[OPTIONS]"] if options else []
+    if is_group:  # what follows a group's arguments is read as a command
+        usage = [name, *any_options, *shown, "|".join(command.commands)]
+    else:
+        usage = [name, *shown, *any_options]
     lines = [f"## {name}", "", text, "", "```", " ".join(usage), *examples, "```", ""]
     if arguments:
         lines += ["| argument | meaning |", "|---|---|"]
