@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
+import yaml
 
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.config import (
@@ -63,12 +64,32 @@ def load_config(path: str | Path, changes: Mapping[str, Any] | None = None) -> C
         raw = msgspec.yaml.decode(text)
     except msgspec.DecodeError as error:
         raise InputError(f"{path}: not valid YAML{_yaml_place(str(error))}") from None
+    _refuse_repeated_keys(path, yaml.compose(text, Loader=yaml.CSafeLoader))
     if not isinstance(raw, dict):
         raise InputError(f"{path}: expected keys such as `sources:`; see maskcast config example")
     try:
         return make_config(_change(_expand(raw), changes or {}))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def _refuse_repeated_keys(path: str | Path, node: Any) -> None:
+    """YAML would silently take the last of several values of a key.
+
+    Raises:
+        InputError: a mapping has a key twice.
+    """
+    if isinstance(node, yaml.MappingNode):
+        names: set[str] = set()
+        for key, value in node.value:
+            if key.value in names:
+                line = key.start_mark.line + 1
+                raise InputError(f"{path}: line {line}: {key.value!r} is given twice; remove one")
+            names.add(str(key.value))
+            _refuse_repeated_keys(path, value)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_repeated_keys(path, item)
 
 
 def _expand(value: Any, place: str = "") -> Any:

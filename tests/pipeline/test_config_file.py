@@ -57,6 +57,8 @@ def test_publishing_can_be_switched_off(tmp_path: Path) -> None:
             "publish.jpeg_quality: expected a whol",
         ),
         ("sources: [{url: a}\nmodel: {", "not valid YAML, line 2, column"),
+        ("sources: [a]\nsources: [b]", "line 2: 'sources' is given twice"),
+        ("sources: [{url: a, url: b}]", "line 1: 'url' is given twice"),
     ],
 )
 def test_a_wrong_file_is_explained_in_one_line(tmp_path: Path, text: str, message: str) -> None:
