@@ -152,6 +152,7 @@ class OutputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         append: add lines to an existing JSONL file instead of replacing it.
         segment: start new files after this time: ``30s``, ``10m``, ``1h``, ``1d``.
         segment_size: start new files at this size: ``500kB``, ``500MB``, ``2GB``.
+        trail_s: draw the path of each track in ``save``, this many seconds long; none if absent.
     """
 
     save: str | None = None
@@ -159,6 +160,7 @@ class OutputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     append: bool = False
     segment: str | None = None
     segment_size: str | None = None
+    trail_s: Annotated[float, Meta(gt=0, le=60)] | None = None
 
     def __post_init__(self) -> None:
         if self.save is not None and Path(self.save).suffix.lower() not in VIDEO_SUFFIXES:

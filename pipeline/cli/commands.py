@@ -57,6 +57,7 @@ def run(
     append: options.Append = None,
     segment: options.Segment = None,
     segment_size: options.SegmentSize = None,
+    trail: options.TrailS = None,
     publish: options.Publish = None,
     masks: options.Masks = None,
     jpeg_quality: options.JpegQuality = None,
@@ -104,6 +105,7 @@ def run(
         "outputs.append": append,
         "outputs.segment": segment,
         "outputs.segment_size": segment_size,
+        "outputs.trail_s": trail,
         "metrics.address": metrics,
     }
     if config is not None:

@@ -129,6 +129,12 @@ After = Annotated[
 ClipVideo = Annotated[
     bool, _output("--video", metavar=None, text="Write an annotated .mp4 of each clip.")
 ]
+TrailS = Annotated[
+    float | None,
+    _output(
+        "--trail", metavar="S", text="Draw the last S seconds of tracks' paths (none).", min=0.1
+    ),
+]
 OutFolder = Annotated[
     Path | None, _output("--out", metavar="DIR", text="Write annotated images to this folder.")
 ]

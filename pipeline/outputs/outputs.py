@@ -66,6 +66,7 @@ def make_recorders(
                 sources=sources,
                 segment_s=outputs.segment_s,
                 segment_bytes=outputs.segment_bytes,
+                trail_s=outputs.trail_s,
             )
         )
     return recorders

@@ -28,6 +28,7 @@ from maskcast.pipeline.outputs.files import (
 )
 from maskcast.pipeline.outputs.recorder import Published
 from maskcast.pipeline.outputs.regions import draw_regions
+from maskcast.pipeline.outputs.trails import Trails
 
 CLOCK_HZ = 90_000
 """Ticks per second of a video's clock (that of RTP and MPEG): exact for every usual rate."""
@@ -52,6 +53,7 @@ class VideoRecorder:
         segment_s: begin a new file after this many seconds of video.
         segment_bytes: begin a new file when this many bytes are reached; one fragment (50 frames)
             may lie above.
+        trail_s: draw where tracked objects have been during this many seconds; None draws no trail.
 
     Raises:
         InputError: the file cannot be written, or has another suffix.
@@ -68,6 +70,7 @@ class VideoRecorder:
         sources: Sequence[str] = (),
         segment_s: float | None = None,
         segment_bytes: float | None = None,
+        trail_s: float | None = None,
     ) -> None:
         checked = check_path(path)
         if checked.suffix.lower() not in VIDEO_SUFFIXES:
@@ -81,6 +84,8 @@ class VideoRecorder:
         self._names = FileNames(checked, sources, segmented=segmented)
         self._files: dict[str, _VideoFile] = {}
         self._annotators: dict[str, Annotator] = {}
+        self._trail_s = trail_s
+        self._trails: dict[str, Trails] = {}
 
     def write(self, frame: Frame, instances: Instances, published: Published) -> None:
         """Append one annotated frame to its source's file.
@@ -97,6 +102,11 @@ class VideoRecorder:
         if annotator is None:
             annotator = self._annotators[source] = Annotator(self._label_names)
         draw_regions(image, published.analysis)
+        if self._trail_s is not None:
+            trails = self._trails.setdefault(source, Trails(self._trail_s))
+            trails.draw(
+                image, instances, frame.capture_ns / 1e9 if frame.pts_s is None else frame.pts_s
+            )
         annotator.draw(image, instances)
         try:
             file = self._files.get(source)
@@ -122,6 +132,7 @@ class VideoRecorder:
             OSError, av.FFmpegError: it could not be finished.
         """
         self._annotators.pop(source, None)
+        self._trails.pop(source, None)
         if (file := self._files.pop(source, None)) is not None:
             file.close()
 
