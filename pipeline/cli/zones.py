@@ -39,8 +39,7 @@ def draw_zones(url: str | None, config: Path | None, out: Path) -> SourceConfig:
     """
     source = choose_source(url, config)
     frame = first_frame(source)
-    image = Image.fromarray(frame.picture.to_ndarray(format="rgb24"))
-    image = image.rotate(frame.rotation, expand=True)
+    image = Image.fromarray(frame.image())
     draw_grid(image)
     draw_regions(image, Analysis(config=source))
     try:

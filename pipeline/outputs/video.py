@@ -95,9 +95,7 @@ class VideoRecorder:
                 next frame begins a new file.
         """
         source = frame.source
-        image = Image.fromarray(frame.picture.to_ndarray(format="rgb24"))
-        if frame.rotation:
-            image = image.rotate(frame.rotation, expand=True)
+        image = Image.fromarray(frame.image())
         annotator = self._annotators.get(source)
         if annotator is None:
             annotator = self._annotators[source] = Annotator(self._label_names)

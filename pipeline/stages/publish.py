@@ -207,9 +207,7 @@ class PublishStage(Stage[Seen, None]):
 
 def encode_jpeg(frame: Frame, quality: int) -> bytes:
     """Encode a frame's image, upright, as JPEG of ``quality`` 1..100."""
-    image = Image.fromarray(frame.picture.to_ndarray(format="rgb24"))
-    if frame.rotation:
-        image = image.rotate(frame.rotation, expand=True)
+    image = Image.fromarray(frame.image())
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
