@@ -216,18 +216,18 @@ def _choices(key: str) -> tuple[str, ...]:
     """Return the values that a key accepts; empty where they are not a fixed set."""
     hint: Any = Config
     for part in re.sub(r"\[\d+\]", "", key).split("."):
-        kinds = [kind for kind in _alternatives(hint) if hasattr(kind, "__struct_fields__")]
+        kinds = [kind for kind in alternatives(hint) if hasattr(kind, "__struct_fields__")]
         if not kinds:
             return ()
         hint = get_type_hints(kinds[0]).get(part)
-    return tuple(value for value in _alternatives(hint) if isinstance(value, str))
+    return tuple(value for value in alternatives(hint) if isinstance(value, str))
 
 
-def _alternatives(hint: Any) -> list[Any]:
+def alternatives(hint: Any) -> list[Any]:
     """Return what a union, a literal or a tuple is made of, or the type itself."""
     if get_origin(hint) is None:
         return [hint]
-    return [alternative for part in get_args(hint) for alternative in _alternatives(part)]
+    return [alternative for part in get_args(hint) for alternative in alternatives(part)]
 
 
 def _yaml_place(problem: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 import msgspec
 
 from maskcast.pipeline.config import Config, name_sources
-from maskcast.pipeline.config_file import load_config
+from maskcast.pipeline.config_file import alternatives, load_config
 from maskcast.pipeline.url import redact
 
 EXAMPLES = {
@@ -50,7 +51,9 @@ def keys(kind: type[msgspec.Struct] = Config, section: str = "") -> Iterator[Key
     """Yield every key, sections before the keys in them."""
     hints, texts = get_type_hints(kind, include_extras=True), _attributes(kind)
     for field in msgspec.structs.fields(kind):
-        structs = [part for part in _parts(hints[field.name]) if hasattr(part, "__struct_fields__")]
+        structs = [
+            part for part in alternatives(hints[field.name]) if hasattr(part, "__struct_fields__")
+        ]
         is_list = bool(structs) and _is_list(hints[field.name])
         yield Key(
             section,
@@ -125,14 +128,6 @@ def _attributes(kind: type) -> dict[str, str]:
     return {name: " ".join(text.split()).replace("``", "`") for name, text in found}
 
 
-def _parts(hint: Any) -> list[Any]:
-    if get_origin(hint) is None:
-        return [hint]
-    if get_origin(hint) is Literal:
-        return [hint]
-    return [part for argument in get_args(hint) for part in _parts(argument)]
-
-
 def _is_list(hint: Any) -> bool:
     origin = get_origin(hint)
     return origin in (tuple, list) or any(_is_list(argument) for argument in get_args(hint))
@@ -178,6 +173,4 @@ def _default(field: Any) -> str:
 
 
 def _wrap(text: str, width: int) -> list[str]:
-    import textwrap
-
     return textwrap.wrap(text[:1].upper() + text[1:], width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,25 +21,9 @@ def _option(*names: str, panel: str, metavar: str | None, text: str, **limits: A
     )
 
 
-def _input(*names: str, metavar: str | None, text: str, **limits: Any) -> Any:
-    return _option(*names, panel=INPUT, metavar=metavar, text=text, **limits)
-
-
-def _model(*names: str, metavar: str | None, text: str, **limits: Any) -> Any:
-    return _option(*names, panel=MODEL, metavar=metavar, text=text, **limits)
-
-
-def _output(*names: str, metavar: str | None, text: str, **limits: Any) -> Any:
-    return _option(*names, panel=OUTPUT, metavar=metavar, text=text, **limits)
-
-
-def _publishing(*names: str, metavar: str | None, text: str, **limits: Any) -> Any:
-    return _option(*names, panel=PUBLISHING, metavar=metavar, text=text, **limits)
-
-
-def _operation(*names: str, metavar: str | None, text: str, **limits: Any) -> Any:
-    return _option(*names, panel=OPERATION, metavar=metavar, text=text, **limits)
-
+_input, _model, _output, _publishing, _operation = (
+    partial(_option, panel=panel) for panel in (INPUT, MODEL, OUTPUT, PUBLISHING, OPERATION)
+)
 
 Sources = Annotated[
     list[str] | None,
