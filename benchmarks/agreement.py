@@ -37,7 +37,7 @@ from maskcast.engines.load import load_engine
 
 _ENGINES_OF_A_CHILD = 10
 _DEFAULT_SHAPE_EVERY = 10
-"""Every so many engines the bundle's own input shape is used: it takes longer."""
+"""One engine of this many uses the bundle's own input shape, which takes longer."""
 _SMALL = FixedInput(128, 224)
 _COUNTS = ("engines", "answers", "instances", "rejected", "differences")
 _TOLERANCES = {"boxes": 0.1, "scores": 1e-3, "labels": 0, "masks": 2}

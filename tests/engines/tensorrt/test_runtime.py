@@ -1,4 +1,4 @@
-"""How TensorRT-RTX is told to compile, and the file that keeps what it compiled."""
+"""Compilation settings of TensorRT-RTX, and the file that caches compiled kernels."""
 
 from __future__ import annotations
 
