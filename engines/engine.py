@@ -32,6 +32,8 @@ class Detections:
         features: the FPN levels P2..P5 in whatever form and memory the engine keeps them.
         release: gives the features' memory back to the engine. ``segment`` calls it; code that
             drops detections without segmenting them must call it. Calling it twice is safe.
+        keypoints: ``[R, K, 3]`` float32, x and y in pixels of the network's input, score in 0..1;
+            None without ``estimate_pose``.
     """
 
     images: Sequence[NetworkImage]
@@ -41,6 +43,7 @@ class Detections:
     image_index: NDArray[np.int32]
     features: Any
     release: Callable[[], None]
+    keypoints: NDArray[np.float32] | None = None
 
 
 class Engine(ABC):
@@ -48,7 +51,8 @@ class Engine(ABC):
 
     ``prefetch``, ``detect`` and ``segment`` may be called from three different threads at the same
     time, each from one thread only: the mask stage works on frame t while inference works on
-    frame t + 1 and preprocessing on frame t + 2. ``prepare`` may be called from any thread.
+    frame t + 1 and preprocessing on frame t + 2. ``estimate_pose`` is called from the thread of
+    ``segment``, before it. ``prepare`` may be called from any thread.
     """
 
     manifest: Manifest
@@ -56,6 +60,8 @@ class Engine(ABC):
     """What runs it, for people: "OpenVINO CPU bf16"."""
     max_batch: int
     """Maximum number of images of one ``detect``."""
+    has_pose: bool = False
+    """Whether the bundle's poser is loaded, so that ``estimate_pose`` can be called."""
 
     def __repr__(self) -> str:
         name, batch = self.manifest.name, self.max_batch
@@ -85,12 +91,23 @@ class Engine(ABC):
         Blocks while all the memory for features is in use by detections not yet released.
         """
 
+    def estimate_pose(self, detections: Detections) -> Detections:
+        """Find the keypoints of the kept boxes; return the detections with them.
+
+        Call it before ``segment``, which gives the features back and hands the keypoints on.
+
+        Raises:
+            RuntimeError: the engine was loaded without pose.
+        """
+        del detections
+        raise RuntimeError("no poser is loaded; load the engine with pose=True")
+
     @abstractmethod
     def segment(self, detections: Detections) -> list[Instances]:
         """Compute the mask crops of the kept boxes; one ``Instances`` per image, in batch order.
 
-        Boxes come out in source pixels. A model without a mask branch passes through with
-        ``masks=None``.
+        Boxes and keypoints come out in source pixels. A model without a mask branch passes through
+        with ``masks=None``.
         """
 
     @abstractmethod
@@ -127,7 +144,7 @@ def keep_detections(
 def to_instances(
     detections: Detections, masks: NDArray[np.float32] | NDArray[np.uint8] | None
 ) -> list[Instances]:
-    """Convert a batch's boxes to source pixels and its masks to uint8.
+    """Convert a batch's boxes and keypoints to source pixels and its masks to uint8.
 
     Args:
         detections: of the batch.
@@ -142,6 +159,10 @@ def to_instances(
         height, width = image.source
         scale = np.array([width / image.content[1], height / image.content[0]] * 2, np.float32)
         limit = np.array([width, height] * 2, np.float32)
+        keypoints = None
+        if detections.keypoints is not None:
+            keypoints = detections.keypoints[mine]
+            keypoints[..., :2] = np.clip(keypoints[..., :2] * scale[:2], 0, limit[:2])
         found.append(
             Instances(
                 width=width,
@@ -150,6 +171,7 @@ def to_instances(
                 scores=detections.scores[mine],
                 labels=detections.labels[mine],
                 masks=None if crops is None else crops[mine].astype(np.uint8, copy=False),
+                keypoints=keypoints,
             )
         )
     return found

@@ -15,6 +15,9 @@ from maskcast.engines.rle import compress_runs, decode_runs, decompress_runs, en
 
 __all__ = ["MASK_SIZE", "Instances", "PolygonMasks", "RleMasks"]
 
+VISIBLE = 0.5
+"""Minimum score of a keypoint that is drawn and counted."""
+
 _SHOWN = 5
 """Instances whose labels and scores ``repr`` shows."""
 
@@ -72,6 +75,8 @@ class Instances:
             run lengths or outlines. ``patch``, ``mask``, ``rle`` and ``polygons`` hide which.
         track_ids: ``[N]`` int32, which object each instance is: 1 and up, the same number from
             frame to frame; 0 where an instance has no track yet. None where nothing is tracked.
+        keypoints: ``[N, K, 3]`` float32, x and y in source pixels, inside the image, and a score in
+            0..1; in the order of the model's keypoint names. None where no pose was estimated.
     """
 
     width: int
@@ -81,6 +86,7 @@ class Instances:
     labels: NDArray[np.int32]
     masks: NDArray[np.uint8] | RleMasks | PolygonMasks | None = None
     track_ids: NDArray[np.int32] | None = None
+    keypoints: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         arrays = {
@@ -89,6 +95,7 @@ class Instances:
             "labels": self.labels,
             "masks": self.masks,
             "track_ids": self.track_ids,
+            "keypoints": self.keypoints,
         }
         lengths = {name: len(array) for name, array in arrays.items() if array is not None}
         if len(set(lengths.values())) > 1:
@@ -116,6 +123,8 @@ class Instances:
             labels = ", ".join(str(label) for label in self.labels[:_SHOWN])
             scores = ", ".join(f"{score:.2f}" for score in self.scores[:_SHOWN])
             text += f", labels {labels}{more}, scores {scores}{more}"
+        if self.keypoints is not None:
+            text += f", {self.keypoints.shape[1]} keypoints"
         match self.masks:
             case None:
                 return text + ", no masks>"
@@ -135,6 +144,7 @@ class Instances:
             labels=self.labels[chosen],
             masks=None if self.masks is None else self.masks[chosen],
             track_ids=None if self.track_ids is None else self.track_ids[chosen],
+            keypoints=None if self.keypoints is None else self.keypoints[chosen],
         )
 
     def patch(self, i: int) -> Patch:
@@ -183,8 +193,9 @@ class Instances:
         """Make COCO results, one object per instance, ready for JSON.
 
         Keys: ``category_id``, ``score``, ``bbox`` (x y width height), ``segmentation`` (RLE; absent
-        where there are no masks), ``track_id`` (absent where there are no tracks; 0 for none) and,
-        given the model's names, ``category``.
+        where there are no masks), ``keypoints`` (x y score of each, in one list) and
+        ``num_keypoints`` (those that are ``VISIBLE``; both absent without a pose), ``track_id``
+        (absent where there are no tracks; 0 for none) and, given the model's names, ``category``.
         """
         objects: list[dict[str, Any]] = []
         all_counts = None if self.masks is None else self.counts()
@@ -199,6 +210,9 @@ class Instances:
             if all_counts is not None:
                 counts = all_counts[i].decode("ascii")
                 found["segmentation"] = {"size": [self.height, self.width], "counts": counts}
+            if self.keypoints is not None:
+                found["keypoints"] = self.keypoints[i].reshape(-1).tolist()
+                found["num_keypoints"] = int((self.keypoints[i, :, 2] >= VISIBLE).sum())
             objects.append(found)
         return objects
 
@@ -206,6 +220,7 @@ class Instances:
         """Make a ``supervision.Detections``; its masks take N x height x width bytes.
 
         Its ``tracker_id`` is -1 for an instance without a track, as supervision's trackers have it.
+        Keypoints are apart, in ``to_supervision_keypoints``.
         """
         import supervision
 
@@ -215,7 +230,6 @@ class Instances:
             for i in range(len(self)):
                 x0, y0, pixels = self.patch(i)
                 masks[i, y0 : y0 + pixels.shape[0], x0 : x0 + pixels.shape[1]] = pixels
-        names = None if label_names is None else np.array([label_names[n] for n in self.labels])
         return supervision.Detections(
             xyxy=self.boxes.copy(),
             mask=masks,
@@ -224,8 +238,32 @@ class Instances:
             tracker_id=None
             if self.track_ids is None
             else np.where(self.track_ids > 0, self.track_ids, -1).astype(np.int64),
-            data={} if names is None else {"class_name": names},
+            data=self._class_names(label_names),
         )
+
+    def to_supervision_keypoints(self, label_names: Sequence[str] | None = None) -> Any:
+        """Make a ``supervision.KeyPoints`` of N skeletons, in the order of ``to_supervision``.
+
+        Raises:
+            ValueError: no pose was estimated.
+        """
+        import supervision
+
+        if self.keypoints is None:
+            raise ValueError("these instances have no keypoints; estimate poses with pose=True")
+        return supervision.KeyPoints(
+            xy=self.keypoints[..., :2].copy(),
+            class_id=self.labels.astype(np.int64),
+            keypoint_confidence=self.keypoints[..., 2].copy(),
+            detection_confidence=self.scores.copy(),
+            visible=self.keypoints[..., 2] >= VISIBLE,
+            data=self._class_names(label_names),
+        )
+
+    def _class_names(self, label_names: Sequence[str] | None) -> dict[str, NDArray[np.str_]]:
+        if label_names is None:
+            return {}
+        return {"class_name": np.array([label_names[label] for label in self.labels])}
 
     def _crossings(self, i: int) -> Crossings:
         match self.masks:

@@ -173,3 +173,49 @@ def test_instances_are_described_in_a_line() -> None:
         "scores 0.90, 0.80, 0.70, 0.60, 0.50, ..., no masks>"
     )
     assert repr(Instances.empty(8, 6)) == "<Instances: 0 in 8x6, masks as 28x28 crops>"
+
+
+def posed(instances, seed=0):
+    """The same instances with 17 keypoints each."""
+    keypoints = np.random.default_rng(seed).random((len(instances), 17, 3), dtype=np.float32)
+    return replace(instances, keypoints=keypoints)
+
+
+def test_an_index_selects_keypoints_with_their_instances(three):
+    whole = posed(three)
+    assert (whole[1].keypoints == whole.keypoints[1:2]).all()
+    assert (whole[np.array([2, 0])].keypoints == whole.keypoints[[2, 0]]).all()
+    assert whole[three.scores > 1].keypoints.shape == (0, 17, 3)
+    assert "17 keypoints" in repr(whole)
+
+
+def test_keypoints_of_another_number_of_instances_are_refused(three):
+    with pytest.raises(ValueError, match="differ in length"):
+        replace(three, keypoints=np.zeros((2, 17, 3), np.float32))
+
+
+def test_coco_results_hold_each_keypoint_as_three_numbers_and_count_the_visible_ones(three):
+    whole = posed(three)
+    whole.keypoints[..., 2] = 0.4
+    whole.keypoints[1, :5, 2] = 0.5
+    found = json.loads(json.dumps(whole.to_coco()))
+    assert [len(one["keypoints"]) for one in found] == [51, 51, 51]
+    assert [one["num_keypoints"] for one in found] == [0, 5, 0]
+    assert np.float32(found[1]["keypoints"][3:6]).tolist() == whole.keypoints[1, 1].tolist()
+    assert not {"keypoints", "num_keypoints"} & set(three.to_coco()[0])
+
+
+def test_supervision_gets_the_keypoints_in_the_order_of_its_detections(three):
+    whole = posed(three)
+    found, boxes = whole.to_supervision_keypoints(NAMES), whole.to_supervision(NAMES)
+    assert (found.xy == whole.keypoints[..., :2]).all()
+    assert (found.keypoint_confidence == whole.keypoints[..., 2]).all()
+    assert (found.visible == (whole.keypoints[..., 2] >= 0.5)).all()
+    assert (found.detection_confidence == boxes.confidence).all()
+    assert found.class_id.tolist() == boxes.class_id.tolist()
+    assert found.data["class_name"].tolist() == boxes.data["class_name"].tolist()
+
+
+def test_supervision_gets_no_keypoints_where_no_pose_was_estimated(three):
+    with pytest.raises(ValueError, match="no keypoints"):
+        three.to_supervision_keypoints()
