@@ -115,6 +115,8 @@ class Stats:
         queue_depth: number of frames that wait before each stage, by the stage's name.
         at_work_s: seconds since each stage began its current work; idle ones are absent.
         outputs: by name, why an output is not written at the moment; "" if it is written.
+        subscribers_cut_off: connections closed because the peer sent a message that was too long
+            or malformed, since the start.
     """
 
     wall_s: float
@@ -124,6 +126,7 @@ class Stats:
     queue_depth: Mapping[str, int]
     at_work_s: Mapping[str, float]
     outputs: Mapping[str, str] = field(default_factory=dict)
+    subscribers_cut_off: int = 0
 
     @property
     def latency_ms(self) -> Percentiles | None:
@@ -207,6 +210,7 @@ class Meter:
         self._first_ns: int | None = None
         self._last_ns = 0
         self.subscribers = 0
+        self.subscribers_cut_off = 0
 
     def add(self, name: str) -> None:
         """Count for one more source, from 0, also if there was one of that name."""
@@ -335,6 +339,7 @@ class Meter:
                     if self._busy_ns[stage]
                 },
                 subscribers=self.subscribers,
+                subscribers_cut_off=self.subscribers_cut_off,
                 queue_depth=queue_depth or {},
                 at_work_s=at_work_s or {},
                 outputs=dict(self._outputs),

@@ -74,6 +74,11 @@ class PipelineCollector(Collector):
             "Subscribers, of the source that has the most.",
             value=stats.subscribers,
         )
+        yield CounterMetricFamily(
+            "maskcast_subscribers_cut_off",
+            "Connections closed because a peer sent a message that was too long or malformed.",
+            value=stats.subscribers_cut_off,
+        )
         yield GaugeMetricFamily(
             "maskcast_resident_memory_peak_bytes",
             "Peak resident memory of the process.",

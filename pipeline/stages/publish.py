@@ -203,6 +203,7 @@ class PublishStage(Stage[Seen, None]):
         self._context.meter.subscribers = max(
             map(publisher.subscribers, self._sources.names()), default=0
         )
+        self._context.meter.subscribers_cut_off = publisher.cut_off
 
 
 def encode_jpeg(frame: Frame, quality: int) -> bytes:

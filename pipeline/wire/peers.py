@@ -33,6 +33,16 @@ SUSPECT_BYTES = 4096
 KEYS_CHECK_S = 0.5
 """Interval at which the keys of the allowed clients are looked at."""
 
+HELD_CONNECTIONS = 128
+"""Connections that are kept open until libzmq's end of them is reported, to see which side closed;
+peers beyond these are not diagnosed. Each takes one more file descriptor."""
+
+CUT_OFF_REPORT_S = 60.0
+"""A peer's address that is cut off again is reported at most once in this time."""
+
+RECENT_MS = 1000
+"""A peer was cut off for what it sent if that was less than this before; heartbeats take longer."""
+
 LOCAL, UNKNOWN = "this machine", "an unknown address"
 """The address of an ``ipc://`` peer, and of one that was gone before it could be looked up."""
 
@@ -42,19 +52,33 @@ _MONITOR = "inproc://maskcast.monitor"
 _FAILED = zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
 _EVENTS = zmq.Event.ACCEPTED | zmq.Event.DISCONNECTED | _FAILED
 _BYTES_RECEIVED = 128
-"""Offset of ``tcpi_bytes_received`` in Linux's ``struct tcp_info`` (since 4.1)."""
+_LAST_DATA_RECEIVED = 52
+"""Offsets of ``tcpi_bytes_received`` and ``tcpi_last_data_recv`` (milliseconds ago) in Linux's
+``struct tcp_info`` (since 4.1); its first byte is the state."""
+
+_TCP_ESTABLISHED = 1
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class _Peer:
-    """A connection: address; address and port (None: not TCP); bytes received; its start."""
+    """A connection: address; address and port (None: not TCP); bytes received; its start.
+
+    ``held`` is a second descriptor of the connection, which tells after libzmq has closed its own
+    which side ended it; None if it could not be had.
+    """
 
     address: str
     name: Any
     received: int = 0
     since_s: float = field(default_factory=time.monotonic)
+    held: posix_socket.socket | None = None
+
+    def release(self) -> None:
+        if self.held is not None:
+            self.held.close()
+            self.held = None
 
 
 class PeerGuard:
@@ -69,17 +93,26 @@ class PeerGuard:
     its address blocked for a while (``AddressLimits``): libzmq queues every subscription without a
     limit, in about five times its size.
 
+    libzmq closes the connection of a peer that sends a message longer than ``MAXMSGSIZE``, such as
+    a too long subscription, and says nothing; the peer may connect again without that subscription
+    and receive nothing for ever. This is logged (``subscriber_cut_off``).
+
     The thread ends when the socket's context is terminated.
 
     Args:
         socket: bind it afterwards.
         keys: the server's own, and those of its clients; None for no encryption.
+
+    Attributes:
+        cut_off: connections that libzmq closed because of what the peer sent.
     """
 
     def __init__(self, socket: zmq.Socket[bytes], keys: ServerKeys | None) -> None:
         self._clients = None if keys is None else AllowedClients(keys)
         self._refused: set[str] = set()
         self._unstable: set[str] = set()
+        self._cut_off_at_s: dict[str, float] = {}
+        self.cut_off = 0
         self._limits = AddressLimits()
         self._peers: dict[int, _Peer] = {}
         self._handshake_failed = False
@@ -135,6 +168,8 @@ class PeerGuard:
             self._close()
 
     def _close(self) -> None:
+        for peer in self._peers.values():
+            peer.release()
         self._monitor.close(linger=0)
         if self._zap is not None:
             self._zap.close(linger=0)
@@ -167,16 +202,27 @@ class PeerGuard:
             self._handshake_failed = True
         elif kind == zmq.Event.ACCEPTED:
             local = event["endpoint"].startswith(b"ipc")
-            peer = _Peer(LOCAL, None) if local else _look_up(handle)
+            peer = _look_up(handle, local)
+            held = sum(other.held is not None for other in self._peers.values())
+            if held >= HELD_CONNECTIONS:
+                peer.release()
+            if (former := self._peers.pop(handle, None)) is not None:
+                former.release()
             self._peers[handle] = peer
             if peer.name is not None:
                 self._admit(handle, peer)
         elif kind == zmq.Event.DISCONNECTED:
             peer = self._peers.pop(handle, _Peer(UNKNOWN, None))
+            was_cut_off = _was_cut_off(peer)
+            peer.release()
             if peer.name is not None:
                 self._note_disconnection(peer)
-            if self._handshake_failed and self._clients is not None:
-                self._report_refused(peer.address, "no client key sent, or the server key is wrong")
+            if self._handshake_failed:
+                if self._clients is not None:
+                    reason = "no client key sent, or the server key is wrong"
+                    self._report_refused(peer.address, reason)
+            elif was_cut_off:
+                self._report_cut_off(peer.address)
             self._handshake_failed = False
 
     def _admit(self, handle: int, peer: _Peer) -> None:
@@ -194,6 +240,21 @@ class PeerGuard:
             _logger.warning(
                 "subscriber_unstable", extra=fields(address=peer.address, reason=reason)
             )
+
+    def _report_cut_off(self, address: str) -> None:
+        """Report that libzmq closed a connection, at once and then once a minute per address."""
+        self.cut_off += 1
+        now_s = time.monotonic()
+        before_s = self._cut_off_at_s.get(address)
+        if before_s is None:
+            if len(self._cut_off_at_s) >= MAX_ADDRESSES:
+                return
+        elif now_s - before_s < CUT_OFF_REPORT_S:
+            return
+        self._cut_off_at_s[address] = now_s
+        reason = "a message was too long or malformed; a subscription may have 128 bytes at most"
+        shown = fields(address=address, reason=reason, cut_off=self.cut_off)
+        _logger.warning("subscriber_cut_off", extra=shown)
 
     def _check_floods(self, now_s: float) -> None:
         sent: dict[str, int] = {}
@@ -258,15 +319,46 @@ def _connection(handle: int, name: Any) -> Iterator[posix_socket.socket | None]:
         yield connection if _peer_name(connection) == name else None
 
 
-def _look_up(handle: int) -> _Peer:
+def _look_up(handle: int, local: bool) -> _Peer:
+    """Find out who is connected; ``local`` tells that it is an ``ipc://`` peer."""
     try:
-        with posix_socket.socket(fileno=os.dup(handle)) as connection:
-            name = _peer_name(connection)
-            if name is None:
-                return _Peer(UNKNOWN, None)
-            return _Peer(str(name[0]), name, _bytes_received(connection))
+        own = os.dup(handle)
     except OSError:
+        return _Peer(LOCAL if local else UNKNOWN, None)
+    try:
+        connection = posix_socket.socket(fileno=own)
+    except OSError:  # not a socket any more
+        os.close(own)
+        return _Peer(LOCAL if local else UNKNOWN, None)
+    if local:
+        return _Peer(LOCAL, None, held=connection)
+    if (name := _peer_name(connection)) is None:
+        connection.close()
         return _Peer(UNKNOWN, None)
+    return _Peer(str(name[0]), name, _bytes_received(connection), held=connection)
+
+
+def _was_cut_off(peer: _Peer) -> bool:
+    """Tell whether this side closed a connection because of what the peer had just sent.
+
+    libzmq also closes those of peers that do not answer heartbeats, some seconds after their last
+    data, and this module those that flood; the latter are shut down, not established.
+    """
+    if peer.held is None:
+        return False
+    if peer.name is not None:
+        info = _tcp_info(peer.held)
+        if len(info) < _BYTES_RECEIVED + 8 or info[0] != _TCP_ESTABLISHED:
+            return False
+        return bool(struct.unpack_from("=I", info, _LAST_DATA_RECEIVED)[0] < RECENT_MS)
+    try:  # a UNIX socket does not tell when data came
+        flags = posix_socket.MSG_PEEK | posix_socket.MSG_DONTWAIT
+        is_open = bool(peer.held.recv(1, flags))
+    except BlockingIOError:
+        is_open = True
+    except OSError:
+        is_open = False
+    return is_open and time.monotonic() - peer.since_s < RECENT_MS / 1000
 
 
 def _peer_name(connection: posix_socket.socket) -> Any:
@@ -279,10 +371,15 @@ def _peer_name(connection: posix_socket.socket) -> Any:
 
 def _bytes_received(connection: posix_socket.socket) -> int:
     """Return what a TCP peer has sent so far, bytes; 0 where the system does not say."""
-    try:
-        info = connection.getsockopt(posix_socket.IPPROTO_TCP, posix_socket.TCP_INFO, 256)
-    except OSError:
-        return 0
+    info = _tcp_info(connection)
     if len(info) < _BYTES_RECEIVED + 8:
         return 0
     return int(struct.unpack_from("=Q", info, _BYTES_RECEIVED)[0])
+
+
+def _tcp_info(connection: posix_socket.socket) -> bytes:
+    """Return Linux's ``struct tcp_info``; nothing where the system does not say."""
+    try:
+        return connection.getsockopt(posix_socket.IPPROTO_TCP, posix_socket.TCP_INFO, 256)
+    except OSError:
+        return b""

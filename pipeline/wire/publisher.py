@@ -282,6 +282,11 @@ class Publisher:
         counted = self._subscriptions.count(topic(source, "instances"))
         return max(counted, int(self.has_backlog))
 
+    @property
+    def cut_off(self) -> int:
+        """Connections closed because the peer sent a message that was too long or malformed."""
+        return self._guard.cut_off
+
     def wait_for_subscribers(self, count: int, timeout_s: float, sources: Sequence[str]) -> bool:
         """Wait until each of the sources has ``count`` subscribers; False if that took too long."""
         deadline = time.monotonic() + timeout_s

@@ -33,6 +33,7 @@ NAMES = {
     "maskcast_queue_depth": "gauge",
     "maskcast_output_failed": "gauge",
     "maskcast_subscribers": "gauge",
+    "maskcast_subscribers_cut_off_total": "counter",
     "maskcast_resident_memory_peak_bytes": "gauge",
     "maskcast_engine_info": "gauge",
     "maskcast_build_info": "gauge",

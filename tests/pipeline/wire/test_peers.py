@@ -8,6 +8,7 @@ import time
 import av
 import numpy as np
 import pytest
+import zmq
 from witnesses import wait_until
 
 from maskcast.engines.errors import InputError
@@ -279,6 +280,48 @@ def test_a_peer_that_floods_subscriptions_is_disconnected_and_nobody_waits_behin
         with subscribe(publisher.endpoint, "cam1") as frames:  # once it is no longer blocked
             wait_until(lambda: publish(publisher) or frames.tally.received > 0, 20)
             wait_until(lambda: publish(publisher) or frames.receive().label_names != (), 20)
+
+
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+def test_a_peer_whose_subscription_is_too_long_is_reported_and_others_are_not(
+    transport, tmp_path, caplog
+):
+    endpoint = {"tcp": "tcp://127.0.0.1:0", "ipc": f"ipc://{tmp_path}/socket"}[transport]
+    with Publisher(endpoint, ("background",)) as publisher:
+        for _ in range(3):
+            with subscribe(publisher.endpoint, "cam1"):
+                assert publisher.wait_for_subscribers(1, 60, ["cam1"])
+        assert publisher.cut_off == 0
+        with zmq.Context() as context, context.socket(zmq.SUB) as subscriber:
+            subscriber.linger = 0
+            subscriber.connect(publisher.endpoint)
+            subscriber.subscribe(b"v1/" + b"x" * 200)
+            # It subscribes again at each reconnection, while its program reads.
+            wait_until(lambda: subscriber.poll(50) or publisher.cut_off >= 2, 60)
+        (record,) = (r for r in caplog.records if r.getMessage() == "subscriber_cut_off")
+        assert record.fields["address"] == {"tcp": "127.0.0.1", "ipc": LOCAL}[transport]
+        assert "128 bytes" in record.fields["reason"]
+
+
+def test_a_peer_that_vanishes_or_does_not_answer_was_not_cut_off(caplog, monkeypatch):
+    monkeypatch.setattr(peers, "HELD_CONNECTIONS", 1)
+    with Publisher("tcp://127.0.0.1:0", ("background",)) as publisher:
+        with plain_peer(publisher) as peer:
+            peer.sendall(b"\x00\x08\x01v1/cam1")
+            assert publisher.wait_for_subscribers(1, 60, ["cam1"])
+            with plain_peer(publisher) as other:
+                other.sendall(b"\x00\x08\x01v1/cam1")
+                assert publisher.wait_for_subscribers(2, 60, ["cam1"])
+            wait_until(
+                lambda: publisher.answer_subscriptions() or publisher.subscribers("cam1") == 1, 60
+            )
+            # The first one answers no heartbeat, and is disconnected.
+            wait_until(
+                lambda: publisher.answer_subscriptions() or publisher.subscribers("cam1") == 0, 60
+            )
+            assert peer.recv(1 << 16)
+        assert publisher.cut_off == 0
+    assert "subscriber_cut_off" not in caplog.messages
 
 
 def test_one_key_without_the_other_is_refused(server):
