@@ -19,6 +19,9 @@ import numpy as np
 
 from maskcast.engines.instances import Instances
 from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.publisher.publisher import Publisher
+from maskcast.pipeline.subscriber.subscribe import subscribe
+from maskcast.pipeline.subscriber.subscription import PublishedFrame
 from maskcast.pipeline.wire.message import (
     InstancesHeader,
     InstancesMessage,
@@ -26,9 +29,6 @@ from maskcast.pipeline.wire.message import (
     decode,
     encode,
 )
-from maskcast.pipeline.wire.publisher import Publisher
-from maskcast.pipeline.wire.subscribe import subscribe
-from maskcast.pipeline.wire.subscriber import PublishedFrame
 
 WIDTH, HEIGHT = 1920, 1080
 COUNTS = (1, 10, 100)

@@ -28,8 +28,8 @@ from maskcast.pipeline.config_file import make_config
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.outputs.recorder import Published
 from maskcast.pipeline.pipeline import Pipeline
-from maskcast.pipeline.wire.subscribe import subscribe
-from maskcast.pipeline.wire.subscriber import StreamEvent, Subscription
+from maskcast.pipeline.subscriber.subscribe import subscribe
+from maskcast.pipeline.subscriber.subscription import StreamEvent, Subscription
 
 KINDS = ("detect", "segment", "recorder")
 SOURCES = ("a", "b")

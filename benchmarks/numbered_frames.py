@@ -38,8 +38,8 @@ from maskcast.engines.openvino import streams
 from maskcast.engines.openvino.engine import OpenVinoEngine
 from maskcast.pipeline.config import Config, ModelConfig, PublishConfig, SourceConfig
 from maskcast.pipeline.pipeline import Pipeline
-from maskcast.pipeline.wire.received import PublishedFrame
-from maskcast.pipeline.wire.subscriber import Subscription
+from maskcast.pipeline.subscriber.received import PublishedFrame
+from maskcast.pipeline.subscriber.subscription import Subscription
 
 HEIGHT, WIDTH, FPS = 192, 320, 50
 _SERVER = Path(__file__).parents[1] / "tests" / "rtsp_server.py"

@@ -20,7 +20,7 @@ from typing import Any
 
 from maskcast.pipeline.config_file import make_config
 from maskcast.pipeline.pipeline import Pipeline
-from maskcast.pipeline.wire.subscribe import subscribe
+from maskcast.pipeline.subscriber.subscribe import subscribe
 
 ROOT = Path(__file__).parents[1]
 

@@ -37,8 +37,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.chaos import SERVER, SYSTEM_PYTHON
-from maskcast.pipeline.wire.subscribe import subscribe
-from maskcast.pipeline.wire.subscriber import StreamEvent
+from maskcast.pipeline.subscriber.subscribe import subscribe
+from maskcast.pipeline.subscriber.subscription import StreamEvent
 
 FPS = 10
 START_PATIENCE_S = 120.0

@@ -23,7 +23,7 @@ from maskcast.engines.engine import Engine
 from maskcast.engines.load import load_engine
 from maskcast.pipeline.config import Config, PublishConfig, SourceConfig
 from maskcast.pipeline.pipeline import Pipeline
-from maskcast.pipeline.wire.subscribe import subscribe
+from maskcast.pipeline.subscriber.subscribe import subscribe
 
 
 def run(engine: Engine, count: int, fps: float, seconds: float) -> dict[str, float]:

@@ -31,8 +31,8 @@ from rich.table import Table
 
 from maskcast.engines.instances import Instances
 from maskcast.pipeline.frame import Frame
-from maskcast.pipeline.wire.publisher import Publisher
-from maskcast.pipeline.wire.subscribe import subscribe
+from maskcast.pipeline.publisher.publisher import Publisher
+from maskcast.pipeline.subscriber.subscribe import subscribe
 
 SOURCE = "camera"
 IN_ONE_PROCESS = 25

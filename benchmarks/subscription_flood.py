@@ -24,9 +24,9 @@ import numpy as np
 
 from maskcast.engines.instances import Instances
 from maskcast.pipeline.frame import Frame
-from maskcast.pipeline.wire.publisher import Publisher
-from maskcast.pipeline.wire.subscribe import subscribe
-from maskcast.pipeline.wire.subscriber import PublishedFrame
+from maskcast.pipeline.publisher.publisher import Publisher
+from maskcast.pipeline.subscriber.subscribe import subscribe
+from maskcast.pipeline.subscriber.subscription import PublishedFrame
 
 PATIENCE_S = 120.0
 

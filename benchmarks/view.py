@@ -26,8 +26,8 @@ from websockets.sync.client import connect
 from maskcast.engines.instances import Instances
 from maskcast.pipeline.clients.view.process import ViewProcess
 from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.publisher.publisher import Publisher
 from maskcast.pipeline.stages.publish import encode_jpeg
-from maskcast.pipeline.wire.publisher import Publisher
 
 WIDTH, HEIGHT, QUALITY = 1280, 720, 80
 TICKS = os.sysconf("SC_CLK_TCK")

@@ -51,8 +51,8 @@ def evaluate(
     matched by name; only those that the model knows are scored.
     """
     with builder_extra():
-        from maskcast.builder.evaluate import Prediction
-        from maskcast.builder.evaluate import evaluate as evaluate_predictor
+        from maskcast.builder.evaluation.evaluate import Prediction
+        from maskcast.builder.evaluation.evaluate import evaluate as evaluate_predictor
     from rich.console import Console
     from rich.progress import track
 

@@ -14,7 +14,7 @@ HEAPS = 2
 """Number of glibc heaps. Enough: concurrent work, inference and decoding, allocates little."""
 
 _STATM = Path("/proc/self/statm")
-_M_ARENA_MAX = -8
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 """From glibc's malloc.h."""
 
 _Function = Callable[..., int]
@@ -48,6 +48,13 @@ def limit_heaps() -> None:
     """
     if _MALLOPT is not None and "MALLOC_ARENA_MAX" not in os.environ:
         _MALLOPT(_M_ARENA_MAX, HEAPS)
+
+
+def keep_memory() -> None:
+    """Let glibc keep freed memory: in training, getting large blocks anew takes 1/6 of a step."""
+    if _MALLOPT is not None:
+        _MALLOPT(_M_MMAP_MAX, 0)
+        _MALLOPT(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def give_back_memory() -> None:

@@ -62,36 +62,23 @@ if TYPE_CHECKING:
     from maskcast.pipeline.stats import StageStats as StageStats
     from maskcast.pipeline.stats import Stats as Stats
     from maskcast.pipeline.stats import Witness as Witness
+    from maskcast.pipeline.subscriber.losses import Tally as Tally
+    from maskcast.pipeline.subscriber.received import PublishedFrame as PublishedFrame
+    from maskcast.pipeline.subscriber.received import StreamEvent as StreamEvent
+    from maskcast.pipeline.subscriber.subscribe import subscribe as subscribe
+    from maskcast.pipeline.subscriber.subscription import EndOfStreams as EndOfStreams
+    from maskcast.pipeline.subscriber.subscription import Subscription as Subscription
     from maskcast.pipeline.tracking.analysis import Analysis as Analysis
     from maskcast.pipeline.tracking.analysis import TrackEvent as TrackEvent
     from maskcast.pipeline.tracking.config import LineConfig as LineConfig
     from maskcast.pipeline.tracking.config import ZoneConfig as ZoneConfig
     from maskcast.pipeline.wire.curve import ClientKeys as ClientKeys
     from maskcast.pipeline.wire.curve import KeyPair as KeyPair
-    from maskcast.pipeline.wire.losses import Tally as Tally
     from maskcast.pipeline.wire.message import WireError as WireError
-    from maskcast.pipeline.wire.received import PublishedFrame as PublishedFrame
-    from maskcast.pipeline.wire.received import StreamEvent as StreamEvent
-    from maskcast.pipeline.wire.subscribe import subscribe as subscribe
-    from maskcast.pipeline.wire.subscriber import EndOfStreams as EndOfStreams
-    from maskcast.pipeline.wire.subscriber import Subscription as Subscription
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "maskcast.pipeline.tracking.config": (
-        "ZoneConfig",
-        "LineConfig",
-    ),
-    "maskcast.pipeline.sources.state": ("SourceState",),
-    "maskcast.pipeline.tracking.analysis": (
-        "Analysis",
-        "TrackEvent",
-    ),
-    "maskcast.pipeline.durations": (
-        "Distribution",
-        "Percentiles",
-    ),
     "maskcast.engines.bundle": (
         "Bundle",
         "FixedInput",
@@ -121,7 +108,6 @@ _HOMES = {
     "maskcast.engines.plan": ("Plan",),
     "maskcast.pipeline.clients.recording": ("record",),
     "maskcast.pipeline.clients.replay": ("replay",),
-    "maskcast.pipeline.config_file": ("load_config",),
     "maskcast.pipeline.config": (
         "Config",
         "ControlConfig",
@@ -131,6 +117,11 @@ _HOMES = {
         "OutputConfig",
         "PublishConfig",
         "SourceConfig",
+    ),
+    "maskcast.pipeline.config_file": ("load_config",),
+    "maskcast.pipeline.durations": (
+        "Distribution",
+        "Percentiles",
     ),
     "maskcast.pipeline.frame": (
         "Frame",
@@ -146,27 +137,36 @@ _HOMES = {
     "maskcast.pipeline.outputs.video": ("VideoRecorder",),
     "maskcast.pipeline.pipeline": ("Pipeline",),
     "maskcast.pipeline.run": ("run",),
+    "maskcast.pipeline.sources.state": ("SourceState",),
     "maskcast.pipeline.stats": (
         "SourceStats",
         "StageStats",
         "Stats",
         "Witness",
     ),
+    "maskcast.pipeline.subscriber.losses": ("Tally",),
+    "maskcast.pipeline.subscriber.received": (
+        "PublishedFrame",
+        "StreamEvent",
+    ),
+    "maskcast.pipeline.subscriber.subscribe": ("subscribe",),
+    "maskcast.pipeline.subscriber.subscription": (
+        "EndOfStreams",
+        "Subscription",
+    ),
+    "maskcast.pipeline.tracking.analysis": (
+        "Analysis",
+        "TrackEvent",
+    ),
+    "maskcast.pipeline.tracking.config": (
+        "ZoneConfig",
+        "LineConfig",
+    ),
     "maskcast.pipeline.wire.curve": (
         "ClientKeys",
         "KeyPair",
     ),
-    "maskcast.pipeline.wire.losses": ("Tally",),
     "maskcast.pipeline.wire.message": ("WireError",),
-    "maskcast.pipeline.wire.received": (
-        "PublishedFrame",
-        "StreamEvent",
-    ),
-    "maskcast.pipeline.wire.subscribe": ("subscribe",),
-    "maskcast.pipeline.wire.subscriber": (
-        "EndOfStreams",
-        "Subscription",
-    ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

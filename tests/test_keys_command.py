@@ -17,8 +17,8 @@ import maskcast
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.config_file import make_config
 from maskcast.pipeline.pipeline import Pipeline
+from maskcast.pipeline.publisher.publisher import Publisher
 from maskcast.pipeline.wire.curve import ServerKeys
-from maskcast.pipeline.wire.publisher import Publisher
 
 ROOT = Path(maskcast.__file__).parents[1]
 

@@ -217,16 +217,18 @@ def test_the_rooms_know_only_those_they_may() -> None:
 
 PIPELINE_ARROWS = {
     "wire": set(),
+    "publisher": {"wire"},
+    "subscriber": {"wire"},
     "tracking": set(),
     "sources": set(),
     "outputs": {"tracking"},
-    "stages": {"outputs", "sources", "tracking", "wire"},
+    "stages": {"outputs", "publisher", "sources", "tracking", "wire"},
     "monitor": {"sources"},
-    "control": {"sources", "wire"},
-    "clients": {"outputs", "tracking", "wire"},  # outputs: to draw clips
-    "cli": {"clients", "control", "monitor", "outputs", "sources", "stages", "tracking", "wire"},
+    "control": {"publisher", "sources", "wire"},  # publisher: to know and limit the peers
+    "clients": {"outputs", "publisher", "subscriber", "tracking", "wire"},  # outputs: to draw clips
 }
 """Which folders of pipeline/ import which; its root modules are open to all."""
+PIPELINE_ARROWS["cli"] = {*PIPELINE_ARROWS}  # everything
 
 
 @pytest.mark.parametrize("folder", sorted(PIPELINE_ARROWS))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from publishers import NAMES, frame, seen
 
-from maskcast.pipeline.wire.publisher import Publisher
+from maskcast.pipeline.publisher.publisher import Publisher
 
 ROOT = Path(__file__).parents[1]
 READERS = ROOT / "examples" / "readers"

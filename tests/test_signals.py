@@ -22,8 +22,8 @@ import yaml
 import maskcast
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.cli.control_client import ControlClient
-from maskcast.pipeline.wire.subscribe import subscribe
-from maskcast.pipeline.wire.subscriber import StreamEvent
+from maskcast.pipeline.subscriber.subscribe import subscribe
+from maskcast.pipeline.subscriber.subscription import StreamEvent
 
 ROOT = Path(maskcast.__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}

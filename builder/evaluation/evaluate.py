@@ -13,8 +13,14 @@ import torch
 from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval import mask as coco_mask
 
-from maskcast.builder.coco import Annotation, Rle, check_size, encode_mask, read_annotations
-from maskcast.builder.operating_point import measure_operating_point
+from maskcast.builder.evaluation.coco import (
+    Annotation,
+    Rle,
+    check_size,
+    encode_mask,
+    read_annotations,
+)
+from maskcast.builder.evaluation.operating_point import measure_operating_point
 from maskcast.engines.errors import InputError
 from maskcast.engines.image_file import read_image
 

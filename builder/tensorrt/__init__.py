@@ -1,1 +1,1 @@
-"""TensorRT plans from the portable graphs."""
+"""TensorRT plans from the portable graphs; the compilation of kernels and plugins."""

@@ -1,8 +1,8 @@
 """Compile the CUDA kernels, so that a user's machine needs no compiler.
 
-``python -m maskcast.builder.kernels`` writes ``kernels.fatbin`` (machine code for the architectures
-below, PTX for later ones) and ``kernels.json`` (what it was made from). Build the plugin library
-again afterwards: ``python -m maskcast.builder.plugin_library``.
+``python -m maskcast.builder.tensorrt.kernels`` writes ``kernels.fatbin`` (machine code for the
+architectures below, PTX for later ones) and ``kernels.json`` (what it was made from). Build the
+plugin library again afterwards: ``python -m maskcast.builder.tensorrt.plugin_library``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from maskcast.engines.errors import InputError
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 """Turing, A100, Ampere, Ada, Hopper, Blackwell (data centre), Blackwell (RTX)."""
 
-PLUGINS = Path(__file__).parents[1] / "engines" / "tensorrt" / "plugins"
+PLUGINS = Path(__file__).parents[2] / "engines" / "tensorrt" / "plugins"
 _SOURCE = "kernels.cu"
 
 

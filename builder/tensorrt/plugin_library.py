@@ -1,8 +1,8 @@
 """Compile the native plugin library: needs g++ and the headers of TensorRT and CUDA, no GPU.
 
-``python -m maskcast.builder.plugin_library --tensorrt-headers DIR`` writes
+``python -m maskcast.builder.tensorrt.plugin_library --tensorrt-headers DIR`` writes
 ``libmaskcast_plugins.so`` for this machine's processor where the engine looks for it. The CUDA
-kernels inside are the compiled ones of ``maskcast.builder.kernels``; nvcc is not needed.
+kernels inside are the compiled ones of ``maskcast.builder.tensorrt.kernels``; nvcc is not needed.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from faster_coco_eval import mask as coco_mask
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from maskcast.builder.coco import Annotation, check_size, encode_mask, read_annotations
+from maskcast.builder.evaluation.coco import Annotation, check_size, encode_mask, read_annotations
 from maskcast.builder.training import augment
 from maskcast.builder.training.augment import Example
 from maskcast.builder.training.recipe import Recipe

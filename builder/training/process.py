@@ -1,21 +1,9 @@
-"""The process of a training run: its signals and its memory."""
+"""Signals in a training run and in its workers."""
 
-import ctypes
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-# glibc's <malloc.h>
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-
-
-def keep_memory() -> None:
-    """Let glibc keep freed memory: getting large blocks from the system takes 1/6 of a step."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @contextmanager

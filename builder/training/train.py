@@ -23,7 +23,7 @@ from maskcast.builder.checkpoint.checkpoint import (
     save_model,
     write_atomically,
 )
-from maskcast.builder.evaluate import evaluate, torch_predictor
+from maskcast.builder.evaluation.evaluate import evaluate, torch_predictor
 from maskcast.builder.network.backbone import freeze_levels, load_imagenet_weights
 from maskcast.builder.network.network import build_network, network_config
 from maskcast.builder.training.dataset import (
@@ -34,7 +34,7 @@ from maskcast.builder.training.dataset import (
 )
 from maskcast.builder.training.log import TrainingLog
 from maskcast.builder.training.losses import Target, compute_losses
-from maskcast.builder.training.process import ignore_interrupt, interruption, keep_memory
+from maskcast.builder.training.process import ignore_interrupt, interruption
 from maskcast.builder.training.recipe import (
     Recipe,
     learning_rate,
@@ -43,6 +43,7 @@ from maskcast.builder.training.recipe import (
 )
 from maskcast.engines.bundle import is_bundle, open_bundle
 from maskcast.engines.errors import InputError
+from maskcast.engines.memory import keep_memory
 
 _LOG_EVERY = 20
 _SAVE_EVERY = 200

@@ -11,7 +11,7 @@ from maskcast.engines.errors import InputError
 from maskcast.pipeline.cli import options
 
 if TYPE_CHECKING:
-    from maskcast.pipeline.wire.losses import Tally
+    from maskcast.pipeline.subscriber.losses import Tally
 
 
 def mount(app: typer.Typer) -> None:

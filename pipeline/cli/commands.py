@@ -16,7 +16,7 @@ from maskcast.pipeline.cli import client_commands, control_commands, options
 
 if TYPE_CHECKING:
     from maskcast.pipeline.config import SourceConfig
-    from maskcast.pipeline.wire.subscriber import PublishedFrame, Subscription
+    from maskcast.pipeline.subscriber.subscription import PublishedFrame, Subscription
 
 
 def mount(app: typer.Typer) -> None:
@@ -167,7 +167,7 @@ def watch(
     """
     from maskcast.pipeline.cli.watch import print_json, show_table
     from maskcast.pipeline.log import configure
-    from maskcast.pipeline.wire.subscribe import subscribe
+    from maskcast.pipeline.subscriber.subscribe import subscribe
 
     configure()
     if events and not as_json:

@@ -22,12 +22,12 @@ from maskcast.engines.engine import Engine, Mode
 from maskcast.engines.errors import InputError
 from maskcast.engines.image import NetworkImage, fit_image
 from maskcast.engines.load import load_engine
+from maskcast.engines.memory import read_memory
 from maskcast.pipeline.cli.report import Report, make_report, report_table
 from maskcast.pipeline.cli.run import stopping_on_signals
 from maskcast.pipeline.config import Config, ModelConfig, PublishConfig, SourceConfig
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.log import fields
-from maskcast.pipeline.memory import read_memory
 from maskcast.pipeline.monitor.trace import Trace, write_trace
 from maskcast.pipeline.outputs.files import PendingFile, check_not_input, check_writable
 from maskcast.pipeline.pipeline import Pipeline
@@ -36,8 +36,8 @@ from maskcast.pipeline.sources.source import SourceLostError
 from maskcast.pipeline.sources.state import SourceState, StateChange
 from maskcast.pipeline.stages.infer import mode_for
 from maskcast.pipeline.stats import Stats
+from maskcast.pipeline.subscriber.subscribe import subscribe
 from maskcast.pipeline.url import is_local, local_path, source_name
-from maskcast.pipeline.wire.subscribe import subscribe
 
 ENGINE_FRAMES = 64
 """The bare engine is timed on this many of the frames, evenly spread."""

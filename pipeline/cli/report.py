@@ -9,8 +9,8 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
+from maskcast.engines.memory import Memory
 from maskcast.pipeline.durations import Distribution
-from maskcast.pipeline.memory import Memory
 from maskcast.pipeline.stats import RECORD, StageStats, Stats
 
 BUSY = 0.8

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from maskcast.engines.engine import Engine
+from maskcast.engines.memory import limit_heaps
 from maskcast.engines.threads import mark_abandonable
 from maskcast.pipeline.cli.live_table import LiveTable
 from maskcast.pipeline.cli.watch import count_labels
 from maskcast.pipeline.config import Config
-from maskcast.pipeline.memory import limit_heaps
 from maskcast.pipeline.pipeline import Pipeline, check_config
 from maskcast.pipeline.sources.state import SourceState
 from maskcast.pipeline.stages.infer import load_engine_for

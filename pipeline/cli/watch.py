@@ -14,8 +14,8 @@ import msgspec
 from maskcast.engines.instances import Instances
 from maskcast.pipeline.cli.live_table import LiveTable
 from maskcast.pipeline.outputs.jsonl import FrameRecord, instance_records, label_name
-from maskcast.pipeline.wire.received import PublishedFrame, StreamEvent
-from maskcast.pipeline.wire.subscriber import Subscription
+from maskcast.pipeline.subscriber.received import PublishedFrame, StreamEvent
+from maskcast.pipeline.subscriber.subscription import Subscription
 
 RATE_OVER_S = 3.0
 """Window of the frame rate, seconds."""

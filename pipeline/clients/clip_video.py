@@ -12,8 +12,8 @@ from PIL import Image
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.outputs.recorder import Published
 from maskcast.pipeline.outputs.video import VideoRecorder
-from maskcast.pipeline.wire.received import PublishedFrame
-from maskcast.pipeline.wire.subscribe import subscribe
+from maskcast.pipeline.subscriber.received import PublishedFrame
+from maskcast.pipeline.subscriber.subscribe import subscribe
 
 
 def render(recording: Path, path: Path) -> int:

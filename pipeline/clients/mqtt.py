@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.log import fields
+from maskcast.pipeline.subscriber.received import PublishedFrame, StreamEvent
+from maskcast.pipeline.subscriber.subscribe import subscribe
 from maskcast.pipeline.url import redact
-from maskcast.pipeline.wire.received import PublishedFrame, StreamEvent
-from maskcast.pipeline.wire.subscribe import subscribe
 
 if TYPE_CHECKING:
     from paho.mqtt.client import Client

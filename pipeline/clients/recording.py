@@ -10,9 +10,9 @@ from typing import Protocol
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.clients.clips import ClipRecording
 from maskcast.pipeline.clients.segments import ContinuousRecording
-from maskcast.pipeline.wire.losses import LossTracker, Tally
+from maskcast.pipeline.subscriber.losses import LossTracker, Tally
+from maskcast.pipeline.subscriber.receiver import Receiver, read_client_keys
 from maskcast.pipeline.wire.message import EventHeader, Header, WireError, decode_header
-from maskcast.pipeline.wire.receiver import Receiver, read_client_keys
 from maskcast.pipeline.wire.recording import RawMessage
 
 FLUSH_S = 0.5

@@ -11,9 +11,9 @@ from typing import Literal
 import msgspec
 
 from maskcast.engines.errors import InputError
+from maskcast.pipeline.publisher.publisher import Publisher
 from maskcast.pipeline.wire.curve import ServerKeys
 from maskcast.pipeline.wire.message import decode_header
-from maskcast.pipeline.wire.publisher import Publisher
 from maskcast.pipeline.wire.recording import check_recordings, read_recording
 
 ANSWER_S = 0.05

@@ -20,9 +20,9 @@ import msgspec
 
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.log import fields
+from maskcast.pipeline.subscriber.received import StreamEvent
+from maskcast.pipeline.subscriber.subscribe import subscribe
 from maskcast.pipeline.url import redact
-from maskcast.pipeline.wire.received import StreamEvent
-from maskcast.pipeline.wire.subscribe import subscribe
 
 EVENTS = ("zone_entered", "zone_left", "line_crossed", "track_ended", "state", "ended")
 """Events that are posted by default."""

@@ -17,6 +17,7 @@ from maskcast.pipeline.config import ControlConfig, Policy, SourceConfig
 from maskcast.pipeline.config_file import make_source
 from maskcast.pipeline.control.allow_list import REMOTE_DEFAULT, AllowList
 from maskcast.pipeline.log import fields
+from maskcast.pipeline.publisher.peers import PeerGuard
 from maskcast.pipeline.sources.state import SourceState
 from maskcast.pipeline.stats import SourceStats, Stats
 from maskcast.pipeline.url import redact, shorten
@@ -27,7 +28,6 @@ from maskcast.pipeline.wire.endpoint import (
     remove_socket_file,
     set_common_options,
 )
-from maskcast.pipeline.wire.peers import PeerGuard
 
 LONGEST_REQUEST = 16 << 10
 """Bytes of a request at most."""

@@ -18,9 +18,9 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from maskcast.engines.engine import Engine
+from maskcast.engines.memory import read_memory
 from maskcast.pipeline.durations import BOUNDS_S, Distribution
 from maskcast.pipeline.frame import STAGES
-from maskcast.pipeline.memory import read_memory
 from maskcast.pipeline.sources.state import SourceState
 from maskcast.pipeline.stats import RECORD, SourceStats, Stats
 

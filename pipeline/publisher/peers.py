@@ -18,8 +18,8 @@ from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
 from maskcast.pipeline.log import fields
+from maskcast.pipeline.publisher.limits import AddressLimits
 from maskcast.pipeline.wire.curve import AllowedClients, ServerKeys
-from maskcast.pipeline.wire.limits import AddressLimits
 
 MAX_ADDRESSES = 256
 """Addresses that are reported by name, so that strangers fill neither the log nor the memory."""

@@ -15,6 +15,8 @@ import zmq
 from maskcast.engines.errors import InputError
 from maskcast.engines.instances import Instances
 from maskcast.pipeline.log import fields
+from maskcast.pipeline.publisher.peers import PeerGuard
+from maskcast.pipeline.publisher.subscriptions import Subscriptions
 from maskcast.pipeline.wire.curve import ServerKeys
 from maskcast.pipeline.wire.endpoint import (
     bind,
@@ -36,8 +38,6 @@ from maskcast.pipeline.wire.message import (
     labels_id,
     topic,
 )
-from maskcast.pipeline.wire.peers import PeerGuard
-from maskcast.pipeline.wire.subscriptions import Subscriptions
 
 if TYPE_CHECKING:
     from maskcast.pipeline.frame import Frame

@@ -7,11 +7,11 @@ import time
 
 import msgspec
 
+from maskcast.engines.memory import give_back_memory
 from maskcast.engines.threads import mark_abandonable
 from maskcast.pipeline.config import SourceConfig
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.inbox import Inbox
-from maskcast.pipeline.memory import give_back_memory
 from maskcast.pipeline.sources.errors import RTSP_PORTS, probe_tcp
 from maskcast.pipeline.sources.video import VideoSource
 from maskcast.pipeline.url import redact, scheme

@@ -17,13 +17,13 @@ from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.inbox import Inbox
 from maskcast.pipeline.orders import SourceRemoved
 from maskcast.pipeline.outputs.recorder import Published
+from maskcast.pipeline.publisher.publisher import Publisher
 from maskcast.pipeline.sources.state import REMOVED
 from maskcast.pipeline.stages.masks import Seen
 from maskcast.pipeline.stages.record import Recorded
 from maskcast.pipeline.stages.stage import Event, PipelineContext, Stage
 from maskcast.pipeline.tracking.analysis import Analysis
 from maskcast.pipeline.wire.curve import ServerKeys
-from maskcast.pipeline.wire.publisher import Publisher
 
 SUBSCRIBER_POLL_S, BACKLOG_POLL_S = 0.1, 0.001
 """Seconds without a frame after which subscriptions are read; the second while a backlog waits."""

@@ -8,14 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from maskcast.pipeline.wire.losses import MAX_SOURCES, LossTracker, SequenceGap, keep
+from maskcast.pipeline.subscriber.losses import LossTracker, SequenceGap
+from maskcast.pipeline.subscriber.received import StreamEvent
+from maskcast.pipeline.wire.kept import MAX_SOURCES, keep
 from maskcast.pipeline.wire.message import (
     EventHeader,
     InstancesHeader,
     WireError,
     decode_header,
 )
-from maskcast.pipeline.wire.received import StreamEvent
 
 Policy = Literal["latest", "all"]
 

@@ -7,10 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from maskcast.pipeline.wire.kept import MAX_SOURCES, keep
 from maskcast.pipeline.wire.message import EventHeader, InstancesHeader
-
-MAX_SOURCES = 1024
-"""Sources tracked, and pairs of publisher and source: those heard of last."""
 
 MAX_EVENTS = 64
 """Event names tracked per stream."""
@@ -149,11 +147,3 @@ def _recall(kept: OrderedDict[K, V], key: K, make: Callable[[], V], most: int) -
     value = kept[key] if key in kept else make()
     keep(kept, key, value, most)
     return value
-
-
-def keep(kept: OrderedDict[K, V], key: K, value: V, most: int) -> None:
-    """Store a value as the most recent of at most ``most``; the oldest is dropped."""
-    kept[key] = value
-    kept.move_to_end(key)
-    if len(kept) > most:
-        kept.popitem(last=False)

@@ -10,7 +10,7 @@ from typing import Self
 import zmq
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.wire.connection import Connection
+from maskcast.pipeline.subscriber.connection import Connection
 from maskcast.pipeline.wire.curve import ClientKeys
 from maskcast.pipeline.wire.endpoint import check_endpoint
 from maskcast.pipeline.wire.message import VERSION, check_source_name

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.wire.backlog import Policy
+from maskcast.pipeline.subscriber.backlog import Policy
+from maskcast.pipeline.subscriber.received import PublishedFrame, StreamEvent
+from maskcast.pipeline.subscriber.receiver import read_client_keys
+from maskcast.pipeline.subscriber.subscription import Subscription
 from maskcast.pipeline.wire.endpoint import check_endpoint
 from maskcast.pipeline.wire.message import (
     check_source_name,
 )
-from maskcast.pipeline.wire.received import PublishedFrame, StreamEvent
-from maskcast.pipeline.wire.receiver import read_client_keys
 from maskcast.pipeline.wire.recording import check_recordings
-from maskcast.pipeline.wire.subscriber import Subscription
 
 
 @overload
@@ -95,7 +95,7 @@ def subscribe(
     as the loop.
 
     A publisher that refuses the connection is asked again, with backoff, until it accepts. The
-    reason is logged once (logger ``maskcast.pipeline.wire.connection``).
+    reason is logged once (logger ``maskcast.pipeline.subscriber.connection``).
 
     Args:
         endpoints: "tcp://host:5555", "ipc:///run/maskcast.sock", or several; or recordings,

@@ -14,16 +14,16 @@ from typing import Generic, Self, TypeVar, cast
 import zmq
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.wire.backlog import Arrival, Backlog, Policy
-from maskcast.pipeline.wire.connection import Connection
+from maskcast.pipeline.subscriber.backlog import Arrival, Backlog, Policy
+from maskcast.pipeline.subscriber.connection import Connection
+from maskcast.pipeline.subscriber.losses import Tally
+from maskcast.pipeline.subscriber.received import PublishedFrame, StreamEvent
 from maskcast.pipeline.wire.curve import ClientKeys
-from maskcast.pipeline.wire.losses import Tally
 from maskcast.pipeline.wire.message import (
     VERSION,
     WireError,
     decode_body,
 )
-from maskcast.pipeline.wire.received import PublishedFrame, StreamEvent
 from maskcast.pipeline.wire.recording import read_recording
 
 __all__ = ["EndOfStreams", "Policy", "PublishedFrame", "StreamEvent", "Subscription"]

@@ -1,1 +1,1 @@
-"""Messages over ZeroMQ (docs/wire.md): encoding, publisher, subscriber, keys."""
+"""Messages over ZeroMQ (docs/wire.md), and what both ends need: masks, keys, endpoints."""

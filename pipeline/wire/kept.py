@@ -1,19 +1,36 @@
-"""KeptEvents: the events of each source that a new subscriber, or a new file, begins with."""
+"""What is kept of each source: a bounded number of entries, and the events for a newcomer."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
-from maskcast.pipeline.wire.losses import MAX_SOURCES, keep
 from maskcast.pipeline.wire.message import EventHeader, Header
+
+MAX_SOURCES = 1024
+"""Sources, and pairs of publisher and source, that something is kept of: those heard of last."""
 
 KEPT_EVENTS = {"labels": "labels", "size": "size", "state": "state", "ended": "state"}
 """Events that a new subscriber receives, and the slot that each is kept in."""
 
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def keep(kept: OrderedDict[K, V], key: K, value: V, most: int) -> None:
+    """Store a value as the most recent of at most ``most``; the oldest is dropped."""
+    kept[key] = value
+    kept.move_to_end(key)
+    if len(kept) > most:
+        kept.popitem(last=False)
+
 
 class KeptEvents:
-    """The last ``labels``, ``size`` and ``state`` of at most ``MAX_SOURCES`` sources."""
+    """The events that a new subscriber, or a new file, begins with.
+
+    These are the last ``labels``, ``size`` and ``state`` of at most ``MAX_SOURCES`` sources.
+    """
 
     def __init__(self) -> None:
         self._sources: OrderedDict[str, dict[str, tuple[str, list[bytes]]]] = OrderedDict()

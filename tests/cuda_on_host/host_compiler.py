@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from maskcast.builder.plugin_library import cuda_headers
+from maskcast.builder.tensorrt.plugin_library import cuda_headers
 from maskcast.engines.errors import InputError
 
 CUDA_ON_HOST = Path(__file__).parent

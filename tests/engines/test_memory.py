@@ -5,18 +5,13 @@ import sys
 
 import pytest
 
-from maskcast.engines.engine import Engine
-from maskcast.engines.errors import InputError
-from maskcast.pipeline.cli import run
-from maskcast.pipeline.config import Config
-from maskcast.pipeline.config_file import make_config
-from maskcast.pipeline.memory import HEAPS, give_back_memory, read_memory
+from maskcast.engines.memory import HEAPS, give_back_memory, read_memory
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this is about glibc")
 
 THREADS_THAT_ALLOCATE = """
 import ctypes, threading
-from maskcast.pipeline.memory import limit_heaps
+from maskcast.engines.memory import limit_heaps
 limit_heaps()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
@@ -64,17 +59,3 @@ def test_free_memory_between_used_blocks_is_returned() -> None:
     give_back_memory()
     assert before - read_memory().rss_bytes > 40e6
     assert held[-1][-1] == ord("x")
-
-
-def test_a_run_limits_its_heaps_before_the_engine_makes_threads(monkeypatch) -> None:
-    calls: list[str] = []
-
-    def load(config: Config) -> Engine:
-        calls.append("load")
-        raise InputError("no engine")
-
-    monkeypatch.setattr(run, "limit_heaps", lambda: calls.append("limit"))
-    monkeypatch.setattr(run, "load_engine_for", load)
-    with pytest.raises(InputError, match="no engine"):
-        run.run_to_end(make_config({"sources": [{"url": "test://64x48@5"}]}))
-    assert calls == ["limit", "load"]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from publishers import NAMES, Script
 
-from maskcast.pipeline.wire.publisher import Publisher
+from maskcast.pipeline.publisher.publisher import Publisher
 
 RtpFault = Callable[[int, bytearray], list[bytes]]
 """Makes of a connection's n-th RTP packet what arrives in its place."""

@@ -17,7 +17,7 @@ from publishers import PICTURE
 
 from maskcast.engines.instances import Instances
 from maskcast.pipeline.frame import Frame
-from maskcast.pipeline.wire.publisher import Publisher
+from maskcast.pipeline.publisher.publisher import Publisher
 
 WIDTH, HEIGHT = 320, 240
 NAMES = ("background", "person", "dog")

@@ -10,8 +10,8 @@ from typing import Any
 from maskcast.pipeline.config import Config
 from maskcast.pipeline.config_file import make_config
 from maskcast.pipeline.outputs.recorder import Published
-from maskcast.pipeline.wire.subscribe import subscribe
-from maskcast.pipeline.wire.subscriber import PublishedFrame, StreamEvent
+from maskcast.pipeline.subscriber.subscribe import subscribe
+from maskcast.pipeline.subscriber.subscription import PublishedFrame, StreamEvent
 
 
 def configured(*urls: Path | str | dict[str, Any], publish: dict[str, Any] | None = None) -> Config:

@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 
 from maskcast.pipeline.clients.view.packet import Packet
-from maskcast.pipeline.wire.losses import MAX_SOURCES
-from maskcast.pipeline.wire.received import PublishedFrame, StreamEvent
-from maskcast.pipeline.wire.subscriber import Subscription
+from maskcast.pipeline.subscriber.received import PublishedFrame, StreamEvent
+from maskcast.pipeline.subscriber.subscription import Subscription
+from maskcast.pipeline.wire.kept import MAX_SOURCES
 
 MOST_IN_FLIGHT = 2
 """Frames of one source that a browser may have received and not drawn yet."""

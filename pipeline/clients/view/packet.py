@@ -25,8 +25,8 @@ from functools import cached_property
 import msgspec
 import numpy as np
 
+from maskcast.pipeline.subscriber.received import PublishedFrame
 from maskcast.pipeline.wire.masks import encode_masks
-from maskcast.pipeline.wire.received import PublishedFrame
 
 
 class Header(msgspec.Struct, frozen=True):

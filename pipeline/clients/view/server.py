@@ -21,9 +21,9 @@ from maskcast.pipeline.clients.view.access import Access
 from maskcast.pipeline.clients.view.feed import Feed, Mailbox
 from maskcast.pipeline.clients.view.listener import Listener
 from maskcast.pipeline.clients.view.packet import Packet
-from maskcast.pipeline.wire.received import PublishedFrame, StreamEvent
-from maskcast.pipeline.wire.subscribe import subscribe
-from maskcast.pipeline.wire.subscriber import Subscription
+from maskcast.pipeline.subscriber.received import PublishedFrame, StreamEvent
+from maskcast.pipeline.subscriber.subscribe import subscribe
+from maskcast.pipeline.subscriber.subscription import Subscription
 
 MOST_BROWSERS = 32
 HELLO_WITHIN_S = 5.0

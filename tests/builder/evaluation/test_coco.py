@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from faster_coco_eval import mask as coco_mask
 
-from maskcast.builder.coco import check_size, encode_mask, read_annotations
+from maskcast.builder.evaluation.coco import check_size, encode_mask, read_annotations
 from maskcast.engines.errors import InputError
 
 HEIGHT, WIDTH = 16, 20

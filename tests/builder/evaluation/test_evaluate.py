@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from maskcast.builder.evaluate import Prediction, encode_masks, evaluate, torch_predictor
+from maskcast.builder.evaluation.evaluate import Prediction, encode_masks, evaluate, torch_predictor
 from maskcast.builder.network.network import build_network, network_config
 from maskcast.builder.training.dataset import InstanceDataset
 from maskcast.engines.errors import InputError

@@ -1,6 +1,6 @@
 import pytest
 
-from maskcast.builder.operating_point import measure_operating_point
+from maskcast.builder.evaluation.operating_point import measure_operating_point
 
 
 def instance(x, *, image=1, category=1, crowd=0, width=10):

@@ -7,7 +7,7 @@ import shutil
 import msgspec
 import pytest
 
-from maskcast.builder.kernels import (
+from maskcast.builder.tensorrt.kernels import (
     ARCHITECTURES,
     PLUGINS,
     KernelsRecord,
@@ -62,7 +62,7 @@ def test_without_nvcc_the_error_says_what_to_install(tmp_path, monkeypatch):
 def test_the_shipped_binary_was_made_from_the_sources_beside_it():
     record = msgspec.json.decode((PLUGINS / "kernels.json").read_bytes(), type=KernelsRecord)
     assert record.sources == source_hashes(), (
-        "run `python -m maskcast.builder.kernels` and commit the result"
+        "run `python -m maskcast.builder.tensorrt.kernels` and commit the result"
     )
     assert set(record.kernels) == KERNELS
     assert record.architectures == ARCHITECTURES

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from host_compiler import compile_program, header_options, tensorrt_headers
 
-from maskcast.builder.plugin_library import (
+from maskcast.builder.tensorrt.plugin_library import (
     LibraryRecord,
     check_headers,
     compile_library,
@@ -48,7 +48,7 @@ needs_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="needs an 
 def test_the_shipped_library_was_made_from_the_sources_beside_it():
     record = msgspec.json.decode((SHIPPED / "library.json").read_bytes(), type=LibraryRecord)
     assert record.sources == library_sources(), (
-        "run `python -m maskcast.builder.plugin_library --tensorrt-headers DIR` and commit it"
+        "run `python -m maskcast.builder.tensorrt.plugin_library --tensorrt-headers DIR`"
     )
     assert (FOLDER / "kernels.fatbin").read_bytes() in (SHIPPED / NAME).read_bytes()
 
@@ -114,7 +114,7 @@ def test_it_compiles_without_a_warning(tmp_path, headers, compiler):
 
 
 def test_the_example_in_cpp_compiles_against_the_headers(tmp_path, headers):
-    example = Path(__file__).parents[2] / "examples" / "tensorrt" / "detect.cpp"
+    example = Path(__file__).parents[3] / "examples" / "tensorrt" / "detect.cpp"
     compile_program(tmp_path / "detect.o", "-c", example, options=header_options())
 
 

@@ -4,8 +4,8 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from maskcast.engines.memory import Memory, read_memory
 from maskcast.pipeline.cli.report import Report, make_report, name_bottleneck, report_table
-from maskcast.pipeline.memory import Memory, read_memory
 from maskcast.pipeline.stats import Meter
 
 REPORT = msgspec.convert(

@@ -3,9 +3,12 @@ from pathlib import Path
 import pytest
 from witnesses import configured
 
+from maskcast.engines.engine import Engine
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.cli import run as module
 from maskcast.pipeline.cli.run import run_to_end
+from maskcast.pipeline.config import Config
+from maskcast.pipeline.config_file import make_config
 
 
 def test_a_run_that_ends_with_an_error_prints_its_final_figures(
@@ -30,3 +33,17 @@ def test_a_run_that_fails_before_its_first_frame_prints_nothing_else(
     with pytest.raises(InputError, match="not a video"):
         run_to_end(configured(text))
     assert capsys.readouterr().err == ""
+
+
+def test_a_run_limits_its_heaps_before_the_engine_makes_threads(monkeypatch) -> None:
+    calls: list[str] = []
+
+    def load(config: Config) -> Engine:
+        calls.append("load")
+        raise InputError("no engine")
+
+    monkeypatch.setattr(module, "limit_heaps", lambda: calls.append("limit"))
+    monkeypatch.setattr(module, "load_engine_for", load)
+    with pytest.raises(InputError, match="no engine"):
+        run_to_end(make_config({"sources": [{"url": "test://64x48@5"}]}))
+    assert calls == ["limit", "load"]

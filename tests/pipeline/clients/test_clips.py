@@ -17,11 +17,11 @@ from maskcast.pipeline.clients import clips
 from maskcast.pipeline.clients.clip_video import render
 from maskcast.pipeline.clients.clips import ClipRecording
 from maskcast.pipeline.clients.recording import record
+from maskcast.pipeline.publisher.publisher import Publisher
+from maskcast.pipeline.subscriber.subscribe import subscribe
+from maskcast.pipeline.subscriber.subscription import StreamEvent
 from maskcast.pipeline.wire.message import EventHeader, EventMessage, decode_header, encode
-from maskcast.pipeline.wire.publisher import Publisher
 from maskcast.pipeline.wire.recording import RawMessage
-from maskcast.pipeline.wire.subscribe import subscribe
-from maskcast.pipeline.wire.subscriber import StreamEvent
 
 S = 1_000_000_000
 BEGIN_NS = 1_700_000_000 * S
@@ -173,7 +173,7 @@ def test_a_recorder_and_a_reader_load_no_decoder() -> None:
 import sys
 import maskcast
 from maskcast.pipeline.clients import recording, clips
-from maskcast.pipeline.wire import publisher
+from maskcast.pipeline.publisher import publisher
 maskcast.record, maskcast.replay, maskcast.subscribe
 heavy = ("av", "openvino", "PIL", "maskcast.pipeline.frame")
 print([name for name in heavy if name in sys.modules])

@@ -17,7 +17,7 @@ from witnesses import wait_until
 
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.clients.mqtt import Broker
-from maskcast.pipeline.wire.publisher import Publisher
+from maskcast.pipeline.publisher.publisher import Publisher
 
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
 

@@ -20,13 +20,13 @@ from maskcast.engines.errors import InputError
 from maskcast.pipeline.clients.recording import record
 from maskcast.pipeline.clients.replay import replay
 from maskcast.pipeline.clients.segments import segments
+from maskcast.pipeline.publisher.publisher import Publisher
+from maskcast.pipeline.subscriber.subscribe import subscribe
+from maskcast.pipeline.subscriber.subscription import PublishedFrame, StreamEvent
 from maskcast.pipeline.wire.message import (
     decode_header,
 )
-from maskcast.pipeline.wire.publisher import Publisher
 from maskcast.pipeline.wire.recording import RawMessage, RecordingWriter, read_recording
-from maskcast.pipeline.wire.subscribe import subscribe
-from maskcast.pipeline.wire.subscriber import PublishedFrame, StreamEvent
 
 
 def free_endpoint(tmp_path: Path, name: str = "socket") -> str:

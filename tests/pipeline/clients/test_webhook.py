@@ -14,8 +14,8 @@ from maskcast.engines.errors import InputError
 from maskcast.pipeline.clients import webhook
 from maskcast.pipeline.clients.secret import read_secret
 from maskcast.pipeline.clients.webhook import Webhook, run_webhook, sign
-from maskcast.pipeline.wire.publisher import Publisher
-from maskcast.pipeline.wire.received import StreamEvent
+from maskcast.pipeline.publisher.publisher import Publisher
+from maskcast.pipeline.subscriber.received import StreamEvent
 
 
 class Server:

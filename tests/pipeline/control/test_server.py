@@ -31,9 +31,9 @@ from maskcast.pipeline.control.server import (
 )
 from maskcast.pipeline.pipeline import Pipeline
 from maskcast.pipeline.stats import Meter
+from maskcast.pipeline.subscriber.subscribe import subscribe
+from maskcast.pipeline.subscriber.subscription import StreamEvent
 from maskcast.pipeline.wire.curve import new_keys
-from maskcast.pipeline.wire.subscribe import subscribe
-from maskcast.pipeline.wire.subscriber import StreamEvent
 
 
 @contextmanager

@@ -1,5 +1,5 @@
-from maskcast.pipeline.wire import limits
-from maskcast.pipeline.wire.limits import AddressLimits
+from maskcast.pipeline.publisher import limits
+from maskcast.pipeline.publisher.limits import AddressLimits
 
 
 def test_a_subscriber_with_thousands_of_subscriptions_and_heartbeats_stays_within_its_limits():

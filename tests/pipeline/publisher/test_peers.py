@@ -14,11 +14,11 @@ from witnesses import wait_until
 from maskcast.engines.errors import InputError
 from maskcast.engines.instances import Instances
 from maskcast.pipeline.frame import Frame
-from maskcast.pipeline.wire import peers
+from maskcast.pipeline.publisher import peers
+from maskcast.pipeline.publisher.peers import LOCAL, UNKNOWN
+from maskcast.pipeline.publisher.publisher import Publisher
+from maskcast.pipeline.subscriber.subscribe import subscribe
 from maskcast.pipeline.wire.curve import AllowedClients, ServerKeys, new_keys
-from maskcast.pipeline.wire.peers import LOCAL, UNKNOWN
-from maskcast.pipeline.wire.publisher import Publisher
-from maskcast.pipeline.wire.subscribe import subscribe
 
 NOTHING = Instances(
     64,

@@ -10,10 +10,10 @@ import zmq
 from maskcast.engines.errors import InputError
 from maskcast.engines.instances import Instances
 from maskcast.pipeline.frame import Frame
-from maskcast.pipeline.wire import publisher as publisher_module
+from maskcast.pipeline.publisher import publisher as publisher_module
+from maskcast.pipeline.publisher.publisher import Publisher
 from maskcast.pipeline.wire.curve import ServerKeys, new_keys
 from maskcast.pipeline.wire.message import EventMessage, InstancesMessage, decode
-from maskcast.pipeline.wire.publisher import Publisher
 
 NAMES = ("background", "person")
 PICTURE = av.VideoFrame(64, 48)

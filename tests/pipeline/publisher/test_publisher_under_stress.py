@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 import maskcast
 from maskcast.engines.instances import Instances
 from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.publisher.publisher import Publisher
+from maskcast.pipeline.subscriber.subscribe import subscribe
 from maskcast.pipeline.wire import endpoint as endpoint_module
-from maskcast.pipeline.wire.publisher import Publisher
-from maskcast.pipeline.wire.subscribe import subscribe
 
 NAMES = ("background", "person")
 PICTURE = av.VideoFrame(64, 48)
@@ -33,7 +33,7 @@ BOX = np.array([[4, 4, 40, 40]], np.float32)
 
 READ_ALL = """
 import json, sys
-from maskcast.pipeline.wire.subscribe import subscribe
+from maskcast.pipeline.subscriber.subscribe import subscribe
 with subscribe(sys.argv[1], policy="all", timeout_s=30) as frames:
     told = sum(frame.lost_before for frame in frames)
     tally = frames.tally
@@ -66,7 +66,7 @@ import itertools, sys, time
 import av, numpy as np
 from maskcast.engines.instances import Instances
 from maskcast.pipeline.frame import Frame
-from maskcast.pipeline.wire.publisher import Publisher
+from maskcast.pipeline.publisher.publisher import Publisher
 nothing = Instances(
     64, 48, np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32), None
 )

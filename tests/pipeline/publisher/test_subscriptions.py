@@ -3,8 +3,8 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskcast.pipeline.wire import subscriptions
-from maskcast.pipeline.wire.subscriptions import Subscriptions
+from maskcast.pipeline.publisher import subscriptions
+from maskcast.pipeline.publisher.subscriptions import Subscriptions
 
 prefixes = st.binary(max_size=3).map(lambda b: bytes(c % 2 + 97 for c in b))
 

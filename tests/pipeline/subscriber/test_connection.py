@@ -7,10 +7,10 @@ import pytest
 from publishers import NAMES, frame, seen
 from witnesses import wait_until
 
-from maskcast.pipeline.wire import connection
+from maskcast.pipeline.publisher.publisher import Publisher
+from maskcast.pipeline.subscriber import connection
+from maskcast.pipeline.subscriber.subscribe import subscribe
 from maskcast.pipeline.wire.curve import ServerKeys, new_keys
-from maskcast.pipeline.wire.publisher import Publisher
-from maskcast.pipeline.wire.subscribe import subscribe
 
 
 @pytest.fixture(autouse=True)

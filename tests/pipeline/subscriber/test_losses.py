@@ -3,8 +3,8 @@ import tracemalloc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskcast.pipeline.wire import losses as losses_module
-from maskcast.pipeline.wire.losses import LossTracker, SequenceGap
+from maskcast.pipeline.subscriber import losses as losses_module
+from maskcast.pipeline.subscriber.losses import LossTracker, SequenceGap
 from maskcast.pipeline.wire.message import EventHeader, InstancesHeader
 
 A, B = "a" * 16, "b" * 16

@@ -13,16 +13,16 @@ from publishers import NAMES, frame, seen
 from witnesses import wait_until
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.wire import backlog
+from maskcast.pipeline.publisher.publisher import Publisher
+from maskcast.pipeline.subscriber import backlog
+from maskcast.pipeline.subscriber.subscribe import subscribe
+from maskcast.pipeline.subscriber.subscription import EndOfStreams, PublishedFrame, StreamEvent
 from maskcast.pipeline.wire.message import (
     InstancesHeader,
     InstancesMessage,
     WireError,
     encode,
 )
-from maskcast.pipeline.wire.publisher import Publisher
-from maskcast.pipeline.wire.subscribe import subscribe
-from maskcast.pipeline.wire.subscriber import EndOfStreams, PublishedFrame, StreamEvent
 
 
 @pytest.mark.parametrize("form", ["crop_u8", "crop_bits", "coco_rle", "polygon", "none"])
@@ -314,7 +314,7 @@ def run_script(code):
 
 def test_control_c_ends_a_waiting_loop_at_once():
     process = run_script(
-        "from maskcast.pipeline.wire.subscribe import subscribe\n"
+        "from maskcast.pipeline.subscriber.subscribe import subscribe\n"
         "print('waiting', flush=True)\n"
         "for frame in subscribe('tcp://127.0.0.1:9', timeout_s=60): pass\n"
     )
@@ -330,7 +330,7 @@ def test_control_c_ends_a_waiting_loop_at_once():
 
 def test_a_program_that_forgets_to_close_ends_all_the_same():
     process = run_script(
-        "from maskcast.pipeline.wire.subscribe import subscribe\n"
+        "from maskcast.pipeline.subscriber.subscribe import subscribe\n"
         "frames = subscribe('tcp://127.0.0.1:9').open()\n"
         "print('done')\n"
     )

@@ -7,8 +7,8 @@ import pytest
 from publishers import NAMES, frame, seen
 from witnesses import wait_until
 
-from maskcast.pipeline.wire.publisher import Publisher
-from maskcast.pipeline.wire.subscribe import subscribe
+from maskcast.pipeline.publisher.publisher import Publisher
+from maskcast.pipeline.subscriber.subscribe import subscribe
 
 
 def test_a_gap_is_told_of_exactly(script):

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from publishers import seen
 
-from maskcast.pipeline.wire.losses import LossTracker
+from maskcast.pipeline.subscriber.losses import LossTracker
 from maskcast.pipeline.wire.message import (
     EventHeader,
     EventMessage,

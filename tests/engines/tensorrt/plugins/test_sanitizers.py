@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from host_compiler import compile_program, header_options
 
-from maskcast.builder.plugin_library import SOURCES
+from maskcast.builder.tensorrt.plugin_library import SOURCES
 from maskcast.engines.tensorrt.plugins.library import FOLDER, NAME
 
 SANITIZE = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")

@@ -21,7 +21,7 @@ from studio import HEIGHT, NAMES, WIDTH, Scene, Studio, blobs, jpeg, union, wait
 from maskcast.engines.instances import Instances, PolygonMasks
 from maskcast.pipeline.clients.view.packet import Packet
 from maskcast.pipeline.outputs.draw import Annotator, palette
-from maskcast.pipeline.wire.received import PublishedFrame
+from maskcast.pipeline.subscriber.received import PublishedFrame
 
 if importlib.util.find_spec("selenium") is None:
     pytest.skip("selenium is not installed", allow_module_level=True)

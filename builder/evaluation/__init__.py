@@ -1,0 +1,1 @@
+"""Accuracy on annotated images: COCO average precision, precision and recall."""

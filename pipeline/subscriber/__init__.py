@@ -1,0 +1,1 @@
+"""The subscriber: connections to publishers, lost messages, and the frames it yields."""
