@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from maskcast.engines.errors import InputError
+from maskcast.engines.keypoints import Keypoints
 from maskcast.engines.onnx_file import GraphPorts, check_graph
 from maskcast.engines.plan import FileName, Plan, Precision, Sha256, ShortText, Side
 
@@ -35,6 +36,9 @@ _LARGEST_MANIFEST = 1 << 20
 _DETECTOR = GraphPorts(frozenset({"images", "sizes"}), frozenset({"p2"}))
 _SEGMENTER = GraphPorts(
     frozenset({"p2", "p3", "p4", "p5", "boxes", "labels", "batch_index"}), frozenset({"masks"})
+)
+_POSER = GraphPorts(
+    frozenset({"p2", "p3", "p4", "p5", "boxes", "batch_index"}), frozenset({"heatmaps"})
 )
 
 
@@ -96,10 +100,12 @@ class Graphs(msgspec.Struct, frozen=True):
     Attributes:
         detector: images to boxes and features.
         segmenter: features and boxes to mask crops; None for a Faster R-CNN.
+        poser: features and boxes to heatmaps, float32 ``[R, K, 56, 56]``; None without keypoints.
     """
 
     detector: GraphFile
     segmenter: GraphFile | None = None
+    poser: GraphFile | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,6 +120,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         input: shape of the network's input.
         score_threshold: minimum score by default.
         graphs: the portable graphs.
+        keypoints: what the poser finds; None where there is none.
         plans: TensorRT plans of the graphs; empty for other backends.
         built_with: versions of the packages that built it.
     """
@@ -126,8 +133,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     input: Input
     score_threshold: Annotated[float, Meta(ge=0, le=1)] = 0.5
     graphs: Graphs
+    keypoints: Keypoints | None = None
     plans: Annotated[tuple[Plan, ...], Meta(max_length=16)] = ()
     built_with: Annotated[dict[ShortText, ShortText], Meta(max_length=100)] = {}
+
+    def __post_init__(self) -> None:
+        if (self.keypoints is None) != (self.graphs.poser is None):
+            raise ValueError("keypoints and a poser come together, and one of them is missing")
 
 
 class Bundle(msgspec.Struct, frozen=True):
@@ -152,6 +164,12 @@ class Bundle(msgspec.Struct, frozen=True):
         graph = self.manifest.graphs.segmenter
         return None if graph is None else self.path / graph.file
 
+    @property
+    def poser(self) -> Path | None:
+        """The poser's ONNX file; None for a model without keypoints."""
+        graph = self.manifest.graphs.poser
+        return None if graph is None else self.path / graph.file
+
 
 def default_bundle() -> Path:
     """Find the folder of the bundle that comes with the package."""
@@ -172,6 +190,7 @@ def open_bundle(name_or_path: str | Path) -> Bundle:
     for graph, ports in (
         (manifest.graphs.detector, _DETECTOR),
         (manifest.graphs.segmenter, _SEGMENTER),
+        (manifest.graphs.poser, _POSER),
     ):
         if graph is not None:
             _check(path / graph.file, graph.sha256)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from maskcast.engines.bundle import Bundle
-from maskcast.engines.engine import Detections, Engine, keep_detections, to_instances
+from maskcast.engines.engine import (
+    Detections,
+    Engine,
+    keep_detections,
+    to_instances,
+)
 from maskcast.engines.errors import InputError
 from maskcast.engines.image import NetworkImage
 from maskcast.engines.instances import MASK_SIZE, Instances
+from maskcast.engines.keypoints import HEATMAP_SIZE, decode_heatmaps
 from maskcast.engines.onnx_file import is_quantised
 
 if TYPE_CHECKING:
@@ -29,19 +36,22 @@ class OnnxRuntimeEngine(Engine):
     Args:
         bundle: of any backend; its portable graphs are run in fp32, or in int8 where they are
             quantised.
+        pose: load the poser too.
 
     Raises:
-        InputError: onnxruntime is not installed.
+        InputError: onnxruntime is not installed, or a graph cannot be loaded.
     """
 
     max_batch = 8
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, *, pose: bool = False) -> None:
         self.manifest = bundle.manifest
         precision = "int8" if is_quantised(bundle.detector) else "fp32"
         self.device = f"ONNX Runtime CPU {precision}"
         self._detector = _session(bundle.detector)
         self._segmenter = None if bundle.segmenter is None else _session(bundle.segmenter)
+        self._poser = _session(bundle.poser) if pose and bundle.poser is not None else None
+        self.has_pose = self._poser is not None
 
     def detect(self, images: Sequence[NetworkImage], min_score: float) -> Detections:
         """Find boxes; see ``Engine.detect``."""
@@ -58,6 +68,17 @@ class OnnxRuntimeEngine(Engine):
             features=dict(zip(_FEATURES, features, strict=True)),
             release=lambda: None,
         )
+
+    def estimate_pose(self, detections: Detections) -> Detections:
+        """Find keypoints; see ``Engine.estimate_pose``."""
+        keypoints = self.manifest.keypoints
+        if self._poser is None or keypoints is None:
+            return super().estimate_pose(detections)
+        heatmaps = np.zeros((0, len(keypoints), HEATMAP_SIZE, HEATMAP_SIZE), np.float32)
+        if len(detections.boxes):
+            inputs = {"boxes": detections.boxes, "batch_index": detections.image_index}
+            (heatmaps,) = self._poser.run(("heatmaps",), detections.features | inputs)
+        return replace(detections, keypoints=decode_heatmaps(heatmaps, detections.boxes))
 
     def segment(self, detections: Detections) -> list[Instances]:
         """Compute mask crops; see ``Engine.segment``."""

@@ -31,12 +31,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         precision: the number format that it computes in.
         height, width: of the network's input, pixels.
         max_batch: maximum number of images.
-        max_boxes: maximum number of boxes of a segmenter; 0 for a detector.
+        max_boxes: maximum number of boxes of a segmenter or a poser; 0 for a detector.
         graph_sha256: of the portable graph.
         plugins: versions of the plugins inside, by name.
     """
 
-    graph: Literal["detector", "segmenter"]
+    graph: Literal["detector", "segmenter", "poser"]
     file: FileName
     sha256: Sha256
     package: Package

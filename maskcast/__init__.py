@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from maskcast.engines.instances import Instances as Instances
     from maskcast.engines.instances import PolygonMasks as PolygonMasks
     from maskcast.engines.instances import RleMasks as RleMasks
+    from maskcast.engines.keypoints import Keypoints as Keypoints
     from maskcast.engines.load import load_engine as load_engine
     from maskcast.engines.load import predict as predict
     from maskcast.engines.masks import Patch as Patch
@@ -100,6 +101,7 @@ _HOMES = {
         "PolygonMasks",
         "RleMasks",
     ),
+    "maskcast.engines.keypoints": ("Keypoints",),
     "maskcast.engines.load": (
         "load_engine",
         "predict",

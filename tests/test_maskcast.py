@@ -35,6 +35,7 @@ PUBLIC = [
     "Instances",
     "JsonlRecorder",
     "KeyPair",
+    "Keypoints",
     "LineConfig",
     "LongestSideInput",
     "Manifest",

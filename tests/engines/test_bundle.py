@@ -25,6 +25,7 @@ from maskcast.engines.bundle import (
     sha256,
 )
 from maskcast.engines.errors import InputError
+from maskcast.engines.keypoints import COCO_PERSON
 from maskcast.engines.load import load_engine
 
 DETECTOR = """
@@ -36,6 +37,11 @@ SEGMENTER = """
 <ir_version: 10, opset_import: ["" : 18]>
 segmenter (float[n] p2, float[n] p3, float[n] p4, float[n] p5, float[r, 4] boxes, int64[r] labels,
            int32[r] batch_index) => (float[r, 4] masks) { masks = Identity (boxes) }
+"""
+POSER = """
+<ir_version: 10, opset_import: ["" : 18]>
+poser (float[n] p2, float[n] p3, float[n] p4, float[n] p5, float[r, 4] boxes,
+       int32[r] batch_index) => (float[r, 4] heatmaps) { heatmaps = Identity (boxes) }
 """
 
 
@@ -71,6 +77,55 @@ def test_a_bundle_is_read_as_it_was_written(bundle: Path) -> None:
     assert opened.detector == bundle / "detector.onnx"
     assert opened.segmenter == bundle / "segmenter.onnx"
     assert opened.manifest == open_bundle(str(bundle)).manifest
+
+
+@pytest.fixture
+def posing(bundle: Path) -> Path:
+    """The same with a poser."""
+    path = bundle / "poser.onnx"
+    onnx.save(onnx.parser.parse_model(POSER), path)
+    graphs = json.loads((bundle / "manifest.json").read_text())["graphs"]
+    graphs["poser"] = {"file": path.name, "sha256": sha256(path)}
+    edit(bundle, graphs=graphs, keypoints=msgspec.to_builtins(COCO_PERSON))
+    return bundle
+
+
+def test_a_bundle_with_a_poser_says_what_it_finds(posing: Path) -> None:
+    opened = open_bundle(posing)
+    assert opened.poser == posing / "poser.onnx"
+    assert opened.manifest.keypoints == COCO_PERSON
+
+
+def test_a_bundle_from_before_keypoints_has_none(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    del manifest["keypoints"], manifest["graphs"]["poser"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    opened = open_bundle(bundle)
+    assert opened.poser is None
+    assert opened.manifest.keypoints is None
+
+
+def test_keypoints_without_a_poser_are_damage(posing: Path) -> None:
+    edit(posing, keypoints=None)
+    with pytest.raises(InputError, match=r"damaged .*keypoints and a poser come together"):
+        open_bundle(posing)
+
+
+def test_a_skeleton_of_points_that_are_not_there_is_damage(posing: Path) -> None:
+    edit(posing, keypoints={"names": ["nose"], "skeleton": [[0, 1]]})
+    with pytest.raises(InputError, match=r"damaged .*skeleton"):
+        open_bundle(posing)
+
+
+def test_a_poser_is_checked_as_the_other_graphs(posing: Path) -> None:
+    path = posing / "poser.onnx"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    with pytest.raises(InputError, match=r"poser\.onnx: damaged"):
+        open_bundle(posing)
+    replace_graph(posing, "poser", (posing / "segmenter.onnx").read_bytes())
+    with pytest.raises(InputError, match=r"poser\.onnx: not the graph that it should be"):
+        open_bundle(posing)
 
 
 def test_the_default_bundle_comes_with_the_package() -> None:
