@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
 from maskcast.engines.engine import Engine
@@ -23,6 +24,7 @@ from maskcast.pipeline.control.server import ControlServer
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.monitor.health import Health, check_health
 from maskcast.pipeline.orders import Failed, Order, Review, SourceRemoved, StageEnded, Stop
+from maskcast.pipeline.outputs.audio import audio_file
 from maskcast.pipeline.outputs.outputs import check_outputs, make_recorders
 from maskcast.pipeline.outputs.recorder import Recorder
 from maskcast.pipeline.sources.open import check_source
@@ -232,7 +234,9 @@ class Pipeline:
         if self._given_engine is None:
             undo.callback(engine.close)
         names = [config.name or "" for config in self._configs]
-        recorders = make_recorders(self.config.outputs, engine.manifest.labels, names)
+        recorders = make_recorders(
+            self.config.outputs, engine.manifest.labels, names, self._audio_of
+        )
         for recorder in recorders:
             undo.callback(recorder.close)
         metrics = self._serve_metrics(engine)
@@ -328,6 +332,10 @@ class Pipeline:
         if self._parts is None:
             raise InputError("the pipeline has not started")
         return self._parts
+
+    def _audio_of(self, source: str) -> Path | None:
+        configs = (config for config in self.sources() if config.name == source)
+        return next(map(audio_file, configs), None)
 
     def _make_control(self) -> ControlServer | None:
         control, publish = self.config.control, self.config.publish

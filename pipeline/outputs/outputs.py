@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from maskcast.engines.errors import InputError
@@ -38,7 +38,10 @@ def check_outputs(config: Config) -> None:
 
 
 def make_recorders(
-    outputs: OutputConfig, label_names: Sequence[str], sources: Sequence[str]
+    outputs: OutputConfig,
+    label_names: Sequence[str],
+    sources: Sequence[str],
+    audio_of: Callable[[str], Path | None],
 ) -> list[Recorder]:
     """Make the recorders of a configuration; none of them has opened a file yet.
 
@@ -46,6 +49,7 @@ def make_recorders(
         outputs: the files to write.
         label_names: the model's class names.
         sources: the sources' names, in their order.
+        audio_of: returns the file from which to copy a source's audio, or None.
     """
     recorders: list[Recorder] = []
     if outputs.jsonl is not None:
@@ -67,6 +71,7 @@ def make_recorders(
                 segment_s=outputs.segment_s,
                 segment_bytes=outputs.segment_bytes,
                 trail_s=outputs.trail_s,
+                audio_of=audio_of,
             )
         )
     return recorders

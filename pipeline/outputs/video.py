@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
+from av.audio.stream import AudioStream
 from av.container import OutputContainer
 from av.video.stream import VideoStream
 from PIL import Image, ImageOps
@@ -18,6 +20,7 @@ from maskcast.engines.errors import InputError
 from maskcast.engines.instances import Instances
 from maskcast.pipeline.config import VIDEO_SUFFIXES
 from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.outputs.audio import AudioReader
 from maskcast.pipeline.outputs.draw import Annotator
 from maskcast.pipeline.outputs.files import (
     FileNames,
@@ -43,7 +46,7 @@ class VideoRecorder:
     Each source has a file of its own (``FileNames`` says which name). An MP4 file is fragmented
     while it grows, so that it plays up to the last fragment if the process is killed, and becomes
     an ordinary one when it is closed. A file gets its name when its first fragment is on disk.
-    Audio is not recorded.
+    The audio of a video file is copied, without decoding it, if the file's type can hold it.
 
     Args:
         path: the file, ``.mp4`` or ``.mkv``; may hold directives of ``strftime``.
@@ -54,6 +57,7 @@ class VideoRecorder:
         segment_bytes: begin a new file when this many bytes are reached; one fragment (50 frames)
             may lie above.
         trail_s: draw where tracked objects have been during this many seconds; None draws no trail.
+        audio_of: returns the video file from which to copy a source's audio; None for no audio.
 
     Raises:
         InputError: the file cannot be written, or has another suffix.
@@ -71,6 +75,7 @@ class VideoRecorder:
         segment_s: float | None = None,
         segment_bytes: float | None = None,
         trail_s: float | None = None,
+        audio_of: Callable[[str], Path | None] | None = None,
     ) -> None:
         checked = check_path(path)
         if checked.suffix.lower() not in VIDEO_SUFFIXES:
@@ -84,6 +89,8 @@ class VideoRecorder:
         self._names = FileNames(checked, sources, segmented=segmented)
         self._files: dict[str, _VideoFile] = {}
         self._annotators: dict[str, Annotator] = {}
+        self._audio_of = audio_of
+        self._audio: dict[str, AudioReader] = {}
         self._trail_s = trail_s
         self._trails: dict[str, Trails] = {}
 
@@ -116,7 +123,8 @@ class VideoRecorder:
                 file = None
             if file is None:
                 pending = self._names.next(source, frame.capture_ns)
-                file = self._files[source] = _VideoFile(pending, image.size)
+                audio = self._audio_reader(source)
+                file = self._files[source] = _VideoFile(pending, image.size, audio)
             file.append(image, frame)
         except (OSError, av.FFmpegError):
             if (broken := self._files.pop(source, None)) is not None:
@@ -131,8 +139,11 @@ class VideoRecorder:
         """
         self._annotators.pop(source, None)
         self._trails.pop(source, None)
-        if (file := self._files.pop(source, None)) is not None:
-            file.close()
+        with ExitStack() as closing:
+            if (audio := self._audio.pop(source, None)) is not None:
+                closing.callback(audio.close)
+            if (file := self._files.pop(source, None)) is not None:
+                closing.callback(file.close)
 
     def close(self) -> None:
         """Finish the files; without a frame there is none.
@@ -141,8 +152,15 @@ class VideoRecorder:
             OSError, av.FFmpegError: one could not be finished; the others are.
         """
         with ExitStack() as closing:
-            for source in list(self._files):
+            for source in list(self._files | self._audio):
                 closing.callback(self.end_source, source)
+
+    def _audio_reader(self, source: str) -> AudioReader | None:
+        """Return the reader of a source's audio, which goes on from one segment to the next."""
+        if source not in self._audio and self._audio_of is not None:
+            if (path := self._audio_of(source)) is not None:
+                self._audio[source] = AudioReader(path, source)
+        return self._audio.get(source)
 
 
 class _VideoFile:
@@ -153,15 +171,18 @@ class _VideoFile:
     last column or row of an odd one is repeated.
     """
 
-    def __init__(self, pending: PendingFile, size: tuple[int, int]) -> None:
+    def __init__(
+        self, pending: PendingFile, size: tuple[int, int], audio: AudioReader | None
+    ) -> None:
         pending.probe()  # the encoder writes nothing yet: a full disk would show seconds later
         self._pending = pending
         self._clock = _Clock()
         self._header_bytes = 0
         is_mp4 = pending.name.suffix.lower() == ".mp4"
-        options = {"flush_packets": "1"}
+        # Audio may end before the video: do not hold frames back in the hope of more of it.
+        options = {"flush_packets": "1", "max_interleave_delta": "2000000"}
         if is_mp4:
-            options["movflags"] = "hybrid_fragmented+frag_keyframe+empty_moov+default_base_moof"
+            options["movflags"] = "hybrid_fragmented+frag_keyframe+delay_moov+default_base_moof"
         form = "mp4" if is_mp4 else "matroska"
         self._container: OutputContainer = av.open(
             str(pending.path), "w", format=form, options=options
@@ -176,6 +197,10 @@ class _VideoFile:
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.time_base = Fraction(1, CLOCK_HZ)
         self._stream.codec_context.gop_size = 50  # a fragment ends before each key frame
+        self._audio = audio
+        self._audio_stream: AudioStream | None = None
+        if audio is not None:
+            self._audio_stream = audio.add_stream(self._container, form, options)
 
     @property
     def duration_s(self) -> float:
@@ -204,11 +229,13 @@ class _VideoFile:
         encoded.pts = self._clock.ticks(frame)
         encoded.time_base = Fraction(1, CLOCK_HZ)
         self._mux(encoded)
+        self._copy_audio()
 
     def close(self) -> None:
         """Flush the encoder and write the index that makes the file an ordinary one."""
         try:
             self._mux(None)
+            self._copy_audio()
             self._container.close()
             if not self._pending.is_kept:
                 self._pending.keep()
@@ -221,6 +248,13 @@ class _VideoFile:
         with suppress(OSError, av.FFmpegError):
             self._container.close()
         self._pending.discard()
+
+    def _copy_audio(self) -> None:
+        """Copy the audio up to where the next frame is due."""
+        if self._audio is not None and self._audio_stream is not None:
+            begin_s = self._clock.begin_s
+            end_s = begin_s + self.duration_s
+            self._audio.copy(self._container, self._audio_stream, begin_s, end_s)
 
     def _mux(self, frame: av.VideoFrame | None) -> None:
         for packet in self._stream.encode(frame):
@@ -238,6 +272,11 @@ class _Clock:
         self._offset_s: float | None = None
         self._last = -1
         self._step = CLOCK_HZ // DEFAULT_FPS
+
+    @property
+    def begin_s(self) -> float:
+        """The time in the source that is 0 in the file."""
+        return self._offset_s or 0.0
 
     @property
     def next_ticks(self) -> int:

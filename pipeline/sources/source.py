@@ -40,7 +40,7 @@ class Source(ABC):
         fps: nominal frames per second, None if unknown.
         width, height: size of the first frame in pixels, before rotation. Later ones may differ.
         frame_count: number of frames, None if unknown or endless.
-        has_audio: whether there is sound, which is not read.
+        has_audio: whether there is audio, which is not read.
 
     All but the first two are known once the source is open.
     """

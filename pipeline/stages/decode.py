@@ -14,6 +14,7 @@ from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.inbox import Inbox
 from maskcast.pipeline.log import fields
 from maskcast.pipeline.orders import Review
+from maskcast.pipeline.outputs.audio import audio_file
 from maskcast.pipeline.sources.open import create_source
 from maskcast.pipeline.sources.source import Source, SourceLostError
 from maskcast.pipeline.sources.state import FINISHED, SourceState, StateChange
@@ -80,8 +81,11 @@ class DecodeStage(threading.Thread):
                 if self._state is not SourceState.STREAMING:
                     self._on_change(StateChange(SourceState.STREAMING))
                 self._context.meter.opened(self._source_name, self._frame_count(source))
-                if source.has_audio and self._context.saves_video:
-                    _logger.warning("audio_not_recorded", extra=fields(source=self._source_name))
+                is_missing = source.has_audio and audio_file(self.config) is None
+                if self._context.saves_video and is_missing:
+                    reason = "audio is copied from video files only, not from looped ones"
+                    shown = fields(source=self._source_name, reason=reason)
+                    _logger.warning("audio_not_recorded", extra=shown)
                 self.policy = source.policy
                 self._inbox.set_policy(source.policy)
                 try:

@@ -31,7 +31,7 @@ class PipelineContext:
         is_ready: tells whether the engine is ready for frames of the same shape; if not, it
             prepares for them in the background.
         limit: the number of frames to read from each source; None for all.
-        saves_video: whether annotated video is written: it has no audio, which is logged.
+        saves_video: whether annotated video is written; a source's missing audio is then logged.
     """
 
     meter: Meter

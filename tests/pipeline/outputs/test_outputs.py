@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
 import pytest
 from witnesses import configured
 
@@ -168,30 +167,3 @@ def test_a_full_disk_ends_the_recording_and_nothing_else(make_clip, tmp_path: Pa
     assert lines.endswith(b"\n")
     assert all(json.loads(line)["source"] == "clip" for line in lines.splitlines())
     assert sorted(tmp_path.glob(".*")) == []
-
-
-@pytest.fixture
-def clip_with_sound(make_clip, tmp_path: Path) -> Path:
-    path = tmp_path / "sound.mp4"
-    with av.open(str(make_clip("silent.mp4"))) as given, av.open(str(path), "w") as made:
-        (video,) = given.streams.video
-        copied, sound = made.add_stream_from_template(video), made.add_stream("aac", rate=8000)
-        silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), "fltp", "mono")
-        silence.sample_rate = 8000
-        for packet in sound.encode(silence) + sound.encode(None):
-            made.mux(packet)
-        for packet in given.demux(video):
-            if packet.dts is not None:
-                packet.stream = copied
-                made.mux(packet)
-    return path
-
-
-@pytest.mark.parametrize("save", [True, False])
-def test_the_log_says_that_sound_is_not_recorded(
-    save: bool, clip_with_sound: Path, timed_engine, tmp_path: Path, caplog
-) -> None:
-    outputs = {"save": tmp_path / "out.mp4"} if save else {"jsonl": tmp_path / "out.jsonl"}
-    Pipeline(with_outputs(clip_with_sound, **outputs), timed_engine()).run()
-    shown = [r.fields for r in caplog.records if r.getMessage() == "audio_not_recorded"]
-    assert shown == ([{"source": "sound"}] if save else [])

@@ -1,0 +1,148 @@
+"""Audio of video files, copied undecoded into the files that are recorded of them."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+
+import av
+from av.audio.stream import AudioStream
+from av.container import InputContainer, OutputContainer
+
+from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.log import fields
+from maskcast.pipeline.url import is_device, is_local, local_path
+
+_TRIAL_PACKETS = 5
+"""Packets that are copied on trial before a file is begun."""
+
+_OPTIONS = {"protocol_whitelist": "file,crypto,data"}
+"""As for the video of a local file (``pipeline/sources/video.py``)."""
+
+_logger = logging.getLogger(__name__)
+
+
+def audio_file(config: SourceConfig) -> Path | None:
+    """Return the file that a source's audio can be copied from; None for other kinds of sources.
+
+    A file that is repeated has none, because the times of its audio begin again.
+    """
+    if not is_local(config.url) or is_device(config.url) or config.loop:
+        return None
+    path = local_path(config.url)
+    return path if path.is_file() else None
+
+
+class AudioReader:
+    """Reads the packets of a video file's first audio stream, and copies them into containers.
+
+    Errors never concern the video: they end the audio, and are logged (``audio_not_recorded``).
+
+    Args:
+        path: the video file.
+        source: the source's name, for the log.
+    """
+
+    def __init__(self, path: Path, source: str) -> None:
+        self._source = source
+        self._packets: Iterator[av.Packet[AudioStream]] = iter(())
+        self._next: av.Packet[AudioStream] | None = None
+        self._container: InputContainer | None = None
+        self._path = path
+
+    def add_stream(
+        self, output: OutputContainer, form: str, options: dict[str, str]
+    ) -> AudioStream | None:
+        """Add an audio stream to a container that holds no packets yet.
+
+        Args:
+            output: the container.
+            form, options: what it was opened with.
+
+        Returns:
+            The stream; None if there is no audio, or it cannot be copied into such a container.
+        """
+        try:
+            if self._container is None:
+                self._open()
+            if self._container is None or not self._container.streams.audio:
+                return None
+            self._try_copy(form, options)
+            return output.add_stream_from_template(self._container.streams.audio[0])
+        except (av.FFmpegError, OSError, ValueError) as error:
+            self._give_up(error)
+            return None
+
+    def copy(
+        self, output: OutputContainer, stream: AudioStream, begin_s: float, end_s: float
+    ) -> None:
+        """Copy the packets that begin before a time.
+
+        Args:
+            output: the container.
+            stream: what ``add_stream`` returned for it.
+            begin_s: the time in the source that is 0 in the container. Earlier packets are skipped.
+            end_s: the time in the source up to which packets are copied.
+
+        Raises:
+            OSError, av.FFmpegError: the container cannot be written.
+        """
+        while self._next is not None:
+            packet = self._next
+            if packet.pts is not None and packet.pts * packet.time_base >= end_s:
+                return
+            self._next = self._read()
+            if packet.pts is None or packet.dts is None:
+                continue
+            offset = round(Fraction(begin_s) / packet.time_base)
+            if min(packet.pts, packet.dts) < offset:
+                continue
+            packet.pts -= offset
+            packet.dts -= offset
+            packet.stream = stream
+            output.mux(packet)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._next = None
+        if self._container is not None:
+            self._container.close()
+
+    def _open(self) -> None:
+        self._container = av.open(f"file:{self._path}", options=_OPTIONS)
+        if self._container.streams.audio:
+            self._packets = self._container.demux(self._container.streams.audio[0])
+            self._next = self._read()
+
+    def _try_copy(self, form: str, options: dict[str, str]) -> None:
+        """Copy some packets into memory: a container may refuse a codec as late as the first one.
+
+        Raises:
+            av.FFmpegError, ValueError: it cannot be copied.
+        """
+        with (
+            av.open(f"file:{self._path}", options=_OPTIONS) as given,
+            av.open(io.BytesIO(), "w", format=form, options=options) as output,
+        ):
+            stream = output.add_stream_from_template(given.streams.audio[0])
+            for packet in islice(given.demux(given.streams.audio[0]), _TRIAL_PACKETS):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    output.mux(packet)
+
+    def _read(self) -> av.Packet[AudioStream] | None:
+        try:
+            return next(self._packets, None)
+        except (av.FFmpegError, OSError) as error:
+            self._give_up(error)
+            return None
+
+    def _give_up(self, error: Exception) -> None:
+        reason = getattr(error, "strerror", None) or str(error)
+        _logger.warning("audio_not_recorded", extra=fields(source=self._source, reason=reason))
+        self._next = None
+        self._packets = iter(())
