@@ -61,7 +61,8 @@ class AudioReader:
 
         Args:
             output: the container.
-            form, options: what it was opened with.
+            form: the format that it was opened with.
+            options: the options that it was opened with.
 
         Returns:
             The stream; None if there is no audio, or it cannot be copied into such a container.

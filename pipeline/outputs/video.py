@@ -157,9 +157,9 @@ class VideoRecorder:
 
     def _audio_reader(self, source: str) -> AudioReader | None:
         """Return the reader of a source's audio, which goes on from one segment to the next."""
-        if source not in self._audio and self._audio_of is not None:
-            if (path := self._audio_of(source)) is not None:
-                self._audio[source] = AudioReader(path, source)
+        path = self._audio_of(source) if self._audio_of is not None else None
+        if source not in self._audio and path is not None:
+            self._audio[source] = AudioReader(path, source)
         return self._audio.get(source)
 
 
