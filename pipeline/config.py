@@ -90,6 +90,13 @@ class SourceConfig(
         return f"SourceConfig({fields})"
 
 
+class ConfinedSourceConfig(SourceConfig, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A source that was added by someone who may add those of certain hosts only.
+
+    Its HTTP requests reach the host of its URL and no other (``HostProxy``).
+    """
+
+
 class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The model and the engine that runs it.
 

@@ -62,6 +62,11 @@ class _Rule:
             "host bits, without port and path"
         )
 
+    @property
+    def is_unlimited(self) -> bool:
+        """Whether every URL of the scheme matches."""
+        return self.network is None and not self.host and self.path is None
+
     def matches(self, url: str) -> bool:
         match self.scheme:
             case "file":
@@ -72,7 +77,7 @@ class _Rule:
                 return scheme(url) == "test"
         if scheme(url) != self.scheme:
             return False
-        return (self.network is None and not self.host) or self._matches_host(url)
+        return self.is_unlimited or self._matches_host(url)
 
     def _matches_host(self, url: str) -> bool:
         host = _host(url)
@@ -117,6 +122,12 @@ class AllowList:
                 f"{shorten(redact(url))}: not among the sources that may be added ({allowed}); "
                 "extend control.allow in the configuration"
             )
+
+    def is_confined(self, url: str) -> bool:
+        """Tell whether an allowed URL is allowed for its host, so that no other may be reached."""
+        return self._rules is not None and not any(
+            rule.matches(url) and rule.is_unlimited for rule in self._rules
+        )
 
 
 def _is_below(url: str, folder: Path | None) -> bool:

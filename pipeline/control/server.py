@@ -13,7 +13,7 @@ import zmq
 from msgspec import Meta
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import ControlConfig, Policy, SourceConfig
+from maskcast.pipeline.config import ConfinedSourceConfig, ControlConfig, Policy, SourceConfig
 from maskcast.pipeline.config_file import make_source
 from maskcast.pipeline.control.allow_list import REMOTE_DEFAULT, AllowList
 from maskcast.pipeline.log import fields
@@ -198,6 +198,8 @@ class ControlServer:
             case AddSource(source=raw):
                 source = make_source(raw)
                 self._allowed_sources.check(source.url)
+                if self._allowed_sources.is_confined(source.url):
+                    source = ConfinedSourceConfig(**msgspec.structs.asdict(source))
                 self._pipeline.add(source)
             case RemoveSource(name=name):
                 self._pipeline.remove(name)

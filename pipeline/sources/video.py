@@ -13,10 +13,11 @@ import av.error
 from av.video.stream import VideoStream
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.config import ConfinedSourceConfig, SourceConfig
 from maskcast.pipeline.frame import Clock, Frame, Timeline
 from maskcast.pipeline.sources.errors import opening_error, reading_problem
 from maskcast.pipeline.sources.fifo import Fifo, is_fifo
+from maskcast.pipeline.sources.host_proxy import HostProxy
 from maskcast.pipeline.sources.source import Pace, Source, SourceLostError, oversize
 from maskcast.pipeline.url import is_device, is_local, local_path, redact, scheme
 
@@ -70,6 +71,7 @@ class VideoSource(Source):
         self._on_packet = on_packet
         self._container: av.container.InputContainer | None = None
         self._fifo: Fifo | None = None
+        self._proxy: HostProxy | None = None
         self._has_clock = True
         self._index = 0
         self._first: Iterator[Frame] = iter(())
@@ -124,6 +126,9 @@ class VideoSource(Source):
         if self._fifo is not None:
             self._fifo.close()
             self._fifo = None
+        if self._proxy is not None:
+            self._proxy.close()
+            self._proxy = None
 
     def _open(self) -> VideoStream:
         config, began_s = self._config, time.monotonic()
@@ -131,6 +136,11 @@ class VideoSource(Source):
         try:
             container = self._open_container()
         except (av.error.FFmpegError, OSError, ValueError) as error:
+            if self._proxy is not None and self._proxy.refused:
+                raise InputError(
+                    f"{url}: it leads to another host, {self._proxy.refused!r}; add the URL there, "
+                    "if that host is allowed"
+                ) from None
             raise opening_error(config, error, time.monotonic() - began_s) from None
         self._container = container
         self.has_audio = len(container.streams.audio) > 0
@@ -158,11 +168,15 @@ class VideoSource(Source):
         if is_local(config.url) and is_fifo(local_path(config.url)):
             self._fifo = Fifo(local_path(config.url), self._stopping)
             return av.open(self._fifo, "r")
+        options = _ffmpeg_options(config)
+        if isinstance(config, ConfinedSourceConfig) and scheme(config.url) in ("http", "https"):
+            self._proxy = HostProxy(config.url, self.name, config.open_timeout_s)
+            options["http_proxy"] = self._proxy.url
         return av.open(
             _ffmpeg_address(config.url),
             "r",
             format="v4l2" if is_device(config.url) else None,
-            container_options=_ffmpeg_options(config),
+            container_options=options,
             timeout=(config.open_timeout_s, config.read_timeout_s),
         )
 

@@ -1,10 +1,12 @@
+import functools
 import logging
 import os
 import socket as posix_socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -480,6 +482,55 @@ def test_what_may_be_added_is_configured(
     wrong = make_config({"control": {"endpoint": endpoint, "allow": ["rtsp//x"]}})
     with pytest.raises(InputError, match="invalid rule 'rtsp//x'"):
         Pipeline(wrong, timed_engine()).run()
+
+
+def test_a_source_that_is_allowed_for_its_host_leads_to_no_other_host(
+    timed_engine, endpoint, client, make_clip, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.delenv("no_proxy", raising=False)
+    make_clip("a.ts", frames=10)
+    asked = []
+
+    class Redirecting(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.server.server_address[0])
+            if self.path == "/a.ts":
+                super().do_GET()
+                return
+            self.send_response(302)
+            self.send_header("Location", other.url)
+            self.end_headers()
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    handler = functools.partial(Redirecting, directory=str(tmp_path))
+    with ExitStack() as closing:
+
+        def serve(host: str) -> ThreadingHTTPServer:
+            server = closing.enter_context(ThreadingHTTPServer((host, 0), handler))
+            threading.Thread(target=server.serve_forever).start()
+            closing.callback(server.shutdown)
+            server.url = f"http://{host}:{server.server_port}/a.ts"
+            return server
+
+        own, other = serve("127.0.0.1"), serve("127.0.0.2")
+        control = {"endpoint": endpoint, "allow": ["http://127.0.0.1"]}
+        with controlled(timed_engine(), control) as pipeline:
+            add(client, "good", own.url)
+            add(client, "bad", own.url.replace("a.ts", "elsewhere"))
+
+            def states() -> dict[str, str]:
+                return {source.name: source.detail for source in pipeline.stats().sources}
+
+            wait_until(lambda: states().get("good") == "end of stream", 60)
+            wait_until(lambda: "another host" in states().get("bad", ""), 60)
+        assert set(asked) == {"127.0.0.1"}
+        asked.clear()
+        with controlled(timed_engine(), {"endpoint": endpoint, "allow": ["http:"]}) as pipeline:
+            add(client, "bad", own.url.replace("a.ts", "elsewhere"))
+            wait_until(lambda: states().get("bad") == "end of stream", 60)
+        assert set(asked) == {"127.0.0.1", "127.0.0.2"}
 
 
 def test_requests_are_encoded_as_documented() -> None:
