@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import os
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +38,13 @@ _HAS_RTSP = (
 
 # Started with nohup or "&", pytest ignores SIGINT, and so would the processes that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Compiled graphs are stored in a folder of this session's own; pip keeps its cache.
+_cache = tempfile.TemporaryDirectory(prefix="maskcast-tests-")
+atexit.register(_cache.cleanup)
+_users_cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+os.environ.setdefault("PIP_CACHE_DIR", f"{_users_cache}/pip")
+os.environ["XDG_CACHE_HOME"] = _cache.name
 
 # A deadline for each example fails on a busy machine.
 hypothesis.settings.register_profile("maskcast", deadline=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -141,32 +142,80 @@ def split(model: Model, precision: str) -> Parts:
     return [(model, _FP32)] if precision == _FP32 else _cut(model)
 
 
+Exported = Sequence[tuple[str, bytes]]
+"""The parts of a compiled graph as OpenVINO exported them, each with its precision."""
+
+
 class Graph:
     """A compiled graph: its parts hand tensors on without copies.
 
     Args:
-        core: of OpenVINO.
-        parts: from ``split``.
-        threads: that compute one inference; None for as many as there are cores.
+        parts: each with its precision, in order of computation.
     """
 
-    def __init__(self, core: ov.Core, parts: Parts, threads: int | None = None) -> None:
-        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-        if threads is not None:
-            # Not pinned: every compiled graph would be pinned to the same first cores.
-            options = {
-                "NUM_STREAMS": 1,
-                "INFERENCE_NUM_THREADS": threads,
-                "ENABLE_CPU_PINNING": False,
-            }
-        self._parts = [
-            core.compile_model(part, "CPU", options | {"INFERENCE_PRECISION_HINT": kind})
-            for part, kind in parts
-        ]
+    def __init__(self, parts: Sequence[tuple[ov.CompiledModel, str]]) -> None:
+        self._parts = parts
+
+    @classmethod
+    def compile(cls, core: ov.Core, parts: Parts, threads: int | None = None) -> Graph:
+        """Compile a graph.
+
+        Args:
+            core: of OpenVINO.
+            parts: from ``split``.
+            threads: that compute one inference; None for as many as there are cores.
+        """
+        return cls(
+            [
+                (core.compile_model(part, "CPU", _options(kind, threads)), kind)
+                for part, kind in parts
+            ]
+        )
+
+    @classmethod
+    def load(cls, core: ov.Core, exported: Exported, threads: int | None = None) -> Graph:
+        """Load what ``export`` returned for a graph that was compiled for as many threads.
+
+        Raises:
+            RuntimeError: OpenVINO cannot read it.
+        """
+        return cls(
+            [
+                (core.import_model(data, "CPU", _options(kind, threads)), kind)
+                for kind, data in exported
+            ]
+        )
+
+    def export(self) -> Exported:
+        """Return the compiled graph as bytes, for the same version of OpenVINO and the same CPU."""
+        exported = []
+        for part, kind in self._parts:
+            content = io.BytesIO()
+            part.export_model(content)
+            exported.append((kind, content.getvalue()))
+        return exported
+
+    @property
+    def features_shape(self) -> list[int]:
+        """Of a detector: cells and channels of the features that it computes."""
+        ports = (port for part, _ in self._parts for port in part.outputs)
+        return list(next(port for port in ports if FEATURES in port.names).shape)
 
     def request(self) -> Request:
         """Make a request: it owns the memory of its inputs and outputs."""
-        return Request(self._parts)
+        return Request([part for part, _ in self._parts])
+
+
+def _options(precision: str, threads: int | None) -> dict[str, Any]:
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision}
+    if threads is None:
+        return options | {"PERFORMANCE_HINT": "LATENCY"}
+    # Not pinned: every compiled graph would be pinned to the same first cores.
+    return options | {
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+        "ENABLE_CPU_PINNING": False,
+    }
 
 
 class Request:

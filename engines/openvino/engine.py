@@ -20,6 +20,7 @@ from maskcast.engines.engine import Detections, Engine, Mode, keep_detections, t
 from maskcast.engines.image import NetworkImage
 from maskcast.engines.instances import Instances
 from maskcast.engines.onnx_file import is_quantised
+from maskcast.engines.openvino.cache import GraphCache, cache_folder, describe
 from maskcast.engines.threads import mark_abandonable
 
 if TYPE_CHECKING:
@@ -63,8 +64,9 @@ class OpenVinoEngine(Engine):
     """Runs a bundle through OpenVINO on the CPU.
 
     Graphs are compiled on a separate thread when an image of a new shape arrives or ``prepare``
-    asks for it, in about a second for each core; the eight shapes used last are kept. In mode
-    "throughput" every compiled graph is checked before it is used, see ``compile_shape``.
+    asks for it, in about a second for each core, or loaded from the user's cache folder in a third
+    of that; the eight shapes used last are kept. All loaded graphs, and in mode "throughput" all
+    compiled ones, are checked before they are used, see ``compile_shape``.
 
     Args:
         bundle: of any backend; its portable graphs are read. In ``precision`` bf16 it computes in
@@ -76,7 +78,8 @@ class OpenVinoEngine(Engine):
     """
 
     def __init__(self, bundle: Bundle, mode: Mode = "latency") -> None:
-        from maskcast.engines.openvino.operators import read_graph
+        import openvino as ov
+
         from maskcast.engines.openvino.streams import Models
 
         self.manifest = bundle.manifest
@@ -96,8 +99,12 @@ class OpenVinoEngine(Engine):
         # 0 runs on the caller's thread.
         self._threads = ThreadPoolExecutor(2 * self._streams, "openvino")
         self._core = openvino_core()
-        segmenter = None if bundle.segmenter is None else read_graph(bundle.segmenter)
-        self._models = Models(read_graph(bundle.detector), segmenter, precision)
+        self._models = Models(bundle, precision)
+        graphs = [path for path in (bundle.detector, bundle.segmenter) if path is not None]
+        how = (ov.__version__, precision, self._threads_of_a_stream or f"all of {cores}")
+        self._cache = GraphCache(describe(graphs, *how), cache_folder())
+        if not self._cache.has_entries():
+            self._models.read()  # so that a graph that OpenVINO cannot read is reported now
         self._compiling = threading.Lock()
         self._shapes: OrderedDict[tuple[int, int], Future[CompiledShape]] = OrderedDict()
         self._lock = threading.Lock()
@@ -227,6 +234,7 @@ class OpenVinoEngine(Engine):
                     streams=self._streams,
                     threads=self._threads_of_a_stream,
                     in_flight=_IN_FLIGHT * self.max_batch,
+                    cache=self._cache,
                 )
         except BaseException as error:
             compiled.set_exception(error)

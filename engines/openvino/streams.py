@@ -4,50 +4,75 @@ from __future__ import annotations
 
 import logging
 import queue
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from maskcast.engines.bundle import Bundle
 from maskcast.engines.instances import MASK_SIZE
+from maskcast.engines.openvino.cache import DamagedEntryError, Entry, GraphCache
 from maskcast.engines.openvino.compiled import (
     FEATURES,
+    Exported,
     Graph,
     Request,
     fix_detector,
     fix_segmenter,
-    levels,
     split,
 )
+from maskcast.engines.openvino.operators import read_graph
 
 BOXES_AT_ONCE = (32, 16, 8, 4, 2, 1)
 """Numbers of boxes that the segmenter is compiled for; any other number is a sum of them."""
+_DETECTOR, _SEGMENTER = "detector", "segmenter"
 _ATTEMPTS = 3
 _TOLERANCE = 0.01
 """Largest difference of an output between two streams, as a fraction of its largest value."""
+_STORED_CELLS = 4096
+"""Number of cells of the test image's features that are stored to compare with."""
 
 _logger = logging.getLogger(__name__)
 
 Outputs = dict[str, NDArray[Any]]
 
 
-@dataclass(frozen=True)
 class Models:
-    """A bundle's graphs as OpenVINO read them, and how to compile them.
+    """A bundle's graphs, which OpenVINO reads when they are needed, and how to compile them.
 
-    Attributes:
-        detector: images to boxes and features.
-        segmenter: features and boxes to mask crops; None for a Faster R-CNN.
+    Args:
+        bundle: whose portable graphs are read.
         precision: "f32" or "bf16".
     """
 
-    detector: ov.Model
-    segmenter: ov.Model | None
-    precision: str
+    def __init__(self, bundle: Bundle, precision: str) -> None:
+        self._bundle = bundle
+        self.precision = precision
+        self.has_masks = bundle.segmenter is not None
+
+    @cached_property
+    def detector(self) -> ov.Model:
+        """Images to boxes and features."""
+        return read_graph(self._bundle.detector)
+
+    @cached_property
+    def segmenter(self) -> ov.Model | None:
+        """Features and boxes to mask crops; None for a Faster R-CNN."""
+        path = self._bundle.segmenter
+        return None if path is None else read_graph(path)
+
+    def read(self) -> None:
+        """Read the graphs now.
+
+        Raises:
+            InputError: OpenVINO cannot read them.
+        """
+        _ = self.detector, self.segmenter
 
 
 class Stream:
@@ -61,8 +86,31 @@ class Stream:
     """
 
     def __init__(self, detector: Graph, segmenters: Mapping[int, Graph]) -> None:
+        self._graphs = {_DETECTOR: detector}
+        self._graphs |= {f"{_SEGMENTER} {boxes}": graph for boxes, graph in segmenters.items()}
         self._detector: Request = detector.request()
         self._segmenters = {boxes: graph.request() for boxes, graph in segmenters.items()}
+        self.features_shape = detector.features_shape
+
+    @classmethod
+    def load(
+        cls, core: ov.Core, graphs: Mapping[str, Exported], threads: int | None, has_masks: bool
+    ) -> Stream:
+        """Load the graphs that ``export`` returned.
+
+        Raises:
+            RuntimeError: OpenVINO cannot read them.
+            KeyError: some are missing.
+        """
+        segmenters = {
+            boxes: Graph.load(core, graphs[f"{_SEGMENTER} {boxes}"], threads)
+            for boxes in (BOXES_AT_ONCE if has_masks else ())
+        }
+        return cls(Graph.load(core, graphs[_DETECTOR], threads), segmenters)
+
+    def export(self) -> dict[str, Exported]:
+        """Return the compiled graphs as bytes, by name."""
+        return {name: graph.export() for name, graph in self._graphs.items()}
 
     def detect(
         self, pixels: NDArray[np.uint8], content: tuple[int, int], features: ov.Tensor
@@ -138,25 +186,76 @@ def compile_shape(
     streams: int,
     threads: int | None,
     in_flight: int,
+    cache: GraphCache,
 ) -> CompiledShape:
-    """Compile a bundle's graphs for an input shape and check what they compute.
+    """Load a bundle's graphs for an input shape, or compile them, and check what they compute.
 
-    Every stream compiles its own graphs instead of sharing those of one compiled model: OpenVINO
-    then shares packed weights between streams under keys that hold addresses, and results of such
-    graphs were wrong once. No stream runs before all are compiled. Then each runs a test image,
-    and all must agree; a single stream is compared with another one that is compiled for that.
+    Every stream has its own graphs instead of sharing those of one compiled model: OpenVINO then
+    shares packed weights between streams under keys that hold addresses, and results of such graphs
+    were wrong once. No stream runs before all are there. Then each runs a test image. What compiled
+    graphs compute must agree between streams; a single stream is compared with another one that is
+    compiled for that. What loaded graphs compute must agree with what those computed that were
+    stored; otherwise all are compiled.
 
     Args:
         core: of OpenVINO.
         models: what to compile.
         size: height and width of the input.
         streams: how many images are worked on at the same time.
-        threads: of each stream; None for one stream on all cores, which is not checked.
+        threads: of each stream; None for one stream on all cores, which is not checked when it is
+            compiled.
         in_flight: how many images' features there is memory for.
+        cache: where compiled graphs are stored.
 
     Raises:
         RuntimeError: the streams disagree again each time that they are compiled.
     """
+    began_s = time.monotonic()
+    compiled = _load(core, models, size, streams, threads, cache)
+    is_cached = compiled is not None
+    if compiled is None:
+        compiled, outputs = _compile(core, models, size, streams, threads)
+        outputs[FEATURES] = _thinned(outputs[FEATURES])
+        cache.store(size, Entry.make(compiled[0].export(), outputs))
+    _log(logging.INFO, "graphs_ready", size, streams=streams, cached=is_cached, s=_since(began_s))
+    features = [ov.Tensor(ov.Type.f32, compiled[0].features_shape) for _ in range(in_flight)]
+    return CompiledShape(compiled, features, models.has_masks)
+
+
+def _load(
+    core: ov.Core,
+    models: Models,
+    size: tuple[int, int],
+    count: int,
+    threads: int | None,
+    cache: GraphCache,
+) -> list[Stream] | None:
+    """Load the streams from the cache; None if they are not there or compute something else."""
+    try:
+        if (entry := cache.load(size)) is None:
+            return None
+
+        def load_stream(_: int) -> Stream:
+            return Stream.load(core, entry.graphs, threads, models.has_masks)
+
+        with ThreadPoolExecutor(count, "load stream") as loaders:
+            loaded = list(loaders.map(load_stream, range(count)))
+    except (DamagedEntryError, RuntimeError, KeyError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        _log(logging.WARNING, "stored_graphs_damaged", size, reason=reason)
+        return None
+    wrong = find_difference(loaded, size, models.has_masks, entry.outputs)
+    if wrong is None:
+        return loaded
+    stream, output = wrong
+    _log(logging.ERROR, "stored_graphs_disagree", size, stream=stream, output=output)
+    return None
+
+
+def _compile(
+    core: ov.Core, models: Models, size: tuple[int, int], count: int, threads: int | None
+) -> tuple[list[Stream], Outputs]:
+    """Compile the streams; return them, and what they compute for the test image."""
     detector = split(fix_detector(models.detector, size), models.precision)
     segmenters = {}
     if models.segmenter is not None:
@@ -167,48 +266,36 @@ def compile_shape(
 
     def compile_stream(_: int = 0) -> Stream:
         return Stream(
-            Graph(core, detector, threads),
-            {boxes: Graph(core, parts, threads) for boxes, parts in segmenters.items()},
+            Graph.compile(core, detector, threads),
+            {boxes: Graph.compile(core, parts, threads) for boxes, parts in segmenters.items()},
         )
 
-    cells = sum(rows * columns for rows, columns in levels(size).values())
-    channels = models.detector.output("p2").get_partial_shape()[1].get_length()
-    features = [ov.Tensor(ov.Type.f32, [cells, channels]) for _ in range(in_flight)]
-    compiled = (
-        [compile_stream()]
-        if threads is None
-        else _compile_until_equal(compile_stream, streams, size, features[0], bool(segmenters))
-    )
-    return CompiledShape(compiled, features, bool(segmenters))
+    if threads is None:
+        stream = compile_stream()
+        return [stream], _test_outputs(stream, size, models.has_masks)
+    return _compile_until_equal(compile_stream, count, size, models.has_masks)
 
 
 def _compile_until_equal(
-    compile_stream: Callable[[int], Stream],
-    count: int,
-    size: tuple[int, int],
-    features: ov.Tensor,
-    has_masks: bool,
-) -> list[Stream]:
+    compile_stream: Callable[[int], Stream], count: int, size: tuple[int, int], has_masks: bool
+) -> tuple[list[Stream], Outputs]:
     for attempt in range(_ATTEMPTS):
         # One at a time after a failure: the cause may be two compilations at the same time.
         with ThreadPoolExecutor(1 if attempt else count, "load stream") as threads:
             compiled = list(threads.map(compile_stream, range(max(count, 2))))
-        wrong = find_difference(compiled, size, features, has_masks)
+        outputs = _test_outputs(compiled[0], size, has_masks)
+        wrong = find_difference(compiled[1:], size, has_masks, outputs)
         if wrong is None:
-            return compiled[:count]
+            return compiled[:count], outputs
         stream, output = wrong
-        _logger.error(
+        _log(
+            logging.ERROR,
             "streams_disagree",
-            extra={
-                "fields": {
-                    "stream": stream,
-                    "output": output,
-                    "height": size[0],
-                    "width": size[1],
-                    "attempt": attempt + 1,
-                    "openvino": ov.__version__,
-                }
-            },
+            size,
+            stream=stream + 1,
+            output=output,
+            attempt=attempt + 1,
+            openvino=ov.__version__,
         )
     raise RuntimeError(
         f"OpenVINO {ov.__version__} compiled graphs for {size[0]}x{size[1]} that give different "
@@ -217,39 +304,44 @@ def _compile_until_equal(
 
 
 def find_difference(
-    streams: Sequence[Stream], size: tuple[int, int], features: ov.Tensor, has_masks: bool
+    streams: Sequence[Stream], size: tuple[int, int], has_masks: bool, expected: Outputs
 ) -> tuple[int, str] | None:
-    """Run every graph of every stream on a fixed image and compare with the first stream.
+    """Run every graph of every stream on the test image and compare what they compute.
 
     Args:
-        streams: at least two.
+        streams: to check.
         size: height and width of their input.
-        features: memory for features, overwritten.
         has_masks: whether there are segmenters.
+        expected: the outputs of another stream, or what is stored of them.
 
     Returns:
-        Number of a stream that differs from the first, and in which output; None if all agree.
+        Index of a stream that computes something else, and in which output; None if none does.
     """
-    expected = _test_outputs(streams[0], size, features, has_masks)
-    for number, stream in enumerate(streams[1:], 1):
-        for name, found in _test_outputs(stream, size, features, has_masks).items():
-            limit = _TOLERANCE * max(float(np.abs(expected[name]).max(initial=0)), 1e-6)
-            # Not a number is a difference too, whichever side it is on.
-            if not (np.abs(found - expected[name]) <= limit).all():
+    for number, stream in enumerate(streams):
+        for name, found in _test_outputs(stream, size, has_masks).items():
+            if not _agree(expected.get(name), found):
                 return number, name
     return None
 
 
-def _test_outputs(
-    stream: Stream, size: tuple[int, int], features: ov.Tensor, has_masks: bool
-) -> Outputs:
+def _agree(expected: NDArray[Any] | None, found: NDArray[Any]) -> bool:
+    if expected is not None and expected.shape != found.shape:
+        found = _thinned(found)
+    if expected is None or expected.shape != found.shape:
+        return False
+    limit = _TOLERANCE * max(float(np.abs(expected).max(initial=0)), 1e-6)
+    # Not a number is a difference too, whichever side it is on.
+    return bool((np.abs(found - expected) <= limit).all())
+
+
+def _test_outputs(stream: Stream, size: tuple[int, int], has_masks: bool) -> Outputs:
     """Run a stream's graphs on noise, which activates every channel, and fixed boxes."""
     random = np.random.default_rng(0)
     height, width = size
     pixels = random.integers(0, 256, (height, width, 3), np.uint8)
-    features.data[:] = 0  # what the stream before wrote must not count
+    features = ov.Tensor(ov.Type.f32, stream.features_shape)
     outputs = stream.detect(pixels, size, features)
-    outputs[FEATURES] = features.data.copy()
+    outputs[FEATURES] = features.data
     for count in BOXES_AT_ONCE if has_masks else ():
         corners = random.uniform(0, 0.7, (count, 2))
         far = np.minimum(corners + random.uniform(0.05, 0.9, (count, 2)), 1)
@@ -258,6 +350,20 @@ def _test_outputs(
             features, boxes.astype(np.float32), np.ones(count, np.int32)
         ).copy()
     return outputs
+
+
+def _thinned(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return evenly spread cells of features, which are tens of megabytes for a large image."""
+    return features[:: -(-len(features) // _STORED_CELLS)]
+
+
+def _log(level: int, event: str, size: tuple[int, int], **details: object) -> None:
+    fields = {"height": size[0], "width": size[1], **details}
+    _logger.log(level, event, extra={"fields": fields})
+
+
+def _since(began_s: float) -> float:
+    return round(time.monotonic() - began_s, 3)
 
 
 def tensor(array: NDArray[Any]) -> ov.Tensor:

@@ -126,7 +126,7 @@ def test_bf16_pools_where_fp32_pools(calibrated_bundle: Bundle) -> None:
         model = read_graph(calibrated_bundle.segmenter)
         features = {f"p{n}": [1, 256, 256 >> n, 1280 >> n] for n in range(2, 6)}
         model.reshape(features | {"boxes": [2, 4], "labels": [2], "batch_index": [2]})
-        request = Graph(ov.Core(), split(model, precision)).request()
+        request = Graph.compile(ov.Core(), split(model, precision)).request()
         ramp = {}
         for name, (_, channels, rows, columns) in features.items():
             x = np.linspace(0, 20, columns, dtype=np.float32)

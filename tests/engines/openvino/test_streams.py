@@ -1,33 +1,39 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 import pytest
 
 from maskcast.engines.bundle import Bundle
 from maskcast.engines.image import NetworkImage
 from maskcast.engines.openvino import streams
-from maskcast.engines.openvino.engine import OpenVinoEngine
-from maskcast.engines.openvino.operators import read_graph
+from maskcast.engines.openvino.cache import GraphCache
+from maskcast.engines.openvino.engine import OpenVinoEngine, has_bf16, openvino_core
 from maskcast.engines.openvino.streams import CompiledShape, Models, Stream, compile_shape
 
 SIZE = (96, 160)
 
+needs_bf16 = pytest.mark.skipif(not has_bf16(), reason="this CPU does not compute in bf16")
+
 
 @pytest.fixture(scope="module")
 def models(unthresholded_bundle: Bundle) -> Models:
-    assert unthresholded_bundle.segmenter is not None
-    detector, segmenter = map(
-        read_graph, (unthresholded_bundle.detector, unthresholded_bundle.segmenter)
+    return Models(unthresholded_bundle, "f32")
+
+
+NOT_STORED = GraphCache("model", None)
+
+
+def compile_here(
+    models: Models, count: int = 2, *, threads: int | None = 1, cache: GraphCache = NOT_STORED
+) -> CompiledShape:
+    return compile_shape(
+        openvino_core(), models, SIZE, streams=count, threads=threads, in_flight=2, cache=cache
     )
-    return Models(detector, segmenter, "f32")
-
-
-def compile_here(models: Models, count: int = 2) -> CompiledShape:
-    return compile_shape(ov.Core(), models, SIZE, streams=count, threads=1, in_flight=2)
 
 
 class WrongStreams:
@@ -89,10 +95,11 @@ def test_a_single_stream_is_compared_with_another(
 
 
 def test_an_engine_whose_streams_always_disagree_fails(
-    unthresholded_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    unthresholded_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     WrongStreams(monkeypatch, "scores", 0, 2, 4)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     engine = OpenVinoEngine(unthresholded_bundle, "throughput")
     image = NetworkImage(np.zeros((*SIZE, 3), np.uint8), SIZE, SIZE)
     with pytest.raises(RuntimeError, match=r"different results, 3 times; use mode latency"):
@@ -118,3 +125,136 @@ def test_no_stream_runs_before_all_are_compiled(
     monkeypatch.setattr(streams.Request, "infer", run)
     compile_here(models)
     assert order == ["compiled"] * 14 + ["ran"] * 14
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> GraphCache:
+    return GraphCache("model", tmp_path / "graphs")
+
+
+@pytest.fixture
+def messages(caplog: pytest.LogCaptureFixture) -> Callable[[], list[tuple[str, Any]]]:
+    """The events since the last call, each with whether the graphs came from the cache."""
+    caplog.set_level(logging.INFO, "maskcast")
+
+    def read() -> list[tuple[str, Any]]:
+        seen = [(one.getMessage(), one.fields.get("cached")) for one in caplog.records]
+        caplog.clear()
+        return seen
+
+    return read
+
+
+@pytest.mark.parametrize(("count", "threads"), [(1, None), (2, 1)])
+def test_stored_graphs_are_loaded_and_compute_the_same(
+    models: Models,
+    cache: GraphCache,
+    messages: Callable[[], list[tuple[str, Any]]],
+    count: int,
+    threads: int | None,
+) -> None:
+    compiled = compile_here(models, count, threads=threads, cache=cache)
+    assert messages() == [("graphs_ready", False)]
+    loaded = compile_here(models, count, threads=threads, cache=cache)
+    assert messages() == [("graphs_ready", True)]
+    assert len(loaded.streams) == count
+    random = np.random.default_rng(5)
+    pixels = random.integers(0, 256, (*SIZE, 3), np.uint8)
+    boxes = np.array([[10, 20, 60, 90], [5, 5, 150, 80], [70, 8, 90, 30]], np.float32)
+    for one, other in zip(compiled.streams, loaded.streams, strict=True):
+        features = [shape.features.get() for shape in (compiled, loaded)]
+        expected, found = (
+            one.detect(pixels, SIZE, features[0]),
+            other.detect(pixels, SIZE, features[1]),
+        )
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value)
+        masks = [
+            stream.segment(table, boxes, np.ones(3, np.int32))
+            for stream, table in zip((one, other), features, strict=True)
+        ]
+        np.testing.assert_array_equal(*masks)
+
+
+def test_loaded_graphs_that_compute_something_else_are_compiled_again(
+    models: Models,
+    cache: GraphCache,
+    monkeypatch: pytest.MonkeyPatch,
+    messages: Callable[[], list[tuple[str, Any]]],
+) -> None:
+    compile_here(models, cache=cache)
+    messages()
+    wrong = WrongStreams(monkeypatch, "masks of 4", 0)
+    compiled = compile_here(models, cache=cache)
+    assert messages() == [("stored_graphs_disagree", None), ("graphs_ready", False)]
+    assert wrong.made == 4
+    assert not any(stream.is_wrong for stream in compiled.streams)
+    compile_here(models, cache=cache)
+    assert messages() == [("graphs_ready", True)]
+
+
+def test_wrong_streams_are_not_stored(
+    models: Models, cache: GraphCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    WrongStreams(monkeypatch, "scores", 0, 2, 4)
+    with pytest.raises(RuntimeError, match="different results"):
+        compile_here(models, cache=cache)
+    assert not cache.has_entries()
+
+
+@pytest.mark.parametrize("content", [b"", b"not an entry", None])
+def test_a_damaged_entry_is_replaced(
+    models: Models,
+    cache: GraphCache,
+    tmp_path: Path,
+    messages: Callable[[], list[tuple[str, Any]]],
+    content: bytes | None,
+) -> None:
+    compile_here(models, 1, threads=None, cache=cache)
+    (file,) = (tmp_path / "graphs").iterdir()
+    stored = bytearray(file.read_bytes())
+    stored[len(stored) // 2] ^= 1
+    file.write_bytes(stored if content is None else content)
+    messages()
+    compile_here(models, 1, threads=None, cache=cache)
+    assert messages() == [("stored_graphs_damaged", None), ("graphs_ready", False)]
+    compile_here(models, 1, threads=None, cache=cache)
+    assert messages() == [("graphs_ready", True)]
+
+
+def test_an_entry_that_openvino_cannot_read_is_replaced(
+    models: Models, cache: GraphCache, messages: Callable[[], list[tuple[str, Any]]]
+) -> None:
+    compile_here(models, 1, threads=None, cache=cache)
+    entry = cache.load(SIZE)
+    assert entry is not None
+    entry.graphs["segmenter 4"] = [("f32", b"nothing that was exported")]
+    cache.store(SIZE, entry)
+    messages()
+    compile_here(models, 1, threads=None, cache=cache)
+    assert messages() == [("stored_graphs_damaged", None), ("graphs_ready", False)]
+
+
+def test_a_second_engine_loads_what_the_first_compiled(
+    unthresholded_bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    messages: Callable[[], list[tuple[str, Any]]],
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    image = NetworkImage(np.zeros((*SIZE, 3), np.uint8), SIZE, SIZE)
+    for mode, is_cached in (("latency", False), ("latency", True), ("throughput", False)):
+        engine = OpenVinoEngine(unthresholded_bundle, mode)  # type: ignore[arg-type]
+        engine.detect([image], 0.5).release()
+        engine.close()
+        assert messages() == [("graphs_ready", is_cached)]
+
+
+@needs_bf16
+def test_stored_graphs_in_bf16_compute_the_same(
+    unthresholded_bundle: Bundle, cache: GraphCache, messages: Callable[[], list[tuple[str, Any]]]
+) -> None:
+    models = Models(unthresholded_bundle, "bf16")
+    compile_here(models, cache=cache)
+    compile_here(models, cache=cache)
+    assert messages() == [("graphs_ready", False), ("graphs_ready", True)]
