@@ -120,9 +120,24 @@ _domain = Opset(DOMAIN, DOMAIN_VERSION)
 _FLOAT, _INT32, _INT64 = int(TensorProto.FLOAT), int(TensorProto.INT32), int(TensorProto.INT64)
 
 
-def _pooling_function(convention: str) -> OnnxFunction:
+def _pooling_functions(convention: str) -> list[OnnxFunction]:
     # Every region is pooled on all four levels and the right one is chosen: four times the work,
     # but with fixed shapes. Only onnxruntime runs this.
+    @script(_domain, default_opset=op)  # type: ignore[untyped-decorator]
+    def PoolLevel(  # type: ignore[no-untyped-def]  # noqa: N802
+        features, rois, image, output_size: int, sampling_ratio: int, scale: float
+    ) -> FLOAT:
+        return op.RoiAlign(
+            op.Cast(features, to=_FLOAT),
+            rois,
+            image,
+            output_height=output_size,
+            output_width=output_size,
+            sampling_ratio=sampling_ratio,
+            spatial_scale=scale,
+            coordinate_transformation_mode=convention,
+        )
+
     @script(_domain, default_opset=op)  # type: ignore[untyped-decorator]
     def MultiscaleRoiAlign(  # type: ignore[no-untyped-def]  # noqa: N802
         p2,
@@ -142,51 +157,15 @@ def _pooling_function(convention: str) -> OnnxFunction:
         octaves = op.Log(size / 224.0) / 0.6931471805599453
         level = op.Unsqueeze(op.Clip(op.Floor(4.0 + octaves + 1e-6), 2.0, 5.0), [1, 2, 3])
         image = op.Cast(batch_index, to=_INT64)
-        on_p2 = op.RoiAlign(
-            op.Cast(p2, to=_FLOAT),
-            rois,
-            image,
-            output_height=output_size,
-            output_width=output_size,
-            sampling_ratio=sampling_ratio,
-            spatial_scale=0.25,
-            coordinate_transformation_mode=convention,
-        )
-        on_p3 = op.RoiAlign(
-            op.Cast(p3, to=_FLOAT),
-            rois,
-            image,
-            output_height=output_size,
-            output_width=output_size,
-            sampling_ratio=sampling_ratio,
-            spatial_scale=0.125,
-            coordinate_transformation_mode=convention,
-        )
-        on_p4 = op.RoiAlign(
-            op.Cast(p4, to=_FLOAT),
-            rois,
-            image,
-            output_height=output_size,
-            output_width=output_size,
-            sampling_ratio=sampling_ratio,
-            spatial_scale=0.0625,
-            coordinate_transformation_mode=convention,
-        )
-        on_p5 = op.RoiAlign(
-            op.Cast(p5, to=_FLOAT),
-            rois,
-            image,
-            output_height=output_size,
-            output_width=output_size,
-            sampling_ratio=sampling_ratio,
-            spatial_scale=0.03125,
-            coordinate_transformation_mode=convention,
-        )
+        on_p2 = PoolLevel(p2, rois, image, output_size, sampling_ratio, 0.25)
+        on_p3 = PoolLevel(p3, rois, image, output_size, sampling_ratio, 0.125)
+        on_p4 = PoolLevel(p4, rois, image, output_size, sampling_ratio, 0.0625)
+        on_p5 = PoolLevel(p5, rois, image, output_size, sampling_ratio, 0.03125)
         fine = op.Where(level == 2.0, on_p2, on_p3)
         coarse = op.Where(level == 4.0, on_p4, on_p5)
         return op.CastLike(op.Where(level < 4.0, fine, coarse), p2)
 
-    return MultiscaleRoiAlign
+    return [PoolLevel, MultiscaleRoiAlign]
 
 
 @script(_domain, default_opset=op)  # type: ignore[untyped-decorator]
@@ -235,14 +214,16 @@ def GroupedNms(  # type: ignore[no-untyped-def]  # noqa: D103, N802
 
 
 def function_bodies(aligned: bool) -> list[FunctionProto]:
-    """Return both operators as ONNX functions of standard operators, for runtimes without them.
+    """Return both operators as ONNX functions, for runtimes without them.
+
+    They consist of standard operators and of ``PoolLevel``, a function that pools from one level.
 
     Args:
         aligned: as in the graph's MultiscaleRoiAlign nodes. ONNX's RoiAlign has a string instead,
             which a function cannot derive from the node's integer.
     """
-    pooling = _pooling_function("half_pixel" if aligned else "output_half_pixel")
-    return [pooling.to_function_proto(), GroupedNms.to_function_proto()]
+    pooling = _pooling_functions("half_pixel" if aligned else "output_half_pixel")
+    return [function.to_function_proto() for function in (*pooling, GroupedNms)]
 
 
 def _operator(name: str, inputs: dict[str, str], output: str, attributes: dict[str, str]) -> Op:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
+from typing import Any, NamedTuple, TypeVar
 
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.metrics_core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
+from prometheus_client.metrics_core import CounterMetricFamily as Counter
+from prometheus_client.metrics_core import GaugeMetricFamily as Gauge
+from prometheus_client.metrics_core import HistogramMetricFamily as Histogram
+from prometheus_client.metrics_core import InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from maskcast.engines.engine import Engine
@@ -22,12 +20,13 @@ from maskcast.engines.memory import read_memory
 from maskcast.pipeline.durations import BOUNDS_S, Distribution
 from maskcast.pipeline.frame import STAGES
 from maskcast.pipeline.sources.state import SourceState
-from maskcast.pipeline.stats import RECORD, SourceStats, Stats
+from maskcast.pipeline.stats import RECORD, SourceStats, StageStats, Stats
 
 _ORDINARY_DROP = ("preprocess", "replaced")
 """Reported from the start, as 0: a rate needs a first value."""
 
 _BUCKETS = (*(str(bound_s) for bound_s in BOUNDS_S), "+Inf")
+_NOTHING = Distribution()
 
 
 def make_registry(read: Callable[[], Stats], engine: Engine) -> CollectorRegistry:
@@ -43,6 +42,90 @@ def make_registry(read: Callable[[], Stats], engine: Engine) -> CollectorRegistr
     registry.register(PipelineCollector(read, engine))
     ProcessCollector(registry=registry)
     return registry
+
+
+_Labels = tuple[str, ...]
+_Samples = float | Distribution | Mapping[Any, float]
+"""A value, or values by their further labels (tuples of texts)."""
+
+T = TypeVar("T")
+_Family = tuple[Callable[..., Metric], str, _Labels, Callable[[T], _Samples], str]
+"""A metric: its kind, name, further labels, how it is read from an entry, and its explanation."""
+
+
+class _Stage(NamedTuple):
+    stats: StageStats
+    queue_depth: float
+    at_work_s: float
+
+
+def _dropped(source: SourceStats) -> _Samples:
+    unrecorded = {(RECORD, reason): count for reason, count in source.unrecorded.items()}
+    return {_ORDINARY_DROP: 0, **source.dropped, **unrecorded}
+
+
+def _crossings(source: SourceStats) -> _Samples:
+    return {
+        (line, direction): count
+        for line, directions in source.lines.items()
+        for direction, count in directions.items()
+    }
+
+
+def _by_name(values: Mapping[str, float]) -> _Samples:
+    return {(name,): value for name, value in values.items()}
+
+
+# fmt: off
+_OF_A_SOURCE: tuple[_Family[SourceStats], ...] = (
+    (Counter, "maskcast_frames_captured", (), lambda source: source.captured,
+     "Frames read."),
+    (Counter, "maskcast_frames_processed", (), lambda source: source.processed,
+     "Frames published."),
+    (Counter, "maskcast_frames_skipped", ("reason",), lambda source: _by_name(source.skipped),
+     "Frames that the configuration leaves out, by reason."),
+    (Counter, "maskcast_frames_dropped", ("stage", "reason"), _dropped,
+     "Frames lost before a stage, by reason; those before record were published."),
+    (Counter, "maskcast_source_corrupt_packets", (), lambda source: source.corrupt,
+     "Damaged packets or images that were ignored."),
+    (Counter, "maskcast_source_reconnects", (), lambda source: source.reconnects,
+     "Number of times a source was reconnected."),
+    (Gauge, "maskcast_source_state", ("state",),
+     lambda source: _by_name({state: source.state is state for state in SourceState}),
+     "1 for the current state, 0 for the others."),
+    (Histogram, "maskcast_latency_seconds", (), lambda source: source.latency,
+     "From the start of decoding to publication."),
+    (Gauge, "maskcast_zone_instances", ("zone",), lambda source: _by_name(source.zones),
+     "Instances in a zone now."),
+    (Counter, "maskcast_line_crossings", ("line", "direction"), _crossings,
+     "Instances that crossed a line, by direction."),
+)
+_OF_A_STAGE: tuple[_Family[_Stage], ...] = (
+    (Histogram, "maskcast_stage_work_seconds", (), lambda stage: stage.stats.work,
+     "Work of a stage on a published frame."),
+    (Counter, "maskcast_stage_busy_seconds", (), lambda stage: stage.stats.busy_s,
+     "Time that a stage worked; its rate is the share of time that it is busy."),
+)
+_OF_A_STAGE_WITH_INBOX: tuple[_Family[_Stage], ...] = (
+    (Histogram, "maskcast_stage_wait_seconds", (), lambda stage: stage.stats.wait or _NOTHING,
+     "Time that a published frame waited for a stage."),
+    (Gauge, "maskcast_queue_depth", (), lambda stage: stage.queue_depth,
+     "Frames that wait before a stage."),
+    (Gauge, "maskcast_stage_at_work_seconds", (), lambda stage: stage.at_work_s,
+     "Time since a stage began its current work; 0 while it waits."),
+)
+_OF_THE_PIPELINE: tuple[_Family[Stats], ...] = (
+    (Gauge, "maskcast_output_failed", ("output",),
+     lambda stats: _by_name({name: bool(why) for name, why in stats.outputs.items()}),
+     "1 while an output cannot be written."),
+    (Gauge, "maskcast_subscribers", (), lambda stats: stats.subscribers,
+     "Subscribers, of the source that has the most."),
+    (Counter, "maskcast_subscribers_cut_off", (), lambda stats: stats.subscribers_cut_off,
+     "Connections closed because a peer sent a message that was too long or malformed."),
+    (Gauge, "maskcast_resident_memory_peak_bytes", (), lambda _: read_memory().peak_bytes,
+     "Peak resident memory of the process."),
+)
+# fmt: on
 
 
 class PipelineCollector(Collector):
@@ -61,139 +144,40 @@ class PipelineCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield every family once."""
         stats = self._read()
-        yield from _source_families(stats.sources)
-        yield from _stage_families(stats)
-        failed = GaugeMetricFamily(
-            "maskcast_output_failed", "1 while an output cannot be written.", labels=["output"]
-        )
-        for name, problem in stats.outputs.items():
-            failed.add_metric([name], bool(problem))
-        yield failed
-        yield GaugeMetricFamily(
-            "maskcast_subscribers",
-            "Subscribers, of the source that has the most.",
-            value=stats.subscribers,
-        )
-        yield CounterMetricFamily(
-            "maskcast_subscribers_cut_off",
-            "Connections closed because a peer sent a message that was too long or malformed.",
-            value=stats.subscribers_cut_off,
-        )
-        yield GaugeMetricFamily(
-            "maskcast_resident_memory_peak_bytes",
-            "Peak resident memory of the process.",
-            value=read_memory().peak_bytes,
-        )
+        sources = [(source.name, source) for source in stats.sources]
+        stages = [(name, _stage(stats, name)) for name in dict.fromkeys((*STAGES, *stats.stages))]
+        yield from _collect(_OF_A_SOURCE, "source", sources)
+        yield from _collect(_OF_A_STAGE, "stage", stages)
+        yield from _collect(_OF_A_STAGE_WITH_INBOX, "stage", stages[1:])  # not decode
+        yield from _collect(_OF_THE_PIPELINE, None, [("", stats)])
         yield InfoMetricFamily("maskcast_engine", "The engine that runs the model.", self._engine)
         build = {"version": _version(), "python": platform.python_version()}
         yield InfoMetricFamily("maskcast_build", "Versions of maskcast and Python.", build)
 
 
-def _source_families(sources: Iterable[SourceStats]) -> Iterator[Metric]:
-    captured = CounterMetricFamily("maskcast_frames_captured", "Frames read.", labels=["source"])
-    processed = CounterMetricFamily(
-        "maskcast_frames_processed", "Frames published.", labels=["source"]
-    )
-    skipped = CounterMetricFamily(
-        "maskcast_frames_skipped",
-        "Frames that the configuration leaves out, by reason.",
-        labels=["source", "reason"],
-    )
-    dropped = CounterMetricFamily(
-        "maskcast_frames_dropped",
-        "Frames lost before a stage, by reason; those before record were published.",
-        labels=["source", "stage", "reason"],
-    )
-    corrupt = CounterMetricFamily(
-        "maskcast_source_corrupt_packets",
-        "Damaged packets or images that were ignored.",
-        labels=["source"],
-    )
-    reconnects = CounterMetricFamily(
-        "maskcast_source_reconnects", "Number of times a source was reconnected.", labels=["source"]
-    )
-    state = GaugeMetricFamily(
-        "maskcast_source_state",
-        "1 for the current state, 0 for the others.",
-        labels=["source", "state"],
-    )
-    latency = HistogramMetricFamily(
-        "maskcast_latency_seconds", "From the start of decoding to publication.", labels=["source"]
-    )
-    zones = GaugeMetricFamily(
-        "maskcast_zone_instances", "Instances in a zone now.", labels=["source", "zone"]
-    )
-    crossings = CounterMetricFamily(
-        "maskcast_line_crossings",
-        "Instances that crossed a line, by direction.",
-        labels=["source", "line", "direction"],
-    )
-    for source in sources:
-        name = [source.name]
-        for zone, count in source.zones.items():
-            zones.add_metric([source.name, zone], count)
-        for line, directions in source.lines.items():
-            for direction, count in directions.items():
-                crossings.add_metric([source.name, line, direction], count)
-        captured.add_metric(name, source.captured)
-        processed.add_metric(name, source.processed)
-        for option, count in source.skipped.items():
-            skipped.add_metric([source.name, option], count)
-        for reason, count in {_ORDINARY_DROP: 0, **source.dropped}.items():
-            dropped.add_metric([source.name, *reason], count)
-        for why, count in source.unrecorded.items():
-            dropped.add_metric([source.name, RECORD, why], count)
-        corrupt.add_metric(name, source.corrupt)
-        reconnects.add_metric(name, source.reconnects)
-        for possible in SourceState:
-            state.add_metric([source.name, possible], source.state is possible)
-        _add_histogram(latency, name, source.latency)
-    yield from (captured, processed, skipped, dropped, corrupt, reconnects, state, latency)
-    yield from (zones, crossings)
+def _collect(
+    families: Iterable[_Family[T]], label: str | None, entries: Sequence[tuple[str, T]]
+) -> Iterator[Metric]:
+    """Yield families with the samples of all entries, whose names are the values of ``label``."""
+    for kind, family_name, further_labels, read, explanation in families:
+        labels = further_labels if label is None else (label, *further_labels)
+        family: Any = kind(family_name, explanation, labels=labels)
+        for name, entry in entries:
+            first = () if label is None else (name,)
+            samples = read(entry)
+            if isinstance(samples, Distribution):
+                # In Prometheus's buckets the lower ones are included.
+                buckets = list(zip(_BUCKETS, accumulate(samples.counts), strict=True))
+                family.add_metric(first, buckets, samples.sum_s)
+                continue
+            for rest, value in (samples if isinstance(samples, Mapping) else {(): samples}).items():
+                family.add_metric((*first, *rest), value)
+        yield family
 
 
-def _stage_families(stats: Stats) -> Iterator[Metric]:
-    work = HistogramMetricFamily(
-        "maskcast_stage_work_seconds",
-        "Work of a stage on a published frame.",
-        labels=["stage"],
-    )
-    wait = HistogramMetricFamily(
-        "maskcast_stage_wait_seconds",
-        "Time that a published frame waited for a stage.",
-        labels=["stage"],
-    )
-    busy = CounterMetricFamily(
-        "maskcast_stage_busy_seconds",
-        "Time that a stage worked; its rate is the share of time that it is busy.",
-        labels=["stage"],
-    )
-    depth = GaugeMetricFamily(
-        "maskcast_queue_depth", "Frames that wait before a stage.", labels=["stage"]
-    )
-    at_work = GaugeMetricFamily(
-        "maskcast_stage_at_work_seconds",
-        "Time since a stage began its current work; 0 while it waits.",
-        labels=["stage"],
-    )
-    for name in dict.fromkeys((*STAGES, *stats.stages)):
-        stage = stats.stages.get(name)
-        _add_histogram(work, [name], stage.work if stage else Distribution())
-        busy.add_metric([name], stage.busy_s if stage else 0.0)
-        if name != STAGES[0]:
-            waited = stage.wait if stage else None
-            _add_histogram(wait, [name], waited or Distribution())
-            depth.add_metric([name], stats.queue_depth.get(name, 0))
-            at_work.add_metric([name], stats.at_work_s.get(name, 0.0))
-    yield from (work, wait, busy, depth, at_work)
-
-
-def _add_histogram(
-    family: HistogramMetricFamily, labels: list[str], durations: Distribution
-) -> None:
-    """Add a histogram; in Prometheus's buckets the lower ones are included."""
-    buckets = list(zip(_BUCKETS, accumulate(durations.counts), strict=True))
-    family.add_metric(labels, buckets, durations.sum_s)
+def _stage(stats: Stats, name: str) -> _Stage:
+    known = stats.stages.get(name) or StageStats(_NOTHING, _NOTHING, 0.0, 0.0)
+    return _Stage(known, stats.queue_depth.get(name, 0), stats.at_work_s.get(name, 0.0))
 
 
 def _version() -> str:

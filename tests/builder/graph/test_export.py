@@ -60,6 +60,7 @@ def test_nodes_of_the_own_domain_tell_tensorrt_its_plugins(graphs: dict[str, Mod
 def test_function_bodies_come_with_the_graph(graphs: dict[str, ModelProto]) -> None:
     for graph in graphs.values():
         assert {(f.domain, f.name) for f in graph.functions} == {
+            ("maskcast", "PoolLevel"),
             ("maskcast", "MultiscaleRoiAlign"),
             ("maskcast", "GroupedNms"),
         }
