@@ -51,7 +51,7 @@ def limit_heaps() -> None:
 
 
 def keep_memory() -> None:
-    """Let glibc keep freed memory: in training, getting large blocks anew takes 1/6 of a step."""
+    """Let glibc keep freed memory: in training, getting new large blocks takes 1/6 of a step."""
     if _MALLOPT is not None:
         _MALLOPT(_M_MMAP_MAX, 0)
         _MALLOPT(_M_TRIM_THRESHOLD, 2**31 - 1)

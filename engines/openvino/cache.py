@@ -82,7 +82,7 @@ class GraphCache:
 
     Args:
         model: what the compiled graphs depend on besides the input's shape, see ``describe``.
-        folder: where the files are; ``cache_folder()`` by default. Nothing is kept if None.
+        folder: where the files are, as ``cache_folder`` returns it; None to store nothing.
     """
 
     def __init__(self, model: str, folder: Path | None) -> None:

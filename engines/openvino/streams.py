@@ -217,7 +217,8 @@ def compile_shape(
         compiled, outputs = _compile(core, models, size, streams, threads)
         outputs[FEATURES] = _thinned(outputs[FEATURES])
         cache.store(size, Entry.make(compiled[0].export(), outputs))
-    _log(logging.INFO, "graphs_ready", size, streams=streams, cached=is_cached, s=_since(began_s))
+    shown = _fields(size, streams=streams, cached=is_cached, s=round(time.monotonic() - began_s, 3))
+    _logger.info("graphs_ready", extra=shown)
     features = [ov.Tensor(ov.Type.f32, compiled[0].features_shape) for _ in range(in_flight)]
     return CompiledShape(compiled, features, models.has_masks)
 
@@ -242,13 +243,13 @@ def _load(
             loaded = list(loaders.map(load_stream, range(count)))
     except (DamagedEntryError, RuntimeError, KeyError) as error:
         reason = str(error).partition("\n")[0][:200]
-        _log(logging.WARNING, "stored_graphs_damaged", size, reason=reason)
+        _logger.warning("stored_graphs_damaged", extra=_fields(size, reason=reason))
         return None
     wrong = find_difference(loaded, size, models.has_masks, entry.outputs)
     if wrong is None:
         return loaded
     stream, output = wrong
-    _log(logging.ERROR, "stored_graphs_disagree", size, stream=stream, output=output)
+    _logger.error("stored_graphs_disagree", extra=_fields(size, stream=stream, output=output))
     return None
 
 
@@ -288,15 +289,14 @@ def _compile_until_equal(
         if wrong is None:
             return compiled[:count], outputs
         stream, output = wrong
-        _log(
-            logging.ERROR,
-            "streams_disagree",
+        shown = _fields(
             size,
             stream=stream + 1,
             output=output,
             attempt=attempt + 1,
             openvino=ov.__version__,
         )
+        _logger.error("streams_disagree", extra=shown)
     raise RuntimeError(
         f"OpenVINO {ov.__version__} compiled graphs for {size[0]}x{size[1]} that give different "
         f"results, {_ATTEMPTS} times; use mode latency, or another version of OpenVINO"
@@ -357,13 +357,8 @@ def _thinned(features: NDArray[np.float32]) -> NDArray[np.float32]:
     return features[:: -(-len(features) // _STORED_CELLS)]
 
 
-def _log(level: int, event: str, size: tuple[int, int], **details: object) -> None:
-    fields = {"height": size[0], "width": size[1], **details}
-    _logger.log(level, event, extra={"fields": fields})
-
-
-def _since(began_s: float) -> float:
-    return round(time.monotonic() - began_s, 3)
+def _fields(size: tuple[int, int], **details: object) -> dict[str, object]:
+    return {"fields": {"height": size[0], "width": size[1], **details}}
 
 
 def tensor(array: NDArray[Any]) -> ov.Tensor:
