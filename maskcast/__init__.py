@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from maskcast.engines.plan import Plan as Plan
     from maskcast.pipeline.clients.recording import record as record
     from maskcast.pipeline.clients.replay import replay as replay
+    from maskcast.pipeline.cluster.gateway import Gateway as Gateway
+    from maskcast.pipeline.cluster.gateway import GatewayStats as GatewayStats
     from maskcast.pipeline.config import Config as Config
     from maskcast.pipeline.config import ControlConfig as ControlConfig
     from maskcast.pipeline.config import CurveConfig as CurveConfig
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
     from maskcast.pipeline.tracking.config import ZoneConfig as ZoneConfig
     from maskcast.pipeline.wire.curve import ClientKeys as ClientKeys
     from maskcast.pipeline.wire.curve import KeyPair as KeyPair
+    from maskcast.pipeline.wire.curve import ServerKeys as ServerKeys
     from maskcast.pipeline.wire.message import WireError as WireError
 
 __version__ = "0.1.0"
@@ -110,6 +113,10 @@ _HOMES = {
     "maskcast.engines.plan": ("Plan",),
     "maskcast.pipeline.clients.recording": ("record",),
     "maskcast.pipeline.clients.replay": ("replay",),
+    "maskcast.pipeline.cluster.gateway": (
+        "Gateway",
+        "GatewayStats",
+    ),
     "maskcast.pipeline.config": (
         "Config",
         "ControlConfig",
@@ -167,6 +174,7 @@ _HOMES = {
     "maskcast.pipeline.wire.curve": (
         "ClientKeys",
         "KeyPair",
+        "ServerKeys",
     ),
     "maskcast.pipeline.wire.message": ("WireError",),
 }

@@ -121,18 +121,22 @@ class CurveConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     Attributes:
         secret_key: the publisher's ``.key_secret`` file, made by ``maskcast keys new``.
-        allowed_clients: a folder of subscribers' ``.key`` files, or a list of such files.
+        allowed_clients: a folder of subscribers' ``.key`` files, or a list of such files; needed
+            unless there are ``gateways``.
+        gateway_key: the ``.key`` file of the ``gateways``, needed with them.
     """
 
     secret_key: Annotated[str, Meta(min_length=1)]
-    allowed_clients: Annotated[str, Meta(min_length=1)] | tuple[str, ...]
+    allowed_clients: Annotated[str, Meta(min_length=1)] | tuple[str, ...] | None = None
+    gateway_key: Annotated[str, Meta(min_length=1)] | None = None
 
 
 class PublishConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where and how messages are published.
 
     Attributes:
-        endpoint: the ZeroMQ endpoint to bind.
+        endpoint: the ZeroMQ endpoint to bind; not bound if there are ``gateways``.
+        gateways: connect to these gateways instead, which subscribers connect to.
         masks: the format of the masks in messages.
         jpeg_quality: add each frame's image as JPEG of this quality; no image by default.
         high_water_mark: messages queued for each subscriber; a slower one loses messages.
@@ -141,11 +145,20 @@ class PublishConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """
 
     endpoint: Annotated[str, Meta(min_length=1)] = "tcp://127.0.0.1:5555"
+    gateways: tuple[str, ...] = ()
     masks: MaskFormat = "crop_u8"
     jpeg_quality: Annotated[int, Meta(ge=1, le=100)] | None = None
     high_water_mark: Count = 256
     wait_subscribers: Annotated[int, Meta(ge=0)] = 0
     curve: CurveConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.curve is None:
+            return
+        if self.gateways and self.curve.gateway_key is None:
+            raise ValueError("curve.gateway_key: missing; give the .key file of the gateways")
+        if not self.gateways and self.curve.allowed_clients is None:
+            raise ValueError("curve.allowed_clients: missing; give the subscribers' .key files")
 
 
 class OutputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -68,6 +68,8 @@ def check_config(config: Config) -> None:
     check_outputs(config)
     if config.publish is not None:
         check_endpoint(config.publish.endpoint, "tcp://*:5555")
+        for gateway in config.publish.gateways:
+            check_endpoint(gateway, "tcp://host:5556")
 
 
 class Pipeline:

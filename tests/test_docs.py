@@ -20,6 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import maskcast
 from maskcast.pipeline.cli.configuration import keys
+from maskcast.pipeline.cluster.gateway import Gateway
+from maskcast.pipeline.cluster.metrics import make_gateway_registry
 from maskcast.pipeline.config_file import make_config
 from maskcast.pipeline.monitor.metrics import make_registry
 from maskcast.pipeline.stats import Meter
@@ -203,11 +205,17 @@ def test_every_key_in_the_text_exists() -> None:
 
 
 def test_every_metric_is_documented_and_no_other(timed_engine: Any) -> None:
-    registry = make_registry(Meter(["cam"]).stats, timed_engine())
+    gateway = Gateway("tcp://127.0.0.1:0", "tcp://127.0.0.1:0")
+    registries = [
+        make_registry(Meter(["cam"]).stats, timed_engine()),
+        make_gateway_registry(gateway.stats),
+    ]
     served = set()
-    for family in text_string_to_metric_families(generate_latest(registry).decode()):
-        if family.name.startswith("maskcast_"):
-            served.add(family.name + {"counter": "_total", "info": "_info"}.get(family.type, ""))
+    for registry in registries:
+        for family in text_string_to_metric_families(generate_latest(registry).decode()):
+            if family.name.startswith("maskcast_"):
+                ending = {"counter": "_total", "info": "_info"}.get(family.type, "")
+                served.add(family.name + ending)
     documented = re.findall(r"^\| `(maskcast_\w+)`", (DOCS / "operations.md").read_text(), re.M)
     assert sorted(documented) == sorted(served)
 

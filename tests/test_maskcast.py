@@ -28,6 +28,8 @@ PUBLIC = [
     "Engine",
     "FixedInput",
     "Frame",
+    "Gateway",
+    "GatewayStats",
     "GraphFile",
     "Graphs",
     "Health",
@@ -53,6 +55,7 @@ PUBLIC = [
     "PublishedFrame",
     "Recorder",
     "RleMasks",
+    "ServerKeys",
     "SourceConfig",
     "SourceState",
     "SourceStats",
@@ -227,6 +230,7 @@ PIPELINE_ARROWS = {
     "monitor": {"sources"},
     "control": {"publisher", "sources", "wire"},  # publisher: to know and limit the peers
     "clients": {"outputs", "publisher", "subscriber", "tracking", "wire"},  # outputs: to draw clips
+    "cluster": {"monitor", "publisher", "subscriber", "wire"},
 }
 """Which folders of pipeline/ import which; its root modules are open to all."""
 PIPELINE_ARROWS["cli"] = {*PIPELINE_ARROWS}  # everything

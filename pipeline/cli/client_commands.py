@@ -1,4 +1,4 @@
-"""The commands of clients: record, replay, bridge."""
+"""The commands of programs on the stream: gateway, record, replay, bridge."""
 
 from __future__ import annotations
 
@@ -16,12 +16,49 @@ if TYPE_CHECKING:
 
 def mount(app: typer.Typer) -> None:
     """Add the commands to the program."""
+    app.command("gateway")(gateway)
     app.command("record")(record)
     app.command("replay")(replay)
     bridge = typer.Typer(help="Hand on counts, states and events to other systems.")
     bridge.command("mqtt")(bridge_mqtt)
     bridge.command("webhook")(bridge_webhook)
     app.add_typer(bridge, name="bridge", no_args_is_help=True)
+
+
+def gateway(
+    publish: options.GatewayPublish = "tcp://127.0.0.1:5555",
+    sources: options.GatewaySources = None,
+    upstream: options.Upstream = None,
+    secret_key: options.SecretKey = None,
+    allowed_clients: options.AllowedClients = None,
+    allowed_publishers: options.AllowedPublishers = None,
+    server_key: options.ServerKey = None,
+    metrics: options.Metrics = None,
+    log_level: options.LogLevel = "warning",
+    log_format: options.LogFormat = "text",
+) -> None:
+    """Pass on what many publishers send, at one endpoint, until stopped.
+
+    Publishers connect to it with maskcast run --gateway ENDPOINT.
+
+    Examples:
+      maskcast gateway --sources tcp://127.0.0.1:5556 --publish tcp://127.0.0.1:5555
+      maskcast gateway --upstream tcp://cam1:5555 --upstream tcp://cam2:5555
+    """
+    from maskcast.pipeline.cli.gateway import run_gateway
+    from maskcast.pipeline.log import configure
+
+    configure(log_level, log_format)
+    run_gateway(
+        publish,
+        sources,
+        upstream or (),
+        secret_key=secret_key,
+        allowed_clients=allowed_clients,
+        allowed_publishers=allowed_publishers,
+        server_key=server_key,
+        metrics=metrics,
+    )
 
 
 def record(

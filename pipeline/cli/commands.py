@@ -59,11 +59,13 @@ def run(
     segment_size: options.SegmentSize = None,
     trail: options.TrailS = None,
     publish: options.Publish = None,
+    gateway: options.Gateways = None,
     masks: options.Masks = None,
     jpeg_quality: options.JpegQuality = None,
     wait_subscribers: options.WaitSubscribers = None,
     secret_key: options.SecretKey = None,
     allowed_clients: options.AllowedClients = None,
+    gateway_key: options.GatewayKey = None,
     metrics: options.Metrics = None,
     control: options.Control = None,
     view: options.View = False,
@@ -86,8 +88,10 @@ def run(
     from maskcast.pipeline.log import configure
 
     configure(log_level, log_format)
-    if (secret_key is None) != (allowed_clients is None) and config is None:
-        raise InputError("--secret-key and --allowed-clients go together; give both")
+    other_key = gateway_key if gateway else allowed_clients
+    if (secret_key is None) != (other_key is None) and config is None:
+        other = "--gateway-key" if gateway else "--allowed-clients"
+        raise InputError(f"--secret-key and {other} go together; give both")
     changes: dict[str, Any] = {
         "model.bundle": model,
         "model.engine": engine,
@@ -95,11 +99,13 @@ def run(
         "model.score_threshold": score_threshold,
         "model.classes": classes.split(",") if classes else None,
         "publish.endpoint": publish,
+        "publish.gateways": gateway,
         "publish.masks": masks,
         "publish.jpeg_quality": jpeg_quality,
         "publish.wait_subscribers": wait_subscribers,
         "publish.curve.secret_key": None if secret_key is None else str(secret_key),
         "publish.curve.allowed_clients": None if allowed_clients is None else str(allowed_clients),
+        "publish.curve.gateway_key": None if gateway_key is None else str(gateway_key),
         "outputs.save": None if save is None else str(save),
         "outputs.jsonl": jsonl,
         "outputs.append": append,

@@ -117,7 +117,8 @@ def check(path: Path) -> str:
     """
     config = load_config(path)
     sources = ", ".join(f"{s.name} ({redact(s.url)})" for s in name_sources(config.sources))
-    where = "nowhere" if config.publish is None else config.publish.endpoint
+    publish = config.publish
+    where = "nowhere" if publish is None else ", ".join(publish.gateways) or publish.endpoint
     return f"{path}: valid; publishes to {where}; sources: {sources or 'none'}"
 
 

@@ -138,6 +138,15 @@ Publish = Annotated[
     str | None,
     _publishing(metavar="ENDPOINT", text="Endpoint to bind (tcp://127.0.0.1:5555)."),
 ]
+Gateways = Annotated[
+    list[str] | None,
+    _publishing(
+        "--gateway", metavar="ENDPOINT", text="Connect to this gateway instead; may be repeated."
+    ),
+]
+GatewayKey = Annotated[
+    Path | None, _publishing(metavar="FILE", text="The gateways' .key file, if encrypted.")
+]
 Masks = Annotated[
     str | None,
     _publishing(metavar="FORMAT", text="crop_u8, crop_bits, coco_rle, polygon or none (crop_u8)."),
@@ -183,6 +192,21 @@ SecretKey = Annotated[
 ]
 AllowedClients = Annotated[
     Path | None, _publishing(metavar="DIR", text="Folder of .key files that may subscribe.")
+]
+GatewayPublish = Annotated[
+    str,
+    _publishing("--publish", metavar="ENDPOINT", text="Endpoint to bind for subscribers."),
+]
+GatewaySources = Annotated[
+    str | None,
+    _input("--sources", metavar="ENDPOINT", text="Endpoint to bind for publishers."),
+]
+Upstream = Annotated[
+    list[str] | None,
+    _input(metavar="ENDPOINT", text="Publisher or gateway to connect to; may be repeated."),
+]
+AllowedPublishers = Annotated[
+    Path | None, _input(metavar="DIR", text="Folder of .key files that may publish.")
 ]
 ServerKey = Annotated[
     Path | None, _publishing(metavar="FILE", text="The publisher's .key file, if encrypted.")

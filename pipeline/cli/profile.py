@@ -24,7 +24,7 @@ from maskcast.engines.image import NetworkImage, fit_image
 from maskcast.engines.load import load_engine
 from maskcast.engines.memory import read_memory
 from maskcast.pipeline.cli.report import Report, make_report, report_table
-from maskcast.pipeline.cli.run import stopping_on_signals
+from maskcast.pipeline.cli.signals import stopping_on_signals
 from maskcast.pipeline.config import Config, ModelConfig, PublishConfig, SourceConfig
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.log import fields

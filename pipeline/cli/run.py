@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 
 from rich.console import Console
 
@@ -17,6 +15,7 @@ from maskcast.engines.engine import Engine
 from maskcast.engines.memory import limit_heaps
 from maskcast.engines.threads import mark_abandonable
 from maskcast.pipeline.cli.live_table import LiveTable
+from maskcast.pipeline.cli.signals import stopping_on_signals
 from maskcast.pipeline.cli.watch import count_labels
 from maskcast.pipeline.config import Config
 from maskcast.pipeline.pipeline import Pipeline, check_config
@@ -109,19 +108,6 @@ def _load(config: Config) -> Engine:
     mark_abandonable(thread)
     thread.start()
     return loaded.result()
-
-
-@contextmanager
-def stopping_on_signals() -> Iterator[threading.Event]:
-    """Turn SIGINT and SIGTERM into an event, so that the pipeline can be drained."""
-    stop = threading.Event()
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda *_: stop.set()) for number in signals]
-    try:
-        yield stop
-    finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)
 
 
 def _show(table: LiveTable, pipeline: Pipeline, label_names: tuple[str, ...], note: str) -> None:

@@ -46,6 +46,8 @@ def run_with_view(config: Config, http: str, limit: int | None) -> None:
     publish = config.publish
     if publish is None:
         raise InputError("--view: nothing is published; give --publish ENDPOINT")
+    if publish.gateways:
+        raise InputError("--view: the messages go to a gateway; give maskcast view its endpoint")
     if publish.curve is not None:
         raise InputError(
             "--view: the messages are encrypted; start maskcast view with --server-key and "

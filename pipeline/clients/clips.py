@@ -14,7 +14,7 @@ from maskcast.engines.errors import InputError
 from maskcast.pipeline.clients.segments import delete_oldest, free_path
 from maskcast.pipeline.log import fields
 from maskcast.pipeline.wire.kept import KeptEvents
-from maskcast.pipeline.wire.message import EventHeader, Header, decode_header
+from maskcast.pipeline.wire.message import EventHeader, Header, decode_header, topic
 from maskcast.pipeline.wire.recording import RawMessage, RecordingWriter
 
 EVENTS = ("zone_entered", "zone_left", "line_crossed", "track_ended", "state", "size", "ended")
@@ -119,7 +119,7 @@ class ClipRecording:
         writer = RecordingWriter(free_path(self._path, now_ns, f"-{source}"))
         ring = [(header, message) for name, header, message in self._ring if name == source]
         first_ns = ring[0][1].received_ns if ring else now_ns
-        for parts in self._kept.messages(source):
+        for parts in self._kept.messages((topic(source, "event"),)):
             writer.write(RawMessage(parts, first_ns), decode_header(parts)[1])
         for header, message in ring:
             writer.write(message, header)

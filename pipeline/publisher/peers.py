@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import zmq
 from zmq.utils import z85
@@ -102,12 +102,21 @@ class PeerGuard:
     Args:
         socket: bind it afterwards.
         keys: the server's own, and those of its clients; None for no encryption.
+        receives: what the socket receives: "requests", whose bytes are limited, or "messages" of
+            publishers, which are not.
 
     Attributes:
         cut_off: connections that libzmq closed because of what the peer sent.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes], keys: ServerKeys | None) -> None:
+    def __init__(
+        self,
+        socket: zmq.Socket[bytes],
+        keys: ServerKeys | None,
+        *,
+        receives: Literal["requests", "messages"] = "requests",
+    ) -> None:
+        self._receives = receives
         self._clients = None if keys is None else AllowedClients(keys)
         self._refused: set[str] = set()
         self._unstable: set[str] = set()
@@ -137,6 +146,11 @@ class PeerGuard:
         self._thread = threading.Thread(target=self._run, name="maskcast-peers", daemon=True)
         self._thread.start()
 
+    @property
+    def connected(self) -> int:
+        """Connections that are open, some of them perhaps in their handshake."""
+        return len(self._peers)
+
     def join(self) -> None:
         """Wait for the thread to end, after the context was terminated."""
         self._thread.join()
@@ -155,7 +169,7 @@ class PeerGuard:
                     else:
                         self._track(parse_monitor_message(self._monitor.recv_multipart()))
                 now_s = time.monotonic()
-                if now_s - flood_at_s >= FLOOD_CHECK_S * max(1, len(self._peers) / 100):
+                if self._is_flood_check_due(now_s - flood_at_s):
                     self._check_floods(now_s)
                     flood_at_s = now_s
                 if self._clients is not None and now_s - keys_at_s >= KEYS_CHECK_S:
@@ -167,6 +181,11 @@ class PeerGuard:
         finally:
             self._close()
 
+    def _is_flood_check_due(self, passed_s: float) -> bool:
+        return self._receives == "requests" and passed_s >= FLOOD_CHECK_S * max(
+            1, len(self._peers) / 100
+        )
+
     def _close(self) -> None:
         for peer in self._peers.values():
             peer.release()
@@ -175,7 +194,7 @@ class PeerGuard:
             self._zap.close(linger=0)
 
     def _interval_ms(self) -> int | None:
-        if self._peers:
+        if self._peers and self._receives == "requests":
             return int(FLOOD_CHECK_S * 1000)
         return None if self._clients is None else int(KEYS_CHECK_S * 1000)
 
@@ -234,6 +253,8 @@ class PeerGuard:
         """Report an address once that reconnects without end: libzmq does so when it is cut off."""
         now_s = time.monotonic()
         unstable = self._limits.disconnect(peer.address, now_s - peer.since_s, now_s)
+        if self._receives == "messages":
+            return
         if unstable and peer.address not in self._unstable and len(self._unstable) < MAX_ADDRESSES:
             self._unstable.add(peer.address)
             reason = "it connects again and again; is one of its subscriptions too long?"
@@ -252,9 +273,14 @@ class PeerGuard:
         elif now_s - before_s < CUT_OFF_REPORT_S:
             return
         self._cut_off_at_s[address] = now_s
-        reason = "a message was too long or malformed; a subscription may have 128 bytes at most"
-        shown = fields(address=address, reason=reason, cut_off=self.cut_off)
-        _logger.warning("subscriber_cut_off", extra=shown)
+        reason = "a message was too long or malformed"
+        if self._receives == "messages":
+            shown = fields(address=address, reason=reason, cut_off=self.cut_off)
+            _logger.warning("publisher_cut_off", extra=shown)
+        else:
+            reason += "; a subscription may have 128 bytes at most"
+            shown = fields(address=address, reason=reason, cut_off=self.cut_off)
+            _logger.warning("subscriber_cut_off", extra=shown)
 
     def _check_floods(self, now_s: float) -> None:
         sent: dict[str, int] = {}
@@ -293,7 +319,11 @@ class PeerGuard:
         self._refused.add(address)
         if len(self._refused) > MAX_ADDRESSES:
             address, reason = "others", f"more than {MAX_ADDRESSES} addresses were refused"
-        _logger.warning("subscriber_refused", extra=fields(address=address, reason=reason))
+        shown = fields(address=address, reason=reason)
+        if self._receives == "messages":
+            _logger.warning("publisher_refused", extra=shown)
+        else:
+            _logger.warning("subscriber_refused", extra=shown)
 
 
 @contextmanager

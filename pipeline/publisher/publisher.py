@@ -1,29 +1,20 @@
-"""Publisher: sends messages over a ZeroMQ XPUB socket."""
+"""Publisher: sends messages over ZeroMQ XPUB sockets."""
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import zmq
 
-from maskcast.engines.errors import InputError
 from maskcast.engines.instances import Instances
-from maskcast.pipeline.log import fields
-from maskcast.pipeline.publisher.peers import PeerGuard
-from maskcast.pipeline.publisher.subscriptions import Subscriptions
-from maskcast.pipeline.wire.curve import ServerKeys
-from maskcast.pipeline.wire.endpoint import (
-    bind,
-    is_loopback,
-    remove_socket_file,
-    set_common_options,
-)
+from maskcast.pipeline.publisher.outlet import BoundOutlet, GatewayOutlet, Outlet
+from maskcast.pipeline.wire.curve import ClientKeys, ServerKeys
+from maskcast.pipeline.wire.endpoint import check_endpoint
 from maskcast.pipeline.wire.kept import KEPT_EVENTS
 from maskcast.pipeline.wire.message import (
     EventHeader,
@@ -48,19 +39,11 @@ LINGER_MS, LOSSLESS_LINGER_MS = 200, 10_000
 ANSWER_WITHIN_S, DRAIN_S = 0.0005, 0.005
 """Time that ``publish`` and ``event`` spend on new subscriptions, and ``answer_subscriptions``."""
 
-RESEND_S = 1.0
-"""While subscriptions arrive faster than they are read, kept events are sent this often."""
-
-MAX_SUBSCRIPTION_BYTES = 128
-"""Longest subscription: topics are shorter, and longer ones cost memory."""
-
-MAX_HANDSHAKE_BYTES = 512
-"""The same limit with CURVE, whose handshake needs more."""
+RECONNECT_CHECK_S = 0.5
+"""Interval at which connections to gateways are looked at while nothing is published."""
 
 MAX_REMOVED = 4096
 """Removed sources whose numbers are kept; four times as many as a subscriber keeps account of."""
-
-_logger = logging.getLogger(__name__)
 
 
 class Sent(NamedTuple):
@@ -102,13 +85,15 @@ class Publisher:
             may subscribe; a warning is logged unless only this machine can.
         lossless: wait for slow subscribers instead of dropping messages for them. One that stops
             reading holds up the others until its heartbeats time out.
+        gateways: connect to these gateways, "tcp://host:5556", instead of binding ``endpoint``.
+        gateway_keys: encrypt towards the gateways.
 
     Attributes:
-        endpoint: the bound endpoint, with the real port.
-        has_backlog: whether more subscriptions wait than could be read.
+        endpoint: the bound endpoint, with the real port; "" with gateways.
 
     Raises:
-        InputError: the endpoint cannot be bound.
+        InputError: the endpoint cannot be bound, or a gateway's is invalid. (An endpoint without
+            a gateway is no error.)
     """
 
     def __init__(
@@ -120,6 +105,8 @@ class Publisher:
         high_water_mark: int = 256,
         keys: ServerKeys | None = None,
         lossless: bool = False,
+        gateways: Sequence[str] = (),
+        gateway_keys: ClientKeys | None = None,
     ) -> None:
         self._id = os.urandom(8).hex()
         self._label_names = list(label_names)
@@ -127,41 +114,44 @@ class Publisher:
         self._masks: MaskFormat = masks
         self._streams: dict[str, _Stream] = {}
         self._removed: OrderedDict[str, _Stream] = OrderedDict()
-        self._subscriptions = Subscriptions()
-        self._joined: set[bytes] = set()  # prefixes of new subscribers
-        self._resend_at_s = 0.0
-        self.has_backlog = False
         self.endpoint = ""
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.XPUB)
-        self._socket.set(zmq.XPUB_VERBOSER, 1)
-        self._socket.set(zmq.XPUB_NODROP, int(lossless))
-        self._socket.set(zmq.SNDHWM, high_water_mark)
-        self._socket.set(zmq.RCVHWM, 100)  # subscriptions of one peer, before libzmq's own queue
-        set_common_options(
-            self._socket,
-            linger_ms=LOSSLESS_LINGER_MS if lossless else LINGER_MS,
-            max_part_bytes=MAX_SUBSCRIPTION_BYTES if keys is None else MAX_HANDSHAKE_BYTES,
-        )
-        self._guard = PeerGuard(self._socket, keys)
+        self._context = zmq.Context()  # of the connections to gateways
+        self._outlets: list[Outlet] = []
+        linger_ms = LOSSLESS_LINGER_MS if lossless else LINGER_MS
         try:
-            self.endpoint = bind(self._socket, endpoint, "publish")
-        except InputError:
+            for gateway in gateways:
+                outlet = GatewayOutlet(
+                    self._context,
+                    check_endpoint(gateway, "tcp://host:5556"),
+                    high_water_mark=high_water_mark,
+                    keys=gateway_keys,
+                    linger_ms=linger_ms,
+                )
+                self._outlets.append(outlet)
+            if not gateways:
+                bound = BoundOutlet(
+                    endpoint,
+                    high_water_mark=high_water_mark,
+                    keys=keys,
+                    lossless=lossless,
+                    linger_ms=linger_ms,
+                )
+                self._outlets.append(bound)
+                self.endpoint = bound.endpoint
+        except BaseException:
             self.close()
             raise
-        if keys is None and not is_loopback(self.endpoint):
-            advice = (
-                "make keys with `maskcast keys new` and set publish.curve, "
-                "or publish on tcp://127.0.0.1:<port>"
-            )
-            shown = fields(endpoint=self.endpoint, advice=advice)
-            _logger.warning("publishing_without_keys", extra=shown)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def has_backlog(self) -> bool:
+        """Whether subscriptions wait to be read, or kept events to be sent."""
+        return any(outlet.has_backlog for outlet in self._outlets)
 
     def publish(
         self,
@@ -224,7 +214,7 @@ class Publisher:
             zones=dict(zones or {}),
             lines={line: dict(crossings) for line, crossings in (lines or {}).items()},
         )
-        self._socket.send_multipart(encode(InstancesMessage(source, header, instances, jpeg)))
+        self._send(encode(InstancesMessage(source, header, instances, jpeg)))
         return sent
 
     def event(self, source: str, name: str, /, **data: Any) -> None:
@@ -258,7 +248,7 @@ class Publisher:
         self._read_subscriptions(ANSWER_WITHIN_S)
         if isinstance(header, EventHeader):
             self._keep(stream, header.event, list(parts))
-        self._socket.send_multipart(parts)
+        self._send(parts)
 
     def forget(self, source: str) -> None:
         """Stop announcing a removed source to new subscribers.
@@ -278,14 +268,16 @@ class Publisher:
         self._read_subscriptions(DRAIN_S)
 
     def subscribers(self, source: str) -> int:
-        """Count the subscriptions to a source's instances; at least 1 while there is a backlog."""
-        counted = self._subscriptions.count(topic(source, "instances"))
-        return max(counted, int(self.has_backlog))
+        """Count the subscriptions to a source's instances; at least 1 while some are unread.
+
+        A gateway is one subscriber, however many it has.
+        """
+        return sum(outlet.count(source) for outlet in self._outlets)
 
     @property
     def cut_off(self) -> int:
         """Connections closed because the peer sent a message that was too long or malformed."""
-        return self._guard.cut_off
+        return sum(outlet.cut_off for outlet in self._outlets)
 
     def wait_for_subscribers(self, count: int, timeout_s: float, sources: Sequence[str]) -> bool:
         """Wait until each of the sources has ``count`` subscribers; False if that took too long."""
@@ -297,14 +289,18 @@ class Publisher:
             remaining_s = deadline - time.monotonic()
             if remaining_s <= 0:
                 return False
-            self._socket.poll(int(remaining_s * 1000) + 1)
+            poller = zmq.Poller()
+            for outlet in self._outlets:
+                for socket in outlet.sockets:
+                    poller.register(socket, zmq.POLLIN)
+            wait_s = 0.0 if self.has_backlog else min(remaining_s, RECONNECT_CHECK_S)
+            poller.poll(int(wait_s * 1000) + 1)
 
     def close(self) -> None:
         """Send what is still queued, for 0.2 s at most (``lossless``: 10 s); free the endpoint."""
-        self._socket.close()
+        for outlet in self._outlets:
+            outlet.close()
         self._context.term()
-        self._guard.join()
-        remove_socket_file(self.endpoint)
 
     def _stream(self, source: str) -> _Stream:
         """Return a source's stream; if it is new, send its label names first."""
@@ -328,7 +324,7 @@ class Publisher:
         parts = encode(EventMessage(source, header))
         stream.events += 1
         self._keep(stream, name, parts)
-        self._socket.send_multipart(parts)
+        self._send(parts)
 
     def _keep(self, stream: _Stream, name: str, parts: list[bytes]) -> None:
         """Keep an event for new subscribers, if it is one of those."""
@@ -337,51 +333,21 @@ class Publisher:
         if slot == "state":
             stream.ended = name == "ended"
 
+    def _send(self, parts: Sequence[bytes]) -> None:
+        for outlet in self._outlets:
+            outlet.send(parts)
+
     def _read_subscriptions(self, within_s: float) -> None:
         """Read subscriptions for a while, and send new subscribers the kept events."""
-        deadline_s = time.monotonic() + within_s
-        try:
-            while time.monotonic() < deadline_s:
-                message = self._socket.recv(zmq.DONTWAIT, copy=False)
-                content = bytes(message.bytes)
-                kind, prefix = content[:1], content[1:]
-                if kind == b"\x01":
-                    self._subscriptions.add(prefix)
-                    self._joined.add(prefix)
-                elif kind == b"\x00" and not _is_from_peer(message):
-                    self._subscriptions.remove(prefix)
-            self.has_backlog = bool(int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN)
-        except zmq.Again:
-            self.has_backlog = False
-        if not self.has_backlog:
-            if self._joined:
-                self._send_kept(tuple(self._joined))
-                self._joined.clear()
-        elif time.monotonic() >= self._resend_at_s:
-            self._resend_at_s = time.monotonic() + RESEND_S
-            self._send_kept((b"",))
-            self._joined.clear()
+        for outlet in self._outlets:
+            outlet.answer(within_s, self._kept_events)
 
-    def _send_kept(self, joined: tuple[bytes, ...]) -> None:
-        """Send kept events again to those who subscribed to a prefix, once however many they are.
+    def _kept_events(self, joined: tuple[bytes, ...]) -> Iterator[list[bytes]]:
+        """Yield the kept events for those who subscribed to a prefix, each once.
 
-        XPUB sends them to other subscribers too, who recognise them by their sequence numbers.
         Sources that have ended come last, so that a subscriber to all sources does not conclude
         that there are no others.
         """
         for source, stream in sorted(self._streams.items(), key=lambda item: item[1].ended):
             if topic(source, "event").startswith(joined):
-                for parts in stream.kept.values():
-                    self._socket.send_multipart(parts)
-
-
-def _is_from_peer(message: zmq.Frame) -> bool:
-    """Whether a peer sent it, and not libzmq for one whose connection is gone.
-
-    libzmq's own messages have no metadata, so that asking for any property of theirs fails.
-    """
-    try:
-        message.get("__fd")
-    except zmq.ZMQError:
-        return False
-    return True
+                yield from stream.kept.values()

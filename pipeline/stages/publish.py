@@ -23,7 +23,7 @@ from maskcast.pipeline.stages.masks import Seen
 from maskcast.pipeline.stages.record import Recorded
 from maskcast.pipeline.stages.stage import Event, PipelineContext, Stage
 from maskcast.pipeline.tracking.analysis import Analysis
-from maskcast.pipeline.wire.curve import ServerKeys
+from maskcast.pipeline.wire.curve import ClientKeys, ServerKeys
 
 SUBSCRIBER_POLL_S, BACKLOG_POLL_S = 0.1, 0.001
 """Seconds without a frame after which subscriptions are read; the second while a backlog waits."""
@@ -80,17 +80,7 @@ class PublishStage(Stage[Seen, None]):
     def open(self) -> None:
         """Bind the socket, and wait for subscribers if configured."""
         if self._config is not None:
-            curve = self._config.curve
-            keys = None
-            if curve is not None:
-                keys = ServerKeys.read(curve.secret_key, curve.allowed_clients)
-            self._publisher = Publisher(
-                self._config.endpoint,
-                self._label_names,
-                masks=self._config.masks,
-                high_water_mark=self._config.high_water_mark,
-                keys=keys,
-            )
+            self._publisher = make_publisher(self._config, self._label_names)
             wanted = self._config.wait_subscribers
             while wanted and not self._context.reading.is_set():
                 if self._publisher.wait_for_subscribers(
@@ -204,6 +194,29 @@ class PublishStage(Stage[Seen, None]):
             map(publisher.subscribers, self._sources.names()), default=0
         )
         self._context.meter.subscribers_cut_off = publisher.cut_off
+
+
+def make_publisher(config: PublishConfig, label_names: Sequence[str]) -> Publisher:
+    """Make the publisher of a configuration.
+
+    Raises:
+        InputError: a key cannot be read, or an endpoint cannot be used.
+    """
+    keys = gateway_keys = None
+    if (curve := config.curve) is not None:
+        if config.gateways and curve.gateway_key is not None:
+            gateway_keys = ClientKeys.read(curve.gateway_key, curve.secret_key)
+        elif curve.allowed_clients is not None:
+            keys = ServerKeys.read(curve.secret_key, curve.allowed_clients)
+    return Publisher(
+        config.endpoint,
+        label_names,
+        masks=config.masks,
+        high_water_mark=config.high_water_mark,
+        keys=keys,
+        gateways=config.gateways,
+        gateway_keys=gateway_keys,
+    )
 
 
 def encode_jpeg(frame: Frame, quality: int) -> bytes:

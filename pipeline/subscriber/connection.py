@@ -1,41 +1,18 @@
-"""Connection: a SUB socket to one endpoint that is replaced when libzmq abandons its peer."""
+"""Connection: a SUB socket to one endpoint, which recovers where libzmq does not."""
 
 from __future__ import annotations
 
-import itertools
-import logging
-import time
 from collections.abc import Sequence
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
-from maskcast.engines.errors import InputError
-from maskcast.pipeline.log import fields
 from maskcast.pipeline.wire.curve import ClientKeys
 from maskcast.pipeline.wire.endpoint import set_common_options
-
-MIN_BACKOFF_S, MAX_BACKOFF_S = 0.1, 5.0
-"""Delay before a socket is replaced: it doubles from failure to failure, up to the second."""
-
-ABANDONED_AFTER_S = 1.0
-"""libzmq announces within this time that it connects again; otherwise it has abandoned the peer."""
-
-_REFUSED = zmq.Event.HANDSHAKE_FAILED_AUTH
-_FAILED = zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
-_RETRIES = zmq.Event.CONNECT_RETRIED | zmq.Event.CONNECT_DELAYED
-_EVENTS = _REFUSED | _FAILED | _RETRIES | zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
-_monitor_numbers = itertools.count()
-
-_logger = logging.getLogger(__name__)
+from maskcast.pipeline.wire.reconnecting import MIN_BACKOFF_S, ReconnectingSocket
 
 
-class Connection:
-    """Receives from one endpoint, and recovers where libzmq does not.
-
-    libzmq reconnects after a broken connection, but not after a failed handshake or a part over
-    ``ZMQ_MAXMSGSIZE``. The socket's monitor tells these cases apart; then the socket is closed and
-    a new one made, with backoff. Not thread-safe.
+class Connection(ReconnectingSocket):
+    """A SUB socket to one publisher or gateway.
 
     Args:
         context: belongs to the caller, who terminates it.
@@ -44,12 +21,6 @@ class Connection:
         high_water_mark: messages queued in the socket.
         max_message_bytes: a longer part disconnects; a longer message is discarded.
         keys: for CURVE, or None.
-
-    Attributes:
-        endpoint: the endpoint.
-        socket: the SUB socket of this moment, to poll.
-        monitor: its monitor, to poll.
-        problem: why there is no connection, one line for people; "" if no reason is known.
 
     Raises:
         InputError: the endpoint cannot be connected to.
@@ -65,20 +36,12 @@ class Connection:
         max_message_bytes: int,
         keys: ClientKeys | None,
     ) -> None:
-        self._context = context
-        self.endpoint = endpoint
         self._prefixes = tuple(prefixes)
         self._high_water_mark = high_water_mark
         self._max_message_bytes = max_message_bytes
-        self._keys = keys
-        self._backoff_s = MIN_BACKOFF_S
-        self._replace_at_s: float | None = None
-        self._handshake_failed = False
-        self._reported = ""
         self._oversized = 0
         self._oversized_reported = False
-        self.problem = ""
-        self.socket, self.monitor = self._connect()
+        super().__init__(context, endpoint, kind=zmq.SUB, keys=keys, peer="publisher")
 
     def receive(self, max_parts: int) -> list[bytes] | None:
         """Receive a message without waiting; None if there is none, or one that is too long.
@@ -89,20 +52,10 @@ class Connection:
         Raises:
             zmq.ContextTerminated: the context was terminated.
         """
-        parts: list[bytes] = []
-        size = 0
-        try:
-            while True:
-                part = self.socket.recv(zmq.DONTWAIT, copy=False)
-                size += len(part)
-                if size <= self._max_message_bytes and len(parts) < max_parts:
-                    parts.append(part.bytes)
-                if not part.more:
-                    break
-        except zmq.Again:  # messages arrive whole: this is before the first part
-            return None
-        if size > self._max_message_bytes:
-            self._count_oversized()
+        parts, size = receive_parts(self.socket, self._max_message_bytes, max_parts)
+        if parts is None:
+            if size:
+                self._count_oversized()
             return None
         self._backoff_s = MIN_BACKOFF_S
         self.problem = ""
@@ -113,91 +66,14 @@ class Connection:
         count, self._oversized = self._oversized, 0
         return count
 
-    def process_events(self) -> None:
-        """Read the monitor, and schedule a replacement if libzmq has abandoned the peer."""
-        while self.monitor.poll(0):
-            event = parse_monitor_message(self.monitor.recv_multipart())["event"]
-            if event & _RETRIES:
-                self._replace_at_s = None
-            elif event == zmq.Event.HANDSHAKE_SUCCEEDED:
-                self._handshake_failed, self._reported = False, ""
-                self.problem = ""
-            elif event == zmq.Event.DISCONNECTED:
-                self._schedule()
-            elif event & (_REFUSED | _FAILED):
-                self._handshake_failed = True
-                self._report_failure(
-                    "the publisher does not allow this client's key"
-                    if event & _REFUSED
-                    else "the handshake failed: one side uses keys and the other does not, "
-                    "the server key is wrong, or this is no ZeroMQ publisher"
-                )
-                self._schedule()
+    def _on_abandoned(self) -> None:
+        self._count_oversized()
 
-    def replace_if_due(self) -> float | None:
-        """Replace the socket if its time has come.
-
-        Returns:
-            Seconds until it will be due; None if no replacement is scheduled.
-        """
-        if self._replace_at_s is None:
-            return None
-        if (left_s := self._replace_at_s - time.monotonic()) > 0:
-            return left_s
-        if not self._handshake_failed:
-            self._count_oversized()
-        self.close()
-        self._replace_at_s = None
-        self._handshake_failed = False
-        try:
-            self.socket, self.monitor = self._connect()
-        except (InputError, zmq.ZMQError) as error:  # for instance, no file descriptors are left
-            if isinstance(error, zmq.ContextTerminated):
-                raise
-            self._handshake_failed = True  # nothing was too long
-            self._report_failure(str(error))
-            self._schedule()
-            return self._backoff_s
-        return None
-
-    def close(self) -> None:
-        """Disconnect."""
-        self.monitor.close(linger=0)
-        self.socket.close(linger=0)
-
-    def _connect(self) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
-        socket = self._context.socket(zmq.SUB)
-        monitor = self._context.socket(zmq.PAIR)
-        try:
-            set_common_options(socket, linger_ms=0, max_part_bytes=self._max_message_bytes)
-            socket.set(zmq.RCVHWM, self._high_water_mark)
-            socket.set(zmq.RECONNECT_IVL, 100)
-            socket.set(zmq.RECONNECT_IVL_MAX, 1000)
-            socket.set(zmq.IPV6, int("[" in self.endpoint))
-            if self._keys is not None:
-                self._keys.apply(socket)
-            for prefix in self._prefixes:
-                socket.subscribe(prefix)
-            address = f"inproc://maskcast.connection.{next(_monitor_numbers)}"
-            socket.monitor(address, _EVENTS)
-            monitor.connect(address)
-            socket.connect(self.endpoint)
-        except zmq.ZMQError as error:
-            monitor.close(linger=0)
-            socket.close(linger=0)
-            if isinstance(error, zmq.ContextTerminated):
-                raise
-            raise InputError(
-                f"cannot connect to {self.endpoint}: {error.strerror}; "
-                "use tcp://host:5555 or ipc:///path/to/socket"
-            ) from error
-        return socket, monitor
-
-    def _schedule(self) -> None:
-        if self._replace_at_s is None:
-            wait_s = max(self._backoff_s, ABANDONED_AFTER_S)
-            self._replace_at_s = time.monotonic() + wait_s
-            self._backoff_s = min(2 * self._backoff_s, MAX_BACKOFF_S)
+    def _prepare(self, socket: zmq.Socket[bytes]) -> None:
+        set_common_options(socket, linger_ms=0, max_part_bytes=self._max_message_bytes)
+        socket.set(zmq.RCVHWM, self._high_water_mark)
+        for prefix in self._prefixes:
+            socket.subscribe(prefix)
 
     def _count_oversized(self) -> None:
         self._oversized += 1
@@ -206,13 +82,30 @@ class Connection:
             self._oversized_reported = True
             self._log("raise max_message_bytes if the publisher is right")
 
-    def _report_failure(self, problem: str) -> None:
-        """Log a problem, once until a handshake succeeds."""
-        self.problem = problem
-        if problem != self._reported:
-            self._reported = problem
-            self._log("trying again until it succeeds")
 
-    def _log(self, advice: str) -> None:
-        shown = fields(endpoint=self.endpoint, reason=self.problem, advice=advice)
-        _logger.warning("subscription_failed", extra=shown)
+def receive_parts(
+    socket: zmq.Socket[bytes], max_message_bytes: int, max_parts: int
+) -> tuple[list[bytes] | None, int]:
+    """Receive a message without waiting.
+
+    Args:
+        socket: a socket to receive from.
+        max_message_bytes: a longer message is discarded.
+        max_parts: parts behind these are discarded.
+
+    Returns:
+        The parts, or None if there was no message or it was too long, and its size, bytes.
+    """
+    parts: list[bytes] = []
+    size = 0
+    try:
+        while True:
+            part = socket.recv(zmq.DONTWAIT, copy=False)
+            size += len(part)
+            if size <= max_message_bytes and len(parts) < max_parts:
+                parts.append(part.bytes)
+            if not part.more:
+                break
+    except zmq.Again:  # messages arrive whole: this is before the first part
+        return None, 0
+    return (parts if size <= max_message_bytes else None), size

@@ -49,7 +49,17 @@ class _Stream:
 
 @dataclass(slots=True)
 class _Source:
+    """A source, as its newest publisher describes it; it may have moved there from another.
+
+    Attributes:
+        publisher: of the last ``instances`` message.
+        newest: the publisher that was heard for the first time last.
+        ended: whether it has ended there.
+        state: its state there.
+    """
+
     publisher: str = ""
+    newest: str = ""
     ended: bool = False
     state: str = ""
 
@@ -76,40 +86,44 @@ class LossTracker:
     Its memory is bounded whatever a publisher sends: the least recently heard entries are
     forgotten, and count as new if they return.
 
+    Args:
+        max_sources: sources tracked, and pairs of publisher and source.
+
     Attributes:
         tally: the counts so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_sources: int = MAX_SOURCES) -> None:
         self.tally = Tally()
+        self._max_sources = max_sources
         self._streams: OrderedDict[tuple[str, str], _Stream] = OrderedDict()
         self._sources: OrderedDict[str, _Source] = OrderedDict()
         self._label_names: OrderedDict[str, tuple[str, ...]] = OrderedDict()
 
     def add_instances(self, source: str, header: InstancesHeader) -> SequenceGap | None:
         """Count an ``instances`` message; None if it is a repetition."""
-        stream = _recall(self._streams, (header.publisher, source), _Stream, MAX_SOURCES)
+        stream, known = self._hear(header.publisher, source)
         if stream.next_seq is not None and header.seq < stream.next_seq:
             self.tally.duplicate += 1
             return None
-        known = _recall(self._sources, source, _Source, MAX_SOURCES)
         # What a publisher sent before its first message here is not lost.
         first = stream.next_seq is None
         restarted = first and known.publisher not in ("", header.publisher)
         lost = 0 if stream.next_seq is None else header.seq - stream.next_seq
         stream.next_seq = header.seq + 1
-        known.publisher, known.ended = header.publisher, False
+        known.publisher = header.publisher
+        if header.publisher == known.newest:
+            known.ended = False
         self.tally.received += 1
         self.tally.lost += lost
         return SequenceGap(lost, restarted)
 
     def add_event(self, source: str, header: EventHeader) -> SequenceGap | None:
         """Count an ``event`` message; None if it is a repetition."""
-        stream = _recall(self._streams, (header.publisher, source), _Stream, MAX_SOURCES)
+        stream, known = self._hear(header.publisher, source)
         if header.seq <= stream.event_seq.get(header.event, -1):
             return None
         keep(stream.event_seq, header.event, header.seq, MAX_EVENTS)
-        known = _recall(self._sources, source, _Source, MAX_SOURCES)
         lost = 0
         if stream.next_seq is not None and header.sent > stream.next_seq:
             lost = header.sent - stream.next_seq
@@ -120,11 +134,22 @@ class LossTracker:
             if isinstance(names, list) and all(isinstance(name, str) for name in names):
                 table = str(header.data.get("id"))
                 keep(self._label_names, table, tuple(names), MAX_TABLES)
+        elif header.publisher != known.newest:
+            pass  # the source has moved since
         elif header.event == "ended":
             known.ended, known.state = True, "ended"
         elif header.event == "state":
             known.ended, known.state = False, str(header.data.get("state", ""))
         return SequenceGap(lost, restarted=False)
+
+    def _hear(self, publisher: str, source: str) -> tuple[_Stream, _Source]:
+        """Return a publisher's stream of a source, and the source; both are heard of now."""
+        is_new = (publisher, source) not in self._streams
+        stream = _recall(self._streams, (publisher, source), _Stream, self._max_sources)
+        known = _recall(self._sources, source, _Source, self._max_sources)
+        if is_new or not known.newest:
+            known.newest = publisher
+        return stream, known
 
     def label_names(self, labels: str) -> tuple[str, ...]:
         """Return the table with the id ``labels``; empty if it has not arrived."""

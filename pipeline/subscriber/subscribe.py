@@ -95,7 +95,7 @@ def subscribe(
     as the loop.
 
     A publisher that refuses the connection is asked again, with backoff, until it accepts. The
-    reason is logged once (logger ``maskcast.pipeline.subscriber.connection``).
+    reason is logged once (logger ``maskcast.pipeline.wire.reconnecting``).
 
     Args:
         endpoints: "tcp://host:5555", "ipc:///run/maskcast.sock", or several; or recordings,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
-from maskcast.pipeline.wire.message import EventHeader, Header
+from maskcast.pipeline.wire.message import EventHeader, Header, topic
 
 MAX_SOURCES = 1024
 """Sources, and pairs of publisher and source, that something is kept of: those heard of last."""
@@ -26,27 +27,72 @@ def keep(kept: OrderedDict[K, V], key: K, value: V, most: int) -> None:
         kept.popitem(last=False)
 
 
-class KeptEvents:
-    """The events that a new subscriber, or a new file, begins with.
+MAX_FORMER = 8
+"""Former publishers of a source that are known as such."""
 
-    These are the last ``labels``, ``size`` and ``state`` of at most ``MAX_SOURCES`` sources.
+
+@dataclass(slots=True)
+class _Source:
+    publisher: str
+    former: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_FORMER))
+    events: dict[str, tuple[EventHeader, list[bytes]]] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> bool:
+        header, _ = self.events.get("state", (None, None))
+        return header is not None and header.event == "ended"
+
+
+class KeptEvents:
+    """The last ``labels``, ``size`` and ``state`` of each source, from its newest publisher.
+
+    Args:
+        max_sources: sources kept; the one heard of least recently is forgotten first.
     """
 
-    def __init__(self) -> None:
-        self._sources: OrderedDict[str, dict[str, tuple[str, list[bytes]]]] = OrderedDict()
+    def __init__(self, max_sources: int = MAX_SOURCES) -> None:
+        self._max_sources = max_sources
+        self._sources: OrderedDict[str, _Source] = OrderedDict()
 
     def add(self, source: str, header: Header, parts: Sequence[bytes]) -> None:
-        """Keep a message if it is one of these events."""
-        if isinstance(header, EventHeader) and (slot := KEPT_EVENTS.get(header.event)):
-            events = self._sources.get(source, {})
-            events[slot] = header.event, list(parts)
-            keep(self._sources, source, events, MAX_SOURCES)
+        """Keep a message if it is one of these events.
 
-    def messages(self, source: str | None = None) -> Iterator[list[bytes]]:
-        """Yield the kept messages of a source, or of all; sources that have ended come last."""
+        A source that was removed, and what a former publisher says of it, are not kept.
+        """
+        if not isinstance(header, EventHeader) or not (slot := KEPT_EVENTS.get(header.event)):
+            return
+        known = self._sources.get(source) or _Source(header.publisher)
+        if header.publisher in known.former:
+            return
+        if header.publisher != known.publisher:
+            known.former.append(known.publisher)
+            known.publisher = header.publisher
+            known.events.clear()
+        known.events[slot] = header, list(parts)
+        if header.event == "ended" and header.data.get("reason") == "removed":
+            known.events.clear()
+        keep(self._sources, source, known, self._max_sources)
+
+    def messages(self, prefixes: tuple[bytes, ...] = (b"",)) -> Iterator[list[bytes]]:
+        """Yield the kept messages of sources whose events have a topic that begins with a prefix.
+
+        Sources that have ended come last, so that a subscriber to all sources does not conclude
+        that there are no others.
+        """
         chosen = [
-            events for name, events in self._sources.items() if source is None or name == source
+            source
+            for name, source in self._sources.items()
+            if topic(name, "event").startswith(prefixes)
         ]
-        for events in sorted(chosen, key=lambda events: events.get("state", ("",))[0] == "ended"):
-            for _, parts in events.values():
+        for source in sorted(chosen, key=lambda source: source.ended):
+            for _, parts in source.events.values():
                 yield parts
+
+    def states(self) -> dict[str, str]:
+        """Return the last known state of each source: one of its states, or "ended"."""
+        states = {}
+        for name, source in self._sources.items():
+            if (known := source.events.get("state")) is not None:
+                header, _ = known
+                states[name] = str(header.data.get("state", "")) if not source.ended else "ended"
+        return states

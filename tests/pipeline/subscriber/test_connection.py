@@ -8,14 +8,14 @@ from publishers import NAMES, frame, seen
 from witnesses import wait_until
 
 from maskcast.pipeline.publisher.publisher import Publisher
-from maskcast.pipeline.subscriber import connection
 from maskcast.pipeline.subscriber.subscribe import subscribe
+from maskcast.pipeline.wire import reconnecting
 from maskcast.pipeline.wire.curve import ServerKeys, new_keys
 
 
 @pytest.fixture(autouse=True)
 def _short_delays(monkeypatch):
-    monkeypatch.setattr(connection, "MAX_BACKOFF_S", 0.2)
+    monkeypatch.setattr(reconnecting, "MAX_BACKOFF_S", 0.2)
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_a_publisher_that_goes_away_is_no_failure(caplog):
         endpoint = first.endpoint
         frames = subscribe(endpoint, policy="all").open()
         assert receives(first, frames)
-    time.sleep(1.5 * connection.ABANDONED_AFTER_S)
+    time.sleep(1.5 * reconnecting.ABANDONED_AFTER_S)
     count = frames.tally.received
     with Publisher(endpoint, NAMES) as second:
         wait_until(lambda: second.publish(frame(), seen()) and frames.tally.received > count, 20)

@@ -137,3 +137,16 @@ def test_who_is_heard_often_is_not_forgotten_for_those_that_are_invented():
         tracker.add_instances(f"x{number}", instances(0))
     assert tracker.states() == {"cam1": "running"}
     assert tracker.tally.lost == 4999
+
+
+def test_the_end_of_a_former_publisher_does_not_end_a_source_that_has_moved():
+    tracker = LossTracker()
+    tracker.add_instances("cam1", instances(0))
+    tracker.add_event("cam1", event("labels", publisher=B, id="x", names=["n"]))
+    tracker.add_event("cam1", event("ended"))
+    assert not tracker.all_ended(None)
+    assert tracker.add_instances("cam1", instances(0, B)) == SequenceGap(0, restarted=True)
+    tracker.add_event("cam1", event("ended", publisher=B))
+    assert tracker.all_ended(None)
+    tracker.add_instances("cam1", instances(1))
+    assert tracker.all_ended(None)

@@ -1,0 +1,1 @@
+"""Pipelines on several machines, and the gateway that gives subscribers one address."""

@@ -1,0 +1,273 @@
+"""Gateway: receives from many publishers and passes their messages on at one endpoint."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Self
+
+import zmq
+
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.cluster.inlet import BoundInlet, ConnectedInlet, Inlet
+from maskcast.pipeline.monitor.health import Health
+from maskcast.pipeline.publisher.outlet import BoundOutlet
+from maskcast.pipeline.subscriber.losses import LossTracker
+from maskcast.pipeline.wire.curve import ClientKeys, ServerKeys
+from maskcast.pipeline.wire.kept import KeptEvents
+from maskcast.pipeline.wire.message import EventHeader, WireError, decode_header
+
+MAX_SOURCES = 16_384
+"""Sources whose numbers and kept events are known: those heard of last."""
+
+BATCH = 100
+"""Messages taken from one connection before the others have their turn."""
+
+POLL_S = 0.1
+"""How often the order to stop and the connections are looked at while nothing arrives."""
+
+ANSWER_S = 0.005
+"""Time spent on new subscriptions between two batches."""
+
+LINGER_MS = 200
+
+STUCK_AFTER_S = 10.0
+"""A gateway whose thread has not gone round for this long is not healthy."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayStats:
+    """Figures of a gateway since its start.
+
+    Attributes:
+        messages: messages passed on, frames and events.
+        bytes: their size.
+        lost: frames that never arrived here, by the sequence numbers.
+        duplicate: frames that arrived twice, and were passed on once.
+        malformed: messages that could not be read or were too long, and were not passed on.
+        publishers: connected publishers.
+        subscribers: connected subscribers.
+        sources: the last known state of each source: ``connecting``, ``streaming``, ``stalled``,
+            ``reconnecting`` or ``ended``.
+        problems: why an upstream endpoint is not connected, one line each.
+    """
+
+    messages: int
+    bytes: int
+    lost: int
+    duplicate: int
+    malformed: int
+    publishers: int
+    subscribers: int
+    sources: dict[str, str]
+    problems: tuple[str, ...]
+
+
+class Gateway:
+    """Passes messages on unchanged, with the ``publisher`` and ``seq`` that they have.
+
+    Publishers connect to ``sources`` (``publish.gateways`` in their configuration); the gateway
+    connects to publishers and gateways in ``upstream``. A subscriber cannot tell it from a
+    publisher: it counts every message that was lost on the way, and a source that moves to
+    another publisher shows as a restart. New subscribers receive the label names, the size and the
+    state of each source at once.
+
+    It subscribes to every source, and drops messages for subscribers that are too slow. A
+    message that arrives twice, for instance from two upstream gateways, is passed on once.
+
+    Args:
+        publish: the endpoint to bind for subscribers, "tcp://*:5555".
+        sources: the endpoint to bind for publishers, "tcp://*:5556".
+        upstream: endpoints of publishers and gateways to subscribe to.
+        keys: encrypt towards subscribers, and admit only those whose keys are allowed.
+        source_keys: the same towards publishers that connect.
+        upstream_keys: the same towards ``upstream``.
+        high_water_mark: messages queued for a slow subscriber, and from each publisher.
+
+    Attributes:
+        endpoint: the bound endpoint for subscribers, with the real port; "" before ``start``.
+        sources_endpoint: the bound endpoint for publishers.
+
+    Raises:
+        InputError: there is neither ``sources`` nor ``upstream``.
+    """
+
+    def __init__(
+        self,
+        publish: str,
+        sources: str | None = None,
+        *,
+        upstream: Sequence[str] = (),
+        keys: ServerKeys | None = None,
+        source_keys: ServerKeys | None = None,
+        upstream_keys: ClientKeys | None = None,
+        high_water_mark: int = 1000,
+    ) -> None:
+        if sources is None and not upstream:
+            raise InputError("nothing to pass on: give --sources ENDPOINT or --upstream ENDPOINT")
+        self.endpoint = self.sources_endpoint = ""
+        self._publish, self._sources, self._upstream = publish, sources, tuple(upstream)
+        self._keys, self._source_keys, self._upstream_keys = keys, source_keys, upstream_keys
+        self._high_water_mark = high_water_mark
+        self._stopping = threading.Event()
+        self._opened: Future[None] = Future()
+        self._fault: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
+        self._lock = threading.Lock()  # guards everything below
+        self._losses = LossTracker(MAX_SOURCES)
+        self._kept = KeptEvents(MAX_SOURCES)
+        self._messages = self._bytes = 0
+        self._inlets: list[Inlet] = []
+        self._outlet: BoundOutlet | None = None
+        self._seen_s = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Bind, connect, and pass messages on in the background.
+
+        Raises:
+            InputError: an endpoint cannot be bound or is invalid.
+            RuntimeError: it was started before.
+        """
+        self._thread.start()
+        self._opened.result()
+
+    def stop(self) -> None:
+        """Send what is queued, for 0.2 s at most, and free the endpoints.
+
+        Stopping twice is safe.
+        """
+        self._stopping.set()
+        self.wait()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until it has stopped, for at most ``timeout_s``; return whether it has.
+
+        Raises:
+            Exception: the error that has ended it.
+        """
+        self._thread.join(timeout_s)
+        if self._fault is not None:
+            raise self._fault
+        return not self._thread.is_alive()
+
+    def stats(self) -> GatewayStats:
+        """Return the current figures. May be called from any thread."""
+        with self._lock:
+            tally = self._losses.tally
+            return GatewayStats(
+                messages=self._messages,
+                bytes=self._bytes,
+                lost=tally.lost,
+                duplicate=tally.duplicate,
+                malformed=tally.malformed,
+                publishers=sum(inlet.peers for inlet in self._inlets),
+                subscribers=0 if self._outlet is None else self._outlet.peers,
+                sources=self._kept.states(),
+                problems=tuple(
+                    f"{inlet.endpoint}: {inlet.problem}" for inlet in self._inlets if inlet.problem
+                ),
+            )
+
+    def health(self) -> Health:
+        """Check whether it passes messages on and its upstream endpoints accept it."""
+        stats = self.stats()
+        problems = list(stats.problems)
+        if not self._thread.is_alive():
+            problems.append("the gateway has stopped")
+        elif time.monotonic() - self._seen_s > STUCK_AFTER_S:
+            problems.append(f"no message was passed on for {STUCK_AFTER_S:.0f} s, though it runs")
+        return Health(not problems, problems, stats.sources)
+
+    def _run(self) -> None:
+        try:
+            with ExitStack() as closing:
+                try:
+                    inlets, outlet = self._open(closing)
+                except BaseException as error:
+                    self._opened.set_exception(error)
+                    return
+                self._opened.set_result(None)
+                while not self._stopping.is_set():
+                    self._seen_s = time.monotonic()
+                    self._wait_for_input(inlets, outlet)
+                    for inlet in inlets:
+                        self._pass_on(inlet, outlet)
+                    outlet.answer(ANSWER_S, self._kept.messages)
+        except BaseException as error:
+            self._fault = error
+
+    def _open(self, closing: ExitStack) -> tuple[list[Inlet], BoundOutlet]:
+        inlets: list[Inlet] = []
+        if self._sources is not None:
+            bound = BoundInlet(self._sources, self._source_keys, self._high_water_mark)
+            closing.callback(bound.close)
+            self.sources_endpoint = bound.endpoint
+            inlets.append(bound)
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        closing.callback(context.term)
+        for endpoint in self._upstream:
+            connected = ConnectedInlet(
+                context, endpoint, self._upstream_keys, self._high_water_mark
+            )
+            closing.callback(connected.close)
+            inlets.append(connected)
+        outlet = BoundOutlet(
+            self._publish,
+            high_water_mark=self._high_water_mark,
+            keys=self._keys,
+            lossless=False,
+            linger_ms=LINGER_MS,
+        )
+        closing.callback(outlet.close)
+        self.endpoint = outlet.endpoint
+        with self._lock:
+            self._inlets, self._outlet = inlets, outlet
+        return inlets, outlet
+
+    def _wait_for_input(self, inlets: Sequence[Inlet], outlet: BoundOutlet) -> None:
+        poller = zmq.Poller()
+        for inlet in inlets:
+            for socket in inlet.ready_sockets():
+                poller.register(socket, zmq.POLLIN)
+        for socket in outlet.sockets:
+            poller.register(socket, zmq.POLLIN)
+        poller.poll(1 if outlet.has_backlog else int(POLL_S * 1000))
+
+    def _pass_on(self, inlet: Inlet, outlet: BoundOutlet) -> None:
+        """Pass on what has arrived on one connection, at most one batch."""
+        for _ in range(BATCH):
+            parts, size = inlet.receive()
+            if parts is None and not size:
+                return
+            with self._lock:
+                if parts is None or not self._count(parts):
+                    self._losses.tally.malformed += parts is None
+                    continue
+                self._messages += 1
+                self._bytes += size
+            outlet.send(parts)
+
+    def _count(self, parts: list[bytes]) -> bool:
+        """Count a message, and keep it if it is such an event; return whether to pass it on."""
+        try:
+            source, header = decode_header(parts)
+        except WireError:
+            self._losses.tally.malformed += 1
+            return False
+        if isinstance(header, EventHeader):
+            is_new = self._losses.add_event(source, header) is not None
+            if is_new:
+                self._kept.add(source, header, parts)
+            return is_new
+        return self._losses.add_instances(source, header) is not None

@@ -1,0 +1,156 @@
+"""``maskcast gateway``: real processes that are killed, and what a subscriber makes of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from publishers import NAMES, frame, seen
+from witnesses import wait_until
+
+import maskcast
+from maskcast.pipeline.publisher.publisher import Publisher
+from maskcast.pipeline.subscriber.subscribe import subscribe
+
+ROOT = Path(maskcast.__file__).parents[1]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def maskcast_command(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "maskcast", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+class GatewayProcess:
+    """``maskcast gateway`` on addresses that stay the same."""
+
+    def __init__(self) -> None:
+        self.sources, self.publish = (f"tcp://127.0.0.1:{free_port()}" for _ in range(2))
+        self.metrics = f"127.0.0.1:{free_port()}"
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        self._process = maskcast_command(
+            "gateway",
+            *("--sources", self.sources, "--publish", self.publish, "--metrics", self.metrics),
+        )
+        assert self._process.stderr is not None
+        shown = self._process.stderr.readline()
+        assert shown == f"gateway: {self.sources} -> {self.publish}\n", shown
+
+    def end(self, number: signal.Signals) -> int:
+        assert self._process is not None
+        self._process.send_signal(number)
+        self._process.communicate(timeout=60)
+        return self._process.returncode
+
+    def read(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://{self.metrics}{path}") as answer:
+            return str(answer.read().decode())
+
+    def close(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self.end(signal.SIGKILL)
+
+
+@pytest.fixture
+def gateway() -> Iterator[GatewayProcess]:
+    gateway = GatewayProcess()
+    gateway.start()
+    yield gateway
+    gateway.close()
+
+
+def test_after_a_gateway_was_killed_the_subscriber_goes_on_and_counts_what_it_lost(
+    gateway: GatewayProcess,
+) -> None:
+    with (
+        Publisher("", NAMES, gateways=[gateway.sources]) as publisher,
+        subscribe(gateway.publish, "cam1", policy="all", timeout_s=60) as frames,
+    ):
+        numbers: list[int] = []
+
+        def publish() -> int:
+            numbers.append(publisher.publish(frame(), seen()).seq)
+            return frames.tally.received
+
+        publisher.event("cam1", "state", state="streaming")
+        wait_until(lambda: publish() > 0)
+        first = frames.receive().seq
+        gateway.end(signal.SIGKILL)
+        wait_until(lambda: publisher.answer_subscriptions() or not publisher.subscribers("cam1"))
+        for _ in range(5):
+            publish()
+        before = frames.tally.received
+        gateway.start()
+        wait_until(lambda: publish() > before)
+        publisher.event("cam1", "ended", reason="stopped")
+        wait_until(lambda: frames.tally.received + frames.tally.lost == len(numbers) - first)
+        assert frames.tally.lost >= 5
+        assert [frame.label_names for frame in frames] == [NAMES] * (frames.tally.received - 1)
+
+
+def test_a_gateway_shows_its_figures_and_ends_by_a_signal(gateway: GatewayProcess) -> None:
+    with (
+        Publisher("", NAMES, gateways=[gateway.sources]) as publisher,
+        subscribe(gateway.publish, "cam1") as frames,
+    ):
+
+        def is_received() -> bool:
+            publisher.publish(frame(), seen())
+            return frames.tally.received > 0
+
+        wait_until(is_received)
+        metrics = gateway.read("/metrics")
+        assert "maskcast_gateway_publishers 1.0" in metrics
+        assert "maskcast_gateway_lost_total 0.0" in metrics
+        assert '"healthy":true' in gateway.read("/healthz")
+    assert gateway.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ([], "give --sources"),
+        (["--sources", "nonsense"], "no endpoint"),
+        (["--sources", "tcp://127.0.0.1:0", "--allowed-clients", "x"], "give --secret-key"),
+        (["--sources", "tcp://127.0.0.1:0", "--secret-key", "x"], "--secret-key: not used"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: list[str], problem: str) -> None:
+    with maskcast_command("gateway", *arguments) as process:
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert problem in errors
+    assert errors.count("\n") == 1
+
+
+def test_a_run_publishes_to_a_gateway(gateway: GatewayProcess) -> None:
+    options = ("--limit", "5", "--gateway", gateway.sources, "--wait-subscribers", "1")
+    with (
+        subscribe(gateway.publish, policy="all", timeout_s=120) as frames,
+        maskcast_command("run", "test://64x48@10", *options) as run,
+    ):
+        received = [frame.seq for frame in frames]
+        run.communicate(timeout=120)
+        assert frames.tally.lost == 0
+    assert run.returncode == 0
+    assert received
+    assert received == list(range(received[0], received[-1] + 1))
