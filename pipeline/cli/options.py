@@ -29,7 +29,8 @@ Sources = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="SOURCE...",
-        help="Video files, image folders, http(s)://, rtsp(s)://, /dev/video0, test://1280x720@30.",
+        help="Videos, images, folders, - (standard input), rtsp://, http://, rtmp://, udp://, "
+        "/dev/video0, screen://, test://1280x720@30.",
         show_default=False,
     ),
 ]

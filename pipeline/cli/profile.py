@@ -31,6 +31,7 @@ from maskcast.pipeline.log import fields
 from maskcast.pipeline.monitor.trace import Trace, write_trace
 from maskcast.pipeline.outputs.files import PendingFile, check_not_input, check_writable
 from maskcast.pipeline.pipeline import Pipeline
+from maskcast.pipeline.sources.fifo import is_fifo
 from maskcast.pipeline.sources.open import check_source, create_source
 from maskcast.pipeline.sources.source import SourceLostError
 from maskcast.pipeline.sources.state import SourceState, StateChange
@@ -172,6 +173,8 @@ def show_profile(
         InputError: the source, the model or a file's name is wrong; nothing is written then.
     """
     inputs = [local_path(source)] if is_local(source) else []
+    if any(is_fifo(path) for path in inputs):
+        raise InputError(f"{source}: a pipe can be read once only; profile a file")
     for path in filter(None, (json, trace)):
         check_writable(path)
         check_not_input(path, inputs)

@@ -11,7 +11,7 @@ from pathlib import Path
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.url import is_device, local_path, redact, scheme, shorten
 
-NETWORK_SCHEMES = ("rtsp", "rtsps", "http", "https")
+NETWORK_SCHEMES = ("rtsp", "rtsps", "http", "https", "rtmp")
 
 REMOTE_DEFAULT = ("rtsp:", "rtsps:", "test:")
 """Default rules for an endpoint that other users can reach: cameras, no local files."""
@@ -43,11 +43,11 @@ class _Rule:
             return cls("file", path=Path(rest).resolve())
         if kind == "device" and colon and (not rest or is_device(rest)):
             return cls("device", path=Path(rest) if rest else None)
-        if colon and kind == "test" and not rest:
-            return cls("test")
+        if colon and kind in ("test", "udp", "screen") and not rest:
+            return cls(kind)
         raise InputError(
             f"invalid rule {text[:100]!r}: use a scheme (rtsp:), a host or network "
-            "(rtsp://192.168.0.0/16), a folder (file:/srv/clips), device: or test:"
+            "(rtsp://192.168.0.0/16), a folder (file:/srv/clips), device:, screen: or test:"
         )
 
     @classmethod
@@ -73,8 +73,6 @@ class _Rule:
                 return _is_below(url, self.path)
             case "device":
                 return is_device(url) and self.path in (None, local_path(url))
-            case "test":
-                return scheme(url) == "test"
         if scheme(url) != self.scheme:
             return False
         return self.is_unlimited or self._matches_host(url)

@@ -12,7 +12,7 @@ from maskcast.engines.threads import mark_abandonable
 from maskcast.pipeline.config import SourceConfig
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.inbox import Inbox
-from maskcast.pipeline.sources.errors import RTSP_PORTS, probe_tcp
+from maskcast.pipeline.sources.errors import probe_tcp
 from maskcast.pipeline.sources.video import VideoSource
 from maskcast.pipeline.url import redact, scheme
 
@@ -60,7 +60,7 @@ class Connection(threading.Thread):
             if self._probe:
                 probe_tcp(self._config.url)
             config = self._config
-            if scheme(config.url) in RTSP_PORTS:
+            if not scheme(config.url).startswith("http"):
                 timeout_s = config.read_timeout_s + READ_GRACE_S
                 config = msgspec.structs.replace(config, read_timeout_s=timeout_s)
             with VideoSource(config, self._abandoned, self._hear) as source:

@@ -9,13 +9,14 @@ import av.error
 
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.sources.fifo import is_fifo
 from maskcast.pipeline.sources.source import AccessDeniedError
 from maskcast.pipeline.url import host_and_port, is_device, is_local, local_path, redact, scheme
 
 PROBE_TIMEOUT_S = 1.0
 """How long a camera's host may take to accept a TCP connection."""
 
-RTSP_PORTS = {"rtsp": 554, "rtsps": 322}
+_TCP_PORTS = {"rtsp": 554, "rtsps": 322, "rtmp": 1935}
 
 _DENIED = (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError)
 _TIMEOUT = (av.error.ExitError, av.error.TimeoutError)
@@ -42,17 +43,17 @@ def reading_problem(config: SourceConfig, error: Exception) -> str:
 
 
 def probe_tcp(url: str) -> None:
-    """Check that the host of an RTSP URL accepts TCP connections. Other URLs are not checked.
+    """Check that the host of an RTSP or RTMP URL accepts connections; do nothing for others.
 
     Raises:
         InputError: it does not, its name is unknown, or the URL is malformed.
     """
-    if scheme(url) not in RTSP_PORTS:
+    if scheme(url) not in _TCP_PORTS:
         return
     problem = ""
     try:
         host, port = host_and_port(url)
-        address = (host, port or RTSP_PORTS[scheme(url)])
+        address = (host, port or _TCP_PORTS[scheme(url)])
         socket.create_connection(address, PROBE_TIMEOUT_S).close()
     except ConnectionRefusedError:
         problem = _REFUSED
@@ -74,6 +75,8 @@ _REFUSED = "connection refused; check the address and that the server is running
 def _opening_problem(config: SourceConfig, error: Exception, waited_s: float) -> str:
     url = config.url
     if isinstance(error, _TIMEOUT) or (not is_local(url) and waited_s >= config.open_timeout_s):
+        if scheme(url) == "udp":
+            return f"nothing arrived within {config.open_timeout_s:g} s; check sender and port"
         return f"no answer within {config.open_timeout_s:g} s; check the address"
     if isinstance(error, ConnectionRefusedError):
         return _REFUSED
@@ -85,7 +88,7 @@ def _opening_problem(config: SourceConfig, error: Exception, waited_s: float) ->
         return "the server has nothing at this path; check the address"
     if isinstance(error, PermissionError):
         return "permission denied; allow this user to read it"
-    if not is_local(url) and not is_device(url) and (problem := _network_problem(url)):
+    if scheme(url) in (*_TCP_PORTS, "http", "https") and (problem := _network_problem(url)):
         return problem
     if isinstance(error, av.error.InvalidDataError | av.error.EOFError | ValueError):
         if _is_mp4(url):
@@ -98,7 +101,12 @@ def _opening_problem(config: SourceConfig, error: Exception, waited_s: float) ->
                 "not a video that FFmpeg can read; a web page is not enough, give the URL of the "
                 "stream itself"
             )
-        return "not a video that FFmpeg can read"
+        if is_fifo(local_path(url)):
+            return (
+                "not a video that FFmpeg can read from a pipe; send Matroska or MPEG-TS, because "
+                "the index of an MP4 file is at its end"
+            )
+        return "not a video that FFmpeg can read; check with another player that it is complete"
     return f"cannot be opened: {_reason(error)}{_index_advice(config.url)}"
 
 

@@ -16,10 +16,9 @@ from maskcast.engines.image_file import read_image
 from maskcast.pipeline.config import SourceConfig
 from maskcast.pipeline.frame import Frame, Timeline
 from maskcast.pipeline.log import fields
-from maskcast.pipeline.sources.source import Pace, Source, SourceLostError, oversize
+from maskcast.pipeline.sources.folder import IMAGE_SUFFIXES, list_files
+from maskcast.pipeline.sources.source import Source, SourceLostError, oversize
 from maskcast.pipeline.url import local_path, shorten
-
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 DEFAULT_FPS = 25.0
 """Frame rate of a folder of images, unless the configuration gives another."""
@@ -49,7 +48,7 @@ class ImageSource(Source):
         Raises:
             InputError: the folder has no readable image, or the single image cannot be read.
         """
-        paths = _images(self._path)
+        paths = list_files(self._path, IMAGE_SUFFIXES)
         self._frames = self._read(paths)
         first = next(self._frames, None)
         if first is None:
@@ -59,14 +58,7 @@ class ImageSource(Source):
         self._first = iter([first])  # an iterator releases what it has yielded: megabytes
 
     def __iter__(self) -> Iterator[Frame]:
-        pace = Pace(self._stopping) if self.policy == "latest" else None
-        for frame in chain(self._first, self._frames):
-            if pace is not None and frame.pts_s is not None:
-                pace.wait(frame.pts_s)
-                frame.restart_clock()
-            if self._stopping.is_set():
-                return
-            yield frame
+        yield from self._play(chain(self._first, self._frames))
 
     def close(self) -> None:
         """Do nothing: no file stays open between two images."""
@@ -124,16 +116,3 @@ def read_picture(path: Path) -> av.VideoFrame:
     if problem := oversize(image.shape[1], image.shape[0]):
         raise InputError(f"{path}: {problem}")
     return av.VideoFrame.from_ndarray(image, "rgb24")
-
-
-def _images(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    try:
-        images = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    if not images:
-        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise InputError(f"{path}: the folder contains no images ({kinds})")
-    return images

@@ -44,7 +44,7 @@ _CLOSE_S = 0.5
 
 
 class LiveSource(Source):
-    """An RTSP or HTTP stream, or a V4L2 camera: it ends only when it is stopped.
+    """An RTSP, RTMP, UDP or HTTP stream, a V4L2 camera or a screen: ends when it is stopped.
 
     The first connection, too, is retried until it succeeds. An HTTP URL may turn out to be a finite
     video: it is then read as ``VideoSource`` reads it, once.

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.config import SourceConfig
-from maskcast.pipeline.sources.images import IMAGE_SUFFIXES, ImageSource
+from maskcast.pipeline.sources.folder import IMAGE_SUFFIXES, holds_videos
+from maskcast.pipeline.sources.images import ImageSource
 from maskcast.pipeline.sources.live import LiveSource
 from maskcast.pipeline.sources.pattern import PatternSource, pattern_format
 from maskcast.pipeline.sources.source import Source
 from maskcast.pipeline.sources.state import OnStateChange
-from maskcast.pipeline.sources.video import VideoSource
-from maskcast.pipeline.url import host_and_port, is_device, is_remote, local_path, redact, scheme
+from maskcast.pipeline.sources.video import VideoSource, screen_name
+from maskcast.pipeline.url import (
+    STDIN,
+    host_and_port,
+    is_device,
+    is_endless,
+    local_path,
+    redact,
+    scheme,
+)
 
 
 def create_source(
@@ -35,7 +45,7 @@ def create_source(
     check_source(config)
     if scheme(config.url) == "test":
         return PatternSource(config, stopping)
-    if is_remote(config.url) or is_device(config.url):
+    if is_endless(config.url):
         return LiveSource(config, on_change, stopping)
     if _is_of_images(config.url):
         return ImageSource(config, stopping)
@@ -55,7 +65,7 @@ def is_live(config: SourceConfig) -> bool:
     """Tell from its URL and policy whether a source's frames arrive at their own rate."""
     if scheme(config.url) == "test":
         return config.policy != "block"
-    return is_remote(config.url) or is_device(config.url)
+    return is_endless(config.url)
 
 
 def check_source(config: SourceConfig) -> None:
@@ -67,22 +77,34 @@ def check_source(config: SourceConfig) -> None:
     """
     url = config.url
     match scheme(url):
-        case "http" | "https" | "rtsp" | "rtsps":
+        case "http" | "https" | "rtsp" | "rtsps" | "rtmp" | "udp" as kind:
             try:
-                host_and_port(url)
+                _, port = host_and_port(url)
             except ValueError as error:
                 raise InputError(
                     f"{redact(url)}: malformed URL: {error}; check the address"
                 ) from None
+            if kind == "udp" and not port:
+                raise InputError(f"{redact(url)}: the port is missing; give udp://0.0.0.0:PORT")
+        case "screen":
+            screen_name(url)
         case "test":
             pattern_format(url)
         case "" | "file":
+            if url == STDIN and os.isatty(0):
+                raise InputError("-: standard input is a terminal; pipe a video into the command")
             if not is_device(url):
                 _check_path(local_path(url))
+        case "srt" | "rtmps" as kind:
+            raise InputError(
+                f"{redact(url)}: the FFmpeg that comes with PyAV does not read {kind}; let another "
+                "program pass the stream on, for example ffmpeg: see docs/sources.md"
+            )
         case unknown:
             raise InputError(
-                f"{redact(url)}: unknown scheme {unknown!r}; give a file, a folder of images, "
-                "http(s)://, rtsp(s)://, /dev/videoN or test://WIDTHxHEIGHT@FPS"
+                f"{redact(url)}: unknown scheme {unknown!r}; give a file, a folder, "
+                "http(s)://, rtsp(s)://, rtmp://, udp://, /dev/videoN, screen:// or "
+                "test://WIDTHxHEIGHT@FPS"
             )
     if config.fps is not None and not _is_of_images(url):
         raise InputError(
@@ -94,7 +116,7 @@ def _is_of_images(url: str) -> bool:
     if scheme(url) not in ("", "file"):
         return False
     path = local_path(url)
-    return path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES
+    return path.suffix.lower() in IMAGE_SUFFIXES or (path.is_dir() and not holds_videos(path))
 
 
 def _check_path(path: Path) -> None:
@@ -107,7 +129,7 @@ def _check_path(path: Path) -> None:
     if text.isdecimal():
         advice = f"for a camera give /dev/video{text}"
     elif text.startswith("screen"):
-        advice = "screens cannot be read; record the screen to a file or an RTSP stream"
+        advice = "for the screen give screen://"
     elif text.startswith("~"):
         advice = "the shell did not expand '~', because it is quoted; give the full path"
     elif any(sign in text for sign in "*?["):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
@@ -77,6 +77,17 @@ class Source(ABC):
         Raises:
             SourceLostError: it broke off.
         """
+
+    def _play(self, frames: Iterable[Frame]) -> Iterator[Frame]:
+        """Yield frames until the source is stopped; with ``latest`` a file plays at its speed."""
+        pace = Pace(self._stopping) if self.policy == "latest" and not self.live else None
+        for frame in frames:
+            if pace is not None and frame.pts_s is not None:
+                pace.wait(frame.pts_s)
+                frame.restart_clock()
+            if self._stopping.is_set():
+                return
+            yield frame
 
     def stop(self) -> None:
         """Stop the iteration before the next frame. Safe on any thread."""

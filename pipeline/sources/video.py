@@ -1,25 +1,43 @@
-"""VideoSource: video files, network streams and V4L2 cameras, decoded with FFmpeg through PyAV."""
+"""VideoSource: video files, streams, cameras and screens, decoded with FFmpeg through PyAV."""
 
 from __future__ import annotations
 
+import ipaddress
+import logging
+import os
+import re
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from itertools import chain
+from pathlib import Path
 
 import av
 import av.container
 import av.error
+import msgspec
 from av.video.stream import VideoStream
 
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.config import ConfinedSourceConfig, SourceConfig
 from maskcast.pipeline.frame import Clock, Frame, Timeline
+from maskcast.pipeline.log import fields
 from maskcast.pipeline.sources.errors import opening_error, reading_problem
 from maskcast.pipeline.sources.fifo import Fifo, is_fifo
+from maskcast.pipeline.sources.folder import VIDEO_SUFFIXES, list_files
 from maskcast.pipeline.sources.host_proxy import HostProxy
-from maskcast.pipeline.sources.source import Pace, Source, SourceLostError, oversize
-from maskcast.pipeline.url import is_device, is_local, local_path, redact, scheme
+from maskcast.pipeline.sources.source import Source, SourceLostError, oversize
+from maskcast.pipeline.url import (
+    host_and_port,
+    is_device,
+    is_local,
+    local_path,
+    redact,
+    scheme,
+    shorten,
+)
+
+_logger = logging.getLogger(__name__)
 
 _FULL_HD = 1920 * 1088
 """Pixels of a frame up to which one thread decodes fast enough."""
@@ -27,8 +45,9 @@ _FULL_HD = 1920 * 1088
 _DAMAGED_READS_LIMIT = 100
 """After this many unreadable stretches in a row, without one packet between them, a file ends."""
 
-_RTSP_ANALYSIS_US = 250_000
-"""FFmpeg would analyse a camera for a second before its first frame; the SDP says enough."""
+_ANALYSIS_US = 250_000
+"""FFmpeg would analyse a camera for a second and a stream over RTMP for five before the first
+frame; the SDP of the one and the first packets of the other say enough."""
 
 _SENDER_CLOCK_TOLERANCE_NS = 10_000_000_000
 """A camera whose clock differs by more than this has never been set."""
@@ -46,14 +65,18 @@ _PROTOCOLS = {
     "https": "http,https,tcp,tls,crypto,httpproxy,data",
     "rtsp": "rtsp,rtp,rtcp,srtp,udp,tcp,tls",
     "rtsps": "rtsp,rtsps,rtp,rtcp,srtp,udp,tcp,tls",
+    "rtmp": "rtmp,tcp",
+    "udp": "udp",
 }
 """What FFmpeg may open for a URL: playlists and redirects cannot reach files, files no network."""
 
 
 class VideoSource(Source):
-    """A video file, a named pipe, an HTTP or RTSP stream, or a V4L2 camera.
+    """A video file, a folder of them, a pipe, a stream, a V4L2 camera or an X11 screen.
 
-    With the policy ``latest`` a file is played at its own speed, like a camera.
+    The videos of a folder follow one another in the order of their names, and times go on. One that
+    cannot be read is skipped, counted in ``corrupt``, and named in the log. With the policy
+    ``latest`` a file is played at its own speed, like a camera.
 
     Args:
         config: the source.
@@ -72,6 +95,9 @@ class VideoSource(Source):
         self._container: av.container.InputContainer | None = None
         self._fifo: Fifo | None = None
         self._proxy: HostProxy | None = None
+        self._url = config.url  # of the video that is open: in a folder there are several
+        self._is_folder = is_local(config.url) and local_path(config.url).is_dir()
+        self._stream: VideoStream | None = None
         self._has_clock = True
         self._index = 0
         self._first: Iterator[Frame] = iter(())
@@ -83,31 +109,24 @@ class VideoSource(Source):
         Raises:
             InputError: it cannot be opened, or has no frames.
         """
-        url = redact(self._config.url)
-        stream = self._open()
-        self._frames = self._read(stream)
+        self._frames = self._read()
         try:
             first = next(self._frames, None)
         except SourceLostError as lost:
             raise InputError(str(lost)) from None
-        if first is None:
-            raise InputError(f"{url}: the video contains no frames")
+        stream = self._stream
+        if first is None or stream is None:
+            raise InputError(f"{redact(self._config.url)}: the video contains no frames")
         self.width, self.height = first.picture.width, first.picture.height
         rate = stream.average_rate or stream.guessed_rate
         self.fps = float(rate) if rate and self._has_clock else None
-        self.frame_count = None if self.live or self._config.loop else self._count(stream)
+        is_one_round = not (self.live or self._config.loop or self._is_folder)
+        self.frame_count = self._count(stream) if is_one_round else None
         self._first = iter([first])  # an iterator releases what it has yielded: megabytes
 
     def __iter__(self) -> Iterator[Frame]:
         assert self._frames is not None
-        pace = Pace(self._stopping) if self.policy == "latest" and not self.live else None
-        for frame in chain(self._first, self._frames):
-            if pace is not None and frame.pts_s is not None:
-                pace.wait(frame.pts_s)
-                frame.restart_clock()
-            if self._stopping.is_set():
-                return
-            yield frame
+        yield from self._play(chain(self._first, self._frames))
 
     def close(self) -> None:
         """Close the container: PyAV leaks decoders and sockets of containers left open.
@@ -131,10 +150,10 @@ class VideoSource(Source):
             self._proxy = None
 
     def _open(self) -> VideoStream:
-        config, began_s = self._config, time.monotonic()
-        url = redact(config.url)
+        config = msgspec.structs.replace(self._config, url=self._url)
+        url, began_s = redact(config.url), time.monotonic()
         try:
-            container = self._open_container()
+            container = self._open_container(config)
         except (av.error.FFmpegError, OSError, ValueError) as error:
             if self._proxy is not None and self._proxy.refused:
                 raise InputError(
@@ -163,8 +182,7 @@ class VideoSource(Source):
         stream.thread_type = "SLICE" if self.live else "AUTO" if is_large else "NONE"
         return stream
 
-    def _open_container(self) -> av.container.InputContainer:
-        config = self._config
+    def _open_container(self, config: SourceConfig) -> av.container.InputContainer:
         if is_local(config.url) and is_fifo(local_path(config.url)):
             self._fifo = Fifo(local_path(config.url), self._stopping)
             return av.open(self._fifo, "r")
@@ -175,30 +193,49 @@ class VideoSource(Source):
         return av.open(
             _ffmpeg_address(config.url),
             "r",
-            format="v4l2" if is_device(config.url) else None,
+            format=_ffmpeg_format(config.url),
             container_options=options,
             timeout=(config.open_timeout_s, config.read_timeout_s),
         )
 
-    def _read(self, stream: VideoStream) -> Generator[Frame]:
-        """Yield all frames; with ``loop``, times keep increasing from one round to the next."""
+    def _read(self) -> Generator[Frame]:
+        """Yield all frames; times go on from one video of a folder, or round, to the next."""
         offset_s = 0.0
         while True:
-            last_s = None
-            for frame in self._decode(stream):
-                if frame.pts_s is not None:
-                    frame.pts_s += offset_s
-                    last_s = frame.pts_s
-                yield frame
-            if not self._config.loop or self._index == 0 or self._stopping.is_set():
+            index_before = self._index
+            for url in self._urls():
+                self._url, last_s = url, None
+                try:
+                    stream = self._stream = self._open()
+                    for frame in self._decode(stream):
+                        if frame.pts_s is not None:
+                            frame.pts_s += offset_s
+                            last_s = frame.pts_s
+                        yield frame
+                except (InputError, SourceLostError) as error:
+                    if self._is_folder:
+                        self._skip(error)
+                    elif self._index == 0:
+                        raise
+                    else:
+                        raise SourceLostError(str(error)) from None
+                if self._stopping.is_set():
+                    return
+                if last_s is not None:
+                    offset_s = last_s + 1.0 / float(stream.average_rate or 25)
+                self._close_container()
+            if not self._config.loop or self._index == index_before:
                 return
-            if last_s is not None:
-                offset_s = last_s + 1.0 / float(stream.average_rate or 25)
-            self._close_container()
-            try:
-                stream = self._open()
-            except InputError as error:
-                raise SourceLostError(str(error)) from None
+
+    def _urls(self) -> list[str]:
+        if not self._is_folder:
+            return [self._config.url]
+        return [str(path) for path in list_files(local_path(self._config.url), VIDEO_SUFFIXES)]
+
+    def _skip(self, error: Exception) -> None:
+        self.corrupt += 1
+        shown = fields(source=self.name, file=Path(self._url).name, reason=shorten(str(error)))
+        _logger.warning("video_unreadable", extra=shown)
 
     def _decode(self, stream: VideoStream) -> Iterator[Frame]:
         begin_ns = time.monotonic_ns()
@@ -254,6 +291,7 @@ class VideoSource(Source):
             rotation=round(picture.rotation / 90) * 90 % 360,
             timeline=timeline,
             clock=clock,
+            file=Path(self._url).name if self._is_folder else None,
         )
         self._index += 1
         return frame
@@ -289,11 +327,32 @@ def _is_finite(container: av.container.InputContainer) -> bool:
     return container.format.name not in _ENDLESS_FORMATS and container.size > 0
 
 
+def screen_name(url: str) -> str:
+    """Return the X11 display of ``screen://`` (that of ``$DISPLAY``) or ``screen://:0``.
+
+    Raises:
+        InputError: it is not a display, or there is none.
+    """
+    name = url.partition("://")[2] or os.environ.get("DISPLAY", "")
+    if not re.fullmatch(r"[A-Za-z0-9.-]*:\d+(\.\d+)?", name):
+        problem = f"{name!r} is not an X11 display" if name else "there is no $DISPLAY"
+        raise InputError(f"{redact(url)}: {problem}; give one, for example screen://:0")
+    return name
+
+
 def _ffmpeg_address(url: str) -> str:
     """Return the address for FFmpeg, which would read ``a:b.mp4`` as a protocol ``a``."""
     if is_device(url):
         return str(local_path(url))
+    if scheme(url) == "screen":
+        return screen_name(url)
     return f"file:{local_path(url)}" if is_local(url) else url
+
+
+def _ffmpeg_format(url: str) -> str | None:
+    if is_device(url):
+        return "v4l2"
+    return "x11grab" if scheme(url) == "screen" else None
 
 
 def _ffmpeg_options(config: SourceConfig) -> dict[str, str]:
@@ -301,5 +360,18 @@ def _ffmpeg_options(config: SourceConfig) -> dict[str, str]:
     options = {"protocol_whitelist": _PROTOCOLS.get(kind, "")}
     if kind.startswith("rtsp"):
         options["rtsp_transport"] = config.rtsp_transport
-        options["analyzeduration"] = str(_RTSP_ANALYSIS_US)
+    if kind.startswith("rtsp") or kind == "rtmp":
+        options["analyzeduration"] = str(_ANALYSIS_US)
+    if kind == "udp":
+        options["overrun_nonfatal"] = "1"  # packets are lost, as any network may lose them
+        host, _ = host_and_port(config.url)
+        if not _is_multicast(host):
+            options["localaddr"] = host  # else FFmpeg listens on every interface
     return options
+
+
+def _is_multicast(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_multicast
+    except ValueError:
+        return False

@@ -99,6 +99,14 @@ def test_a_folder_allows_the_files_below_it_once_links_are_followed(tmp_path: Pa
     AllowList([rule, str(other), f"file://{other}"])
 
 
+def test_streams_and_the_screen_are_allowed_by_their_schemes() -> None:
+    assert is_allowed("udp://0.0.0.0:5000", "udp:")
+    assert is_allowed("screen://:0", "screen:")
+    assert is_allowed("rtmp://10.0.0.9/live/cam", "rtmp://10.0.0.0/8")
+    assert not is_allowed("rtmp://11.0.0.9/live/cam", "rtmp://10.0.0.0/8")
+    assert not is_allowed("udp://0.0.0.0:5000", "rtsp:", "screen:")
+
+
 def test_devices_are_allowed_one_by_one_or_all() -> None:
     assert is_allowed("/dev/video1", "device:")
     assert is_allowed("file:///dev/video1", "/dev/video1")

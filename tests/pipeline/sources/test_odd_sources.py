@@ -1,7 +1,10 @@
 """Odd sources: each ends alone, or is refused, with one line that says why."""
 
 import os
+import pty
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -104,6 +107,39 @@ def test_a_named_pipe_is_read_to_its_end(make_clip, tmp_path: Path) -> None:
     with create_source(SourceConfig(url=str(pipe))) as source:
         assert [frame.index for frame in source] == list(range(10))
     writer.join()
+
+
+def test_standard_input_is_read_to_its_end(make_clip, monkeypatch) -> None:
+    clip = make_clip("a.mkv")
+    script = (
+        "from maskcast.pipeline.config import SourceConfig\n"
+        "from maskcast.pipeline.sources.open import create_source\n"
+        "with create_source(SourceConfig(url='-')) as source:\n"
+        "    print(source.name, len(list(source)))\n"
+    )
+
+    def read(**standard_input) -> str:
+        command = [sys.executable, "-c", script]
+        return subprocess.run(command, capture_output=True, check=True, **standard_input).stdout
+
+    assert read(input=clip.read_bytes()) == b"stdin 10\n"  # a pipe
+    with clip.open() as file:
+        assert read(stdin=file) == b"stdin 10\n"
+
+
+def test_a_pipe_without_a_video_and_a_terminal_are_refused(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(b"no video" * 1000))
+    writer.start()
+    assert "from a pipe; send Matroska or MPEG-TS" in problem_of(pipe)
+    writer.join()
+    script = "from maskcast import run; run('-')"
+    parent, child = pty.openpty()
+    ran = subprocess.run([sys.executable, "-c", script], stdin=child, capture_output=True)
+    os.close(parent)
+    os.close(child)
+    assert b"-: standard input is a terminal; pipe a video into the command" in ran.stderr
 
 
 def test_a_named_pipe_without_a_writer_can_be_removed(timed_engine, tmp_path: Path) -> None:

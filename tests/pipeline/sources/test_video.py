@@ -98,6 +98,32 @@ def test_times_and_indices_increase_over_a_loop(make_clip) -> None:
     assert [frame.pts_s for frame in frames] == pytest.approx([i / 10 for i in range(10)])
 
 
+def test_the_videos_of_a_folder_follow_one_another_in_the_order_of_their_names(
+    make_clip, tmp_path: Path, caplog
+) -> None:
+    for name, width in (("b.mkv", 96), ("a.mp4", 64), ("d.mp4", 64)):
+        make_clip(name, frames=4, fps=10, width=width)
+    (tmp_path / "c.mp4").write_bytes(b"no video")
+    (tmp_path / "notes.txt").touch()
+    with open_video(tmp_path) as source:
+        frames = list(source)
+        assert source.corrupt == 1
+    assert [frame.file for frame in frames] == 4 * ["a.mp4"] + 4 * ["b.mkv"] + 4 * ["d.mp4"]
+    assert [frame.picture.width for frame in frames] == 4 * [64] + 4 * [96] + 4 * [64]
+    assert [frame.index for frame in frames] == list(range(12))
+    assert [frame.pts_s for frame in frames] == pytest.approx([i / 10 for i in range(12)], abs=2e-3)
+    (record,) = caplog.records
+    assert record.message == "video_unreadable"
+    with open_video(tmp_path, loop=True) as source:
+        assert len(list(islice(source, 30))) == 30
+
+
+def test_a_folder_without_a_readable_video_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"no video")
+    with pytest.raises(InputError, match="contains no frames"):
+        VideoSource(SourceConfig(url=str(tmp_path))).open()
+
+
 def test_a_file_played_as_a_camera_keeps_its_own_speed(make_clip) -> None:
     with open_video(make_clip(frames=6, fps=20), policy="latest") as source:
         began_s = time.monotonic()
