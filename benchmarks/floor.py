@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from maskcast.engines.bundle import open_bundle
-from maskcast.engines.openvino.compiled import FEATURES, fix_detector, fix_segmenter, levels
+from maskcast.engines.openvino.compiled import FEATURES, fix_box_graph, fix_detector, levels
 from maskcast.engines.openvino.operators import read_graph
 
 PARTS = {
@@ -188,7 +188,7 @@ def measure(
     channels = detector.output(FEATURES).get_partial_shape()[1].get_length()
     parts = time_parts(detector, detector_inputs(size), boxes, repeat)
     if bundle.segmenter is not None:
-        segmenter = fix_segmenter(read_graph(bundle.segmenter), size, boxes)
+        segmenter = fix_box_graph(read_graph(bundle.segmenter), size, boxes)
         labels = len(bundle.manifest.labels)
         inputs = segmenter_inputs(size, boxes, channels, labels)
         for name, found in time_parts(segmenter, inputs, boxes, repeat).items():

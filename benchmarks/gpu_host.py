@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -95,8 +95,10 @@ def open_idle_engine(*, graphs: bool) -> TensorRTEngine:
         bundle.manifest, backend="tensorrt", precision="fp16", input=FixedInput(*SIZE), plans=plans
     )
 
-    def open_plans(bundle: Bundle, capability: tuple[int, int]) -> Iterator[LoadedPlan]:
-        for name in ("detector", "segmenter"):
+    def open_plans(
+        bundle: Bundle, capability: tuple[int, int], names: Sequence[str]
+    ) -> Iterator[LoadedPlan]:
+        for name in names:
             yield LoadedPlan(IdleEngine(name), IdleContext(graphs), name)
 
     return TensorRTEngine(Bundle(bundle.path, manifest), open_plans=open_plans)

@@ -110,6 +110,16 @@ class Engine(ABC):
         with ``masks=None``.
         """
 
+    def run(self, images: Sequence[NetworkImage], min_score: float) -> list[Instances]:
+        """Find the instances in a batch, step by step: boxes, poses if it has them, masks."""
+        detections = self.detect(images, min_score)
+        try:
+            if self.has_pose:
+                detections = self.estimate_pose(detections)
+            return self.segment(detections)
+        finally:
+            detections.release()
+
     @abstractmethod
     def close(self) -> None:
         """Free the device's memory. The engine cannot be used afterwards."""

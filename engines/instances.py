@@ -15,7 +15,7 @@ from maskcast.engines.rle import compress_runs, decode_runs, decompress_runs, en
 
 __all__ = ["MASK_SIZE", "Instances", "PolygonMasks", "RleMasks"]
 
-VISIBLE = 0.5
+VISIBLE = 0.3
 """Minimum score of a keypoint that is drawn and counted."""
 
 _SHOWN = 5

@@ -27,7 +27,11 @@ ENGINES = ("auto", "openvino", "onnxruntime", "tensorrt")
 
 
 def load_engine(
-    bundle: Bundle | str | Path = "default", engine: str = "auto", mode: Mode = "latency"
+    bundle: Bundle | str | Path = "default",
+    engine: str = "auto",
+    mode: Mode = "latency",
+    *,
+    pose: bool = False,
 ) -> Engine:
     """Load a bundle into the engine that runs it.
 
@@ -38,14 +42,21 @@ def load_engine(
             "openvino" and "onnxruntime" run the portable graphs of any bundle on the CPU.
             "tensorrt" needs a bundle that was built for it.
         mode: what OpenVINO optimises for, see ``OpenVinoEngine``; the others ignore it.
+        pose: load the bundle's poser too, so that the engine can ``estimate_pose``.
 
     Raises:
-        InputError: there is no such bundle or engine, or the engine cannot run the bundle.
+        InputError: there is no such bundle or engine, the engine cannot run the bundle, or the
+            bundle has no poser and ``pose`` is set.
     """
     if engine not in ENGINES:
         raise InputError(f"unknown engine {engine!r}: choose one of {', '.join(ENGINES)}")
     if not isinstance(bundle, Bundle):
         bundle = open_bundle(bundle)
+    if pose and bundle.poser is None:
+        raise InputError(
+            f"{bundle.path}: this model finds no keypoints; run it without pose, or use a bundle "
+            "whose manifest has keypoints"
+        )
     backend = bundle.manifest.backend
     if engine == "tensorrt" and not backend.startswith("tensorrt"):
         raise InputError(
@@ -60,23 +71,25 @@ def load_engine(
         if reason is None:
             from maskcast.engines.tensorrt.engine import TensorRTEngine
 
-            return TensorRTEngine(bundle)
+            return TensorRTEngine(bundle, pose=pose)
         if engine == "tensorrt":
             raise InputError(f"{bundle.path}: TensorRT cannot run it: {reason}")
         _logger.warning("%s: OpenVINO runs it on the CPU, since %s", bundle.path, reason)
     if chosen == "onnxruntime":
         from maskcast.engines.onnxruntime import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(bundle)
+        return OnnxRuntimeEngine(bundle, pose=pose)
     from maskcast.engines.openvino.engine import OpenVinoEngine
 
-    return OpenVinoEngine(bundle, mode)
+    return OpenVinoEngine(bundle, mode, pose=pose)
 
 
 def predict(
     image: str | Path | NDArray[np.uint8] | Image.Image,
     model: Engine | Bundle | str | Path = "default",
     min_score: float | None = None,
+    *,
+    pose: bool = False,
 ) -> Instances:
     """Find the instances in one image.
 
@@ -91,10 +104,13 @@ def predict(
         model: an engine from ``load_engine``, or a bundle, its folder, or "default". The engine
             of the bundle used last is kept for the next call; such calls wait for each other.
         min_score: minimum score, 0..1; the bundle's own threshold by default.
+        pose: estimate keypoints; an engine does what it was loaded for.
 
     Raises:
-        InputError: there is no such file or bundle, or it cannot be read.
-        ValueError: the array has another shape or type, or ``min_score`` is not in 0..1.
+        InputError: there is no such file or bundle, it cannot be read, or the bundle has no poser
+            and ``pose`` is set.
+        ValueError: the array has another shape or type, ``min_score`` is not in 0..1, or the engine
+            was loaded without pose and ``pose`` is set.
         TypeError: an argument is of another kind.
         RuntimeError: the engine is closed.
     """
@@ -102,13 +118,15 @@ def predict(
     if min_score is not None and not 0 <= min_score <= 1:
         raise ValueError(f"min_score: expected 0..1, not {min_score}")
     if isinstance(model, Engine):
+        if pose and not model.has_pose:
+            raise ValueError("pose: the engine was loaded without; use load_engine(..., pose=True)")
         return _predict(rgb, model, min_score)
     if not isinstance(model, str | Path | Bundle):
         raise TypeError(
             f"model: expected an engine, or a bundle's name or folder, not {_kind(model)}"
         )
     with _kept_engine.lock:
-        return _predict(rgb, _kept_engine.get(model), min_score)
+        return _predict(rgb, _kept_engine.get(model, pose=pose), min_score)
 
 
 def _predict(rgb: NDArray[np.uint8], engine: Engine, min_score: float | None) -> Instances:
@@ -116,7 +134,7 @@ def _predict(rgb: NDArray[np.uint8], engine: Engine, min_score: float | None) ->
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
     fitted = fit_image(frame, 0, manifest.input)
     threshold = manifest.score_threshold if min_score is None else min_score
-    (instances,) = engine.segment(engine.detect([fitted], threshold))
+    (instances,) = engine.run([fitted], threshold)
     return instances
 
 
@@ -128,15 +146,15 @@ class _KeptEngine:
         self._bundle: Bundle | None = None
         self._engine: Engine | None = None
 
-    def get(self, model: Bundle | str | Path) -> Engine:
-        """Return the engine of a bundle; the lock must be held."""
+    def get(self, model: Bundle | str | Path, *, pose: bool) -> Engine:
+        """Return the engine of a bundle, with or without its poser; the lock must be held."""
         # Opening checks the files: a bundle that was built again is loaded again.
         bundle = model if isinstance(model, Bundle) else open_bundle(model)
-        if self._engine is None or bundle != self._bundle:
+        if self._engine is None or bundle != self._bundle or pose != self._engine.has_pose:
             if self._engine is not None:
                 self._engine.close()
             self._engine = None
-            self._engine = load_engine(bundle)
+            self._engine = load_engine(bundle, pose=pose)
             self._bundle = bundle
         return self._engine
 

@@ -108,6 +108,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             ``throughput`` (one core per frame); ``auto`` is ``throughput`` if no source is live.
         score_threshold: minimum score of a reported instance; the bundle's own by default.
         classes: names of the classes to report; all by default.
+        pose: estimate the keypoints of each instance; the bundle must have a poser.
     """
 
     bundle: Annotated[str, Meta(min_length=1)] = "default"
@@ -115,6 +116,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     mode: Literal["auto", "latency", "throughput"] = "auto"
     score_threshold: Annotated[float, Meta(ge=0, le=1)] | None = None
     classes: Annotated[tuple[str, ...], Meta(min_length=1)] | None = None
+    pose: bool = False
 
 
 class CurveConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -16,6 +16,11 @@ from maskcast.pipeline.wire.message import MAX_SIDE as MAX_SIDE
 STAGES = ("decode", "preprocess", "infer", "masks", "publish")
 """The five stages, in the order in which a frame passes them."""
 
+POSE = "pose"
+"""What the ``masks`` stage does before the masks, where poses are estimated."""
+
+STEPS = ("decode", "preprocess", "infer", POSE, "masks", "publish")
+"""What a timeline may hold, in this order, before a frame is recorded."""
 
 Clock = Literal["receipt", "sender"]
 """Which clock a capture time was read from: this machine's, on receipt, or the camera's."""

@@ -80,7 +80,8 @@ class Pipeline:
 
     Args:
         config: what to run; there is no global state.
-        engine: runs the model, and is left open; loaded from ``config.model`` if None.
+        engine: runs the model, and is left open; loaded from ``config.model`` if None. With a
+            poser loaded, it estimates poses.
         recorders: receive every frame after its message is sent, besides the files of
             ``config.outputs``; closed at the end.
         on_frame: called with every frame after its message is sent, on the record stage's thread.
@@ -235,10 +236,12 @@ class Pipeline:
         engine = self._given_engine or load_engine_for(self.config)
         if self._given_engine is None:
             undo.callback(engine.close)
+        elif self.config.model.pose and not engine.has_pose:
+            raise InputError(
+                "model.pose: the given engine has no poser; use load_engine(..., pose=True)"
+            )
         names = [config.name or "" for config in self._configs]
-        recorders = make_recorders(
-            self.config.outputs, engine.manifest.labels, names, self._audio_of
-        )
+        recorders = make_recorders(self.config.outputs, engine.manifest, names, self._audio_of)
         for recorder in recorders:
             undo.callback(recorder.close)
         metrics = self._serve_metrics(engine)

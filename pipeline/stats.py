@@ -12,7 +12,7 @@ from typing import Protocol
 
 from maskcast.engines.instances import Instances
 from maskcast.pipeline.durations import Distribution, Durations, Percentiles, percentiles_ms
-from maskcast.pipeline.frame import STAGES, Frame
+from maskcast.pipeline.frame import STEPS, Frame
 from maskcast.pipeline.sources.state import FINISHED, SourceState, StateChange
 from maskcast.pipeline.tracking.analysis import UNTRACKED, Analysis
 
@@ -111,6 +111,7 @@ class Stats:
         wall_s: seconds from the start of the first frame to the publication of the last one.
         sources: the sources in the order in which they were added; removed ones are absent.
         stages: by name, in the order that a frame passes them; only those that have worked.
+            ``pose`` is part of the stage ``masks`` and has times of its own.
         subscribers: number of subscribers, of the source that has the most.
         queue_depth: number of frames that wait before each stage, by the stage's name.
         at_work_s: seconds since each stage began its current work; idle ones are absent.
@@ -202,8 +203,8 @@ class Meter:
         self._lock = threading.Lock()
         self._sources = {name: _SourceMeter() for name in sources}
         self._witness = witness
-        self._work = {stage: Durations() for stage in (*STAGES, RECORD)}
-        self._wait = {stage: Durations() for stage in (*STAGES[1:], RECORD)}
+        self._work = {stage: Durations() for stage in (*STEPS, RECORD)}
+        self._wait = {stage: Durations() for stage in (*STEPS[1:], RECORD)}
         self._outputs: dict[str, str] = {}
         self._busy_ns: Counter[str] = Counter()
         self._last_start_ns: dict[str, int] = {}
@@ -255,7 +256,7 @@ class Meter:
             self._last_ns = published_ns
             for stage, ended_ns in end_ns.items():
                 self._work[stage].add(ended_ns - start_ns[stage])
-            for before, stage in pairwise(STAGES):
+            for before, stage in pairwise(step for step in STEPS if step in end_ns):
                 self._wait[stage].add(start_ns[stage] - end_ns[before])
             self._add_up(frame)
             seq = 0

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from maskcast.engines.bundle import GraphFile, Graphs, LongestSideInput, Manifes
 from maskcast.engines.engine import Detections, Engine
 from maskcast.engines.image import NetworkImage
 from maskcast.engines.instances import Instances
+from maskcast.engines.keypoints import Keypoints
 
 pytest_plugins = ("parity",)
 
@@ -211,24 +213,36 @@ def stalling_server(make_clip: ClipMaker) -> Iterator[StallingServer]:
         yield server
 
 
+CORNERS = Keypoints(("left_top", "right_bottom"), ((0, 1),))
+
+
 class TimedEngine(Engine):
     """An engine that takes its time: one box with a full mask in every picture.
 
-    It keeps the order in which it saw the pictures, and counts what was not released.
+    It keeps the order in which it saw the pictures, and counts what was not released. With
+    ``pose_s`` it has a poser: the corners of the box are keypoints.
     """
 
     device = "test"
 
     def __init__(
-        self, detect_s: float = 0.0, segment_s: float = 0.0, *, max_batch: int = 1
+        self,
+        detect_s: float = 0.0,
+        segment_s: float = 0.0,
+        *,
+        pose_s: float | None = None,
+        max_batch: int = 1,
     ) -> None:
+        self.has_pose, self.pose_s = pose_s is not None, pose_s or 0.0
+        graph = GraphFile("none.onnx", "0" * 64)
         self.manifest = Manifest(
             name="timed",
             backend="openvino",
             precision="fp32",
             labels=("background", "thing"),
             input=LongestSideInput(longest_side=96),
-            graphs=Graphs(GraphFile("none.onnx", "0" * 64)),
+            graphs=Graphs(graph, poser=graph if self.has_pose else None),
+            keypoints=CORNERS if self.has_pose else None,
         )
         self.max_batch = max_batch
         self.detect_s, self.segment_s = detect_s, segment_s
@@ -255,6 +269,13 @@ class TimedEngine(Engine):
             release=_Once(self._release),
         )
 
+    def estimate_pose(self, detections: Detections) -> Detections:
+        time.sleep(self.pose_s)
+        self._fail("estimate_pose", len(self.batches))
+        corners = detections.boxes.reshape(-1, 2, 2)
+        scores = np.full((len(corners), 2, 1), 0.75, np.float32)
+        return replace(detections, keypoints=np.concatenate([corners, scores], axis=2))
+
     def segment(self, detections: Detections) -> list[Instances]:
         time.sleep(self.segment_s)
         self._fail("segment", len(self.batches))
@@ -268,6 +289,9 @@ class TimedEngine(Engine):
                 scores=detections.scores[index : index + 1],
                 labels=detections.labels[index : index + 1],
                 masks=crops,
+                keypoints=None
+                if detections.keypoints is None
+                else detections.keypoints[index : index + 1],
             )
             for index, image in enumerate(detections.images)
         ]

@@ -22,7 +22,7 @@ _BF16 = "bf16"
 _ELEMENTWISE = {"Reshape", "FakeQuantize", "Convert", "Subtract", "Multiply"}
 
 FEATURES = "features"
-"""Output of the detector and input of the segmenter: cells of all levels, ``[cells, C]``."""
+"""Output of the detector and input of segmenter and poser: cells of all levels, ``[cells, C]``."""
 _STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
 
 
@@ -99,8 +99,8 @@ def _flatten_channels_last(model: Model) -> None:
         first.input(0).replace_source_output(cells)
 
 
-def fix_segmenter(model: Model, size: tuple[int, int], boxes: int) -> Model:
-    """Copy a segmenter for the features that ``fix_detector`` gives and a number of boxes."""
+def fix_box_graph(model: Model, size: tuple[int, int], boxes: int) -> Model:
+    """Copy a segmenter or poser for the features of ``fix_detector`` and a number of boxes."""
     model = model.clone()
     grids = levels(size)
     counts = [rows * columns for rows, columns in grids.values()]
@@ -117,7 +117,9 @@ def fix_segmenter(model: Model, size: tuple[int, int], boxes: int) -> Model:
         model.remove_parameter(parameter)
     _pool_from(model, table)
     model.add_parameters([table])
-    model.reshape({"boxes": [boxes, 4], "labels": [boxes], "batch_index": [boxes]})
+    shapes = {"boxes": [boxes, 4], "labels": [boxes], "batch_index": [boxes]}
+    given = {port.any_name for port in model.inputs}
+    model.reshape({name: shape for name, shape in shapes.items() if name in given})
     fuse(model)
     multiply_before_upsampling(model)
     return model

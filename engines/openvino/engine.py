@@ -10,6 +10,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -75,9 +76,10 @@ class OpenVinoEngine(Engine):
             images for each stream, of which there is one for each core, up to 4; with more cores
             each stream gets several. An image takes longer, but no core waits for the others at
             the end of a layer.
+        pose: load the bundle's poser too.
     """
 
-    def __init__(self, bundle: Bundle, mode: Mode = "latency") -> None:
+    def __init__(self, bundle: Bundle, mode: Mode = "latency", *, pose: bool = False) -> None:
         import openvino as ov
 
         from maskcast.engines.openvino.streams import Models
@@ -99,10 +101,10 @@ class OpenVinoEngine(Engine):
         # 0 runs on the caller's thread.
         self._threads = ThreadPoolExecutor(2 * self._streams, "openvino")
         self._core = openvino_core()
-        self._models = Models(bundle, precision)
-        graphs = [path for path in (bundle.detector, bundle.segmenter) if path is not None]
+        self.has_pose = pose
+        self._models = Models(bundle, precision, pose=pose)
         how = (ov.__version__, precision, self._threads_of_a_stream or f"all of {cores}")
-        self._cache = GraphCache(describe(graphs, *how), cache_folder())
+        self._cache = GraphCache(describe(self._models.paths, *how), cache_folder())
         if not self._cache.has_entries():
             self._models.read()  # so that a graph that OpenVINO cannot read is reported now
         self._compiling = threading.Lock()
@@ -151,6 +153,22 @@ class OpenVinoEngine(Engine):
             raise
         return Detections(images=images, **kept, features=held, release=release)
 
+    def estimate_pose(self, detections: Detections) -> Detections:
+        """Find keypoints; see ``Engine.estimate_pose``."""
+        names = self.manifest.keypoints
+        if not self.has_pose or names is None:
+            return super().estimate_pose(detections)
+        self._check_open()
+        held: list[_Release] = detections.features
+        shape, k = held[0].shape, len(names)
+
+        def run(number: int, stream: int) -> NDArray[np.float32]:
+            boxes = detections.boxes[detections.image_index == number]
+            return shape.streams[stream].estimate_pose(held[number].features, boxes, k)
+
+        keypoints = np.concatenate(self._side_by_side(run, len(held)))
+        return replace(detections, keypoints=keypoints)
+
     def segment(self, detections: Detections) -> list[Instances]:
         """Compute mask crops; see ``Engine.segment``."""
         held: list[_Release] = detections.features
@@ -164,7 +182,7 @@ class OpenVinoEngine(Engine):
         try:
             self._check_open()
             masks = None
-            if shape.has_masks:
+            if self.manifest.graphs.segmenter is not None:
                 masks = np.concatenate(self._side_by_side(run, len(held)))
             return to_instances(detections, masks)
         finally:

@@ -193,11 +193,11 @@ def multiply_before_upsampling(model: Model) -> None:
     ``[R, C, pixels]``, because the convolution leaves channels last.
     """
     for up in model.get_ordered_ops():
-        if up.get_type_name() != "ConvolutionBackpropData":
+        if up.get_type_name() != "ConvolutionBackpropData" or not _doubles(up):
             continue
         line = _line(up, ("Add", "Relu", "Reshape", "MatMul"))
         weights = _kernel_as_channels(up.input_value(1).get_node())
-        if line is None or weights is None or not _doubles(up):
+        if line is None or weights is None:
             continue
         biased, _, flat, product = line
         if product.input_value(1).get_node().get_name() != flat.get_name():

@@ -1,13 +1,14 @@
-"""Streams: both graphs of a bundle compiled for one input shape, once for each image at a time."""
+"""Streams: the graphs of a bundle compiled for one input shape, once for each image at a time."""
 
 from __future__ import annotations
 
 import logging
 import queue
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,21 +17,24 @@ from numpy.typing import NDArray
 
 from maskcast.engines.bundle import Bundle
 from maskcast.engines.instances import MASK_SIZE
+from maskcast.engines.keypoints import decode_heatmaps
 from maskcast.engines.openvino.cache import DamagedEntryError, Entry, GraphCache
 from maskcast.engines.openvino.compiled import (
     FEATURES,
     Exported,
     Graph,
     Request,
+    fix_box_graph,
     fix_detector,
-    fix_segmenter,
     split,
 )
 from maskcast.engines.openvino.operators import read_graph
 
 BOXES_AT_ONCE = (32, 16, 8, 4, 2, 1)
-"""Numbers of boxes that the segmenter is compiled for; any other number is a sum of them."""
-_DETECTOR, _SEGMENTER = "detector", "segmenter"
+"""Numbers of boxes that the graphs of boxes are compiled for; other numbers are sums of them."""
+_DETECTOR = "detector"
+MASKS, HEATMAPS = "masks", "heatmaps"
+"""Outputs of the graphs of boxes: the segmenter's and the poser's."""
 _ATTEMPTS = 3
 _TOLERANCE = 0.01
 """Largest difference of an output between two streams, as a fraction of its largest value."""
@@ -48,12 +52,23 @@ class Models:
     Args:
         bundle: whose portable graphs are read.
         precision: "f32" or "bf16".
+        pose: read the poser too.
+
+    Attributes:
+        outputs: "masks" and "heatmaps", as far as there is a graph for them.
     """
 
-    def __init__(self, bundle: Bundle, precision: str) -> None:
+    def __init__(self, bundle: Bundle, precision: str, *, pose: bool = False) -> None:
         self._bundle = bundle
         self.precision = precision
-        self.has_masks = bundle.segmenter is not None
+        graphs = {MASKS: bundle.segmenter, HEATMAPS: bundle.poser if pose else None}
+        self._paths = {output: path for output, path in graphs.items() if path is not None}
+        self.outputs = tuple(self._paths)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files of the graphs."""
+        return [self._bundle.detector, *self._paths.values()]
 
     @cached_property
     def detector(self) -> ov.Model:
@@ -61,10 +76,9 @@ class Models:
         return read_graph(self._bundle.detector)
 
     @cached_property
-    def segmenter(self) -> ov.Model | None:
-        """Features and boxes to mask crops; None for a Faster R-CNN."""
-        path = self._bundle.segmenter
-        return None if path is None else read_graph(path)
+    def of_boxes(self) -> dict[str, ov.Model]:
+        """Features and boxes to each of the outputs."""
+        return {output: read_graph(path) for output, path in self._paths.items()}
 
     def read(self) -> None:
         """Read the graphs now.
@@ -72,29 +86,33 @@ class Models:
         Raises:
             InputError: OpenVINO cannot read them.
         """
-        _ = self.detector, self.segmenter
+        _ = self.detector, self.of_boxes
 
 
 class Stream:
     """The compiled graphs that work on one image at a time, and a request for each.
 
-    ``detect`` and ``segment`` may run at the same time, each on one thread.
+    ``detect`` may run at the same time as ``segment`` or ``estimate_pose``, each on one thread.
 
     Args:
         detector: the compiled detector.
-        segmenters: by the number of boxes that each takes; empty for a Faster R-CNN.
+        of_boxes: the graphs of boxes, by their output and the number of boxes that each takes.
     """
 
-    def __init__(self, detector: Graph, segmenters: Mapping[int, Graph]) -> None:
+    def __init__(self, detector: Graph, of_boxes: Mapping[tuple[str, int], Graph]) -> None:
         self._graphs = {_DETECTOR: detector}
-        self._graphs |= {f"{_SEGMENTER} {boxes}": graph for boxes, graph in segmenters.items()}
+        self._graphs |= {_graph_name(*key): graph for key, graph in of_boxes.items()}
         self._detector: Request = detector.request()
-        self._segmenters = {boxes: graph.request() for boxes, graph in segmenters.items()}
+        self._of_boxes = {key: graph.request() for key, graph in of_boxes.items()}
         self.features_shape = detector.features_shape
 
     @classmethod
     def load(
-        cls, core: ov.Core, graphs: Mapping[str, Exported], threads: int | None, has_masks: bool
+        cls,
+        core: ov.Core,
+        graphs: Mapping[str, Exported],
+        threads: int | None,
+        outputs: Sequence[str],
     ) -> Stream:
         """Load the graphs that ``export`` returned.
 
@@ -102,11 +120,12 @@ class Stream:
             RuntimeError: OpenVINO cannot read them.
             KeyError: some are missing.
         """
-        segmenters = {
-            boxes: Graph.load(core, graphs[f"{_SEGMENTER} {boxes}"], threads)
-            for boxes in (BOXES_AT_ONCE if has_masks else ())
+        of_boxes = {
+            (output, boxes): Graph.load(core, graphs[_graph_name(output, boxes)], threads)
+            for output in outputs
+            for boxes in BOXES_AT_ONCE
         }
-        return cls(Graph.load(core, graphs[_DETECTOR], threads), segmenters)
+        return cls(Graph.load(core, graphs[_DETECTOR], threads), of_boxes)
 
     def export(self) -> dict[str, Exported]:
         """Return the compiled graphs as bytes, by name."""
@@ -137,26 +156,60 @@ class Stream:
     ) -> NDArray[np.float32]:
         """Compute the mask crops ``[R, 28, 28]`` in 0..1 of any number of boxes of an image."""
         masks = np.empty((len(boxes), MASK_SIZE, MASK_SIZE), np.float32)
-        done = 0
-        while done < len(boxes):
-            count = next(number for number in BOXES_AT_ONCE if number <= len(boxes) - done)
-            part = slice(done, done + count)
-            masks[part] = self.segment_exactly(features, boxes[part], labels[part])
-            done += count
+        for part in _parts(len(boxes)):
+            masks[part] = self.run_exactly(MASKS, features, boxes[part], labels[part])
         return masks
 
-    def segment_exactly(
-        self, features: ov.Tensor, boxes: NDArray[np.float32], labels: NDArray[np.int32]
+    def estimate_pose(
+        self, features: ov.Tensor, boxes: NDArray[np.float32], k: int
     ) -> NDArray[np.float32]:
-        """Compute the mask crops of a number of boxes that a graph was compiled for."""
-        request = self._segmenters[len(boxes)]
+        """Find the ``k`` keypoints of any number of boxes of an image: ``[R, k, 3]``."""
+        keypoints = np.empty((len(boxes), k, 3), np.float32)
+        for part in _parts(len(boxes)):
+            heatmaps = self.run_exactly(HEATMAPS, features, boxes[part])
+            keypoints[part] = decode_heatmaps(heatmaps, boxes[part])
+        return keypoints
+
+    def run_exactly(
+        self,
+        output: str,
+        features: ov.Tensor,
+        boxes: NDArray[np.float32],
+        labels: NDArray[np.int32] | None = None,
+    ) -> NDArray[np.float32]:
+        """Compute an output for a number of boxes that its graph was compiled for.
+
+        Args:
+            output: "masks" or "heatmaps".
+            features: of the image.
+            boxes: ``[R, 4]``.
+            labels: ``[R]``, for masks.
+
+        Returns:
+            The output, in memory that is overwritten by the next call.
+        """
+        request = self._of_boxes[output, len(boxes)]
         request.set_input(FEATURES, features)
         request.set_input("boxes", tensor(boxes))
-        request.set_input("labels", tensor(labels.astype(np.int64)))
+        if labels is not None:
+            request.set_input("labels", tensor(labels.astype(np.int64)))
         request.set_input("batch_index", tensor(np.zeros(len(boxes), np.int32)))
         request.infer()
-        masks: NDArray[np.float32] = request.output("masks").data
-        return masks
+        found: NDArray[np.float32] = request.output(output).data
+        return found
+
+
+def _parts(count: int) -> Iterator[slice]:
+    """Divide a number of boxes into numbers that graphs are compiled for."""
+    done = 0
+    while done < count:
+        most = next(number for number in BOXES_AT_ONCE if number <= count - done)
+        yield slice(done, done + most)
+        done += most
+
+
+def _graph_name(output: str, boxes: int) -> str:
+    return f"{output} of {boxes}"
 
 
 class CompiledShape:
@@ -165,17 +218,13 @@ class CompiledShape:
     Attributes:
         streams: each works on one image at a time.
         features: free tensors ``[cells, C]`` float32.
-        has_masks: False for a Faster R-CNN.
     """
 
-    def __init__(
-        self, streams: Sequence[Stream], features: Sequence[ov.Tensor], has_masks: bool
-    ) -> None:
+    def __init__(self, streams: Sequence[Stream], features: Sequence[ov.Tensor]) -> None:
         self.streams = streams
         self.features: queue.Queue[ov.Tensor] = queue.Queue()
         for free in features:
             self.features.put(free)
-        self.has_masks = has_masks
 
 
 def compile_shape(
@@ -220,7 +269,7 @@ def compile_shape(
     shown = _fields(size, streams=streams, cached=is_cached, s=round(time.monotonic() - began_s, 3))
     _logger.info("graphs_ready", extra=shown)
     features = [ov.Tensor(ov.Type.f32, compiled[0].features_shape) for _ in range(in_flight)]
-    return CompiledShape(compiled, features, models.has_masks)
+    return CompiledShape(compiled, features)
 
 
 def _load(
@@ -237,7 +286,7 @@ def _load(
             return None
 
         def load_stream(_: int) -> Stream:
-            return Stream.load(core, entry.graphs, threads, models.has_masks)
+            return Stream.load(core, entry.graphs, threads, models.outputs)
 
         with ThreadPoolExecutor(count, "load stream") as loaders:
             loaded = list(loaders.map(load_stream, range(count)))
@@ -245,7 +294,7 @@ def _load(
         reason = str(error).partition("\n")[0][:200]
         _logger.warning("stored_graphs_damaged", extra=_fields(size, reason=reason))
         return None
-    wrong = find_difference(loaded, size, models.has_masks, entry.outputs)
+    wrong = find_difference(loaded, size, models.outputs, entry.outputs)
     if wrong is None:
         return loaded
     stream, output = wrong
@@ -258,34 +307,36 @@ def _compile(
 ) -> tuple[list[Stream], Outputs]:
     """Compile the streams; return them, and what they compute for the test image."""
     detector = split(fix_detector(models.detector, size), models.precision)
-    segmenters = {}
-    if models.segmenter is not None:
-        segmenters = {
-            boxes: split(fix_segmenter(models.segmenter, size, boxes), models.precision)
-            for boxes in BOXES_AT_ONCE
-        }
+    of_boxes = {
+        (output, boxes): split(fix_box_graph(model, size, boxes), models.precision)
+        for output, model in models.of_boxes.items()
+        for boxes in BOXES_AT_ONCE
+    }
 
     def compile_stream(_: int = 0) -> Stream:
         return Stream(
             Graph.compile(core, detector, threads),
-            {boxes: Graph.compile(core, parts, threads) for boxes, parts in segmenters.items()},
+            {key: Graph.compile(core, parts, threads) for key, parts in of_boxes.items()},
         )
 
     if threads is None:
         stream = compile_stream()
-        return [stream], _test_outputs(stream, size, models.has_masks)
-    return _compile_until_equal(compile_stream, count, size, models.has_masks)
+        return [stream], _test_outputs(stream, size, models.outputs)
+    return _compile_until_equal(compile_stream, count, size, models.outputs)
 
 
 def _compile_until_equal(
-    compile_stream: Callable[[int], Stream], count: int, size: tuple[int, int], has_masks: bool
+    compile_stream: Callable[[int], Stream],
+    count: int,
+    size: tuple[int, int],
+    names: Sequence[str],
 ) -> tuple[list[Stream], Outputs]:
     for attempt in range(_ATTEMPTS):
         # One at a time after a failure: the cause may be two compilations at the same time.
         with ThreadPoolExecutor(1 if attempt else count, "load stream") as threads:
             compiled = list(threads.map(compile_stream, range(max(count, 2))))
-        outputs = _test_outputs(compiled[0], size, has_masks)
-        wrong = find_difference(compiled[1:], size, has_masks, outputs)
+        outputs = _test_outputs(compiled[0], size, names)
+        wrong = find_difference(compiled[1:], size, names, outputs)
         if wrong is None:
             return compiled[:count], outputs
         stream, output = wrong
@@ -304,21 +355,21 @@ def _compile_until_equal(
 
 
 def find_difference(
-    streams: Sequence[Stream], size: tuple[int, int], has_masks: bool, expected: Outputs
+    streams: Sequence[Stream], size: tuple[int, int], names: Sequence[str], expected: Outputs
 ) -> tuple[int, str] | None:
     """Run every graph of every stream on the test image and compare what they compute.
 
     Args:
         streams: to check.
         size: height and width of their input.
-        has_masks: whether there are segmenters.
+        names: outputs of the graphs of boxes.
         expected: the outputs of another stream, or what is stored of them.
 
     Returns:
         Index of a stream that computes something else, and in which output; None if none does.
     """
     for number, stream in enumerate(streams):
-        for name, found in _test_outputs(stream, size, has_masks).items():
+        for name, found in _test_outputs(stream, size, names).items():
             if not _agree(expected.get(name), found):
                 return number, name
     return None
@@ -334,7 +385,7 @@ def _agree(expected: NDArray[Any] | None, found: NDArray[Any]) -> bool:
     return bool((np.abs(found - expected) <= limit).all())
 
 
-def _test_outputs(stream: Stream, size: tuple[int, int], has_masks: bool) -> Outputs:
+def _test_outputs(stream: Stream, size: tuple[int, int], names: Sequence[str]) -> Outputs:
     """Run a stream's graphs on noise, which activates every channel, and fixed boxes."""
     random = np.random.default_rng(0)
     height, width = size
@@ -342,13 +393,16 @@ def _test_outputs(stream: Stream, size: tuple[int, int], has_masks: bool) -> Out
     features = ov.Tensor(ov.Type.f32, stream.features_shape)
     outputs = stream.detect(pixels, size, features)
     outputs[FEATURES] = features.data
-    for count in BOXES_AT_ONCE if has_masks else ():
+    for count in BOXES_AT_ONCE:
         corners = random.uniform(0, 0.7, (count, 2))
         far = np.minimum(corners + random.uniform(0.05, 0.9, (count, 2)), 1)
-        boxes = np.concatenate([corners, far], 1) * [width, height, width, height]
-        outputs[f"masks of {count}"] = stream.segment_exactly(
-            features, boxes.astype(np.float32), np.ones(count, np.int32)
-        ).copy()
+        boxes = (np.concatenate([corners, far], 1) * [width, height, width, height]).astype("f4")
+        for name in names:
+            labels = np.ones(count, np.int32) if name == MASKS else None
+            found = stream.run_exactly(name, features, boxes, labels)
+            # All cells of all heatmaps are megabytes.
+            kept = found[..., ::4, ::4] if name == HEATMAPS else found
+            outputs[f"{name} of {count}"] = kept.copy()
     return outputs
 
 

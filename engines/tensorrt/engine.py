@@ -1,9 +1,9 @@
 """TensorRTEngine: runs a bundle's plans on an NVIDIA GPU.
 
-Images go up as 8-bit RGB; features never leave the GPU; boxes and the kept boxes' mask crops come
-down. ``prefetch``, ``detect`` and ``segment`` have a stream each and are called from a thread each:
-the images of one batch go up while the batch before it is detected and the one before that gets its
-masks. Images and features have rings of memory between them.
+Images go up as 8-bit RGB; features never leave the GPU; boxes and the kept boxes' mask crops and
+heatmaps come down. ``prefetch``, ``detect`` and ``segment`` have a stream each and are called from
+a thread each: the images of one batch go up while the batch before it is detected and the one
+before that gets its masks. Images and features have rings of memory between them.
 """
 
 from __future__ import annotations
@@ -12,24 +12,28 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
+
+from numpy.typing import NDArray
 
 from maskcast.engines.bundle import Bundle
 from maskcast.engines.engine import Detections, Engine, keep_detections, to_instances
 from maskcast.engines.errors import InputError
 from maskcast.engines.image import NetworkImage
 from maskcast.engines.instances import Instances
+from maskcast.engines.keypoints import decode_heatmaps
 from maskcast.engines.tensorrt.device import Gpu, Memory
 from maskcast.engines.tensorrt.image_ring import ImageRing
 from maskcast.engines.tensorrt.plan import DeviceError, LoadedPlan, open_plans
 from maskcast.engines.tensorrt.plugins.library import CudaError, Kernels
-from maskcast.engines.tensorrt.sides import FEATURES, DetectSide, SegmentSide, Slot
+from maskcast.engines.tensorrt.sides import FEATURES, DetectSide, PoseSide, SegmentSide, Slot
 
 _IN_FLIGHT = 3
 """Slots of features: one in each of the two stages, one between them."""
 
-PlanOpener = Callable[[Bundle, tuple[int, int]], Iterable[LoadedPlan]]
+PlanOpener = Callable[[Bundle, tuple[int, int], Sequence[str]], Iterable[LoadedPlan]]
 
 
 class TensorRTEngine(Engine):
@@ -38,9 +42,10 @@ class TensorRTEngine(Engine):
     Args:
         bundle: built with ``--backend tensorrt`` or ``tensorrt_rtx``.
         gpu_index: which GPU, in CUDA's order.
-        open_plans: opens its plans, the detector first; tests give their own.
+        open_plans: opens the plans of graphs; tests give their own.
         spin: wait for the GPU in a busy loop: shorter waits, at the cost of a core for each of
             ``detect`` and ``segment``.
+        pose: load the bundle's poser too.
 
     Raises:
         InputError: no GPU, a package missing, a plan that does not fit, too little GPU memory.
@@ -52,8 +57,11 @@ class TensorRTEngine(Engine):
         gpu_index: int = 0,
         open_plans: PlanOpener = open_plans,
         spin: bool = False,
+        *,
+        pose: bool = False,
     ) -> None:
         self.manifest = bundle.manifest
+        self.has_pose = pose
         if not bundle.manifest.plans:
             raise InputError(
                 f"{bundle.path}: has no TensorRT plan; build one with "
@@ -69,26 +77,34 @@ class TensorRTEngine(Engine):
         self._memory = Memory(self._gpu)
         self._closed = False
         self._plans: list[LoadedPlan] = []
+        names = ["detector"]
+        names += ["segmenter"] if bundle.segmenter is not None else []
+        names += ["poser"] if pose else []
         try:
             with self._gpu.current():
-                self._plans += open_plans(bundle, self._gpu.capability)
+                self._plans += open_plans(bundle, self._gpu.capability, names)
+                opened = dict(zip(names, self._plans, strict=True))
                 kernels = Kernels()
                 kernels.load()
                 self._detect_side = DetectSide(
-                    self._memory, self._plans[0], kernels, plan.max_batch, self._shape
+                    self._memory, opened["detector"], kernels, plan.max_batch, self._shape
                 )
                 slots = [self._detect_side.slot(i) for i in range(_IN_FLIGHT)]
-                self._segment_side = None
-                if len(self._plans) > 1:
-                    features = {n: self._plans[0].shape(n, plan.max_batch) for n in FEATURES}
+                features = {n: opened["detector"].shape(n, plan.max_batch) for n in FEATURES}
+                self._segment_side = self._pose_side = None
+                if (segmenter := opened.get("segmenter")) is not None:
+                    boxes = made["segmenter"].max_boxes
                     self._segment_side = SegmentSide(
-                        self._memory, self._plans[1], kernels, features, made["segmenter"].max_boxes
+                        self._memory, segmenter, kernels, features, boxes
                     )
+                if (poser := opened.get("poser")) is not None:
+                    boxes = made["poser"].max_boxes
+                    self._pose_side = PoseSide(self._memory, poser, features, boxes)
                 # A batch in detection, the next one on its way, and one image being copied.
                 self._images = ImageRing(self._memory, 2 * plan.max_batch + 1, self._shape)
-                self._detect_side.warm_up(slots)
-                if self._segment_side is not None:
-                    self._segment_side.warm_up(slots)
+                for side in (self._detect_side, self._segment_side, self._pose_side):
+                    if side is not None:
+                        side.warm_up(slots)
                 self._slots: queue.SimpleQueue[Slot] = queue.SimpleQueue()
                 for slot in slots:
                     self._slots.put(slot)
@@ -120,18 +136,21 @@ class TensorRTEngine(Engine):
         kept = keep_detections(found["boxes"], found["scores"], found["labels"], min_score)
         return Detections(images=images, **kept, features=slot, release=release)
 
+    def estimate_pose(self, detections: Detections) -> Detections:
+        """Find keypoints; see ``Engine.estimate_pose``."""
+        if self._pose_side is None:
+            return super().estimate_pose(detections)
+        with self._working("estimate poses"):
+            heatmaps = self._pose_side.run(_boxes(detections), detections.features)
+        return replace(detections, keypoints=decode_heatmaps(heatmaps, detections.boxes))
+
     def segment(self, detections: Detections) -> list[Instances]:
         """Compute mask crops; see ``Engine.segment``."""
         try:
             masks = None
             if self._segment_side is not None:
                 with self._working("segment"):
-                    boxes = {
-                        "boxes": detections.boxes,
-                        "labels": detections.labels,
-                        "batch_index": detections.image_index,
-                    }
-                    masks = self._segment_side.run(boxes, detections.features)
+                    masks = self._segment_side.run(_boxes(detections), detections.features)
             return to_instances(detections, masks)
         finally:
             detections.release()
@@ -155,6 +174,15 @@ class TensorRTEngine(Engine):
 
     def _working(self, what: str) -> _Working:
         return _Working(self._gpu, self._range(what), what)
+
+
+def _boxes(detections: Detections) -> dict[str, NDArray[Any]]:
+    """Return what the graphs of boxes take, by name."""
+    return {
+        "boxes": detections.boxes,
+        "labels": detections.labels,
+        "batch_index": detections.image_index,
+    }
 
 
 class _Working:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
-from maskcast.engines.bundle import Bundle
+from maskcast.engines.bundle import Bundle, GraphFile
 from maskcast.engines.errors import InputError
 from maskcast.engines.plan import Plan, incompatibility, rebuild_command
 from maskcast.engines.tensorrt.plugins.library import (
@@ -37,7 +37,7 @@ class LoadedPlan:
     Args:
         engine: TensorRT's ``ICudaEngine``.
         context: an ``IExecutionContext`` of it.
-        name: of the graph, "detector" or "segmenter".
+        name: of the graph, "detector", "segmenter" or "poser".
         on_warm: called once the context has run with every shape that it will get.
     """
 
@@ -100,18 +100,23 @@ def why_not(bundle: Bundle) -> str | None:
     return driver_too_old()
 
 
-def open_plans(bundle: Bundle, capability: tuple[int, int]) -> Iterator[LoadedPlan]:
-    """Open a bundle's plans, the detector first. A CUDA context must be current.
+def open_plans(
+    bundle: Bundle, capability: tuple[int, int], names: Sequence[str]
+) -> Iterator[LoadedPlan]:
+    """Open the plans of some of a bundle's graphs, in their order. A CUDA context must be current.
+
+    Args:
+        bundle: has these graphs.
+        capability: of the GPU.
+        names: "detector", "segmenter" and "poser".
 
     Raises:
         InputError: a plan does not fit the package, the GPU, the graph or the plugins here; the
             message says how to build it again.
     """
     plans = {plan.graph: plan for plan in bundle.manifest.plans}
-    graphs = {"detector": bundle.manifest.graphs.detector}
-    if bundle.manifest.graphs.segmenter is not None:
-        graphs["segmenter"] = bundle.manifest.graphs.segmenter
-    for name, graph in graphs.items():
+    for name in names:
+        graph: GraphFile = getattr(bundle.manifest.graphs, name)
         if name not in plans:
             raise InputError(
                 f"{bundle.path}: has no TensorRT plan of the {name}; build one with "

@@ -1,4 +1,4 @@
-"""What runs on the GPU for ``detect`` and for ``segment``: fixed memory, few shapes, CUDA graphs.
+"""What runs on the GPU for each of the engine's steps: fixed memory, few shapes, CUDA graphs.
 
 Each side has a stream, one block of inputs and one of outputs, so that one copy goes each way.
 Every combination of a slot of features and a shape is run once at the start and then captured in a
@@ -8,6 +8,7 @@ stream call by call.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -148,37 +149,36 @@ class DetectSide(Side):
         self._down.download(count, self.stream)
 
 
-class SegmentSide(Side):
-    """Computes mask crops of boxes; one batch at a time.
+class BoxSide(Side, ABC):
+    """Computes an output for each box; one batch at a time.
 
     The number of boxes changes with every frame, and each new shape costs TensorRT time (and
     TensorRT-RTX a compilation). So boxes are padded to the next of a few fixed numbers.
 
     Args:
         memory: receives all allocations.
-        plan: of the segmenter.
-        kernels: of this GPU.
+        plan: takes features and boxes.
         features: shapes of the features of a whole batch, by name.
         max_boxes: boxes at once, at most.
+        given: the plan's other inputs.
+        down: name, shape and dtype of one box's result as it comes down.
     """
 
     def __init__(
         self,
         memory: Memory,
         plan: LoadedPlan,
-        kernels: Kernels,
         features: dict[str, tuple[int, ...]],
         max_boxes: int,
+        given: Sequence[str],
+        down: tuple[str, tuple[int, ...], DTypeLike],
     ) -> None:
         super().__init__(memory, plan)
-        self._kernels, self._features, self.buckets = kernels, features, buckets(max_boxes)
-        given = ("boxes", "labels", "batch_index")
+        self._features, self.buckets = features, buckets(max_boxes)
         up = {name: (plan.shape(name, 1)[1:], plan.dtype(name)) for name in given}
         self._up = Block(memory, up, max_boxes)
-        self.crop = plan.shape("masks", 1)[1:]
-        self._masks = memory.device((max_boxes, *self.crop), np.float32)
-        crops: dict[str, tuple[tuple[int, ...], DTypeLike]] = {"crops": (self.crop, np.uint8)}
-        self._down = Block(memory, crops, max_boxes)
+        self._result, self.shape, self._dtype = down
+        self._down = Block(memory, {self._result: (self.shape, self._dtype)}, max_boxes)
 
     def warm_up(self, slots: Sequence[Slot]) -> None:
         """Run every number of boxes once."""
@@ -188,23 +188,23 @@ class SegmentSide(Side):
                 self._warm(bucket, slot, lambda b=bucket, s=slot: self._work(b, s))  # type: ignore[misc]
         self.plan.on_warm()
 
-    def run(self, boxes: dict[str, NDArray[Any]], slot: Slot) -> NDArray[np.uint8]:
-        """Compute crops.
+    def run(self, boxes: dict[str, NDArray[Any]], slot: Slot) -> NDArray[Any]:
+        """Compute the results of some boxes.
 
         Args:
             boxes: ``boxes`` ``[R, 4]``, ``labels`` ``[R]``, ``batch_index`` ``[R]``.
             slot: features of their batch.
 
         Returns:
-            ``[R, 28, 28]`` uint8, 0..255, overwritten by the next call.
+            ``[R, ...]``, overwritten by the next call.
         """
         count = len(boxes["boxes"])
         if count == 0:
-            return np.zeros((0, *self.crop), np.uint8)
+            return np.zeros((0, *self.shape), self._dtype)
         bucket = next(bucket for bucket in self.buckets if bucket >= count)
         self._fill(bucket, boxes)
         self._run(bucket, slot, lambda: self._work(bucket, slot))
-        return self._down.arrays(bucket)["crops"][:count]
+        return self._down.arrays(bucket)[self._result][:count]
 
     def _fill(self, bucket: int, boxes: dict[str, NDArray[Any]]) -> None:
         """Write boxes to the block; the rest of the bucket belongs to no image: it pools zeros."""
@@ -216,16 +216,62 @@ class SegmentSide(Side):
     def _work(self, bucket: int, slot: Slot) -> None:
         self._up.upload(bucket, self.stream)
         up = self._up.arrays(bucket)
-        self.plan.run(
-            # All images of a batch, whatever their number: RoIAlign reads only those of the boxes.
-            self._features | {name: array.shape for name, array in up.items()},
-            {"masks": self._masks, **self._up.addresses(bucket), **slot.features},
-            self.stream.handle,
-        )
-        crops = self._down.addresses(bucket)["crops"]
-        values = bucket * int(np.prod(self.crop))
-        self._kernels.crops_to_bytes(self._masks, crops, values, self.stream.handle)
+        # All images of a batch, whatever their number: RoIAlign reads only those of the boxes.
+        shapes = self._features | {name: array.shape for name, array in up.items()}
+        addresses = {**self._up.addresses(bucket), **slot.features}
+        self._compute(bucket, shapes, addresses, self._down.addresses(bucket)[self._result])
         self._down.download(bucket, self.stream)
+
+    @abstractmethod
+    def _compute(
+        self, bucket: int, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int], to: int
+    ) -> None:
+        """Put the plan on the stream, and what writes its results to an address on the device."""
+
+
+class SegmentSide(BoxSide):
+    """Computes mask crops of boxes: ``[R, 28, 28]`` uint8, 0..255. Arguments as of ``BoxSide``."""
+
+    def __init__(
+        self,
+        memory: Memory,
+        plan: LoadedPlan,
+        kernels: Kernels,
+        features: dict[str, tuple[int, ...]],
+        max_boxes: int,
+    ) -> None:
+        crop = plan.shape("masks", 1)[1:]
+        given = ("boxes", "labels", "batch_index")
+        super().__init__(memory, plan, features, max_boxes, given, ("crops", crop, np.uint8))
+        self._kernels = kernels
+        self._masks = memory.device((max_boxes, *crop), np.float32)
+
+    def _compute(
+        self, bucket: int, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int], to: int
+    ) -> None:
+        self.plan.run(shapes, {"masks": self._masks, **addresses}, self.stream.handle)
+        values = bucket * int(np.prod(self.shape))
+        self._kernels.crops_to_bytes(self._masks, to, values, self.stream.handle)
+
+
+class PoseSide(BoxSide):
+    """Computes heatmaps of boxes: ``[R, K, 56, 56]`` float32. Arguments as of ``BoxSide``."""
+
+    def __init__(
+        self,
+        memory: Memory,
+        plan: LoadedPlan,
+        features: dict[str, tuple[int, ...]],
+        max_boxes: int,
+    ) -> None:
+        down = ("heatmaps", plan.shape("heatmaps", 1)[1:], np.float32)
+        super().__init__(memory, plan, features, max_boxes, ("boxes", "batch_index"), down)
+
+    def _compute(
+        self, bucket: int, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int], to: int
+    ) -> None:
+        del bucket
+        self.plan.run(shapes, {"heatmaps": to, **addresses}, self.stream.handle)
 
 
 def buckets(most: int) -> tuple[int, ...]:

@@ -52,6 +52,7 @@ def run(
     mode: options.Mode = None,
     score_threshold: options.ScoreThreshold = None,
     classes: options.Classes = None,
+    pose: options.Pose = None,
     save: options.Save = None,
     jsonl: options.Jsonl = None,
     append: options.Append = None,
@@ -98,6 +99,7 @@ def run(
         "model.mode": mode,
         "model.score_threshold": score_threshold,
         "model.classes": classes.split(",") if classes else None,
+        "model.pose": pose,
         "publish.endpoint": publish,
         "publish.gateways": gateway,
         "publish.masks": masks,
@@ -252,6 +254,7 @@ def profile(
         str,
         typer.Option(metavar="MODE", help="latency, throughput or auto, as in maskcast run."),
     ] = "auto",
+    pose: options.Pose = None,
     json: Annotated[
         Path | None, typer.Option(metavar="REPORT.JSON", help="Write the figures to a file.")
     ] = None,
@@ -273,7 +276,7 @@ def profile(
 
     configure()
     chosen = make_config({"sources": [{"url": source}], "model": {"mode": mode}}).model.mode
-    show_profile(source, model, limit, chosen, json, trace)
+    show_profile(source, model, limit, chosen, bool(pose), json, trace)
 
 
 def demo(
@@ -313,6 +316,7 @@ def predict(
     out: options.OutFolder = None,
     model: options.Model = None,
     score_threshold: options.ScoreThreshold = None,
+    pose: options.Pose = None,
     as_json: options.JsonFile = None,
 ) -> None:
     """Find the instances in images.
@@ -330,7 +334,7 @@ def predict(
     paths = find_images(images)
     if as_json is not None and any(Path(as_json).resolve() == path.resolve() for path in paths):
         raise InputError(f"--json {as_json}: is an input; choose another file")
-    engine = load_engine(model or "default")
+    engine = load_engine(model or "default", pose=bool(pose))
     console = Console(stderr=True, highlight=False)
     try:
         with open_text(as_json) as lines:

@@ -74,6 +74,9 @@ Mode = Annotated[
 ScoreThreshold = Annotated[
     float | None, _model(metavar="SCORE", text="Minimum score (the bundle's own).", min=0, max=1)
 ]
+Pose = Annotated[
+    bool | None, _model("--pose", metavar=None, text="Estimate keypoints and draw skeletons.")
+]
 Classes = Annotated[str | None, _model(metavar="NAME,...", text="Report only these classes (all).")]
 
 Save = Annotated[

@@ -77,7 +77,7 @@ def predict_files(
         instances = predict(rgb, engine, min_score)
         if out is not None:
             image = Image.fromarray(rgb)
-            Annotator(engine.manifest.labels).draw(image, instances)
+            Annotator(engine.manifest.labels, engine.manifest.keypoints).draw(image, instances)
             _save(image, _free_path(out, path, written), path)
         objects = instances.to_coco(engine.manifest.labels)
         yield ImageRecord(str(path), instances.width, instances.height, objects)

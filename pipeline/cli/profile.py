@@ -90,6 +90,7 @@ def profile(
     *,
     engine: str = "auto",
     mode: Mode | Literal["auto"] = "auto",
+    pose: bool = False,
     min_score: float | None = None,
     trace: Trace | None = None,
     on_progress: OnProgress | None = None,
@@ -107,6 +108,7 @@ def profile(
         limit: the most frames to run; all of a file, ``ENDLESS_LIMIT`` of a source without an end.
         engine: as in ``load_engine``.
         mode: as in ``ModelConfig.mode``.
+        pose: as in ``load_engine``.
         min_score: instances below it are left out; the bundle's own threshold by default.
         trace: keeps the frames' timelines.
         on_progress: called a few times a second with the number of frames done and of all, the
@@ -124,7 +126,7 @@ def profile(
         runner = bundle
     else:
         chosen = mode_for(Config(sources=(config,), model=ModelConfig(mode=mode)))
-        runner = load_engine(bundle, engine, chosen)
+        runner = load_engine(bundle, engine, chosen, pose=pose)
     try:
         threshold = runner.manifest.score_threshold if min_score is None else min_score
         extent = _extent(config, runner, limit, stop)
@@ -162,6 +164,7 @@ def show_profile(
     model: str | None,
     limit: int | None,
     mode: Mode | Literal["auto"],
+    pose: bool,
     json: Path | None,
     trace: Path | None,
 ) -> None:
@@ -197,6 +200,7 @@ def show_profile(
                 model or "default",
                 limit,
                 mode=mode,
+                pose=pose,
                 trace=seen,
                 on_progress=show,
                 stop=stop,
@@ -317,7 +321,7 @@ def _run_engine(engine: Engine, images: list[NetworkImage], min_score: float) ->
     began_s = time.perf_counter()
     for _, alike in groupby(images, key=lambda image: image.pixels.shape):
         while batch := list(islice(alike, engine.max_batch)):
-            engine.segment(engine.detect(batch, min_score))
+            engine.run(batch, min_score)
     return time.perf_counter() - began_s
 
 

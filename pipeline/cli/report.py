@@ -11,6 +11,7 @@ from rich.table import Table
 
 from maskcast.engines.memory import Memory
 from maskcast.pipeline.durations import Distribution
+from maskcast.pipeline.frame import POSE
 from maskcast.pipeline.stats import RECORD, StageStats, Stats
 
 BUSY = 0.8
@@ -123,11 +124,19 @@ def make_report(stats: Stats, engine_fps: float, memory: Memory, *, paced: bool)
         rss_bytes=memory.rss_bytes,
         peak_bytes=memory.peak_bytes,
         bottleneck=name_bottleneck(
-            {name: stage.busy for name, stage in stats.stages.items()},
+            _busy(stats.stages),
             captured_fps=stats.captured / wall_s,
             paced=paced,
         ),
     )
+
+
+def _busy(stages: Mapping[str, StageStats]) -> dict[str, float]:
+    """Return the share of the time that each stage works; ``pose`` is work of ``masks``."""
+    busy = {name: stage.busy for name, stage in stages.items()}
+    if POSE in busy:
+        busy["masks"] = busy.get("masks", 0.0) + busy.pop(POSE)
+    return busy
 
 
 def name_bottleneck(busy: Mapping[str, float], *, captured_fps: float, paced: bool) -> str:

@@ -72,7 +72,7 @@ def frame_record(frame: PublishedFrame) -> FrameRecord:
         lost_before=frame.lost_before,
         width=frame.instances.width,
         height=frame.instances.height,
-        instances=instance_records(frame.instances, frame.label_names),
+        instances=instance_records(frame.instances, frame.label_names, frame.keypoints),
         zones=frame.zones or msgspec.UNSET,
         lines=frame.lines or msgspec.UNSET,
     )

@@ -38,7 +38,7 @@ def render(recording: Path, path: Path) -> int:
             if (image := received.image()) is None:
                 continue
             if recorder is None:
-                recorder = VideoRecorder(path, _label_names(received))
+                recorder = VideoRecorder(path, _label_names(received), keypoints=received.keypoints)
                 closing.callback(recorder.close)
             published = Published(received.seq, received.publish_ns, received.dropped_before)
             recorder.write(_frame(received, Image.fromarray(image)), received.instances, published)

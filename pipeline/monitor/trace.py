@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from maskcast.pipeline.frame import STAGES, Frame, Timeline
+from maskcast.pipeline.frame import POSE, STAGES, STEPS, Frame, Timeline
 from maskcast.pipeline.stats import RECORD
 
 MOST_FRAMES = 50_000
@@ -112,7 +112,7 @@ def _frame_events(
     passage: Passage, number: int, tracks: dict[str, int], base_ns: int
 ) -> Iterator[TraceEvent]:
     start_ns, end_ns = passage.timeline.start_ns, passage.timeline.end_ns
-    stages = [stage for stage in (*STAGES, RECORD) if stage in end_ns]
+    stages = [stage for stage in (*STEPS, RECORD) if stage in end_ns]
     flow = {"cat": "frame", "name": "frame", "pid": _PROCESS, "id": number}
     for place, stage in enumerate(stages):
         track = tracks[_track(stage, passage.source)]
@@ -151,7 +151,9 @@ def _frame_events(
 
 def _track(stage: str, source: str) -> str:
     """Name the thread that did it."""
-    return f"decode {source}" if stage == "decode" else stage
+    if stage == "decode":
+        return f"decode {source}"
+    return "masks" if stage == POSE else stage
 
 
 def _depth_events(passages: Sequence[Passage], base_ns: int) -> Iterator[TraceEvent]:
@@ -160,7 +162,8 @@ def _depth_events(passages: Sequence[Passage], base_ns: int) -> Iterator[TraceEv
     A frame waits from the end of one stage's work to the start of the next one's, or until it is
     dropped. Frames that a decoder holds while the inbox is full are included.
     """
-    for before, stage in pairwise(STAGES):
+    posed = any(POSE in passage.timeline.end_ns for passage in passages)
+    for before, stage in pairwise(STEPS if posed else STAGES):
         changes: Counter[int] = Counter()
         for passage in passages:
             begin_ns = passage.timeline.end_ns.get(before)

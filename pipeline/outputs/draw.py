@@ -1,4 +1,4 @@
-"""Instances drawn into an image: masks, outlines, boxes, and labels with their scores."""
+"""Instances drawn into an image: masks, outlines, boxes, skeletons, and labels with scores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from maskcast.engines.instances import Instances
+from maskcast.engines.instances import VISIBLE, Instances
+from maskcast.engines.keypoints import Keypoints
 from maskcast.engines.masks import Patch
 
 FILL = 0.42
@@ -19,6 +20,8 @@ TAG_TRIES = 6
 """Places inside and below a box's upper edge that are tried for its tag."""
 SAME_INSTANCE_IOU = 0.3
 """An instance whose box overlaps one of the last frame's this much keeps that one's colour."""
+
+_EDGE = (16, 16, 16)
 
 Colour = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]
@@ -34,10 +37,12 @@ class Annotator:
 
     Args:
         label_names: the model's names, indexed by label.
+        keypoints: the model's keypoints; None draws no skeletons.
     """
 
-    def __init__(self, label_names: Sequence[str]) -> None:
+    def __init__(self, label_names: Sequence[str], keypoints: Keypoints | None = None) -> None:
         self._label_names = label_names
+        self._keypoints = keypoints
         self._last_boxes = np.zeros((0, 4), np.float32)
         self._last_colours: list[int] = []
 
@@ -53,6 +58,8 @@ class Annotator:
             if instances.masks is not None:
                 _draw_mask(image, instances.patch(i), colour, outline=unit)
             pen.rectangle([round(float(v)) for v in box], outline=colour, width=unit)
+            if instances.keypoints is not None and self._keypoints is not None:
+                draw_skeleton(pen, instances.keypoints[i], self._keypoints.skeleton, unit)
         font = tag_font(image.size)
         placed: list[Rectangle] = []
         for i in range(len(instances)):  # best first: it gets the place at its box
@@ -100,6 +107,48 @@ def _draw_mask(image: Image.Image, patch: Patch, colour: Colour, outline: int) -
         inner[1:-1, 1:-1] &= inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
     alpha = np.where(inner[1:-1, 1:-1], np.uint8(255 * FILL), np.uint8(255)) * patch.pixels
     image.paste(colour, (patch.x0, patch.y0), Image.fromarray(alpha))
+
+
+def draw_skeleton(
+    pen: ImageDraw.ImageDraw,
+    points: NDArray[np.float32],
+    skeleton: Sequence[tuple[int, int]],
+    unit: int,
+) -> None:
+    """Draw the visible keypoints of one instance, and the lines between them.
+
+    Each line has its colour, and a dark edge, so that it is seen on any image and mask.
+
+    Args:
+        pen: draws into the image.
+        points: ``[K, 3]`` x, y in pixels and score.
+        skeleton: pairs of keypoints.
+        unit: line width in pixels.
+    """
+    visible = points[:, 2] >= VISIBLE
+    lines = [
+        (limb_colour(number, len(skeleton)), [tuple(points[k, :2].tolist()) for k in pair])
+        for number, pair in enumerate(skeleton)
+        if visible[list(pair)].all()
+    ]
+    for _, line in lines:
+        pen.line(line, fill=_EDGE, width=3 * unit + 2)
+    for colour, line in lines:
+        pen.line(line, fill=colour, width=3 * unit)
+    for x, y, _ in points[visible].tolist():
+        pen.ellipse(_square(x, y, 2 * unit + 1), fill=_EDGE)
+        pen.ellipse(_square(x, y, 2 * unit), fill="white")
+
+
+def _square(x: float, y: float, radius: int) -> Rectangle:
+    return x - radius, y - radius, x + radius, y + radius
+
+
+@lru_cache(maxsize=1024)
+def limb_colour(number: int, count: int) -> Colour:
+    """Return the colour of line ``number`` of a skeleton of ``count``: the hues in their order."""
+    red, green, blue = colorsys.hsv_to_rgb(number / count, 0.9, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def place_tag(

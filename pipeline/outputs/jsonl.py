@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from maskcast.engines.instances import Instances
+from maskcast.engines.keypoints import Keypoints
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.outputs.files import (
     FileNames,
@@ -44,6 +45,7 @@ class InstanceRecord(msgspec.Struct, frozen=True):
     """One instance: its class, its score, its box (x1 y1 x2 y2, source pixels) and its mask.
 
     ``track_id`` is absent where nothing is tracked, and None for an instance without a track.
+    ``keypoints`` are x, y and score by name, absent where no pose is estimated.
     """
 
     label: str
@@ -51,6 +53,7 @@ class InstanceRecord(msgspec.Struct, frozen=True):
     box: list[float]
     segmentation: Segmentation | None
     track_id: int | msgspec.UnsetType | None = msgspec.UNSET
+    keypoints: dict[str, list[float]] | msgspec.UnsetType = msgspec.UNSET
 
 
 class FrameRecord(msgspec.Struct, frozen=True):
@@ -75,8 +78,10 @@ class FrameRecord(msgspec.Struct, frozen=True):
     file: str | msgspec.UnsetType = msgspec.UNSET
 
 
-def instance_records(instances: Instances, label_names: Sequence[str]) -> list[InstanceRecord]:
-    """Turn instances into records: boxes to a hundredth of a pixel, scores to four digits."""
+def instance_records(
+    instances: Instances, label_names: Sequence[str], keypoints: Keypoints | None = None
+) -> list[InstanceRecord]:
+    """Turn instances into records: positions to a hundredth of a pixel, scores to four digits."""
     boxes = np.round(instances.boxes.astype(np.float64), 2).tolist()
     scores = np.round(instances.scores.astype(np.float64), 4).tolist()
     names = [label_name(label, label_names) for label in instances.labels.tolist()]
@@ -91,12 +96,26 @@ def instance_records(instances: Instances, label_names: Sequence[str]) -> list[I
         if instances.track_ids is None
         else [track_id or None for track_id in instances.track_ids.tolist()]
     )
+    poses = _poses(instances, keypoints)
     return [
-        InstanceRecord(label=name, score=score, box=box, segmentation=mask, track_id=track_id)
-        for name, score, box, mask, track_id in zip(
-            names, scores, boxes, masks, track_ids, strict=True
+        InstanceRecord(
+            label=name, score=score, box=box, segmentation=mask, track_id=track_id, keypoints=pose
+        )
+        for name, score, box, mask, track_id, pose in zip(
+            names, scores, boxes, masks, track_ids, poses, strict=True
         )
     ]
+
+
+def _poses(
+    instances: Instances, keypoints: Keypoints | None
+) -> list[dict[str, list[float]] | msgspec.UnsetType]:
+    if instances.keypoints is None or keypoints is None:
+        return [msgspec.UNSET] * len(instances)
+    points = instances.keypoints.astype(np.float64)
+    points[..., :2] = np.round(points[..., :2], 2)
+    points[..., 2] = np.round(points[..., 2], 4)
+    return [dict(zip(keypoints.names, pose, strict=True)) for pose in points.tolist()]
 
 
 def label_name(label: int, label_names: Sequence[str]) -> str:
@@ -118,6 +137,7 @@ class JsonlRecorder:
         append: add to a file that exists.
         segment_s: begin a new file after this many seconds of capture time.
         segment_bytes: begin a new file when this many bytes are reached.
+        keypoints: the model's keypoints; None for a model without.
 
     Raises:
         InputError: the file cannot be written.
@@ -134,8 +154,10 @@ class JsonlRecorder:
         append: bool = False,
         segment_s: float | None = None,
         segment_bytes: float | None = None,
+        keypoints: Keypoints | None = None,
     ) -> None:
         self._path = check_path(path)
+        self._keypoints = keypoints
         self._label_names = check_label_names(label_names)
         self._append = append
         self._segment_s = math.inf if segment_s is None else segment_s
@@ -167,7 +189,7 @@ class JsonlRecorder:
             lost_before=0,
             width=instances.width,
             height=instances.height,
-            instances=instance_records(instances, self._label_names),
+            instances=instance_records(instances, self._label_names, self._keypoints),
             zones=dict(published.analysis.zones) or msgspec.UNSET,
             lines={name: dict(n) for name, n in published.analysis.lines.items()} or msgspec.UNSET,
             file=frame.file or msgspec.UNSET,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from maskcast.engines.bundle import Manifest
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.config import Config, OutputConfig, name_sources
 from maskcast.pipeline.outputs.files import check_not_input, check_writable, is_pattern
@@ -39,7 +40,7 @@ def check_outputs(config: Config) -> None:
 
 def make_recorders(
     outputs: OutputConfig,
-    label_names: Sequence[str],
+    manifest: Manifest,
     sources: Sequence[str],
     audio_of: Callable[[str], Path | None],
 ) -> list[Recorder]:
@@ -47,7 +48,7 @@ def make_recorders(
 
     Args:
         outputs: the files to write.
-        label_names: the model's class names.
+        manifest: the model's.
         sources: the sources' names, in their order.
         audio_of: returns the file from which to copy a source's audio, or None.
     """
@@ -56,22 +57,24 @@ def make_recorders(
         recorders.append(
             JsonlRecorder(
                 outputs.jsonl,
-                label_names,
+                manifest.labels,
                 append=outputs.append,
                 segment_s=outputs.segment_s,
                 segment_bytes=outputs.segment_bytes,
+                keypoints=manifest.keypoints,
             )
         )
     if outputs.save is not None:
         recorders.append(
             VideoRecorder(
                 outputs.save,
-                label_names,
+                manifest.labels,
                 sources=sources,
                 segment_s=outputs.segment_s,
                 segment_bytes=outputs.segment_bytes,
                 trail_s=outputs.trail_s,
                 audio_of=audio_of,
+                keypoints=manifest.keypoints,
             )
         )
     return recorders

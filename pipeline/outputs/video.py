@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 
 from maskcast.engines.errors import InputError
 from maskcast.engines.instances import Instances
+from maskcast.engines.keypoints import Keypoints
 from maskcast.pipeline.config import VIDEO_SUFFIXES
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.outputs.audio import AudioReader
@@ -58,6 +59,7 @@ class VideoRecorder:
             may lie above.
         trail_s: draw where tracked objects have been during this many seconds; None draws no trail.
         audio_of: returns the video file from which to copy a source's audio; None for no audio.
+        keypoints: the model's keypoints; None draws no skeletons.
 
     Raises:
         InputError: the file cannot be written, or has another suffix.
@@ -76,6 +78,7 @@ class VideoRecorder:
         segment_bytes: float | None = None,
         trail_s: float | None = None,
         audio_of: Callable[[str], Path | None] | None = None,
+        keypoints: Keypoints | None = None,
     ) -> None:
         checked = check_path(path)
         if checked.suffix.lower() not in VIDEO_SUFFIXES:
@@ -92,6 +95,7 @@ class VideoRecorder:
         self._audio_of = audio_of
         self._audio: dict[str, AudioReader] = {}
         self._trail_s = trail_s
+        self._keypoints = keypoints
         self._trails: dict[str, Trails] = {}
 
     def write(self, frame: Frame, instances: Instances, published: Published) -> None:
@@ -105,7 +109,7 @@ class VideoRecorder:
         image = Image.fromarray(frame.image())
         annotator = self._annotators.get(source)
         if annotator is None:
-            annotator = self._annotators[source] = Annotator(self._label_names)
+            annotator = self._annotators[source] = Annotator(self._label_names, self._keypoints)
         draw_regions(image, published.analysis)
         if self._trail_s is not None:
             trails = self._trails.setdefault(source, Trails(self._trail_s))

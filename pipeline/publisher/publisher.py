@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import zmq
 
 from maskcast.engines.instances import Instances
+from maskcast.engines.keypoints import Keypoints
 from maskcast.pipeline.publisher.outlet import BoundOutlet, GatewayOutlet, Outlet
 from maskcast.pipeline.wire.curve import ClientKeys, ServerKeys
 from maskcast.pipeline.wire.endpoint import check_endpoint
@@ -87,6 +88,7 @@ class Publisher:
             reading holds up the others until its heartbeats time out.
         gateways: connect to these gateways, "tcp://host:5556", instead of binding ``endpoint``.
         gateway_keys: encrypt towards the gateways.
+        keypoints: names and skeleton of the model's keypoints; None for a model without.
 
     Attributes:
         endpoint: the bound endpoint, with the real port; "" with gateways.
@@ -107,11 +109,13 @@ class Publisher:
         lossless: bool = False,
         gateways: Sequence[str] = (),
         gateway_keys: ClientKeys | None = None,
+        keypoints: Keypoints | None = None,
     ) -> None:
         self._id = os.urandom(8).hex()
         self._label_names = list(label_names)
         self._labels_id = labels_id(label_names)
         self._masks: MaskFormat = masks
+        self._keypoints = keypoints
         self._streams: dict[str, _Stream] = {}
         self._removed: OrderedDict[str, _Stream] = OrderedDict()
         self.endpoint = ""
@@ -213,6 +217,7 @@ class Publisher:
             dropped_before=dropped_before,
             zones=dict(zones or {}),
             lines={line: dict(crossings) for line, crossings in (lines or {}).items()},
+            keypoints=None if instances.keypoints is None else self._keypoints,
         )
         self._send(encode(InstancesMessage(source, header, instances, jpeg)))
         return sent

@@ -80,9 +80,7 @@ class StageChain:
                 lambda source: self._analyse(source, engine, config.model),
                 context,
             ),
-            PublishStage(
-                self._seen, config.publish, manifest.labels, self.decoders, recording, context
-            ),
+            PublishStage(self._seen, config.publish, manifest, self.decoders, recording, context),
         ]
         self._inboxes: dict[str, Inbox[Any] | RoundRobin[Any]] = {
             "preprocess": decoded,

@@ -28,7 +28,7 @@ def load_engine_for(config: Config) -> Engine:
         InputError: there is no such bundle or engine, or the engine cannot run the bundle.
     """
     model = config.model
-    return load_engine(model.bundle, model.engine, mode_for(config))
+    return load_engine(model.bundle, model.engine, mode_for(config), pose=model.pose)
 
 
 def mode_for(config: Config) -> Mode:

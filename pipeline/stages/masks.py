@@ -1,4 +1,4 @@
-"""Masks stage: computes the masks of detections, and follows the objects that they show."""
+"""Masks stage: computes masks and poses of detections, and follows the objects that they show."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from maskcast.engines.engine import Engine
 from maskcast.engines.instances import Instances
 from maskcast.engines.threads import mark_abandonable
-from maskcast.pipeline.frame import Frame, begin_batch, end_batch
+from maskcast.pipeline.frame import POSE, Frame, begin_batch, end_batch
 from maskcast.pipeline.inbox import Inbox
 from maskcast.pipeline.stages.infer import Detected
 from maskcast.pipeline.stages.stage import Event, PipelineContext, Stage
@@ -27,10 +27,12 @@ class Seen:
 class MasksStage(Stage[Detected, Seen]):
     """Computes the masks of the boxes that were kept, and follows the objects that they show.
 
+    Before the masks it estimates poses, if the engine has a poser.
+
     Args:
         inbox: batches of frames, and events.
         outbox: single frames, and events.
-        engine: computes the masks.
+        engine: computes the masks and the poses.
         analyse: makes the analysis of a source; None for a source that is not tracked. It is asked
             at a source's first frame, and again where frames come after its end.
         context: as of ``Stage``.
@@ -51,15 +53,20 @@ class MasksStage(Stage[Detected, Seen]):
         self._analyses: dict[str, SourceAnalysis | None] = {}
 
     def work(self, items: list[Detected]) -> list[Seen]:
-        """Segment one batch, and continue the tracks."""
+        """Estimate poses in one batch, segment it, and continue the tracks."""
         (detected,) = items
-        begin_ns = begin_batch(detected.frames, "masks")
+        frames, detections = detected.frames, detected.detections
         try:
-            instances = self._engine.segment(detected.detections)
+            if self._engine.has_pose:
+                begin_ns = begin_batch(frames, POSE)
+                detections = self._engine.estimate_pose(detections)
+                end_batch(frames, POSE, begin_ns)
+            begin_ns = begin_batch(frames, "masks")
+            instances = self._engine.segment(detections)
         finally:
-            detected.detections.release()
-        seen = [self._follow(*pair) for pair in zip(detected.frames, instances, strict=True)]
-        end_batch(detected.frames, "masks", begin_ns)
+            detections.release()
+        seen = [self._follow(*pair) for pair in zip(frames, instances, strict=True)]
+        end_batch(frames, "masks", begin_ns)
         return seen
 
     def event(self, event: Event) -> None:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from PIL import Image
 
+from maskcast.engines.bundle import Manifest
 from maskcast.engines.instances import Instances
 from maskcast.pipeline.config import PublishConfig
 from maskcast.pipeline.frame import Frame
@@ -48,7 +49,7 @@ class PublishStage(Stage[Seen, None]):
     Args:
         inbox: frames and events.
         config: the socket's; None for none.
-        label_names: the model's.
+        manifest: the model's.
         sources: tells of all sources.
         recording: the record stage's inbox; None where there are no outputs. Frames of sources
             that may lose some replace one another in it, the others always find space.
@@ -61,14 +62,14 @@ class PublishStage(Stage[Seen, None]):
         self,
         inbox: Inbox[Seen | Event],
         config: PublishConfig | None,
-        label_names: Sequence[str],
+        manifest: Manifest,
         sources: PublishedSources,
         recording: Inbox[Recorded | Event] | None,
         context: PipelineContext,
     ) -> None:
         super().__init__("publish", inbox, None, context)
         self._config = config
-        self._label_names = label_names
+        self._manifest = manifest
         self._sources = sources
         self._recording = recording
         self._publisher: Publisher | None = None
@@ -80,7 +81,7 @@ class PublishStage(Stage[Seen, None]):
     def open(self) -> None:
         """Bind the socket, and wait for subscribers if configured."""
         if self._config is not None:
-            self._publisher = make_publisher(self._config, self._label_names)
+            self._publisher = make_publisher(self._config, self._manifest)
             wanted = self._config.wait_subscribers
             while wanted and not self._context.reading.is_set():
                 if self._publisher.wait_for_subscribers(
@@ -196,7 +197,7 @@ class PublishStage(Stage[Seen, None]):
         self._context.meter.subscribers_cut_off = publisher.cut_off
 
 
-def make_publisher(config: PublishConfig, label_names: Sequence[str]) -> Publisher:
+def make_publisher(config: PublishConfig, manifest: Manifest) -> Publisher:
     """Make the publisher of a configuration.
 
     Raises:
@@ -210,12 +211,13 @@ def make_publisher(config: PublishConfig, label_names: Sequence[str]) -> Publish
             keys = ServerKeys.read(curve.secret_key, curve.allowed_clients)
     return Publisher(
         config.endpoint,
-        label_names,
+        manifest.labels,
         masks=config.masks,
         high_water_mark=config.high_water_mark,
         keys=keys,
         gateways=config.gateways,
         gateway_keys=gateway_keys,
+        keypoints=manifest.keypoints,
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskcast.engines.instances import Instances
+from maskcast.engines.keypoints import Keypoints
 from maskcast.pipeline.wire.message import InstancesMessage, WireError
 
 
@@ -40,8 +41,9 @@ class PublishedFrame:
         zones: instances in each zone, by the zone's name; empty if there are none.
         lines: instances that have crossed each line since the start, by the line's name and
             direction, "forward" or "backward".
-        instances: boxes, scores, labels and masks.
+        instances: boxes, scores, labels and masks, and track ids and keypoints where there are any.
         label_names: ``label_names[instances.labels[i]]``; empty until the table has arrived.
+        keypoints: names and skeleton of ``instances.keypoints``; None where no pose is estimated.
         jpeg: the image as JPEG, if the publisher sends it.
     """
 
@@ -65,6 +67,7 @@ class PublishedFrame:
     lines: dict[str, dict[str, int]]
     instances: Instances
     label_names: tuple[str, ...]
+    keypoints: Keypoints | None
     jpeg: bytes | None
 
     @classmethod
@@ -102,6 +105,7 @@ class PublishedFrame:
             lines=header.lines,
             instances=message.instances,
             label_names=label_names,
+            keypoints=header.keypoints,
             jpeg=message.jpeg,
         )
 

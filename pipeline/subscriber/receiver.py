@@ -22,7 +22,7 @@ HIGH_WATER_MARK = 1000
 
 
 MAX_PARTS = 64
-"""Parts that are kept of a message; a later version may add some to the five of today."""
+"""Parts that are kept of a message; a later version may add some to the six of today."""
 
 
 class Receiver:

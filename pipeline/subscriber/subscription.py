@@ -31,7 +31,7 @@ __all__ = ["EndOfStreams", "Policy", "PublishedFrame", "StreamEvent", "Subscript
 Received = TypeVar("Received", bound=PublishedFrame | StreamEvent)
 """What a subscription yields: frames, or frames and events."""
 
-MAX_PARTS = 5
+MAX_PARTS = 6
 """Parts of a message in this version; parts behind them are discarded."""
 
 

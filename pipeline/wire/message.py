@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from maskcast.engines.errors import InputError
 from maskcast.engines.instances import Instances
+from maskcast.engines.keypoints import Keypoints
 from maskcast.pipeline.wire.masks import MaskFormat, WireError, decode_masks, encode_masks
 
 __all__ = [
@@ -49,6 +50,9 @@ MAX_HEADER_BYTES = 1 << 20
 TRACK_IDS = "track_ids"
 """In ``InstancesHeader.arrays``: int32, which object each instance is."""
 
+KEYPOINTS = "keypoints"
+"""In ``InstancesHeader.arrays``: float32, the keypoints of each instance, in part 5."""
+
 Kind = Literal["instances", "event"]
 Whole = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Side = Annotated[int, Meta(ge=1, le=MAX_SIDE)]
@@ -78,7 +82,9 @@ class InstancesHeader(Struct, frozen=True, kw_only=True, omit_defaults=True):
         stage_ms: processing time of each stage, milliseconds.
         drops: frames of this source dropped since the start, by stage and reason.
         dropped_before: frames of this source dropped since the message before this one.
-        arrays: what stands behind the labels in part 2, in this order: "track_ids".
+        arrays: what stands behind the labels in part 2, in this order: "track_ids"; and
+            "keypoints", which are in part 5.
+        keypoints: names and skeleton of the keypoints; None without them.
         zones: instances in each zone, by the zone's name.
         lines: instances that have crossed each line since the start, by the line's name, then by
             direction: "forward" and "backward".
@@ -102,6 +108,7 @@ class InstancesHeader(Struct, frozen=True, kw_only=True, omit_defaults=True):
     dropped_before: Whole = 0
     zones: dict[ShortText, Whole] = {}
     lines: dict[ShortText, dict[ShortText, Whole]] = {}
+    keypoints: Keypoints | None = None
 
 
 class EventHeader(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -180,8 +187,9 @@ def labels_id(names: Sequence[str]) -> str:
 def encode(message: Message) -> list[bytes]:
     """Turn a message into its parts. Boxes are clipped to the frame.
 
-    The masks are written in the format that the header names; ``header.count`` must be theirs, and
-    ``header.arrays`` must name the arrays that the instances have.
+    The masks are written in the format that the header names; ``header.count`` must be theirs,
+    ``header.arrays`` must name the arrays that the instances have, and ``header.keypoints`` their
+    keypoints.
 
     Raises:
         WireError: ``decode`` would refuse the message.
@@ -197,8 +205,9 @@ def encode(message: Message) -> list[bytes]:
         instances.height,
     ):
         raise WireError("the header's count, width and height are not those of the instances")
-    if header.arrays != array_names(instances):
-        raise WireError("the header's arrays are not those of the instances")
+    is_posed = instances.keypoints is not None
+    if header.arrays != array_names(instances) or is_posed != (header.keypoints is not None):
+        raise WireError("the header's arrays and keypoints are not those of the instances")
     # As a mapping, which is counted in one byte: a struct of more than 15 fields is not.
     packed = _encoder.encode(msgspec.to_builtins(header))
     head = [topic(message.source, "instances"), packed]
@@ -218,12 +227,17 @@ def encode(message: Message) -> list[bytes]:
     ]
     if instances.masks is not None and not isinstance(instances.masks, np.ndarray):
         decode_masks(parts[3], header.masks, header.count, header.width, header.height)
+    if instances.keypoints is not None:
+        keypoints = instances.keypoints.astype("<f4")
+        _check_keypoints(keypoints, header)
+        return [*parts, message.jpeg or b"", keypoints.tobytes()]
     return parts if message.jpeg is None else [*parts, message.jpeg]
 
 
 def array_names(instances: Instances) -> tuple[str, ...]:
-    """Name the arrays that stand behind the labels in part 2, as the header must."""
-    return () if instances.track_ids is None else (TRACK_IDS,)
+    """Name the arrays that instances have besides boxes, scores and labels, as the header must."""
+    arrays = {TRACK_IDS: instances.track_ids, KEYPOINTS: instances.keypoints}
+    return tuple(name for name, array in arrays.items() if array is not None)
 
 
 def decode_header(parts: Sequence[bytes]) -> tuple[str, Header]:
@@ -290,8 +304,40 @@ def decode_body(source: str, header: InstancesHeader, parts: Sequence[bytes]) ->
         track_ids = np.frombuffer(parts[2], dtype="<i4", count=count, offset=24 * count)
         _check_track_ids(track_ids)
     masks = decode_masks(parts[3], header.masks, count, header.width, header.height)
-    instances = Instances(header.width, header.height, boxes, scores, labels, masks, track_ids)
-    return InstancesMessage(source, header, instances, bytes(parts[4]) if len(parts) > 4 else None)
+    instances = Instances(
+        header.width,
+        header.height,
+        boxes,
+        scores,
+        labels,
+        masks,
+        track_ids,
+        _decode_keypoints(header, parts),
+    )
+    # Part 4 is empty where only a part behind it is used.
+    jpeg = bytes(parts[4]) if len(parts) == 5 or (len(parts) > 5 and len(parts[4])) else None
+    return InstancesMessage(source, header, instances, jpeg)
+
+
+def _decode_keypoints(
+    header: InstancesHeader, parts: Sequence[bytes]
+) -> NDArray[np.float32] | None:
+    """Read part 5, ``[N, K, 3]``; None if the header names no keypoints.
+
+    Raises:
+        WireError: it is malformed, or missing.
+    """
+    if KEYPOINTS not in header.arrays:
+        return None
+    if header.keypoints is None or len(parts) < 6:
+        raise WireError("the header names keypoints that the message does not have")
+    size = 12 * header.count * len(header.keypoints)
+    if len(parts[5]) != size:
+        raise WireError(f"{len(parts[5])} bytes of keypoints where there must be {size}")
+    found = np.frombuffer(parts[5], dtype="<f4")
+    keypoints: NDArray[np.float32] = found.reshape(header.count, len(header.keypoints), 3)
+    _check_keypoints(keypoints, header)
+    return keypoints
 
 
 def _check_arrays(
@@ -323,3 +369,13 @@ def _check_track_ids(track_ids: NDArray[np.int32]) -> None:
     known = track_ids[track_ids > 0]
     if len(np.unique(known)) != len(known):
         raise WireError("two instances have the same track id")
+
+
+def _check_keypoints(keypoints: NDArray[np.float32], header: InstancesHeader) -> None:
+    """Raise WireError unless they are the header's, lie in the frame and have scores in 0..1."""
+    names = 0 if header.keypoints is None else len(header.keypoints)
+    if keypoints.shape[1:] != (names, 3):
+        raise WireError("the header's keypoints are not those of the instances")
+    limit = np.array([header.width, header.height, 1], dtype="<f4")
+    if not np.all((keypoints >= 0) & (keypoints <= limit)):
+        raise WireError("a keypoint does not lie inside the frame, or its score not in 0 to 1")

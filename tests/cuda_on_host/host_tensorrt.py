@@ -27,6 +27,7 @@ from maskcast.engines.bundle import (
     open_bundle,
     sha256,
 )
+from maskcast.engines.keypoints import Keypoints
 from maskcast.engines.plan import Plan
 from maskcast.engines.tensorrt.plan import LoadedPlan
 
@@ -77,14 +78,32 @@ segmenter (float[batch, 3, 16, 24] p2, float[batch, 3, 8, 12] p3, float[batch, 3
     masks = Div (bright, whole)
 }
 """
+# Each keypoint's heatmap is the image inside the box, in one of its colours.
+POSER = """
+<ir_version: 10, opset_import: ["" : 18, "maskcast" : 1]>
+poser (float[batch, 3, 16, 24] p2, float[batch, 3, 8, 12] p3, float[batch, 3, 4, 6] p4,
+       float[batch, 3, 2, 3] p5, float[r, 4] boxes, int32[r] batch_index)
+  => (float[r, 3, 56, 56] heatmaps)
+<float part = {0.1}>
+{
+    pooled = maskcast.MultiscaleRoiAlign <output_size: int = 56, sampling_ratio: int = 2,
+        aligned: int = 0, plugin_namespace: string = "maskcast", plugin_version: string = "1">
+        (p2, p3, p4, p5, boxes, batch_index)
+    heatmaps = Mul (pooled, part)
+}
+"""
+KEYPOINTS = Keypoints(("red", "green", "blue"), ((0, 1), (1, 2)))
 
 
-def make_bundle(folder, with_masks=True, **plan_changes):
+def make_bundle(folder, with_masks=True, with_pose=False, **plan_changes):
     folder.mkdir()
     graphs, plans = {}, []
-    for name, text in (("detector", DETECTOR), ("segmenter", SEGMENTER))[: 1 + with_masks]:
+    texts = {"detector": DETECTOR}
+    texts |= {"segmenter": SEGMENTER} if with_masks else {}
+    texts |= {"poser": POSER} if with_pose else {}
+    for name, text in texts.items():
         model = onnx.parser.parse_model(text)
-        model.functions.extend(function_bodies(aligned=False) if name == "segmenter" else [])
+        model.functions.extend(function_bodies(aligned=False) if name != "detector" else [])
         onnx.save(model, folder / f"{name}.onnx")
         (folder / f"{name}.plan").write_bytes(b"a plan")
         graphs[name] = GraphFile(f"{name}.onnx", sha256(folder / f"{name}.onnx"))
@@ -99,7 +118,7 @@ def make_bundle(folder, with_masks=True, **plan_changes):
             height=HEIGHT,
             width=WIDTH,
             max_batch=MAX_BATCH,
-            max_boxes=3 * MAX_BATCH if name == "segmenter" else 0,
+            max_boxes=0 if name == "detector" else 3 * MAX_BATCH,
             graph_sha256=graphs[name].sha256,
             plugins={"MultiscaleRoiAlign": "1"},
         )
@@ -111,6 +130,7 @@ def make_bundle(folder, with_masks=True, **plan_changes):
         labels=("background", "bright", "dark"),
         input=FixedInput(HEIGHT, WIDTH),
         graphs=Graphs(**graphs),
+        keypoints=KEYPOINTS if with_pose else None,
         plans=tuple(plans),
     )
     (folder / MANIFEST).write_bytes(msgspec.json.encode(manifest))
@@ -227,9 +247,9 @@ class Doubles:
         self.contexts, self.warmed = [], []
         self.is_capturable = True
 
-    def __call__(self, bundle, capability):
+    def __call__(self, bundle, capability, names):
         assert capability == (8, 9)
-        for path in filter(None, (bundle.detector, bundle.segmenter)):
+        for path in (getattr(bundle, name) for name in names):
             engine = HostEngine(session(path))
             context = HostContext(engine)
             context.is_capturable = self.is_capturable

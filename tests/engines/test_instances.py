@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from faster_coco_eval import mask as coco
 
-from maskcast.engines.instances import MASK_SIZE, Instances, PolygonMasks, RleMasks
+from maskcast.engines.instances import MASK_SIZE, VISIBLE, Instances, PolygonMasks, RleMasks
 
 # supervision says at its first import that it would rather have OpenCV.
 pytestmark = pytest.mark.filterwarnings("ignore:OpenCV:UserWarning")
@@ -196,8 +196,8 @@ def test_keypoints_of_another_number_of_instances_are_refused(three):
 
 def test_coco_results_hold_each_keypoint_as_three_numbers_and_count_the_visible_ones(three):
     whole = posed(three)
-    whole.keypoints[..., 2] = 0.4
-    whole.keypoints[1, :5, 2] = 0.5
+    whole.keypoints[..., 2] = 0.2
+    whole.keypoints[1, :5, 2] = VISIBLE
     found = json.loads(json.dumps(whole.to_coco()))
     assert [len(one["keypoints"]) for one in found] == [51, 51, 51]
     assert [one["num_keypoints"] for one in found] == [0, 5, 0]
@@ -210,7 +210,7 @@ def test_supervision_gets_the_keypoints_in_the_order_of_its_detections(three):
     found, boxes = whole.to_supervision_keypoints(NAMES), whole.to_supervision(NAMES)
     assert (found.xy == whole.keypoints[..., :2]).all()
     assert (found.keypoint_confidence == whole.keypoints[..., 2]).all()
-    assert (found.visible == (whole.keypoints[..., 2] >= 0.5)).all()
+    assert (found.visible == (whole.keypoints[..., 2] >= VISIBLE)).all()
     assert (found.detection_confidence == boxes.confidence).all()
     assert found.class_id.tolist() == boxes.class_id.tolist()
     assert found.data["class_name"].tolist() == boxes.data["class_name"].tolist()

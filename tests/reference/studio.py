@@ -16,6 +16,7 @@ from PIL import Image
 from publishers import PICTURE
 
 from maskcast.engines.instances import Instances
+from maskcast.engines.keypoints import COCO_PERSON
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.publisher.publisher import Publisher
 
@@ -86,7 +87,7 @@ class Studio:
         self._thread.join()
 
     def _run(self, endpoint: str) -> None:
-        with Publisher(endpoint, NAMES) as publisher:
+        with Publisher(endpoint, NAMES, keypoints=COCO_PERSON) as publisher:
             self._bound.put(publisher.endpoint)
             index = 0
             while not self._stop.wait(0.05):

@@ -9,6 +9,7 @@ bytes     what
 H         header, JSON, padded with spaces
 24 N      boxes float32 [N][4], scores float32 [N], labels int32 [N]
 4 N       track ids int32 [N], if ``ids`` is set in the header
+12 N K    keypoints float32 [N][K][3], if ``points`` (K) is not 0
 M         masks: crops or polygons, as in part 3 of docs/wire.md
 the rest  the image, JPEG
 ========  ==========================================================
@@ -42,6 +43,8 @@ class Header(msgspec.Struct, frozen=True):
         height: height of the frame, pixels.
         count: number of instances.
         ids: whether there are track ids.
+        points: number of keypoints of each instance; 0 where no pose is estimated.
+        skeleton: pairs of keypoints that are drawn as lines.
         masks: "crops", "polygons" or "none".
         names: label names by label.
         zones: instances in each zone.
@@ -59,6 +62,8 @@ class Header(msgspec.Struct, frozen=True):
     height: int
     count: int
     ids: bool
+    points: int
+    skeleton: tuple[tuple[int, int], ...]
     masks: str
     names: dict[str, str]
     zones: dict[str, int]
@@ -114,6 +119,8 @@ class Packet:
                 height=instances.height,
                 count=len(instances),
                 ids=instances.track_ids is not None,
+                points=0 if instances.keypoints is None else instances.keypoints.shape[1],
+                skeleton=() if frame.keypoints is None else frame.keypoints.skeleton,
                 masks=form,
                 names=names,
                 zones=frame.zones,
@@ -132,4 +139,6 @@ class Packet:
         ]
         if instances.track_ids is not None:
             parts.append(instances.track_ids.astype("<i4").tobytes())
+        if instances.keypoints is not None:
+            parts.append(instances.keypoints.astype("<f4").tobytes())
         return b"".join([*parts, masks, frame.jpeg or b""])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import threading
 import time
@@ -15,9 +16,11 @@ from msgspec.structs import replace
 from PIL import Image
 
 from maskcast.engines.bundle import Bundle
+from maskcast.engines.engine import Detections
 from maskcast.engines.image import NetworkImage
 from maskcast.engines.instances import Instances
 from maskcast.engines.load import predict
+from maskcast.engines.onnxruntime import OnnxRuntimeEngine
 from maskcast.engines.openvino.engine import OpenVinoEngine, has_bf16, openvino_core
 
 needs_bf16 = pytest.mark.skipif(not has_bf16(), reason="this CPU does not compute in bf16")
@@ -353,3 +356,87 @@ def test_a_model_without_masks_passes_through(unthresholded_bundle: Bundle, pari
 def test_predict_accepts_an_image_of_any_size(small_engine: OpenVinoEngine) -> None:
     found = predict(np.zeros((37, 53, 3), np.uint8), small_engine)
     assert (found.width, found.height) == (53, 37)
+
+
+@pytest.mark.parametrize("mode", ["latency", "throughput"])
+def test_poses_are_those_of_onnxruntime_for_any_number_of_boxes(
+    posing_bundle: Bundle, parity: Any, mode: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    reference = OnnxRuntimeEngine(posing_bundle, pose=True)
+    engine = OpenVinoEngine(posing_bundle, mode, pose=True)
+    images = [parity.fit(parity.draw_picture(160, 224, seed)) for seed in range(3)]
+    min_scores = (0.0, 0.05, 1.0)  # 100 boxes an image, some, none
+    for min_score in min_scores:
+        for batch in (images[:1], images[: engine.max_batch]):
+            detections = reference.detect(batch, min_score)
+            truth = reference.estimate_pose(detections).keypoints
+            mine = engine.detect(batch, min_score)
+            lend = replace_boxes(mine, detections)
+            found = engine.estimate_pose(lend).keypoints
+            assert found is not None
+            assert truth is not None
+            assert found.shape == truth.shape == (len(detections.boxes), 17, 3)
+            mine.release()
+            if not len(found):
+                continue
+            # Two places of one heatmap may be almost equally high.
+            apart = np.abs(found[..., :2] - truth[..., :2]).max(axis=2)
+            assert (apart < 0.1).mean() > 0.995
+            assert np.abs(found[..., 2] - truth[..., 2])[apart < 0.1].max() < 1e-3
+    engine.close()
+
+
+def replace_boxes(mine: Detections, other: Detections) -> Detections:
+    """The features of one, the boxes of another."""
+    return dataclasses.replace(
+        mine,
+        boxes=other.boxes,
+        scores=other.scores,
+        labels=other.labels,
+        image_index=other.image_index,
+    )
+
+
+def test_keypoints_come_with_the_instances_that_they_belong_to(
+    posing_bundle: Bundle, parity: Any
+) -> None:
+    engine = OpenVinoEngine(posing_bundle, pose=True)
+    rgb = parity.draw_picture(160, 224)
+    found = predict(rgb, engine, 0.0)
+    assert found.keypoints is not None
+    assert found.keypoints.shape == (len(found), 17, 3)
+    x, y, score = found.keypoints.transpose(2, 0, 1)
+    for axis, low, high in ((x, 0, 2), (y, 1, 3)):
+        assert (axis >= found.boxes[:, low, None] - 1e-3).all()
+        # A box of less than a pixel counts as one pixel.
+        assert (axis <= np.maximum(found.boxes[:, high], found.boxes[:, low] + 1)[:, None]).all()
+    assert ((score >= 0) & (score <= 1)).all()
+    engine.close()
+
+
+def test_a_poser_that_was_not_asked_for_is_not_compiled(posing_bundle: Bundle, parity: Any) -> None:
+    engine = OpenVinoEngine(posing_bundle)
+    image = parity.fit(parity.draw_picture(64, 64))
+    detections = engine.detect([image], 0.0)
+    with pytest.raises(RuntimeError, match="pose=True"):
+        engine.estimate_pose(detections)
+    (found,) = engine.segment(detections)
+    assert found.keypoints is None
+    engine.close()
+
+
+@needs_bf16
+def test_poses_in_bf16_lie_where_those_in_fp32_lie(posing_bundle: Bundle, parity: Any) -> None:
+    image = parity.fit(parity.draw_picture(160, 224))
+    precise = OpenVinoEngine(posing_bundle, pose=True)
+    engine = OpenVinoEngine(in_bf16(posing_bundle), pose=True)
+    detections = precise.detect([image], 0.0)
+    truth = precise.estimate_pose(detections).keypoints
+    found = engine.estimate_pose(replace_boxes(engine.detect([image], 0.0), detections)).keypoints
+    assert found is not None
+    assert truth is not None
+    apart = np.abs(found[..., :2] - truth[..., :2]).max(axis=2)
+    assert np.median(apart) < 1
+    for one in (engine, precise):
+        one.close()

@@ -42,7 +42,7 @@ class WrongStreams:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, output: str, *numbers: int) -> None:
         self.made = 0
         init, detect = Stream.__init__, Stream.detect
-        segment = Stream.segment_exactly
+        run = Stream.run_exactly
 
         def make(stream: Any, *arguments: Any) -> None:
             init(stream, *arguments)
@@ -57,15 +57,15 @@ class WrongStreams:
                 found[output] = found[output] + 10
             return found
 
-        def segment_wrongly(stream: Any, *arguments: Any) -> Any:
-            masks = segment(stream, *arguments).copy()
-            if stream.is_wrong and output == f"masks of {len(masks)}":
-                masks[-1] += 0.1
-            return masks
+        def run_wrongly(stream: Any, name: str, *arguments: Any) -> Any:
+            found = run(stream, name, *arguments).copy()
+            if stream.is_wrong and output == f"{name} of {len(found)}":
+                found[-1] += 0.1 * np.abs(found).max()
+            return found
 
         monkeypatch.setattr(Stream, "__init__", make)
         monkeypatch.setattr(Stream, "detect", detect_wrongly)
-        monkeypatch.setattr(Stream, "segment_exactly", segment_wrongly)
+        monkeypatch.setattr(Stream, "run_exactly", run_wrongly)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,23 @@ def test_a_stream_with_a_wrong_output_is_compiled_again(
     (record,) = caplog.records
     assert record.getMessage() == "streams_disagree"
     assert record.fields["output"] == output
+
+
+def test_wrong_heatmaps_are_found_and_right_ones_stored(
+    posing_bundle: Bundle,
+    cache: GraphCache,
+    monkeypatch: pytest.MonkeyPatch,
+    messages: Callable[[], list[tuple[str, Any]]],
+) -> None:
+    monkeypatch.setattr(streams, "BOXES_AT_ONCE", (8, 1))
+    models = Models(posing_bundle, "f32", pose=True)
+    wrong = WrongStreams(monkeypatch, "heatmaps of 8", 1)
+    compiled = compile_here(models, cache=cache)
+    assert messages() == [("streams_disagree", None), ("graphs_ready", False)]
+    assert wrong.made == 4
+    assert not any(stream.is_wrong for stream in compiled.streams)
+    compile_here(models, cache=cache)
+    assert messages() == [("graphs_ready", True)]
 
 
 def test_a_single_stream_is_compared_with_another(
@@ -228,7 +245,7 @@ def test_an_entry_that_openvino_cannot_read_is_replaced(
     compile_here(models, 1, threads=None, cache=cache)
     entry = cache.load(SIZE)
     assert entry is not None
-    entry.graphs["segmenter 4"] = [("f32", b"nothing that was exported")]
+    entry.graphs["masks of 4"] = [("f32", b"nothing that was exported")]
     cache.store(SIZE, entry)
     messages()
     compile_here(models, 1, threads=None, cache=cache)

@@ -52,9 +52,10 @@ def pictures(count, seed=0):
     return images
 
 
-def reference(bundle, images, min_score):
+def reference(bundle, images, min_score, *, pose=False):
     """The same, one image at a time, straight through onnxruntime."""
     from maskcast.engines.engine import Detections, keep_detections, to_instances
+    from maskcast.engines.keypoints import decode_heatmaps
 
     found = []
     for image in images:
@@ -70,6 +71,12 @@ def reference(bundle, images, min_score):
                 None, given | {"batch_index": kept["image_index"]}
             )[0]
         batch = Detections(images=[image], **kept, features=None, release=lambda: None)
+        if pose:
+            given = dict(zip(FEATURES, outputs[4:], strict=True)) | {"boxes": kept["boxes"]}
+            (heatmaps,) = session(bundle.poser).run(
+                None, given | {"batch_index": kept["image_index"]}
+            )
+            batch.keypoints = decode_heatmaps(heatmaps, kept["boxes"])
         found += to_instances(batch, masks)
     return found
 
@@ -83,6 +90,9 @@ def assert_same(found, wanted):
         assert (one.width, one.height) == (other.width, other.height)
         if other.masks is not None:
             np.testing.assert_allclose(one.masks.astype(int), other.masks.astype(int), atol=1)
+        assert (one.keypoints is None) == (other.keypoints is None)
+        if other.keypoints is not None:
+            np.testing.assert_allclose(one.keypoints, other.keypoints, rtol=1e-4)
 
 
 @pytest.mark.parametrize("count", [1, 2, MAX_BATCH])
@@ -117,6 +127,78 @@ def test_a_model_without_a_mask_branch_passes_through(host_driver, tmp_path, dou
     assert_same(found, reference(bundle, images, 0.1))
     assert found[0].masks is None
     engine.close()
+
+
+@pytest.fixture
+def posing_bundle(tmp_path):
+    return make_bundle(tmp_path / "posing", with_pose=True)
+
+
+@pytest.fixture
+def posing_engine(host_driver, posing_bundle, doubles):
+    engine = TensorRTEngine(posing_bundle, open_plans=doubles, pose=True)
+    yield engine
+    engine.close()
+    assert [error for context in doubles.contexts for error in context.errors] == []
+
+
+def test_poses_of_a_batch_are_those_of_its_images_alone(posing_engine, posing_bundle):
+    for seed, count in enumerate((2, 1, MAX_BATCH)):
+        images = pictures(count, seed)
+        found = posing_engine.run(images, 0.1)
+        assert found[0].keypoints.shape == (2, 3, 3)
+        assert_same(found, reference(posing_bundle, images, 0.1, pose=True))
+
+
+def test_poses_wait_for_features_that_a_later_batch_does_not_overwrite(
+    posing_engine, posing_bundle
+):
+    batches = [pictures(2, seed) for seed in range(3)]
+    held = [posing_engine.detect(batch, 0.1) for batch in batches]  # the whole ring
+    for batch, detections in reversed(list(zip(batches, held, strict=True))):
+        found = posing_engine.segment(posing_engine.estimate_pose(detections))
+        assert_same(found, reference(posing_bundle, batch, 0.1, pose=True))
+
+
+def test_nothing_found_runs_no_poser(posing_engine, doubles):
+    before = doubles.contexts[2].runs
+    found = posing_engine.run(pictures(2), 0.99)
+    assert [one.keypoints.shape for one in found] == [(0, 3, 3)] * 2
+    assert doubles.contexts[2].runs == before
+
+
+def test_a_pose_launches_one_cuda_graph_and_brings_down_heatmaps_alone(
+    posing_engine, host_driver, doubles
+):
+    asked = doubles.contexts[2].asked
+    detections = posing_engine.detect(pictures(2), 0.1)
+    before = host_driver.report()
+    posing_engine.estimate_pose(detections)
+    after = host_driver.report()
+    detections.release()
+    assert after["graph launches"] - before["graph launches"] == 1
+    assert after["bytes up"] - before["bytes up"] == blocks(4 * 16, 4 * 4)
+    assert after["bytes down"] - before["bytes down"] == blocks(4 * 3 * 56 * 56 * 4)
+    assert doubles.contexts[2].asked == asked
+
+
+def test_a_poser_that_nobody_asks_for_is_not_loaded(host_driver, posing_bundle, doubles):
+    engine = TensorRTEngine(posing_bundle, open_plans=doubles)
+    assert len(doubles.contexts) == 2
+    images = pictures(2)
+    assert_same(engine.run(images, 0.1), reference(posing_bundle, images, 0.1))
+    detections = engine.detect(images, 0.1)
+    with pytest.raises(RuntimeError, match="pose=True"):
+        engine.estimate_pose(detections)
+    detections.release()
+    engine.close()
+
+
+def test_a_bundle_without_a_plan_of_its_poser_says_how_to_build_one(host_driver, posing_bundle):
+    manifest = replace(posing_bundle.manifest, plans=posing_bundle.manifest.plans[:2])
+    bundle = type(posing_bundle)(posing_bundle.path, manifest)
+    with pytest.raises(InputError, match="no TensorRT plan of the poser; build one"):
+        list(open_plans(bundle, (8, 9), ("poser",)))
 
 
 def blocks(*sizes):
@@ -350,7 +432,7 @@ def test_a_bundle_without_a_plan_of_the_segmenter_says_how_to_build_it(bundle, m
     monkeypatch.setattr("maskcast.engines.tensorrt.plan._open", lambda *_: "opened")
     manifest = replace(bundle.manifest, plans=bundle.manifest.plans[:1])
     with pytest.raises(InputError, match=r"no TensorRT plan of the segmenter; build one"):
-        list(open_plans(type(bundle)(bundle.path, manifest), (8, 9)))
+        list(open_plans(type(bundle)(bundle.path, manifest), (8, 9), ("detector", "segmenter")))
 
 
 @pytest.mark.parametrize("spin", [False, True])
@@ -450,5 +532,5 @@ def test_a_bundle_without_plans_says_how_to_build_one(tmp_path, bundle):
     with pytest.raises(InputError, match="maskcast build"):
         TensorRTEngine(bundle)
     with pytest.raises(InputError, match="maskcast build"):
-        list(open_plans(bundle, (8, 9)))
+        list(open_plans(bundle, (8, 9), ("detector", "segmenter")))
     assert why_not(bundle) == "the bundle has no TensorRT plan"

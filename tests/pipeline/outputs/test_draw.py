@@ -8,11 +8,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from maskcast.engines.instances import Instances
+from maskcast.engines.keypoints import Keypoints
 from maskcast.pipeline.outputs.draw import (
     Annotator,
     Rectangle,
     _font,
     _overlap,
+    limb_colour,
     palette,
     place_tag,
 )
@@ -137,3 +139,47 @@ def test_tags_of_neighbours_do_not_hide_one_another() -> None:
         assert tag[1] >= 0
         assert tag[3] <= 240
     assert placed[0][3] == pytest.approx(60)  # the best one is on top of its box
+
+
+LIMBS = Keypoints(("head", "hip", "foot"), ((0, 1), (1, 2)))
+
+
+def posed(found: Instances, *poses: list[tuple[float, float, float]]) -> Instances:
+    return replace(found, keypoints=np.array(poses, np.float32))
+
+
+def test_a_skeleton_is_drawn_in_a_colour_for_each_limb_with_white_joints() -> None:
+    found = instances((100, 100, 300, 400), size=(640, 480))
+    pose = posed(found, [(200, 120, 0.9), (200, 250, 0.9), (200, 390, 0.9)])
+    picture = drawn(pose, Annotator(NAMES, LIMBS))
+    assert tuple(picture[180, 200]) == limb_colour(0, 2)
+    assert tuple(picture[320, 200]) == limb_colour(1, 2)
+    assert limb_colour(0, 2) != limb_colour(1, 2)
+    for y in (120, 250, 390):
+        assert (picture[y, 200] == 255).all()
+    for side in (picture[180, 195:200], picture[180, 201:206]):
+        assert (side < 40).all(axis=1).any(), "a dark edge sets it off"
+
+
+def test_keypoints_that_the_model_does_not_see_and_their_limbs_are_left_out() -> None:
+    found = instances((100, 100, 300, 400), size=(640, 480))
+    pose = posed(found, [(200, 120, 0.9), (200, 250, 0.9), (200, 390, 0.29)])
+    picture = drawn(pose, Annotator(NAMES, LIMBS))
+    plain = drawn(found)
+    assert (picture[270:] == plain[270:]).all()
+    assert (picture[180, 200] != plain[180, 200]).any()
+
+
+def test_without_the_models_keypoints_or_without_a_pose_there_is_no_skeleton() -> None:
+    found = instances((100, 100, 300, 400), size=(640, 480))
+    pose = posed(found, [(200, 120, 0.9)] * 3)
+    assert (drawn(pose) == drawn(found)).all()
+    assert (drawn(found, Annotator(NAMES, LIMBS)) == drawn(found)).all()
+
+
+def test_a_pose_at_the_edge_and_one_without_lines_are_drawn() -> None:
+    found = instances((0, 0, 64, 48), size=(64, 48))
+    pose = posed(found, [(0, 0, 1), (64, 48, 1), (64, 0, 1)])
+    assert (drawn(pose, Annotator(NAMES, LIMBS)) != drawn(found)).any()
+    points = Keypoints(LIMBS.names)
+    assert (drawn(pose, Annotator(NAMES, points)) != drawn(found)).any()

@@ -5,6 +5,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from faster_coco_eval import mask as coco_mask
@@ -12,6 +13,7 @@ from recorded import NAMES, frame, instances, published
 
 from maskcast.engines.errors import InputError
 from maskcast.engines.instances import Instances
+from maskcast.engines.keypoints import Keypoints
 from maskcast.pipeline.outputs.jsonl import JsonlRecorder, instance_records
 from maskcast.pipeline.outputs.video import VideoRecorder
 from maskcast.pipeline.tracking.analysis import Analysis
@@ -32,6 +34,18 @@ def test_without_a_mask_branch_the_segmentation_is_null() -> None:
     found = instances()
     found = Instances(64, 48, found.boxes, found.scores, found.labels, None)
     assert [record.segmentation for record in instance_records(found, NAMES)] == [None, None]
+
+
+def test_keypoints_are_named_and_rounded_and_absent_without_a_pose() -> None:
+    points = Keypoints(("head", "foot"))
+    found = replace(
+        instances(),
+        keypoints=np.array([[[2.123456, 3, 0.98762], [4, 5, 0]], [[1, 2, 1]] * 2], np.float32),
+    )
+    first, second = instance_records(found, NAMES, points)
+    assert first.keypoints == {"head": [2.12, 3.0, 0.9876], "foot": [4.0, 5.0, 0.0]}
+    assert second.keypoints == {"head": [1.0, 2.0, 1.0], "foot": [1.0, 2.0, 1.0]}
+    assert "keypoints" not in msgspec.to_builtins(instance_records(instances(), NAMES, points)[0])
 
 
 def test_a_line_of_jsonl_has_the_documented_keys(tmp_path: Path) -> None:

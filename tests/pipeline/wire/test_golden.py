@@ -55,7 +55,18 @@ def test_malformed_golden_messages_are_refused(path):
 
 def test_there_are_malformed_messages_of_every_part_and_format():
     names = " ".join(path.stem for path in MALFORMED)
-    for word in ("topic", "header", "arrays", "box", "score", "label", "crop", "rle", "polygon"):
+    for word in (
+        "topic",
+        "header",
+        "arrays",
+        "box",
+        "score",
+        "label",
+        "crop",
+        "rle",
+        "polygon",
+        "keypoints",
+    ):
         assert word in names
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from maskcast.engines.errors import InputError
 from maskcast.engines.instances import Instances, PolygonMasks
+from maskcast.engines.keypoints import COCO_PERSON, Keypoints
 from maskcast.pipeline.wire.message import (
     EventHeader,
     EventMessage,
@@ -87,6 +88,8 @@ def test_golden_messages_hold_what_their_files_say(path):
         assert found.instances.labels.tolist() == expected["labels"]
         ids = found.instances.track_ids
         assert (None if ids is None else ids.tolist()) == expected.get("track_ids")
+        points = found.instances.keypoints
+        assert (None if points is None else points.tolist()) == expected.get("keypoints")
 
 
 def test_there_is_a_golden_message_of_every_format():
@@ -187,6 +190,115 @@ def test_a_message_that_is_too_short_for_its_track_ids_is_refused():
     parts = encode(message(tracked, "none", arrays=("track_ids",)))
     with pytest.raises(WireError, match="ids"):
         decode([*parts[:2], parts[2][:-1], parts[3]])
+
+
+def posed(instances, seed=0, names=COCO_PERSON):
+    """The same instances with keypoints all over the frame."""
+    limit = [instances.width, instances.height, 1]
+    points = np.random.default_rng(seed).random((len(instances), len(names), 3)) * limit
+    return replace(instances, keypoints=points.astype(np.float32))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_reader_without_keypoints_reads_the_same_from_a_message_that_has_them(form):
+    plain = replace(seen(5), track_ids=np.array([9, 4, 0, 12, 0], np.int32))
+    new = encode(
+        message(posed(plain), form, arrays=("track_ids", "keypoints"), keypoints=COCO_PERSON)
+    )
+    old = encode(message(plain, form, arrays=("track_ids",)))
+    fields, before = msgspec.msgpack.decode(new[1]), msgspec.msgpack.decode(old[1])
+    assert fields["arrays"][:1] == before["arrays"]
+    for key in OLD_HEADER_KEYS:
+        assert fields.get(key) == before.get(key)
+    assert new[2:4] == old[2:4]
+    assert new[4] == b""
+    assert len(new) == 6
+
+
+def test_a_message_without_keypoints_is_byte_for_byte_what_it_was_before_there_were_any():
+    parts = encode(message(seen(2), "crop_u8"))
+    assert len(parts) == 4
+    assert not {"arrays", "keypoints"} & set(msgspec.msgpack.decode(parts[1]))
+
+
+@pytest.mark.parametrize("jpeg", [None, b"an image"])
+@pytest.mark.parametrize("ids", [None, [7, 0, 2]])
+def test_keypoints_come_back_with_or_without_an_image_and_tracks(jpeg, ids):
+    instances = posed(seen(3))
+    arrays = ("keypoints",)
+    if ids is not None:
+        instances = replace(instances, track_ids=np.array(ids, np.int32))
+        arrays = ("track_ids", "keypoints")
+    sent = replace(message(instances, "crop_u8", arrays=arrays, keypoints=COCO_PERSON), jpeg=jpeg)
+    found = decode(encode(sent))
+    assert (found.instances.keypoints == instances.keypoints).all()
+    assert found.header.keypoints == COCO_PERSON
+    assert found.jpeg == jpeg
+    assert (found.instances.track_ids is None) == (ids is None)
+    assert encode(found) == encode(sent)
+
+
+def test_a_frame_without_instances_keeps_the_number_of_its_keypoints():
+    sent = message(posed(seen(0)), "none", arrays=("keypoints",), keypoints=COCO_PERSON)
+    assert decode(encode(sent)).instances.keypoints.shape == (0, 17, 3)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 16384), st.integers(1, 16384)),
+    count=st.integers(0, 9),
+    names=st.lists(st.text(min_size=1, max_size=64), min_size=1, max_size=40, unique=True),
+    data=st.data(),
+)
+def test_keypoints_of_any_model_and_frame_come_back_as_they_were(size, count, names, data):
+    place = st.integers(0, len(names) - 1)
+    table = Keypoints(tuple(names), tuple(data.draw(st.lists(st.tuples(place, place), max_size=9))))
+    limits = np.array([*size, 1], np.float32)
+    shares = data.draw(
+        st.lists(st.sampled_from([0, 0.25, 0.7, 1]), min_size=3, max_size=3 * len(names))
+    )
+    points = np.resize(np.array(shares, np.float32), (count, len(names), 3)) * limits
+    instances = replace(seen(count, *size), keypoints=points.astype(np.float32))
+    found = decode(encode(message(instances, "none", arrays=("keypoints",), keypoints=table)))
+    assert found.header.keypoints == table
+    assert found.instances.keypoints.tobytes() == instances.keypoints.tobytes()
+    assert found.instances.keypoints.shape == instances.keypoints.shape
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -0.5, 640.5])
+def test_keypoints_that_cannot_be_are_neither_sent_nor_read(value):
+    good = posed(seen(3))
+    header = {"arrays": ("keypoints",), "keypoints": COCO_PERSON}
+    parts = encode(message(good, "none", **header))
+    points = good.keypoints.copy()
+    points[1, 5, 0] = value
+    with pytest.raises(WireError, match="keypoint"):
+        encode(message(replace(good, keypoints=points), "none", **header))
+    with pytest.raises(WireError, match="keypoint"):
+        decode([*parts[:5], points.tobytes()])
+
+
+def test_a_header_must_name_the_keypoints_that_the_instances_have():
+    instances = posed(seen(2))
+    for header in (
+        {"arrays": ("keypoints",)},
+        {"keypoints": COCO_PERSON},
+        {"arrays": ("keypoints",), "keypoints": Keypoints(("head", "foot"))},
+    ):
+        with pytest.raises(WireError, match="keypoints"):
+            encode(message(instances, "none", **header))
+    with pytest.raises(WireError, match="keypoints"):
+        encode(message(seen(2), "none", keypoints=COCO_PERSON))
+
+
+def test_keypoints_are_read_behind_arrays_of_a_later_version():
+    sent = message(posed(seen(3)), "none", arrays=("keypoints",), keypoints=COCO_PERSON)
+    parts = encode(sent)
+    fields = msgspec.msgpack.decode(parts[1]) | {"arrays": ["colours", "keypoints"]}
+    found = decode(
+        [parts[0], msgspec.msgpack.encode(fields), parts[2] + bytes(36), *parts[3:], b"later"]
+    )
+    assert (found.instances.keypoints == sent.instances.keypoints).all()
 
 
 def test_arrays_of_a_later_version_are_ignored():

@@ -1,4 +1,4 @@
-// Drawing: masks, boxes and tags over a frame, in the colours of pipeline/outputs/draw.py.
+// Drawing: masks, boxes, skeletons and tags over a frame, in the colours of pipeline/outputs/draw.py.
 
 import { markOutline, pasteMask } from "./masks.js";
 import { readPolygons } from "./packet.js";
@@ -7,15 +7,25 @@ const FILL = 0.42; // how much of a mask's colour covers the frame
 const TAG_TRIES = 6;
 const TAG_CSS_PX = 12;
 const SAME_INSTANCE_IOU = 0.3;
+const VISIBLE = 0.3; // minimum score of a keypoint that is drawn
+const EDGE = "rgb(16 16 16)";
 
 /** Colour `number` of an endless series in which near numbers look far apart: [r, g, b]. */
 export function palette(number) {
-  const hue = (((0.56 + number * 0.618034) % 1) + 1) % 1;
+  return colourOf((((0.56 + number * 0.618034) % 1) + 1) % 1, 0.78);
+}
+
+/** Colour of line `number` of a skeleton of `count`: the hues in their order. */
+export function limbColour(number, count) {
+  return colourOf(number / count, 0.9);
+}
+
+function colourOf(hue, saturation) {
   const sector = Math.floor(hue * 6);
   const f = hue * 6 - sector;
-  const p = 1 - 0.78;
-  const q = 1 - 0.78 * f;
-  const t = 1 - 0.78 * (1 - f);
+  const p = 1 - saturation;
+  const q = 1 - saturation * f;
+  const t = 1 - saturation * (1 - f);
   const rgb = [[1, t, p], [q, 1, p], [p, 1, t], [p, q, 1], [t, p, 1], [1, p, q]][sector % 6];
   return rgb.map((value) => Math.round(255 * value));
 }
@@ -68,8 +78,8 @@ function iou(a, b) {
 /**
  * Draw a frame.
  *
- * image: its image, or null. colours: a number for each instance. show: { masks, boxes, labels,
- * score }. cssWidth: how wide the canvas is shown, so that tags stay legible in small canvases.
+ * image: its image, or null. colours: a number for each instance. show: { masks, boxes, pose,
+ * labels, score }. cssWidth: how wide the canvas is shown, so that tags stay legible in small canvases.
  */
 export function drawFrame(canvas, frame, image, colours, show, cssWidth) {
   const { width, height } = frame;
@@ -104,6 +114,7 @@ export function drawFrame(canvas, frame, image, colours, show, cssWidth) {
       const inset = unit / 2;
       pen.strokeRect(x1 + inset, y1 + inset, Math.max(x2 - x1 - unit, 0), Math.max(y2 - y1 - unit, 0));
     }
+    if (show.pose && frame.keypoints) drawSkeleton(pen, frame, i, unit);
   }
   if (show.labels) drawTags(pen, frame, shown, colours, cssWidth);
 }
@@ -141,6 +152,34 @@ function drawRings(pen, rings, colour, unit) {
   pen.strokeStyle = css(colour);
   pen.lineWidth = unit;
   pen.stroke(path);
+}
+
+/** Draw the visible keypoints of instance `i` and the lines between them, with dark edges. */
+function drawSkeleton(pen, { keypoints, points, skeleton }, i, unit) {
+  const at = (k) => keypoints.subarray(3 * (points * i + k), 3 * (points * i + k + 1));
+  const lines = [...skeleton.entries()].filter(([, pair]) => pair.every((k) => at(k)[2] >= VISIBLE));
+  const stroke = (pairs, width, styleOf) => {
+    pen.lineWidth = width;
+    for (const [number, [a, b]] of pairs) {
+      pen.strokeStyle = styleOf(number);
+      pen.beginPath();
+      pen.moveTo(at(a)[0], at(a)[1]);
+      pen.lineTo(at(b)[0], at(b)[1]);
+      pen.stroke();
+    }
+  };
+  stroke(lines, 3 * unit + 2, () => EDGE);
+  stroke(lines, 3 * unit, (number) => css(limbColour(number, skeleton.length)));
+  for (let k = 0; k < points; k++) {
+    const [x, y, score] = at(k);
+    if (score < VISIBLE) continue;
+    for (const [radius, colour] of [[2 * unit + 1, EDGE], [2 * unit, "white"]]) {
+      pen.fillStyle = colour;
+      pen.beginPath();
+      pen.arc(x, y, radius, 0, 2 * Math.PI);
+      pen.fill();
+    }
+  }
 }
 
 /** Name of instance `i` of a frame: "#7 person 93%". */

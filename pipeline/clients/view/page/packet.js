@@ -20,9 +20,11 @@ export function readPacket(buffer) {
   const scores = take(Float32Array, n);
   const labels = take(Int32Array, n);
   const ids = header.ids ? take(Int32Array, n) : null;
+  const keypoints = header.points ? take(Float32Array, 3 * header.points * n) : null;
   const masks = take(Uint8Array, maskBytes);
   const jpeg = take(Uint8Array, buffer.byteLength - offset);
-  return { ...header, ageMs, boxes, scores, labels, ids, maskForm: header.masks, masks, jpeg };
+  const arrays = { boxes, scores, labels, ids, keypoints, masks, jpeg };
+  return { ...header, ageMs, maskForm: header.masks, ...arrays };
 }
 
 /** Read the rings of every instance from masks of the form "polygons". */

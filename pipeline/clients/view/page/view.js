@@ -8,10 +8,11 @@ const TOO_MANY = 4429;
 const LONGEST_BACKOFF_MS = 5000;
 const TICK_MS = 500;
 const FORGET_AFTER_MS = 10_000; // sources of a publisher that was replaced
+const TOGGLES = ["masks", "boxes", "pose", "labels"];
 
 const byId = (id) => document.getElementById(id);
 const grid = byId("grid");
-const show = { masks: true, boxes: true, labels: true, score: 0 };
+const show = { masks: true, boxes: true, pose: true, labels: true, score: 0 };
 const tiles = new Map();
 let publisher = ""; // the one heard of last
 let paused = false;
@@ -70,6 +71,7 @@ function receiveText(message) {
 
 async function receiveFrame(buffer, from) {
   const packet = readPacket(buffer);
+  if (packet.keypoints) byId("pose").parentElement.hidden = false;
   publisher = packet.publisher;
   if (!paused && !document.hidden) {
     try {
@@ -124,7 +126,7 @@ function drawAll() {
   for (const tile of tiles.values()) tile.draw();
 }
 
-for (const name of ["masks", "boxes", "labels"]) {
+for (const name of TOGGLES) {
   byId(name).addEventListener("change", (event) => {
     show[name] = event.target.checked;
     drawAll();
@@ -163,7 +165,7 @@ setInterval(() => {
   }
 }, TICK_MS);
 // The browser may have restored the controls of an earlier visit.
-for (const name of ["masks", "boxes", "labels"]) show[name] = byId(name).checked;
+for (const name of TOGGLES) show[name] = byId(name).checked;
 show.score = byId("score").valueAsNumber / 100;
 byId("score-value").textContent = `${byId("score").value}%`;
 connect();

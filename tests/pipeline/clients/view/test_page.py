@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 from studio import HEIGHT, NAMES, WIDTH, Scene, Studio, blobs, jpeg, union, wait_until
 
 from maskcast.engines.instances import Instances, PolygonMasks
+from maskcast.engines.keypoints import COCO_PERSON
 from maskcast.pipeline.clients.view.packet import Packet
-from maskcast.pipeline.outputs.draw import Annotator, palette
+from maskcast.pipeline.outputs.draw import Annotator, draw_skeleton, limb_colour, palette
 from maskcast.pipeline.subscriber.received import PublishedFrame
 
 if importlib.util.find_spec("selenium") is None:
@@ -179,13 +180,55 @@ def test_the_score_slider_hides_instances_and_leaves_them_out_of_the_count(page:
         page.run(slider, score, 0)
 
 
+def figure() -> Instances:
+    """Two people; of the second, only the head and the shoulders can be seen."""
+    found = blobs([(20, 20, 140, 220), (180, 20, 300, 220)])
+    places = np.random.default_rng(3).uniform([0.1, 0.1], [0.9, 0.9], (2, 17, 2))
+    points = found.boxes[:, None, :2] + places * (
+        found.boxes[:, None, 2:] - found.boxes[:, None, :2]
+    )
+    scores = np.full((2, 17, 1), 0.9)
+    scores[1, 7:] = 0.1
+    return replace(found, keypoints=np.concatenate([points, scores], 2).astype(np.float32))
+
+
+def test_skeletons_are_where_the_python_painter_draws_them(page: Page, studio: Studio) -> None:
+    instances = figure()
+    studio.scenes["cam3"] = Scene(instances, jpeg())
+    others = ("masks", "boxes", "labels")
+    try:
+        wait_until(lambda: page.driver.find_element("id", "pose").is_displayed(), what="the switch")
+        for name in others:
+            page.click(name)
+        painted = Image.new("RGB", (WIDTH, HEIGHT))
+        pen = ImageDraw.Draw(painted)
+        for points in instances.keypoints[::-1]:
+            draw_skeleton(pen, points, COCO_PERSON.skeleton, 1)
+        drawn, wanted = page.pixels("cam3"), np.asarray(painted)
+        assert iou(drawn.any(axis=2), wanted.any(axis=2)) >= 0.85  # the browser smooths edges
+        colours = {tuple(pixel) for pixel in drawn.reshape(-1, 3).tolist()}
+        count = len(COCO_PERSON.skeleton)
+        assert {limb_colour(number, count) for number in range(count)} <= colours
+        x, y = instances.keypoints[1, 12, :2].astype(int)  # a hip that is not seen
+        assert not drawn[y - 3 : y + 4, x - 3 : x + 4].any(axis=2).all()
+        page.click("pose")
+        assert not page.pixels("cam3").any()
+        page.click("pose")
+    finally:
+        for name in others:
+            page.click(name)
+        del studio.scenes["cam3"]
+        studio.event("cam3", "ended", reason="removed")
+    wait_until(lambda: page.tile("cam3") is None, what="no third tile")
+
+
 DRAW = """
 const [encoded, done] = arguments;
 const bytes = Uint8Array.from(atob(encoded), (c) => c.charCodeAt(0));
 Promise.all([import('/packet.js'), import('/draw.js')]).then(([{ readPacket }, { drawFrame }]) => {
   const canvas = document.createElement('canvas');
   const frame = readPacket(bytes.buffer);
-  const show = { masks: true, boxes: false, labels: false, score: 0 };
+  const show = { masks: true, boxes: false, pose: true, labels: false, score: 0 };
   drawFrame(canvas, frame, null, frame.ids, show, 0);
   done(canvas.toDataURL('image/png'));
 });
@@ -197,7 +240,7 @@ def draw_in_browser(page: Page, instances: Instances) -> NDArray[np.bool_]:
         source="cam9", publisher="a" * 16, seq=0, index=0, pts_s=None, capture_ns=0, publish_ns=0,
         received_ns=0, age_ms=0, lost_before=0, skipped_before=0, restarted=False, clock="receipt",
         stage_ms={}, drops={}, dropped_before=0, zones={}, lines={}, instances=instances,
-        label_names=NAMES, jpeg=None,
+        label_names=NAMES, keypoints=None, jpeg=None,
     )  # fmt: skip
     encoded = base64.b64encode(Packet(frame, 0).encode()).decode()
     url = page.driver.execute_async_script(DRAW, encoded)
