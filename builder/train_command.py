@@ -32,6 +32,14 @@ def train(
             help="More of the images, annotated with boxes only.",
         ),
     ] = None,
+    predict_masks: Annotated[
+        bool,
+        typer.Option(
+            "--predict-masks",
+            rich_help_panel=_INPUT,
+            help="Predict masks for --box-annotations with the initial model.",
+        ),
+    ] = False,
     val_images: Annotated[
         Path | None,
         typer.Option(
@@ -133,6 +141,7 @@ def train(
             recipe=chosen,
             with_masks=masks,
             box_annotations=box_annotations,
+            predict_masks=predict_masks,
             validation_images=val_images,
             validation_annotations=val_annotations,
             initial=initial,

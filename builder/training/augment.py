@@ -24,7 +24,8 @@ class Example(NamedTuple):
         image: uint8 ``[H, W, 3]``, RGB.
         boxes: float32 ``[N, 4]``, xyxy pixels.
         labels: int64 ``[N]``, from 1.
-        masks: uint8 ``[N, H, W]``, 0 or 1; None if the annotations have boxes only.
+        masks: uint8 ``[N, H, W]``, 0 or 1; empty for an instance that has only a box; None if none
+            of the annotations has a mask.
     """
 
     image: Pixels
@@ -56,8 +57,8 @@ def _nearest_index(old: int, new: int) -> npt.NDArray[np.intp]:
 def crop(example: Example, left: int, top: int, size: int, fill: int = 127) -> Example:
     """Crop a ``size`` x ``size`` square; pixels outside of the image are ``fill``.
 
-    Boxes are clipped; with masks, they are recomputed from the cropped masks. Instances of which
-    too little is left are dropped.
+    Boxes are clipped; those of instances with masks are recomputed from the cropped masks.
+    Instances of which too little is left are dropped.
     """
     image = np.full((size, size, 3), fill, np.uint8)
     window = example.image[top : top + size, left : left + size]
@@ -66,13 +67,15 @@ def crop(example: Example, left: int, top: int, size: int, fill: int = 127) -> E
     limit = np.array([window.shape[1], window.shape[0]] * 2, np.float32)
     boxes = np.clip(boxes, 0, limit)
     masks = None
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     if example.masks is not None:
         masks = np.zeros((len(boxes), size, size), np.uint8)
         cut = example.masks[:, top : top + size, left : left + size]
         masks[:, : cut.shape[1], : cut.shape[2]] = cut
-        boxes = boxes_of_masks(masks)
+        masked = example.masks.any(axis=(1, 2))
+        boxes[masked] = boxes_of_masks(masks[masked])
+        area[masked] = masks[masked].sum(axis=(1, 2), dtype=np.int64)
     sides = boxes[:, 2:] - boxes[:, :2]
-    area = sides.prod(axis=1) if masks is None else masks.sum(axis=(1, 2), dtype=np.int64)
     keep = (sides >= _MIN_SIDE).all(axis=1) & (area >= _MIN_AREA)
     return Example(image, boxes[keep], example.labels[keep], None if masks is None else masks[keep])
 
@@ -101,29 +104,29 @@ def paste(example: Example, other: Example, chosen: npt.NDArray[np.bool_]) -> Ex
     """Paste the chosen instances of another example of the same size over this one.
 
     Copy-paste (Ghiasi et al. 2021, section 3) without blending. The covered pixels are removed from
-    this example's masks, and instances of which too little is left are dropped. If this example has
-    boxes only, its instances keep them and get empty masks, which do not enter the loss.
+    this example's masks, and instances of which too little is left are dropped. Instances that have
+    only a box keep it; their masks are empty and do not enter the loss.
 
     Args:
         example: of size ``[H, W]``.
-        other: of the same size, with masks.
+        other: of the same size, with a mask of every instance.
         chosen: bool ``[M]``, instances of ``other`` to paste.
     """
     assert other.masks is not None
     pasted = other.masks[chosen]
     cover = np.logical_or.reduce(pasted.astype(bool), axis=0)
     image = np.where(cover[..., None], other.image, example.image)
-    if example.masks is None:
-        keep = np.array([_is_seen(cover, box) for box in example.boxes], bool)
-        left = np.zeros((int(keep.sum()), *cover.shape), np.uint8)
-        boxes = example.boxes[keep]
-    else:
-        left = example.masks * ~cover
-        before = example.masks.sum(axis=(1, 2), dtype=np.int64)
-        after = left.sum(axis=(1, 2), dtype=np.int64)
-        keep = (after >= _MIN_AREA) & (after > _LEAST_LEFT * before)
-        left = left[keep]
-        boxes = boxes_of_masks(left)
+    masks = example.masks
+    if masks is None:
+        masks = np.zeros((len(example.boxes), *cover.shape), np.uint8)
+    left = masks * ~cover
+    before = masks.sum(axis=(1, 2), dtype=np.int64)
+    after = left.sum(axis=(1, 2), dtype=np.int64)
+    keep = (after >= _MIN_AREA) & (after > _LEAST_LEFT * before)
+    unmasked = before == 0
+    keep[unmasked] = [_is_seen(cover, box) for box in example.boxes[unmasked]]
+    left = left[keep]
+    boxes = np.where(unmasked[keep, None], example.boxes[keep], boxes_of_masks(left))
     return Example(
         image,
         np.concatenate([boxes, other.boxes[chosen]]),

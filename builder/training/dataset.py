@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,7 +30,8 @@ class InstanceDataset:
         annotations: JSON file.
         labels: class names; the label of ``labels[i]`` is ``i + 1``. By default all categories of
             the file in the order of their ids.
-        with_masks: read masks, and require one for every instance.
+        masks: "all": every instance has one; "some": those of instances that have one are read;
+            "none": masks are not read.
 
     Raises:
         InputError: a path, a mask or every category is missing, or the JSON is not COCO's.
@@ -41,7 +43,7 @@ class InstanceDataset:
         annotations: Path,
         *,
         labels: tuple[str, ...] | None = None,
-        with_masks: bool = True,
+        masks: Literal["all", "some", "none"] = "all",
     ) -> None:
         content = read_annotations(annotations)
         if not images.is_dir():
@@ -65,13 +67,13 @@ class InstanceDataset:
                 or annotation["category_id"] not in self._label_of_category
             ):
                 continue
-            if with_masks and not annotation.get("segmentation"):
+            if masks == "all" and not annotation.get("segmentation"):
                 raise InputError(
                     f"{annotations}: annotation {annotation['id']} has no mask; "
                     "give files with boxes alone as box annotations, or train without masks"
                 )
             instances[annotation["image_id"]].append(annotation)
-        self.with_masks = with_masks
+        self.masks = masks
         self._images, self._annotations = images, annotations
         self._entries = [(image, instances[image["id"]]) for image in content["images"]]
         for image, _ in self._entries:
@@ -101,9 +103,11 @@ class InstanceDataset:
         boxes[:, 2:] += boxes[:, :2]
         labels = [self._label_of_category[a["category_id"]] for a in annotations]
         masks = None
-        if self.with_masks:
+        if self.masks != "none":
             masks = np.zeros((len(annotations), height, width), np.uint8)
             for mask, annotation in zip(masks, annotations, strict=True):
+                if not annotation.get("segmentation"):
+                    continue
                 rle = encode_mask(annotation, height, width, self._annotations)
                 mask[:] = coco_mask.decode(rle)
         return Example(image, boxes, np.array(labels, np.int64), masks)
@@ -119,7 +123,9 @@ class AugmentedDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     def __init__(self, datasets: list[InstanceDataset], recipe: Recipe, seed: int) -> None:
         self._items = [(dataset, i) for dataset in datasets for i in range(len(dataset))]
         self._pasted = [
-            (dataset, i) for dataset, i in self._items if dataset.with_masks and dataset.count(i)
+            (dataset, i)
+            for dataset, i in self._items
+            if dataset.masks == "all" and dataset.count(i)
         ]
         self._recipe = recipe
         self._seed = seed

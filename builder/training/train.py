@@ -34,6 +34,7 @@ from maskcast.builder.training.dataset import (
 )
 from maskcast.builder.training.log import TrainingLog
 from maskcast.builder.training.losses import Target, compute_losses
+from maskcast.builder.training.predicted_masks import predict_masks
 from maskcast.builder.training.process import ignore_interrupt, interruption
 from maskcast.builder.training.recipe import (
     Recipe,
@@ -64,6 +65,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
         box_annotations: further images of ``images``, annotated with boxes only.
         validation_images: folder of the images to measure on; by default ``images``.
         validation_annotations: None measures nothing.
+        predict_masks: train the mask branch on the images of ``box_annotations`` too, with masks
+            that the initial network predicts inside the boxes; needs ``initial``.
         initial: checkpoint or bundle to start from, of the same network with any classes; None
             starts from the backbone's ImageNet weights.
         minutes: duration of the run, instead of the recipe's epochs; above 0. The schedule of the
@@ -80,6 +83,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
     recipe: Recipe
     with_masks: bool = True
     box_annotations: Path | None = None
+    predict_masks: bool = False
     validation_images: Path | None = None
     validation_annotations: Path | None = None
     initial: Path | None = None
@@ -107,6 +111,10 @@ def train(config: TrainConfig, console: Console | None = None) -> Path | None:
         raise InputError(f"minutes {config.minutes:g}: give a number above 0")
     if config.workers < 0:
         raise InputError(f"workers {config.workers}: give 0 or more")
+    if config.predict_masks and not (
+        config.box_annotations and config.initial and config.with_masks
+    ):
+        raise InputError("predicting masks needs box annotations and an initial model with masks")
     return _Run(config, console or Console(stderr=True)).run()
 
 
@@ -116,22 +124,10 @@ class _Run:
     def __init__(self, config: TrainConfig, console: Console) -> None:
         self.config, self.console = config, console
         self.recipe = config.recipe
-        datasets = [
-            InstanceDataset(config.images, config.annotations, with_masks=config.with_masks)
-        ]
-        labels = datasets[0].labels
-        if config.box_annotations is not None:
-            datasets.append(
-                InstanceDataset(
-                    config.images, config.box_annotations, labels=labels, with_masks=False
-                )
-            )
-        self.dataset = AugmentedDataset(datasets, self.recipe, config.seed)
-        self.iterations_per_epoch = len(self.dataset) // self.recipe.batch_size
-        if not self.iterations_per_epoch:
-            raise InputError(f"{config.annotations}: fewer images than one batch")
-        self.iterations = max(1, round(self.recipe.epochs * self.iterations_per_epoch))
-
+        annotated = InstanceDataset(
+            config.images, config.annotations, masks="all" if config.with_masks else "none"
+        )
+        labels = annotated.labels
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self.device.type == "cpu":
             keep_memory()
@@ -144,6 +140,15 @@ class _Run:
             self.network = self.start_from(config.initial)
         freeze_levels(self.network.backbone.body, self.recipe.frozen_levels)
         self.network.to(self.device, memory_format=torch.channels_last)
+        datasets = [annotated]
+        if config.box_annotations is not None:
+            config.output.mkdir(parents=True, exist_ok=True)
+            datasets.append(self.boxes(config.box_annotations))
+        self.dataset = AugmentedDataset(datasets, self.recipe, config.seed)
+        self.iterations_per_epoch = len(self.dataset) // self.recipe.batch_size
+        if not self.iterations_per_epoch:
+            raise InputError(f"{config.annotations}: fewer images than one batch")
+        self.iterations = max(1, round(self.recipe.epochs * self.iterations_per_epoch))
         self.average = copy.deepcopy(self.network).eval()
         self.optimizer = make_optimizer(self.network, self.recipe)
         self.iteration, self.elapsed_s, self.bad_losses = 0, 0.0, 0
@@ -180,6 +185,17 @@ class _Run:
         for name in load_matching(network, state):
             self.console.print(f"not in {initial}, starts from random values: {name}")
         return network
+
+    def boxes(self, annotations: Path) -> InstanceDataset:
+        """Open the images with boxes only, if asked with masks that the network predicts."""
+        config, labels = self.config, self.network_config.labels
+        if not config.predict_masks:
+            return InstanceDataset(config.images, annotations, labels=labels, masks="none")
+        predicted = config.output / "predicted_masks.json"
+        if not predicted.exists():
+            kept, boxes = predict_masks(self.network, config.images, annotations, predicted, labels)
+            self.console.print(f"predicted masks for {kept} of {boxes} boxes: {predicted}")
+        return InstanceDataset(config.images, predicted, labels=labels, masks="some")
 
     @property
     def progress(self) -> float:

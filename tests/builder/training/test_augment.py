@@ -59,6 +59,16 @@ def test_a_crop_clips_boxes_that_have_no_masks() -> None:
     assert cropped.masks is None
 
 
+def test_a_crop_keeps_the_box_of_an_instance_that_has_no_mask_among_others_that_do() -> None:
+    mixed = example()
+    assert mixed.masks is not None
+    mixed.masks[1] = 0
+    cropped = augment.crop(mixed, 0, 0, 64)
+    assert cropped.boxes.tolist() == mixed.boxes.tolist()
+    assert cropped.masks is not None
+    assert cropped.masks.any(axis=(1, 2)).tolist() == [True, False]
+
+
 def test_instances_outside_of_a_crop_are_dropped_with_their_labels_and_masks() -> None:
     cropped = augment.crop(example(), left=32, top=0, size=28)
     assert cropped.labels.tolist() == [2]
@@ -158,6 +168,18 @@ def test_boxes_without_masks_stay_as_they_are_and_get_empty_masks() -> None:
     assert pasted.masks is not None
     assert pasted.boxes.tolist() == [*example().boxes.tolist(), [28, 0, 40, 40]]
     assert pasted.masks.any(axis=(1, 2)).tolist() == [False, False, True]
+
+
+def test_pasting_keeps_the_box_of_an_instance_without_a_mask_and_cuts_the_mask_of_another() -> None:
+    mixed = example()
+    assert mixed.masks is not None
+    mixed.masks[1] = 0
+    pasted = augment.paste(mixed, person(20, 0, 40, 40), ONE)
+    assert pasted.boxes.tolist() == [
+        [10, 5, 20, 25],
+        example().boxes[1].tolist(),
+        [20, 0, 40, 40],
+    ]
 
 
 def test_a_box_without_a_mask_that_is_mostly_covered_is_dropped() -> None:

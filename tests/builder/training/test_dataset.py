@@ -53,11 +53,34 @@ def test_crowds_are_no_targets_and_images_without_instances_stay(draw_ellipses) 
 
 def test_box_annotations_have_no_masks(draw_ellipses) -> None:
     folder = draw_ellipses()
-    dataset = InstanceDataset(folder.images, folder.boxes, with_masks=False)
+    dataset = InstanceDataset(folder.images, folder.boxes, masks="none")
     example = dataset.read(0)
     assert example.masks is None
     with_masks = InstanceDataset(folder.images, folder.annotations).read(0)
     np.testing.assert_allclose(example.boxes, with_masks.boxes)
+
+
+def test_masks_of_some_instances_are_read_and_those_of_the_others_are_empty(draw_ellipses) -> None:
+    folder = draw_ellipses(count=1)
+    content = folder.content()
+    content["annotations"][1]["segmentation"] = []
+    folder.write(content)
+    example = InstanceDataset(folder.images, folder.annotations, masks="some").read(0)
+    assert example.masks is not None
+    assert example.masks.any(axis=(1, 2)).tolist() == [True, False]
+    assert len(example.boxes) == 2
+
+
+def test_only_instances_of_fully_annotated_images_are_pasted(draw_ellipses) -> None:
+    folder = draw_ellipses(count=2)
+    some = InstanceDataset(folder.images, folder.annotations, masks="some")
+    recipe = msgspec.structs.replace(RECIPE, paste=1.0)
+    alone = AugmentedDataset([some], recipe, seed=0)
+    beside = AugmentedDataset(
+        [some, InstanceDataset(folder.images, folder.annotations)], recipe, seed=0
+    )
+    assert len(alone[0, 0][1]["boxes"]) == 2
+    assert max(len(beside[epoch, 0][1]["boxes"]) for epoch in range(5)) > 2
 
 
 def test_annotations_without_masks_are_an_input_error_where_masks_are_needed(
@@ -96,7 +119,7 @@ def test_an_item_is_a_function_of_seed_epoch_and_index(draw_ellipses) -> None:
 def test_items_are_what_the_losses_take(draw_ellipses) -> None:
     folder = draw_ellipses()
     masked = InstanceDataset(folder.images, folder.annotations)
-    boxed = InstanceDataset(folder.images, folder.boxes, with_masks=False)
+    boxed = InstanceDataset(folder.images, folder.boxes, masks="none")
     dataset = AugmentedDataset([masked, boxed], RECIPE, seed=0)
     assert len(dataset) == 8
     image, target = dataset[0, 0]

@@ -196,6 +196,29 @@ def test_a_run_can_start_from_the_model_that_ships(run) -> None:
     assert moved < 0.1 * state[head].abs().mean()
 
 
+def test_masks_for_boxes_are_predicted_once_and_trained_on(run, monkeypatch, tmp_path) -> None:
+    boxes = tmp_path / "boxes.json"
+    config = run(
+        initial=Path("default"),
+        box_annotations=boxes,
+        predict_masks=True,
+        recipe=msgspec.structs.replace(RECIPE, epochs=1),
+    )
+    predicted = config.output / "predicted_masks.json"
+    outlined = config.annotations.read_text()
+
+    def predict(network, images, annotations, output, labels):
+        assert (annotations, output, labels) == (boxes, predicted, ("blue", "red"))
+        output.write_text(outlined)
+        return 4, 4
+
+    monkeypatch.setattr(train_module, "predict_masks", predict)
+    assert silently(config) is not None
+    monkeypatch.setattr(train_module, "predict_masks", None)
+    trained = train_module._Run(config, Console(quiet=True)).dataset
+    assert all("masks" in trained[0, index][1] for index in range(len(trained)))
+
+
 def test_a_bundle_of_another_network_is_an_input_error(run) -> None:
     with pytest.raises(InputError, match="of another network"):
         silently(run(initial=Path("default"), network="lite2-fpn"))
@@ -300,6 +323,7 @@ def test_a_loss_that_stays_infinite_ends_the_run_with_advice(
         ({"minutes": -3.0}, "minutes -3: give a number above 0"),
         ({"minutes": 0.0}, "minutes 0:"),
         ({"workers": -1}, "workers -1: give 0 or more"),
+        ({"predict_masks": True}, "needs box annotations and an initial model"),
     ],
 )
 def test_a_setting_out_of_range_is_an_input_error(run, changes, complaint: str) -> None:

@@ -1,0 +1,142 @@
+"""Masks for instances that have only a box, predicted by a trained network inside the box.
+
+A network that is given the right box makes better masks than one that has to find it, and better
+ones still from a larger image and its mirror image (data distillation, Radosavovic et al. 2018). A
+student trained on them learns outlines from images that nobody outlined.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+from maskcast.builder.evaluation.coco import Annotation, check_size, read_annotations
+from maskcast.builder.evaluation.evaluate import encode_masks
+from maskcast.engines.image_file import read_image
+
+_LONGEST_SIDE = 640
+_MAX_SIDE = 384
+"""Square root of the area of a box, in pixels of the enlarged image, up to which the mask is good:
+larger people are pooled from a level of the pyramid that training on crops does not reach."""
+_MIN_SIDE = 16
+"""Shorter side of a box, in pixels of the image, from which on its mask is worth learning."""
+_MIN_FILL = 0.7
+"""IoU of the box around the mask with the given box: the mask should touch all four sides."""
+_MIN_CERTAINTY = 0.7
+"""Mean probability inside the mask."""
+_MIN_KEYPOINTS = 0.8
+"""Share of the visible keypoints that lie in the mask."""
+
+
+@torch.inference_mode()
+def predict_masks(
+    network: Any, images: Path, annotations: Path, output: Path, labels: tuple[str, ...]
+) -> tuple[int, int]:
+    """Write a copy of an annotation file in which instances have masks where they are credible.
+
+    A mask is kept if its box is neither too small nor too large, if it fills the box, if the
+    network is certain of it and, where the annotation has COCO's keypoints, if the visible ones lie
+    inside.
+
+    Args:
+        network: from ``build_network``, with masks.
+        images: folder of the images.
+        annotations: COCO's JSON, with boxes.
+        output: the file to write.
+        labels: the network's label names.
+
+    Returns:
+        How many instances have a mask now, and how many there are.
+
+    Raises:
+        InputError: the annotations or an image cannot be read.
+    """
+    content = read_annotations(annotations)
+    label_of_name = {name: label for label, name in enumerate(labels, start=1)}
+    label_of_category = {c["id"]: label_of_name.get(str(c["name"])) for c in content["categories"]}
+    of_image: dict[Any, list[Annotation]] = {}
+    for annotation in content["annotations"]:
+        annotation["segmentation"] = []
+        if label_of_category.get(annotation["category_id"]) and not annotation.get("iscrowd"):
+            of_image.setdefault(annotation["image_id"], []).append(annotation)
+    network.eval()
+    kept = 0
+    for entry in content["images"]:
+        instances = of_image.get(entry["id"])
+        if not instances:
+            continue
+        image = read_image(images / entry["file_name"])
+        check_size(image, entry, annotations)
+        boxes = np.array([a["bbox"] for a in instances], np.float32)
+        boxes[:, 2:] += boxes[:, :2]
+        classes = torch.tensor([label_of_category[a["category_id"]] for a in instances])
+        probabilities = _predict(network, image, torch.from_numpy(boxes), classes)
+        pasted = paste_masks_in_image(
+            probabilities, torch.from_numpy(boxes), (image.shape[0], image.shape[1])
+        )[:, 0].numpy()
+        for annotation, box, pixels in zip(instances, boxes, pasted, strict=True):
+            if _is_credible(pixels, box, annotation):
+                (rle,) = encode_masks((pixels > 0.5)[None])
+                annotation["segmentation"] = {**rle, "counts": rle["counts"].decode("ascii")}
+                kept += 1
+    partial = output.with_suffix(".partial")
+    partial.write_text(json.dumps(content))
+    partial.rename(output)
+    return kept, sum(len(instances) for instances in of_image.values())
+
+
+def _predict(network: Any, image: npt.NDArray[np.uint8], boxes: Tensor, classes: Tensor) -> Tensor:
+    """Return mask probabilities float ``[N, 1, M, M]``, averaged over the image and its mirror."""
+    device = next(network.parameters()).device
+    pixels = torch.from_numpy(image.transpose(2, 0, 1).copy()).to(device).float().div_(255)
+    boxes, width = boxes.to(device), pixels.shape[2]
+    mirrored = boxes.clone()
+    mirrored[:, [0, 2]] = width - boxes[:, [2, 0]]
+    straight = _forward(network, pixels, boxes, classes)
+    mirror = _forward(network, pixels.flip(2), mirrored, classes).flip(3)
+    return ((straight + mirror) / 2).cpu()
+
+
+def _forward(network: Any, pixels: Tensor, boxes: Tensor, classes: Tensor) -> Tensor:
+    scale = _LONGEST_SIDE / max(pixels.shape[1:])
+    size = [round(side * scale) for side in pixels.shape[1:]]
+    resized = torch.nn.functional.interpolate(
+        pixels[None], size, mode="bilinear", align_corners=False, antialias=True
+    )[0]
+    transform, heads = network.transform, network.roi_heads
+    batch = transform.batch_images([transform.normalize(resized)])
+    features = network.backbone(batch)
+    ratio = boxes.new_tensor([size[1] / pixels.shape[2], size[0] / pixels.shape[1]] * 2)
+    pooled = heads.mask_roi_pool(features, [boxes * ratio], [(size[0], size[1])])
+    logits = heads.mask_predictor(heads.mask_head(pooled))
+    return torch.sigmoid(logits[torch.arange(len(boxes)), classes][:, None].float())
+
+
+def _is_credible(
+    probability: npt.NDArray[np.float32], box: npt.NDArray[np.float32], annotation: Annotation
+) -> bool:
+    """Judge a pasted mask, float ``[H, W]``, of a box, xyxy pixels."""
+    mask = probability > 0.5
+    sides = box[2:] - box[:2]
+    enlarged = np.sqrt(sides.prod()) * _LONGEST_SIDE / max(mask.shape)
+    if sides.min() < _MIN_SIDE or enlarged > _MAX_SIDE or not mask.any():
+        return False
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    found = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
+    common = np.minimum(found[2:], box[2:]) - np.maximum(found[:2], box[:2])
+    inside = float(common.clip(0).prod())
+    union = float((found[2:] - found[:2]).prod() + sides.prod()) - inside
+    if inside < _MIN_FILL * union or probability[mask].mean() < _MIN_CERTAINTY:
+        return False
+    points = np.array(annotation.get("keypoints") or [], np.float32).reshape(-1, 3)
+    visible = points[points[:, 2] == 2, :2].astype(np.int64)
+    if not len(visible):
+        return True
+    height, width = mask.shape
+    hits = mask[visible[:, 1].clip(0, height - 1), visible[:, 0].clip(0, width - 1)]
+    return bool(hits.mean() >= _MIN_KEYPOINTS)
