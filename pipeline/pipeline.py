@@ -19,21 +19,20 @@ from typing import TYPE_CHECKING, Any, assert_never
 from maskcast.engines.engine import Engine
 from maskcast.engines.errors import InputError
 from maskcast.engines.image import input_shape
-from maskcast.pipeline.config import Config, ControlConfig, SourceConfig, name_sources
-from maskcast.pipeline.control.server import ControlServer
+from maskcast.pipeline.config import Config, SourceConfig, name_sources
+from maskcast.pipeline.control.server import ControlServer, control_config, secret_key_of
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.monitor.health import Health, check_health
 from maskcast.pipeline.orders import Failed, Order, Review, SourceRemoved, StageEnded, Stop
 from maskcast.pipeline.outputs.audio import audio_file
-from maskcast.pipeline.outputs.outputs import check_outputs, make_recorders
+from maskcast.pipeline.outputs.outputs import make_recorders
 from maskcast.pipeline.outputs.recorder import Recorder
-from maskcast.pipeline.sources.open import check_source
 from maskcast.pipeline.stages.chain import StageChain
 from maskcast.pipeline.stages.infer import load_engine_for
 from maskcast.pipeline.stages.record import OnFrame
 from maskcast.pipeline.stages.stage import PipelineContext
 from maskcast.pipeline.stats import Meter, Stats, Witness
-from maskcast.pipeline.wire.endpoint import check_endpoint
+from maskcast.pipeline.validation import check_config
 
 if TYPE_CHECKING:
     from maskcast.pipeline.monitor.server import MetricsServer
@@ -53,23 +52,6 @@ class _Parts:
     stages: StageChain
     metrics: MetricsServer | None
     control: ControlServer | None
-
-
-def check_config(config: Config) -> None:
-    """Check what needs no model and no connection; touch nothing.
-
-    Raises:
-        InputError: a required source is certainly wrong (``check_source``), an output cannot be
-            written or is an input, or the address to publish on is malformed.
-    """
-    for source in config.sources:
-        if source.required:
-            check_source(source)
-    check_outputs(config)
-    if config.publish is not None:
-        check_endpoint(config.publish.endpoint, "tcp://*:5555")
-        for gateway in config.publish.gateways:
-            check_endpoint(gateway, "tcp://host:5556")
 
 
 class Pipeline:
@@ -148,7 +130,8 @@ class Pipeline:
         with ExitStack() as undo:
             for recorder in self._recorders:
                 undo.callback(recorder.close)
-            check_config(self.config)
+            engine = self._given_engine
+            check_config(self.config, None if engine is None else engine.manifest)
             parts = self._open(undo)
             supervisor = threading.Thread(
                 target=self._supervise, args=(parts,), name="pipeline", daemon=True
@@ -343,14 +326,13 @@ class Pipeline:
         return next(map(audio_file, configs), None)
 
     def _make_control(self) -> ControlServer | None:
-        control, publish = self.config.control, self.config.publish
-        if control is None:
+        if self.config.control is None:
             return None
-        if isinstance(control, str):
-            control = ControlConfig(endpoint=control)
-        secret_key = publish.curve.secret_key if publish and publish.curve else None
         return ControlServer(
-            control, secret_key, self, lambda error: self._orders.put(Failed(error))
+            control_config(self.config.control),
+            secret_key_of(self.config),
+            self,
+            lambda error: self._orders.put(Failed(error)),
         )
 
     def _serve_metrics(self, engine: Engine) -> MetricsServer | None:

@@ -382,7 +382,10 @@ def config_example() -> None:
 def config_check(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A configuration, YAML.")],
 ) -> None:
-    """Check a configuration file."""
+    """Check a configuration file and what it names, as a run does.
+
+    Cameras, other machines and the contents of videos are not checked.
+    """
     from maskcast.pipeline.cli.configuration import check
 
     typer.echo(check(file))

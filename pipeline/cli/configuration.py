@@ -14,6 +14,7 @@ import msgspec
 from maskcast.pipeline.config import Config, name_sources
 from maskcast.pipeline.config_file import alternatives, load_config
 from maskcast.pipeline.url import redact
+from maskcast.pipeline.validation import check_config
 
 EXAMPLES = {
     "url": "rtsp://192.168.1.20/stream1",
@@ -110,12 +111,13 @@ def _is_unset(key: Key) -> bool:
 
 
 def check(path: Path) -> str:
-    """Read a configuration and say what it asks for, in a line.
+    """Read a configuration, check it as a run does, and say what it asks for, in a line.
 
     Raises:
-        InputError: it cannot be read, or a key is wrong.
+        InputError: it cannot be read, a key is wrong, or ``check_config`` refuses it.
     """
     config = load_config(path)
+    check_config(config)
     sources = ", ".join(f"{s.name} ({redact(s.url)})" for s in name_sources(config.sources))
     publish = config.publish
     where = "nowhere" if publish is None else ", ".join(publish.gateways) or publish.endpoint

@@ -18,11 +18,12 @@ from maskcast.pipeline.cli.live_table import LiveTable
 from maskcast.pipeline.cli.signals import stopping_on_signals
 from maskcast.pipeline.cli.watch import count_labels
 from maskcast.pipeline.config import Config
-from maskcast.pipeline.pipeline import Pipeline, check_config
+from maskcast.pipeline.pipeline import Pipeline
 from maskcast.pipeline.sources.state import SourceState
 from maskcast.pipeline.stages.infer import load_engine_for
 from maskcast.pipeline.stats import SourceStats, Stats
 from maskcast.pipeline.url import redact
+from maskcast.pipeline.validation import check_config
 
 COLUMNS = ("source", "captured", "processed", "dropped", "fps", "latency ms", "now")
 WIDE_ONLY = ("captured",)

@@ -13,7 +13,13 @@ import zmq
 from msgspec import Meta
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import ConfinedSourceConfig, ControlConfig, Policy, SourceConfig
+from maskcast.pipeline.config import (
+    Config,
+    ConfinedSourceConfig,
+    ControlConfig,
+    Policy,
+    SourceConfig,
+)
 from maskcast.pipeline.config_file import make_source
 from maskcast.pipeline.control.allow_list import REMOTE_DEFAULT, AllowList
 from maskcast.pipeline.log import fields
@@ -24,7 +30,9 @@ from maskcast.pipeline.url import redact, shorten
 from maskcast.pipeline.wire.curve import ServerKeys
 from maskcast.pipeline.wire.endpoint import (
     bind,
+    check_endpoint,
     is_loopback,
+    is_public,
     remove_socket_file,
     set_common_options,
 )
@@ -128,12 +136,7 @@ class ControlServer:
         self._endpoint = config.endpoint
         self._allowed_clients = config.allowed_clients
         self._secret_key = secret_key
-        if config.allowed_clients is not None and secret_key is None:
-            raise InputError(
-                "control.allowed_clients: there is no key for the server; set "
-                "publish.curve.secret_key, see maskcast keys new"
-            )
-        self._allowed_sources = AllowList(_rules(config))
+        self._allowed_sources = check_control(config, secret_key)
         self._pipeline = pipeline
         self._on_error = on_error
         self._context = zmq.Context()
@@ -177,10 +180,7 @@ class ControlServer:
         if bound.startswith("ipc://"):
             Path(bound.removeprefix("ipc://")).chmod(0o600)
         elif self._allowed_clients is None and not is_loopback(bound):
-            raise InputError(
-                f"{self._endpoint}: anyone on the network could control this; use "
-                "ipc:///path/to/socket or tcp://127.0.0.1:<port>, or set control.allowed_clients"
-            )
+            raise _too_open(self._endpoint)
         _logger.info("control_open", extra=fields(endpoint=bound))
         return bound
 
@@ -212,6 +212,46 @@ class ControlServer:
                 ]
                 return Answer(ok=True, sources=reports)
         return Answer(ok=True)
+
+
+def control_config(control: ControlConfig | str) -> ControlConfig:
+    """Return the section of a configuration that may give the endpoint alone."""
+    return ControlConfig(endpoint=control) if isinstance(control, str) else control
+
+
+def secret_key_of(config: Config) -> str | None:
+    """Return the file of the server's secret key, which is the publisher's; None without one."""
+    publish = config.publish
+    return publish.curve.secret_key if publish is not None and publish.curve is not None else None
+
+
+def check_control(config: ControlConfig, secret_key: str | None) -> AllowList:
+    """Check what needs no socket, and return the rules for sources.
+
+    Whether a host name is an address of this machine alone is known when it is bound.
+
+    Raises:
+        InputError: the endpoint is malformed or open to others, a key cannot be read, or a rule of
+            ``allow`` cannot be understood.
+    """
+    check_endpoint(config.endpoint, "tcp://127.0.0.1:5556")
+    if config.allowed_clients is not None:
+        if secret_key is None:
+            raise InputError(
+                "control.allowed_clients: there is no key for the server; set "
+                "publish.curve.secret_key, see maskcast keys new"
+            )
+        ServerKeys.read(secret_key, config.allowed_clients)
+    elif is_public(config.endpoint):
+        raise _too_open(config.endpoint)
+    return AllowList(_rules(config))
+
+
+def _too_open(endpoint: str) -> InputError:
+    return InputError(
+        f"{endpoint}: anyone on the network could control this; use "
+        "ipc:///path/to/socket or tcp://127.0.0.1:<port>, or set control.allowed_clients"
+    )
 
 
 def decode_request(data: bytes) -> Request:

@@ -203,12 +203,7 @@ def make_publisher(config: PublishConfig, manifest: Manifest) -> Publisher:
     Raises:
         InputError: a key cannot be read, or an endpoint cannot be used.
     """
-    keys = gateway_keys = None
-    if (curve := config.curve) is not None:
-        if config.gateways and curve.gateway_key is not None:
-            gateway_keys = ClientKeys.read(curve.gateway_key, curve.secret_key)
-        elif curve.allowed_clients is not None:
-            keys = ServerKeys.read(curve.secret_key, curve.allowed_clients)
+    keys, gateway_keys = read_keys(config)
     return Publisher(
         config.endpoint,
         manifest.labels,
@@ -219,6 +214,20 @@ def make_publisher(config: PublishConfig, manifest: Manifest) -> Publisher:
         gateway_keys=gateway_keys,
         keypoints=manifest.keypoints,
     )
+
+
+def read_keys(config: PublishConfig) -> tuple[ServerKeys | None, ClientKeys | None]:
+    """Read the keys for subscribers, or those for the gateways; None where there are none.
+
+    Raises:
+        InputError: a key cannot be read.
+    """
+    curve = config.curve
+    if curve is not None and config.gateways and curve.gateway_key is not None:
+        return None, ClientKeys.read(curve.gateway_key, curve.secret_key)
+    if curve is not None and not config.gateways and curve.allowed_clients is not None:
+        return ServerKeys.read(curve.secret_key, curve.allowed_clients), None
+    return None, None
 
 
 def encode_jpeg(frame: Frame, quality: int) -> bytes:

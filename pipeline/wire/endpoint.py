@@ -74,6 +74,19 @@ def is_loopback(endpoint: str) -> bool:
     return ipaddress.ip_address(host).is_loopback
 
 
+def is_public(endpoint: str) -> bool:
+    """Whether an endpoint that is not bound yet will certainly be open to other machines.
+
+    Names of hosts and interfaces are not resolved.
+    """
+    scheme, _, address = endpoint.partition("://")
+    host = address.rpartition(":")[0].strip("[]").partition("%")[0]
+    try:
+        return scheme == "tcp" and (host == "*" or not ipaddress.ip_address(host).is_loopback)
+    except ValueError:
+        return False
+
+
 def bind(socket: zmq.Socket[Any], endpoint: str, purpose: str) -> str:
     """Bind to an endpoint and return the real one, with its numeric address and port.
 

@@ -1,0 +1,49 @@
+"""Validation: what can be known of a configuration before it runs."""
+
+from __future__ import annotations
+
+from maskcast.engines.bundle import Manifest, open_bundle
+from maskcast.pipeline.address import split_address
+from maskcast.pipeline.config import Config, PublishConfig
+from maskcast.pipeline.control.server import check_control, control_config, secret_key_of
+from maskcast.pipeline.outputs.outputs import check_outputs
+from maskcast.pipeline.sources.open import check_source
+from maskcast.pipeline.stages.infer import labels_of
+from maskcast.pipeline.stages.publish import read_keys
+from maskcast.pipeline.tracking.regions import check_labels
+from maskcast.pipeline.wire.endpoint import check_endpoint
+
+
+def check_config(config: Config, manifest: Manifest | None = None) -> None:
+    """Check a configuration without loading a model or opening a connection; touch nothing.
+
+    Args:
+        config: what is to run.
+        manifest: the model's that will run; by default the configured bundle is opened.
+
+    Raises:
+        InputError: a required source is certainly wrong (``check_source``), an output cannot be
+            written or is an input, an address is malformed, anyone could control the run, a key
+            cannot be read, or there is no such bundle or class.
+    """
+    for source in config.sources:
+        if source.required:
+            check_source(source)
+    check_outputs(config)
+    if config.publish is not None:
+        _check_publish(config.publish)
+    if config.control is not None:
+        check_control(control_config(config.control), secret_key_of(config))
+    if config.metrics is not None:
+        split_address(config.metrics.address, "metrics", "127.0.0.1:9100")
+    label_names = (manifest or open_bundle(config.model.bundle).manifest).labels
+    labels_of(config.model.classes, label_names)
+    for source in config.sources:
+        check_labels((*source.zones, *source.lines), label_names, source.name or source.url)
+
+
+def _check_publish(publish: PublishConfig) -> None:
+    check_endpoint(publish.endpoint, "tcp://*:5555")
+    for gateway in publish.gateways:
+        check_endpoint(gateway, "tcp://host:5556")
+    read_keys(publish)
