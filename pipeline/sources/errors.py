@@ -16,6 +16,8 @@ from maskcast.pipeline.url import host_and_port, is_device, is_local, local_path
 PROBE_TIMEOUT_S = 1.0
 """How long a camera's host may take to accept a TCP connection."""
 
+PIPE_ADVICE = "send Matroska or MPEG-TS, because the index of an MP4 file is often at its end"
+
 _TCP_PORTS = {"rtsp": 554, "rtsps": 322, "rtmp": 1935}
 
 _DENIED = (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError)
@@ -102,10 +104,7 @@ def _opening_problem(config: SourceConfig, error: Exception, waited_s: float) ->
                 "stream itself"
             )
         if is_fifo(local_path(url)):
-            return (
-                "not a video that FFmpeg can read from a pipe; send Matroska or MPEG-TS, because "
-                "the index of an MP4 file is at its end"
-            )
+            return f"not a video that FFmpeg can read from a pipe; {PIPE_ADVICE}"
         return "not a video that FFmpeg can read; check with another player that it is complete"
     return f"cannot be opened: {_reason(error)}{_index_advice(config.url)}"
 

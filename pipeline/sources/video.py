@@ -22,7 +22,7 @@ from maskcast.engines.errors import InputError
 from maskcast.pipeline.config import ConfinedSourceConfig, SourceConfig
 from maskcast.pipeline.frame import Clock, Frame, Timeline
 from maskcast.pipeline.log import fields
-from maskcast.pipeline.sources.errors import opening_error, reading_problem
+from maskcast.pipeline.sources.errors import PIPE_ADVICE, opening_error, reading_problem
 from maskcast.pipeline.sources.fifo import Fifo, is_fifo
 from maskcast.pipeline.sources.folder import VIDEO_SUFFIXES, list_files
 from maskcast.pipeline.sources.host_proxy import HostProxy
@@ -116,7 +116,9 @@ class VideoSource(Source):
             raise InputError(str(lost)) from None
         stream = self._stream
         if first is None or stream is None:
-            raise InputError(f"{redact(self._config.url)}: the video contains no frames")
+            url = self._config.url
+            advice = f"; {PIPE_ADVICE}" if is_fifo(local_path(url)) else ""
+            raise InputError(f"{redact(url)}: the video contains no frames{advice}")
         self.width, self.height = first.picture.width, first.picture.height
         rate = stream.average_rate or stream.guessed_rate
         self.fps = float(rate) if rate and self._has_clock else None

@@ -8,11 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 from witnesses import configured, wait_until
 
@@ -127,13 +130,22 @@ def test_standard_input_is_read_to_its_end(make_clip, monkeypatch) -> None:
         assert read(stdin=file) == b"stdin 10\n"
 
 
-def test_a_pipe_without_a_video_and_a_terminal_are_refused(tmp_path: Path) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    writer = threading.Thread(target=lambda: pipe.write_bytes(b"no video" * 1000))
-    writer.start()
-    assert "from a pipe; send Matroska or MPEG-TS" in problem_of(pipe)
-    writer.join()
+def test_what_cannot_be_read_from_a_pipe_is_refused(make_clip, tmp_path: Path) -> None:
+    def noise(index: int, width: int, height: int) -> NDArray[np.uint8]:
+        return np.random.default_rng(index).integers(0, 256, (height, width, 3), np.uint8)
+
+    clip = make_clip("a.mp4", frames=20, width=640, height=480, draw=noise)
+    for content in (b"no video" * 1000, clip.read_bytes()):
+        pipe = tmp_path / f"pipe{len(content)}"
+        os.mkfifo(pipe)
+        with ThreadPoolExecutor() as pool:
+            writing = pool.submit(pipe.write_bytes, content)
+            assert "; send Matroska or MPEG-TS" in problem_of(pipe)
+            with suppress(BrokenPipeError):
+                writing.result()
+
+
+def test_a_terminal_as_standard_input_is_refused() -> None:
     script = "from maskcast import run; run('-')"
     parent, child = pty.openpty()
     ran = subprocess.run([sys.executable, "-c", script], stdin=child, capture_output=True)
