@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from maskcast.builder.extra import builder_extra
+from maskcast.engines.errors import InputError
 
 _INPUT, _MODEL, _TRAINING, _OUTPUT = "Input", "Model", "Training", "Output"
 EXAMPLES = ("maskcast train --images photos/ --annotations train.json --out runs/mine",)
@@ -92,12 +93,41 @@ def train(
             help="Number of epochs.",
         ),
     ] = None,
+    iterations: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=_TRAINING,
+            help="Number of iterations, instead of epochs.",
+        ),
+    ] = None,
     minutes: Annotated[
         float | None,
         typer.Option(
             metavar="MINUTES",
             rich_help_panel=_TRAINING,
             help="Duration of the run, instead of epochs.",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=_TRAINING,
+            show_default="the recipe's",
+            help="Images per iteration; the learning rate stays.",
+        ),
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--lr",
+            metavar="RATE",
+            rich_help_panel=_TRAINING,
+            show_default="the recipe's",
+            help="Peak learning rate.",
         ),
     ] = None,
     workers: Annotated[
@@ -130,8 +160,10 @@ def train(
         from maskcast.builder.training.train import train as train_network
 
     chosen = recipe_by_name(recipe or ("lite-cpu" if network.startswith("lite") else "paper"))
-    if epochs is not None:
-        chosen = replace(chosen, epochs=epochs)
+    if sum(length is not None for length in (epochs, iterations, minutes)) > 1:
+        raise InputError("give one of --epochs, --iterations and --minutes")
+    changes = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
+    chosen = replace(chosen, **{key: value for key, value in changes.items() if value is not None})
     path = train_network(
         TrainConfig(
             output=out,
@@ -145,6 +177,7 @@ def train(
             validation_images=val_images,
             validation_annotations=val_annotations,
             initial=initial,
+            iterations=iterations,
             minutes=minutes,
             workers=workers,
             seed=seed,

@@ -69,6 +69,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
             that the initial network predicts inside the boxes; needs ``initial``.
         initial: checkpoint or bundle to start from, of the same network with any classes; None
             starts from the backbone's ImageNet weights.
+        iterations: number of iterations, instead of the recipe's epochs.
         minutes: duration of the run, instead of the recipe's epochs; above 0. The schedule of the
             learning rate is stretched over it.
         evaluate_every: epochs between two measurements.
@@ -87,6 +88,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
     validation_images: Path | None = None
     validation_annotations: Path | None = None
     initial: Path | None = None
+    iterations: int | None = None
     minutes: float | None = None
     evaluate_every: float = 1.0
     workers: int = 1
@@ -109,6 +111,12 @@ def train(config: TrainConfig, console: Console | None = None) -> Path | None:
         raise InputError(f"epochs {config.recipe.epochs:g}: give a number above 0")
     if config.minutes is not None and not config.minutes > 0:
         raise InputError(f"minutes {config.minutes:g}: give a number above 0")
+    if not config.recipe.learning_rate > 0:
+        raise InputError(f"learning rate {config.recipe.learning_rate:g}: give a number above 0")
+    counts = {"batch size": config.recipe.batch_size, "iterations": config.iterations}
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise InputError(f"{name} {count}: give 1 or more")
     if config.workers < 0:
         raise InputError(f"workers {config.workers}: give 0 or more")
     if config.predict_masks and not (
@@ -148,7 +156,9 @@ class _Run:
         self.iterations_per_epoch = len(self.dataset) // self.recipe.batch_size
         if not self.iterations_per_epoch:
             raise InputError(f"{config.annotations}: fewer images than one batch")
-        self.iterations = max(1, round(self.recipe.epochs * self.iterations_per_epoch))
+        self.iterations = config.iterations or max(
+            1, round(self.recipe.epochs * self.iterations_per_epoch)
+        )
         self.average = copy.deepcopy(self.network).eval()
         self.optimizer = make_optimizer(self.network, self.recipe)
         self.iteration, self.elapsed_s, self.bad_losses = 0, 0.0, 0
@@ -381,13 +391,17 @@ class _Run:
             TimeRemainingColumn(),
             TextColumn("{task.description}"),
         )
-        with Progress(*columns, console=self.console) as bar:
+        is_terminal = self.console.is_terminal
+        with Progress(*columns, console=self.console, disable=not is_terminal) as bar:
             task = bar.add_task("", total=1.0)
             bar.update(task, completed=self.progress)
 
             def show(losses: dict[str, float]) -> None:
                 text = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
                 bar.update(task, completed=self.progress, description=text)
+                if not is_terminal:
+                    done = f"iteration {self.iteration}, {self.progress:.0%}"
+                    self.console.print(f"{done}: {text}", soft_wrap=True)
 
             yield show
 

@@ -1,4 +1,6 @@
+import io
 import json
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -266,6 +268,13 @@ def test_a_run_of_some_minutes_ends_by_the_clock(run) -> None:
     assert state["iteration"] >= 1
 
 
+def test_without_a_terminal_the_losses_of_a_run_of_some_iterations_are_plain_lines(run) -> None:
+    text = io.StringIO()
+    train(run(iterations=2), Console(file=text, width=40))
+    (line,) = text.getvalue().splitlines()
+    assert re.fullmatch(r"iteration 2, 100%: (\w+ \d+\.\d{3} ?){5}", line)
+
+
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_images_loaded_by_another_process_give_the_same_weights(run) -> None:
     recipe = msgspec.structs.replace(RECIPE, epochs=1)
@@ -322,6 +331,9 @@ def test_a_loss_that_stays_infinite_ends_the_run_with_advice(
         ({"recipe": msgspec.structs.replace(RECIPE, epochs=float("nan"))}, "epochs nan:"),
         ({"minutes": -3.0}, "minutes -3: give a number above 0"),
         ({"minutes": 0.0}, "minutes 0:"),
+        ({"iterations": 0}, "iterations 0: give 1 or more"),
+        ({"recipe": msgspec.structs.replace(RECIPE, batch_size=0)}, "batch size 0: give 1 or more"),
+        ({"recipe": msgspec.structs.replace(RECIPE, learning_rate=0)}, "learning rate 0: give"),
         ({"workers": -1}, "workers -1: give 0 or more"),
         ({"predict_masks": True}, "needs box annotations and an initial model"),
     ],

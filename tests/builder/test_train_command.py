@@ -1,0 +1,46 @@
+from pathlib import Path
+
+import pytest
+from typer import Typer
+from typer.testing import CliRunner
+
+from maskcast.builder.commands import mount
+from maskcast.builder.training import train as train_module
+from maskcast.builder.training.train import TrainConfig
+from maskcast.engines.errors import InputError
+
+REQUIRED = ("train", "--images", "photos", "--annotations", "a.json", "--out", "run")
+
+
+@pytest.fixture
+def configured(monkeypatch: pytest.MonkeyPatch):
+    """Run the command, without the training; return what it would train."""
+    configs: list[TrainConfig] = []
+
+    def keep(config: TrainConfig) -> Path:
+        configs.append(config)
+        return Path("model.pth")
+
+    monkeypatch.setattr(train_module, "train", keep)
+    app = Typer()
+    mount(app)
+
+    def invoke(*options: str) -> TrainConfig:
+        CliRunner().invoke(app, [*REQUIRED, *options], catch_exceptions=False)
+        return configs.pop()
+
+    return invoke
+
+
+def test_options_change_the_recipe_of_the_network(configured) -> None:
+    recipe = configured().recipe
+    assert (recipe.batch_size, recipe.learning_rate) == (4, 3e-4)
+    config = configured("--batch-size", "6", "--lr", "1e-3", "--iterations", "50")
+    assert (config.recipe.batch_size, config.recipe.learning_rate) == (6, 1e-3)
+    assert config.iterations == 50
+    assert config.recipe.epochs == recipe.epochs
+
+
+def test_two_lengths_of_a_run_are_refused(configured) -> None:
+    with pytest.raises(InputError, match="give one of --epochs, --iterations and --minutes"):
+        configured("--epochs", "2", "--minutes", "5")
