@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import cycle, groupby, islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +24,7 @@ from maskcast.engines.errors import InputError
 from maskcast.engines.image import NetworkImage, fit_image
 from maskcast.engines.load import load_engine
 from maskcast.engines.memory import read_memory
+from maskcast.pipeline.cli.alone import Alone, measure_file, measure_images
 from maskcast.pipeline.cli.report import Report, make_report, report_table
 from maskcast.pipeline.cli.signals import stopping_on_signals
 from maskcast.pipeline.config import Config, ModelConfig, PublishConfig, SourceConfig
@@ -37,11 +39,11 @@ from maskcast.pipeline.sources.source import SourceLostError
 from maskcast.pipeline.sources.state import SourceState, StateChange
 from maskcast.pipeline.stages.infer import mode_for
 from maskcast.pipeline.stats import Stats
-from maskcast.pipeline.subscriber.subscribe import subscribe
 from maskcast.pipeline.url import is_local, local_path, source_name
 
-ENGINE_FRAMES = 64
-"""The bare engine is timed on this many of the frames, evenly spread."""
+ENGINE_FRAMES = 128
+"""The engine alone is measured on at most this many frames before the run, and on as many others
+after it, evenly spread."""
 
 ENDLESS_LIMIT = 300
 """Frames taken from a source without an end where no limit is given."""
@@ -53,8 +55,8 @@ OnProgress = Callable[[int, int | None], None]
 LIVE_SAMPLE = 16
 """Frames of a live source that the bare engine is timed on, again and again."""
 
-_CHUNK_FRAMES = 8
-_SUBSCRIBER_TIMEOUT_S = 3600.0
+_LAST_MESSAGES_S = 10.0
+"""When the run has ended, the subscriber still receives the last messages."""
 
 _logger = logging.getLogger(__name__)
 
@@ -70,7 +72,7 @@ class _Extent:
     Attributes:
         count: the number of frames that will be run; None where the source does not say.
         limit: the most frames to run; None where the source ends by itself.
-        stride: the bare engine is timed on every ``stride``-th frame.
+        stride: the parts are measured alone on every ``stride``-th frame.
         paced: whether frames come at the source's own pace.
         images: the frames that the bare engine is timed on, of a live source; None of others,
             which are read again.
@@ -96,9 +98,9 @@ def profile(
     on_progress: OnProgress | None = None,
     stop: threading.Event | None = None,
 ) -> Report:
-    """Run a source through the pipeline, with a subscriber, and through the bare engine.
+    """Run a source through the pipeline, with a subscriber, and its parts alone.
 
-    The engine is timed once before and once after the pipeline, so that a machine whose speed
+    The parts are measured once before and once after the pipeline, so that a machine whose speed
     drifts is fair to both. Nothing is measured before the engine is warm. A live source is opened
     twice: for the bare engine's frames, and for the pipeline.
 
@@ -131,32 +133,40 @@ def profile(
         threshold = runner.manifest.score_threshold if min_score is None else min_score
         extent = _extent(config, runner, limit, stop)
         count = extent.count
-        rounds = 0 if count is None else 2 * min(ENGINE_FRAMES, -(-count // extent.stride))
+        rounds = 0 if count is None else min(2 * ENGINE_FRAMES, -(-count // extent.stride))
         total = None if count is None else count + rounds
 
         def progress(done: int) -> None:
             if on_progress is not None:
                 on_progress(done, total)
 
-        def time_engine(done: int) -> tuple[int, float]:
-            return _time_engine(
-                config, extent, runner, threshold, stop, lambda more: progress(done + more)
+        def measure_alone(offset: int, done: int) -> Alone:
+            return _measure_alone(
+                config, extent, offset, runner, threshold, stop, lambda more: progress(done + more)
             )
 
-        frames, before_s = time_engine(0)
+        alone = measure_alone(0, 0)
         if stop.is_set():
             raise ProfileInterrupted
-        stats = _run_pipeline(
-            config, runner, threshold, extent.limit, trace, stop, lambda n: progress(frames + n)
+        done = alone.frames
+        stats, spent_s = run_pipeline(
+            [config], runner, threshold, extent.limit, trace, stop, lambda n: progress(done + n)
         )
         if not stats.processed and stop.is_set():
             raise ProfileInterrupted
-        frames_again, after_s = time_engine(frames + stats.processed)
+        alone += measure_alone(1, done + stats.processed)
     finally:
         if runner is not bundle:
             runner.close()
-    engine_fps = (frames + frames_again) / (before_s + after_s)
-    return make_report(stats, engine_fps, read_memory(), paced=extent.paced)
+    # A source at its own pace loses frames, and one without a length was not decoded to its end.
+    is_comparable = not extent.paced and extent.count is not None and not stop.is_set()
+    return make_report(
+        stats,
+        alone,
+        read_memory(),
+        paced=extent.paced,
+        processor_s=spent_s if is_comparable else None,
+    )
 
 
 def show_profile(
@@ -266,7 +276,7 @@ def _extent(
     if limit is None and endless:
         limit = ENDLESS_LIMIT
     count = min((number for number in (count, limit) if number is not None), default=None)
-    stride = 1 if endless or count is None else max(1, count // ENGINE_FRAMES)
+    stride = 1 if endless or count is None else -(-count // (2 * ENGINE_FRAMES))
     return _Extent(count, limit, stride, paced, images)
 
 
@@ -274,72 +284,47 @@ def _images(frames: Iterable[Frame], engine: Engine) -> Iterator[NetworkImage]:
     return (fit_image(frame.picture, frame.rotation, engine.manifest.input) for frame in frames)
 
 
-def _time_engine(
+def _measure_alone(
     config: SourceConfig,
     extent: _Extent,
+    offset: int,
     engine: Engine,
     min_score: float,
     stop: threading.Event,
     progress: Callable[[int], None],
-) -> tuple[int, float]:
-    """Return how many frames the bare engine did and how many seconds they took it.
-
-    A few frames at a time are made ready first: nothing is decoded while the engine is timed, and
-    memory stays bounded.
-    """
+) -> Alone:
+    """Measure the parts on every other of the frames, the even or the odd ones (0 or 1)."""
     if extent.images is not None:
-        count = min(ENGINE_FRAMES, extent.limit or ENGINE_FRAMES)
-        return _time_images(islice(cycle(extent.images), count), engine, min_score, stop, progress)
-    with create_source(config) as source:
-        images = _images(islice(source, 0, extent.limit, extent.stride), engine)
-        return _time_images(images, engine, min_score, stop, progress)
+        again = islice(cycle(extent.images), min(ENGINE_FRAMES, extent.limit or ENGINE_FRAMES))
+        return measure_images(again, engine, min_score, stop, progress)
+    count = extent.count
+    if count is None:
+        with create_source(config) as source:
+            images = _images(islice(source, ENGINE_FRAMES), engine)
+            return measure_images(images, engine, min_score, stop, progress)
+    indices = slice(offset * extent.stride, count, 2 * extent.stride)
+    return measure_file(config, engine, min_score, indices, stop, progress)
 
 
-def _time_images(
-    images: Iterator[NetworkImage],
-    engine: Engine,
-    min_score: float,
-    stop: threading.Event,
-    progress: Callable[[int], None],
-) -> tuple[int, float]:
-    frames, spent_s, warm = 0, 0.0, set[tuple[int, ...]]()
-    while not stop.is_set() and (
-        chunk := list(islice(images, min(_CHUNK_FRAMES, ENGINE_FRAMES - frames)))
-    ):
-        for image in chunk:
-            if image.pixels.shape not in warm:
-                warm.add(image.pixels.shape)
-                _run_engine(engine, [image], min_score)
-        spent_s += _run_engine(engine, chunk, min_score)
-        frames += len(chunk)
-        progress(frames)
-    return frames, spent_s
-
-
-def _run_engine(engine: Engine, images: list[NetworkImage], min_score: float) -> float:
-    """Time the engine on images, as many of one shape at once as it takes."""
-    began_s = time.perf_counter()
-    for _, alike in groupby(images, key=lambda image: image.pixels.shape):
-        while batch := list(islice(alike, engine.max_batch)):
-            engine.run(batch, min_score)
-    return time.perf_counter() - began_s
-
-
-def _run_pipeline(
-    config: SourceConfig,
+def run_pipeline(
+    sources: Sequence[SourceConfig],
     engine: Engine,
     min_score: float,
     limit: int | None,
     trace: Trace | None,
     stop: threading.Event,
     progress: Callable[[int], None],
-) -> Stats:
-    """Run the pipeline with a subscriber: without one, nothing is encoded."""
+) -> tuple[Stats, float]:
+    """Run the pipeline with a subscriber in another process: without one, nothing is encoded.
+
+    Returns:
+        The pipeline's figures, and the processor time that it took, seconds.
+    """
     with tempfile.TemporaryDirectory() as folder:
         endpoint = f"ipc://{folder}/profile"
         pipeline = Pipeline(
             Config(
-                sources=(config,),
+                sources=tuple(sources),
                 model=ModelConfig(score_threshold=min_score),
                 publish=PublishConfig(endpoint=endpoint, wait_subscribers=1),
             ),
@@ -347,17 +332,31 @@ def _run_pipeline(
             limit=limit,
             witness=trace,
         )
-        with subscribe(endpoint, policy="all", timeout_s=_SUBSCRIBER_TIMEOUT_S) as subscription:
-            listener = threading.Thread(
-                target=lambda: deque(subscription, maxlen=0), name="profile subscriber", daemon=True
-            )
-            listener.start()
+        with _listener(endpoint) as listener:
+            began_s, own_s = time.process_time(), time.thread_time()
             pipeline.start()
             try:
                 while not pipeline.wait(PROGRESS_EVERY_S) and not stop.is_set():
                     progress(pipeline.stats().processed)
+                    if listener.poll():
+                        raise RuntimeError(f"the subscriber failed: exit code {listener.poll()}")
             finally:
                 pipeline.stop()
                 pipeline.join()
-        listener.join()
-    return pipeline.stats()
+            own_s = time.thread_time() - own_s  # showing the progress is not the pipeline's work
+            spent_s = time.process_time() - began_s - own_s
+    return pipeline.stats(), spent_s
+
+
+@contextmanager
+def _listener(endpoint: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a subscriber in a process of its own; Ctrl-C does not reach it."""
+    command = [sys.executable, "-m", "maskcast.pipeline.cli.listen", endpoint]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield process
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_LAST_MESSAGES_S)
+    finally:
+        process.kill()
+        process.wait()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 from rich import box
@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.table import Table
 
 from maskcast.engines.memory import Memory
+from maskcast.pipeline.cli.alone import Alone
 from maskcast.pipeline.durations import Distribution
 from maskcast.pipeline.frame import POSE
 from maskcast.pipeline.stats import RECORD, StageStats, Stats
@@ -61,6 +62,26 @@ class Rates(msgspec.Struct, frozen=True):
     dropped: float
 
 
+class ProcessorTimes(msgspec.Struct, frozen=True):
+    """Processor time per frame, all cores together, milliseconds.
+
+    Attributes:
+        run: of the pipeline, without its subscriber.
+        decode, resize, engine, encode: of these parts alone.
+    """
+
+    run: float
+    decode: float
+    resize: float
+    engine: float
+    encode: float
+
+    @property
+    def alone(self) -> float:
+        """The sum of the parts."""
+        return self.decode + self.resize + self.engine + self.encode
+
+
 class Report(msgspec.Struct, frozen=True):
     """What a profile found.
 
@@ -74,6 +95,9 @@ class Report(msgspec.Struct, frozen=True):
         drops: the frames lost, by stage, by reason.
         latency_ms: from the start of decoding to publication.
         stages: by name, in the order that a frame passes them.
+        processor_ms: processor time per frame; None of a live source and of an interrupted profile.
+        overhead: what the pipeline itself costs: its processor time as a share of that of its parts
+            alone, less 1. Tracks and zones count as overhead. None without ``processor_ms``.
         rss_bytes: memory that the process holds at the end, the model's included.
         peak_bytes: the most that it ever held.
         bottleneck: what limits the speed and why, one sentence.
@@ -90,20 +114,28 @@ class Report(msgspec.Struct, frozen=True):
     drops: dict[str, dict[str, int]]
     latency_ms: LatencyReport
     stages: dict[str, StageReport]
+    processor_ms: ProcessorTimes | None
+    overhead: float | None
     rss_bytes: int
     peak_bytes: int
     bottleneck: str
 
 
-def make_report(stats: Stats, engine_fps: float, memory: Memory, *, paced: bool) -> Report:
-    """Put a pipeline's figures and its engine's speed together.
+def make_report(
+    stats: Stats, alone: Alone, memory: Memory, *, paced: bool, processor_s: float | None
+) -> Report:
+    """Put the figures of a pipeline and of its parts together.
 
     Args:
         stats: the pipeline's, at its end.
-        engine_fps: the bare engine's.
+        alone: what its parts cost.
         memory: the process's.
         paced: whether frames come at the source's own pace, as a camera's do.
+        processor_s: processor time of the pipeline; None if it cannot be compared with its parts.
     """
+    processor_ms = None
+    if processor_s is not None and stats.processed:
+        processor_ms = processor_times(stats.processed, processor_s, alone)
     drops: dict[str, dict[str, int]] = {}
     for (stage, reason), count in stats.dropped.items():
         drops.setdefault(stage, {})[reason] = count
@@ -113,7 +145,7 @@ def make_report(stats: Stats, engine_fps: float, memory: Memory, *, paced: bool)
         frames=stats.processed,
         wall_s=stats.wall_s,
         fps=stats.fps,
-        engine_fps=engine_fps,
+        engine_fps=alone.frames / alone.engine_wall_s,
         captured=stats.captured,
         processed=stats.processed,
         dropped=dropped,
@@ -121,6 +153,8 @@ def make_report(stats: Stats, engine_fps: float, memory: Memory, *, paced: bool)
         drops=drops,
         latency_ms=LatencyReport(*(stats.latency_ms or (0.0, 0.0, 0.0))),
         stages=_stage_reports(stats.stages),
+        processor_ms=processor_ms,
+        overhead=None if processor_ms is None else processor_ms.run / processor_ms.alone - 1,
         rss_bytes=memory.rss_bytes,
         peak_bytes=memory.peak_bytes,
         bottleneck=name_bottleneck(
@@ -137,6 +171,17 @@ def _busy(stages: Mapping[str, StageStats]) -> dict[str, float]:
     if POSE in busy:
         busy["masks"] = busy.get("masks", 0.0) + busy.pop(POSE)
     return busy
+
+
+def processor_times(frames: int, processor_s: float, alone: Alone) -> ProcessorTimes:
+    """Return the processor time per frame of a run of ``frames`` frames, and of its parts alone."""
+    return ProcessorTimes(
+        1e3 * processor_s / frames,
+        decode=1e3 * alone.decode_s / alone.decoded,
+        resize=1e3 * alone.resize_s / alone.frames,
+        engine=1e3 * alone.engine_s / alone.frames,
+        encode=1e3 * alone.encode_s / alone.frames,
+    )
 
 
 def name_bottleneck(busy: Mapping[str, float], *, captured_fps: float, paced: bool) -> str:
@@ -204,6 +249,7 @@ def report_table(report: Report, width: int = 80) -> Group:
         table,
         f"{report.fps:.1f} frames/s, {report.fps / report.engine_fps:.0%} of the bare engine's "
         f"{report.engine_fps:.1f}",
+        *_processor_lines(report),
         f"captured {report.captured}, processed {report.processed}, dropped {report.dropped}"
         + (f" ({lost})" if lost else ""),
         f"per second: captured {rates.captured:.1f}, processed {rates.processed:.1f}, "
@@ -214,6 +260,17 @@ def report_table(report: Report, width: int = 80) -> Group:
         "model's included",
         f"bottleneck: {report.bottleneck}",
     )
+
+
+def _processor_lines(report: Report) -> Iterator[str]:
+    spent = report.processor_ms
+    if spent is not None and report.overhead is not None:
+        overhead = f"{100 * report.overhead:.1f} %"
+        yield f"processor time per frame: {spent.run:.1f} ms, overhead {overhead}"
+        yield (
+            f"  alone: decode {spent.decode:.2f}, resize {spent.resize:.2f}, "
+            f"engine {spent.engine:.2f}, encode {spent.encode:.2f} ms"
+        )
 
 
 def _stage_reports(stages: Mapping[str, StageStats]) -> dict[str, StageReport]:

@@ -2,6 +2,7 @@ import json
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import msgspec
@@ -19,7 +20,8 @@ def test_the_default_model_is_profiled_on_a_file(make_clip) -> None:
     fields = msgspec.json.decode(msgspec.json.encode(report))
     assert set(fields) == {
         "frames", "wall_s", "fps", "engine_fps", "captured", "processed", "dropped",
-        "rates", "drops", "latency_ms", "stages", "rss_bytes", "peak_bytes", "bottleneck",
+        "rates", "drops", "latency_ms", "stages", "processor_ms", "overhead",
+        "rss_bytes", "peak_bytes", "bottleneck",
     }  # fmt: skip
     assert set(fields["latency_ms"]) == {"p50", "p95", "p99"}
     assert list(fields["stages"]) == ["decode", "preprocess", "infer", "masks", "publish"]
@@ -45,19 +47,45 @@ def test_a_pipeline_keeps_up_with_an_engine_that_needs_no_cpu(make_clip, timed_e
     assert not engine.closed
 
 
+def test_the_overhead_compares_processor_time_with_that_of_the_parts(
+    make_clip, timed_engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spin(seconds: float) -> None:
+        until_s = time.thread_time() + seconds
+        while time.thread_time() < until_s:
+            pass
+
+    engine = timed_engine()
+    detect, segment = engine.detect, engine.segment
+    monkeypatch.setattr(engine, "detect", lambda *given: (spin(0.02), detect(*given))[1])
+    monkeypatch.setattr(engine, "segment", lambda *given: (spin(0.001), segment(*given))[1])
+    report = profile(str(make_clip(frames=20)), engine)
+    spent = report.processor_ms
+    assert spent is not None
+    assert 21 <= spent.engine < 30
+    assert spent.run > 21
+    assert report.overhead == pytest.approx(spent.run / spent.alone - 1)
+
+
+def test_a_live_source_has_no_overhead_to_report(timed_engine) -> None:
+    report = profile("test://64x48@100", timed_engine(0.002), limit=10)
+    assert report.processor_ms is None
+    assert report.overhead is None
+
+
 def test_a_long_file_is_timed_on_frames_from_all_of_it(make_clip, timed_engine) -> None:
     engine, progress = timed_engine(0.002), []
     report = profile(
-        str(make_clip(frames=200)),
+        str(make_clip(frames=400)),
         engine,
         on_progress=lambda done, total: progress.append((done, total)),
     )
-    assert report.processed == 200
+    assert report.processed == 400
     assert progress == sorted(progress)
-    assert progress[-1] == (200 + 2 * 64, 200 + 2 * 64)
+    assert progress[-1] == (400 + 2 * 100, 400 + 2 * 100)
     shapes = 1
-    before_and_after = 2 * (64 + shapes)
-    assert len(engine.batches) == 200 + before_and_after
+    before_and_after = 2 * (100 + shapes)
+    assert len(engine.batches) == 400 + before_and_after
 
 
 def test_frames_that_a_live_source_loses_are_in_the_report(timed_engine) -> None:
@@ -115,7 +143,7 @@ def test_a_profile_that_is_stopped_reports_the_frames_so_far(timed_engine) -> No
         "test://64x48@50",
         engine,
         limit=10_000,
-        on_progress=lambda done, total: stop.set() if done > 64 + 20 else None,
+        on_progress=lambda done, total: stop.set() if done > 128 + 20 else None,
         stop=stop,
     )
     assert 10 < report.processed < 1000
@@ -134,7 +162,7 @@ def engine_for_profiles(timed_engine, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ctrl_c_prints_the_report_and_writes_the_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = module._run_pipeline
+    run = module.run_pipeline
 
     def interrupt(*arguments):  # type: ignore[no-untyped-def]
         *others, progress = arguments
@@ -146,7 +174,7 @@ def test_ctrl_c_prints_the_report_and_writes_the_files(
 
         return run(*others, interrupt_once)
 
-    monkeypatch.setattr(module, "_run_pipeline", interrupt)
+    monkeypatch.setattr(module, "run_pipeline", interrupt)
     report, trace = tmp_path / "report.json", tmp_path / "trace.json"
     show_profile("test://64x48@50", None, 10_000, "auto", report, trace)
     shown = capsys.readouterr().err

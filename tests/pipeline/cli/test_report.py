@@ -5,7 +5,14 @@ import pytest
 from rich.console import Console
 
 from maskcast.engines.memory import Memory, read_memory
-from maskcast.pipeline.cli.report import Report, make_report, name_bottleneck, report_table
+from maskcast.pipeline.cli.alone import Alone
+from maskcast.pipeline.cli.report import (
+    Report,
+    make_report,
+    name_bottleneck,
+    processor_times,
+    report_table,
+)
 from maskcast.pipeline.stats import Meter
 
 REPORT = msgspec.convert(
@@ -31,6 +38,14 @@ REPORT = msgspec.convert(
                 "share": 0.62,
             }
         },
+        "processor_ms": {
+            "run": 41.25,
+            "decode": 2.0,
+            "resize": 1.0,
+            "engine": 36.9,
+            "encode": 0.1,
+        },
+        "overhead": 0.03125,
         "rss_bytes": 300_000_000,
         "peak_bytes": 412_000_000,
         "bottleneck": "infer is busy 93% of the time",
@@ -68,6 +83,8 @@ def test_a_report_is_shown_as_a_table() -> None:
         "dropped 20 (18 replaced before preprocess, 2 unreadable before preprocess)",
         "per second: captured 30.0, processed 25.0, dropped 5.0",
         "p95 91.0 ms",
+        "processor time per frame: 41.2 ms, overhead 3.1 %",
+        "alone: decode 2.00, resize 1.00, engine 36.90, encode 0.10 ms",
         "memory: 300 MB, at most 412 MB",
         "bottleneck: infer is busy 93% of the time",
     ):
@@ -110,7 +127,14 @@ def test_the_bottleneck_is_named_with_a_reason(
 
 
 def test_a_report_of_nothing_can_be_made() -> None:
-    report = make_report(Meter(["a"]).stats(), 10.0, Memory(1, 2), paced=False)
+    report = make_report(
+        Meter(["a"]).stats(),
+        Alone(frames=10, engine_wall_s=1.0),
+        Memory(1, 2),
+        paced=False,
+        processor_s=1.0,
+    )
+    assert (report.engine_fps, report.processor_ms, report.overhead) == (10, None, None)
     assert (report.frames, report.fps, report.bottleneck) == (0, 0, "nothing was processed")
 
 
@@ -122,3 +146,16 @@ def test_memory_that_is_taken_is_seen() -> None:
     assert after.peak_bytes >= after.rss_bytes
     del held
     assert read_memory().peak_bytes > after.peak_bytes - 5e6  # the kernel counts roughly
+
+
+def test_processor_time_is_per_frame_of_what_was_measured() -> None:
+    alone = Alone(
+        frames=10, engine_wall_s=0.5, resize_s=0.01, engine_s=0.2, encode_s=0.001, decoded=40,
+        decode_s=0.08,
+    )  # fmt: skip
+    spent = processor_times(40, 1.0, alone)
+    assert spent.run == pytest.approx(25)
+    found = [spent.decode, spent.resize, spent.engine, spent.encode]
+    assert found == pytest.approx([2, 1, 20, 0.1])
+    assert spent.alone == pytest.approx(23.1)
+    assert (alone + alone).decoded == 80

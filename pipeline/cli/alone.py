@@ -1,0 +1,158 @@
+"""Alone: what decoding, resizing, the engine and encoding cost without a pipeline."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from itertools import groupby, islice
+from typing import Self
+
+from maskcast.engines.engine import Engine
+from maskcast.engines.image import NetworkImage, fit_image
+from maskcast.engines.instances import Instances
+from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.sources.open import create_source
+from maskcast.pipeline.wire.message import InstancesHeader, InstancesMessage, encode
+
+_CHUNK_FRAMES = 8
+"""Frames that are made ready before the engine is timed on them: memory stays bounded."""
+
+
+@dataclass(slots=True)
+class Alone:
+    """What the parts of a pipeline cost, added up over the frames that were measured.
+
+    Attributes:
+        frames: frames that were resized, given to the engine, and encoded.
+        engine_wall_s: seconds that the engine took.
+        resize_s, engine_s, encode_s: processor time, all cores together.
+        decoded: frames that were decoded.
+        decode_s: processor time of decoding them.
+    """
+
+    frames: int = 0
+    engine_wall_s: float = 0.0
+    resize_s: float = 0.0
+    engine_s: float = 0.0
+    encode_s: float = 0.0
+    decoded: int = 0
+    decode_s: float = 0.0
+
+    def __add__(self, other: Self) -> Alone:
+        """Add another round."""
+        return Alone(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(Alone)))
+
+
+def measure_file(
+    config: SourceConfig,
+    engine: Engine,
+    min_score: float,
+    indices: slice,
+    stop: threading.Event,
+    progress: Callable[[int], None],
+) -> Alone:
+    """Decode all frames of a file; resize, detect and encode some of them, one thread for all.
+
+    Args:
+        config: the file.
+        engine: runs the model.
+        min_score: instances below it are left out.
+        indices: of the frames to resize and to run the engine on; ``stop`` is the number of frames
+            to decode.
+        stop: ends the measurement early.
+        progress: called with the number of frames that the engine has done.
+    """
+    alone = Alone()
+    began_s = time.process_time()
+    with create_source(config) as source:
+        alone.decoded = sum(1 for _ in islice(source, indices.stop))
+    alone.decode_s = time.process_time() - began_s
+
+    warm = _Warm(engine, min_score)
+    began_s = time.process_time()
+    with create_source(config) as source:
+        frames = islice(source, indices.start, indices.stop, indices.step)
+        while not stop.is_set() and (chunk := list(islice(frames, _CHUNK_FRAMES))):
+            resize_s = time.thread_time()
+            images = [
+                fit_image(frame.picture, frame.rotation, engine.manifest.input) for frame in chunk
+            ]
+            alone.resize_s += time.thread_time() - resize_s
+            warm.run(images)
+            spent_s, found = _run_engine(engine, images, min_score)
+            alone.engine_wall_s += spent_s
+            encode_s = time.thread_time()
+            for instances in found:
+                encode_alone(instances)
+            alone.encode_s += time.thread_time() - encode_s
+            alone.frames += len(chunk)
+            progress(alone.frames)
+    # Threads of a decoder work while others do, so only the sum of all parts is exact.
+    all_s = time.process_time() - began_s - warm.spent_s
+    alone.engine_s = all_s - alone.decode_s - alone.resize_s - alone.encode_s
+    return alone
+
+
+def measure_images(
+    images: Iterator[NetworkImage],
+    engine: Engine,
+    min_score: float,
+    stop: threading.Event,
+    progress: Callable[[int], None],
+) -> Alone:
+    """Time the engine on images."""
+    alone, warm = Alone(), _Warm(engine, min_score)
+    while not stop.is_set() and (chunk := list(islice(images, _CHUNK_FRAMES))):
+        warm.run(chunk)
+        alone.engine_wall_s += _run_engine(engine, chunk, min_score)[0]
+        alone.frames += len(chunk)
+        progress(alone.frames)
+    return alone
+
+
+def encode_alone(instances: Instances) -> list[bytes]:
+    """Encode the message of a frame, with the default mask format."""
+    header = InstancesHeader(
+        publisher="0" * 16,
+        seq=0,
+        index=0,
+        capture_ns=0,
+        publish_ns=0,
+        width=instances.width,
+        height=instances.height,
+        count=len(instances),
+        masks="none" if instances.masks is None else "crop_u8",
+    )
+    return encode(InstancesMessage("source", header, instances, None))
+
+
+class _Warm:
+    """Runs the engine once on each new shape of images before it is timed on it."""
+
+    def __init__(self, engine: Engine, min_score: float) -> None:
+        self.spent_s = 0.0
+        self._engine = engine
+        self._min_score = min_score
+        self._shapes: set[tuple[int, ...]] = set()
+
+    def run(self, images: list[NetworkImage]) -> None:
+        began_s = time.process_time()
+        for image in images:
+            if image.pixels.shape not in self._shapes:
+                self._shapes.add(image.pixels.shape)
+                _run_engine(self._engine, [image], self._min_score)
+        self.spent_s += time.process_time() - began_s
+
+
+def _run_engine(
+    engine: Engine, images: list[NetworkImage], min_score: float
+) -> tuple[float, list[Instances]]:
+    """Run the engine on images, as many of one shape at once as it takes; return the seconds."""
+    found: list[Instances] = []
+    began_s = time.perf_counter()
+    for _, alike in groupby(images, key=lambda image: image.pixels.shape):
+        while batch := list(islice(alike, engine.max_batch)):
+            found += engine.run(batch, min_score)
+    return time.perf_counter() - began_s, found

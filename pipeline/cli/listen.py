@@ -1,0 +1,23 @@
+"""The subscriber of a profile: receives what is published, in a process of its own.
+
+Its processor time is not the pipeline's, and it does not share the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+
+from maskcast.pipeline.subscriber.subscribe import subscribe
+
+_TIMEOUT_S = 3600.0
+
+
+def main(endpoint: str) -> None:
+    """Receive and decode all frames of a publisher until its sources have ended."""
+    with subscribe(endpoint, policy="all", timeout_s=_TIMEOUT_S) as subscription:
+        deque(subscription, maxlen=0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
