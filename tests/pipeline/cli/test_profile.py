@@ -155,7 +155,7 @@ def test_a_profile_that_is_stopped_reports_the_frames_so_far(timed_engine) -> No
 
 @pytest.fixture
 def engine_for_profiles(timed_engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "load_engine", lambda *_: timed_engine(0.002))
+    monkeypatch.setattr(module, "load_engine", lambda *_, **__: timed_engine(0.002))
 
 
 @pytest.mark.usefixtures("engine_for_profiles")
@@ -176,7 +176,7 @@ def test_ctrl_c_prints_the_report_and_writes_the_files(
 
     monkeypatch.setattr(module, "run_pipeline", interrupt)
     report, trace = tmp_path / "report.json", tmp_path / "trace.json"
-    show_profile("test://64x48@50", None, 10_000, "auto", report, trace)
+    show_profile("test://64x48@50", None, 10_000, "auto", False, report, trace)
     shown = capsys.readouterr().err
     assert "interrupted: these are the figures of the first" in shown
     frames = json.loads(report.read_bytes())["frames"]
@@ -205,15 +205,17 @@ def test_a_profile_touches_no_file_before_it_has_something_to_write(
     before = clip.read_bytes()
     old.write_text("old")
     with pytest.raises(InputError, match="it is the input"):
-        show_profile(str(clip), None, None, "auto", clip, None)
+        show_profile(str(clip), None, None, "auto", False, clip, None)
     with pytest.raises(InputError, match="two outputs have this name"):
-        show_profile(str(clip), None, None, "auto", old, old)
+        show_profile(str(clip), None, None, "auto", False, old, old)
     with pytest.raises(InputError, match="cannot be written: No such file"):
-        show_profile(str(clip), None, None, "auto", tmp_path / "absent" / "r.json", None)
+        show_profile(str(clip), None, None, "auto", False, tmp_path / "absent" / "r.json", None)
     with pytest.raises(InputError, match=r"gone\.mp4"):
-        show_profile(str(tmp_path / "gone.mp4"), None, None, "auto", old, tmp_path / "new.json")
+        show_profile(
+            str(tmp_path / "gone.mp4"), None, None, "auto", False, old, tmp_path / "new.json"
+        )
     assert clip.read_bytes() == before
     assert old.read_text() == "old"
     assert not (tmp_path / "new.json").exists()
-    show_profile(str(clip), None, None, "auto", old, None)
+    show_profile(str(clip), None, None, "auto", False, old, None)
     assert json.loads(old.read_bytes())["frames"] == 10
