@@ -1,6 +1,6 @@
-"""The offline commands: build, train, eval.
+"""The offline commands: build, train, eval, models.
 
-They need the builder extra; importing this module does not.
+The first three need the builder extra; importing this module does not.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import typer
 
-from maskcast.builder import build_command, eval_command, train_command
+from maskcast.builder import build_command, eval_command, models_command, train_command
 
 
 def mount(app: typer.Typer) -> None:
@@ -20,6 +20,7 @@ def mount(app: typer.Typer) -> None:
         "build": (build_command.build, build_command.EXAMPLES),
         "train": (train_command.train, train_command.EXAMPLES),
         "eval": (eval_command.evaluate, eval_command.EXAMPLES),
+        "models": (models_command.models, models_command.EXAMPLES),
     }
     for name, (command, examples) in commands.items():
         # Typer keeps the line breaks of a docstring; in an epilogue an empty line is one.

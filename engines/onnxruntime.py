@@ -106,7 +106,7 @@ def _session(graph: Path) -> onnxruntime.InferenceSession:
         import onnxruntime
     except ImportError:
         raise InputError(
-            "onnxruntime is not installed: pip install 'maskcast[builder]', or use openvino"
+            "onnxruntime is not installed: pip install 'maskcast[onnxruntime]', or use openvino"
         ) from None
     try:
         return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])

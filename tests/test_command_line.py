@@ -282,6 +282,11 @@ def test_builder_commands_without_torch_say_what_to_install(tmp_path: Path) -> N
         assert result.returncode == 2, result.stderr
         assert len(result.stderr.splitlines()) == 1
         assert "pip install 'maskcast[builder]'" in result.stderr
+    result = subprocess.run(
+        [*COMMAND, "models"], capture_output=True, text=True, env=environment, check=True
+    )
+    assert result.stdout.startswith("run    default  person-lite0: person")
+    assert "pip install 'maskcast[builder]'" in result.stderr
 
 
 def test_a_subscriber_gets_every_frame_of_a_file_once_and_in_order(

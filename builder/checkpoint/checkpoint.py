@@ -25,7 +25,7 @@ from maskcast.engines.errors import InputError
 FORMAT = 1
 
 # torchvision's checkpoints by name, and the preset of each.
-_TORCHVISION = {
+TORCHVISION = {
     "maskrcnn_resnet50_fpn/COCO_V1": "resnet50-fpn",
     "maskrcnn_resnet50_fpn_v2/COCO_V1": "resnet50-fpn-v2",
     "fasterrcnn_resnet50_fpn/COCO_V1": "resnet50-fpn",
@@ -53,13 +53,13 @@ def load_checkpoint(source: str | Path) -> tuple[NetworkConfig, dict[str, Tensor
 
 def load_network(source: str | Path) -> tuple[NetworkConfig, Any]:
     """Load a checkpoint, as ``load_checkpoint``, into a network in evaluation mode."""
-    if str(source) in _TORCHVISION:
+    if str(source) in TORCHVISION:
         config, state = _download(str(source))
     else:
         path = Path(source)
         if not path.exists() and not path.suffix:
             raise InputError(
-                f"{source}: no such checkpoint; give a file or one of {', '.join(_TORCHVISION)}"
+                f"{source}: no such checkpoint; give a file or one of {', '.join(TORCHVISION)}"
             )
         if path.suffix == ".onnx":
             raise InputError(f"{path}: a graph of a bundle; give the folder of the bundle")

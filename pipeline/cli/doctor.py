@@ -35,7 +35,7 @@ def examine() -> list[Finding]:
         ),
         _openvino(),
         _default_model(),
-        _package("onnxruntime", "the reference backend; pip install onnxruntime"),
+        _package("onnxruntime", "the reference backend; pip install 'maskcast[onnxruntime]'"),
         _tensorrt("tensorrt", "tensorrt"),
         _tensorrt("tensorrt_rtx", "rtx"),
         _gpu(),
