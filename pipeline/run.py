@@ -25,6 +25,7 @@ def run(
     save: str | Path | None = None,
     jsonl: str | Path | None = None,
     limit: int | None = None,
+    pose: bool = False,
 ) -> Stats:
     """Run a model on sources until they end, and call a function with every frame.
 
@@ -47,6 +48,7 @@ def run(
         save: annotated video to write.
         jsonl: JSON lines to write.
         limit: number of frames to read from each source; None for all.
+        pose: estimate keypoints; the model must have a poser, and an engine must have it loaded.
 
     Returns:
         The final figures.
@@ -57,7 +59,7 @@ def run(
     """
     config = Config(
         sources=[sources] if isinstance(sources, _ONE_SOURCE) else sources,
-        model=ModelConfig() if isinstance(model, Engine) else ModelConfig(bundle=model),
+        model=ModelConfig(bundle="default" if isinstance(model, Engine) else model, pose=pose),
         publish=None if publish is None else PublishConfig(endpoint=publish),
         outputs=OutputConfig(
             save=None if save is None else str(save), jsonl=None if jsonl is None else str(jsonl)

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +25,7 @@ import pytest
 from PIL import Image
 
 import maskcast
+from maskcast.engines.bundle import Bundle
 
 ROOT = Path(maskcast.__file__).parents[1]
 COMMAND = [sys.executable, "-m", "maskcast"]
@@ -513,6 +515,29 @@ def test_predict_writes_annotated_images_and_json_lines(tmp_path: Path) -> None:
     assert record["file"] == str(PORTRAIT)
     assert [found["category"] for found in record["instances"]] == ["person"]
     assert (tmp_path / "out" / PORTRAIT.name).is_file()
+
+
+def test_predict_estimates_poses(posing_bundle: Bundle, tmp_path: Path) -> None:
+    arguments = ["predict", PORTRAIT, "--model", posing_bundle.path, "--score-threshold", "0.5"]
+    done = run(*arguments, "--pose", "--out", tmp_path, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout)["instances"]
+    assert len(found["keypoints"]) == 51
+    assert 0 <= found["num_keypoints"] <= 17
+
+
+@pytest.mark.parametrize("command", ["predict", "run"])
+def test_a_pose_of_a_model_without_a_poser_is_refused_in_one_line(
+    posing_bundle: Bundle, tmp_path: Path, command: str
+) -> None:
+    for name in ("detector.onnx", "segmenter.onnx"):
+        shutil.copy(posing_bundle.path / name, tmp_path)
+    manifest = json.loads((posing_bundle.path / "manifest.json").read_text())
+    manifest["keypoints"] = manifest["graphs"]["poser"] = None
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    done = run(command, PORTRAIT, "--model", tmp_path, "--pose")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "this model finds no keypoints; run it without pose" in done.stderr
 
 
 def test_predict_does_not_write_over_its_input(tmp_path: Path) -> None:

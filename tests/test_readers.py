@@ -38,13 +38,14 @@ def reader(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return ["node", str(source)]
 
 
-def test_a_reader_finds_the_areas_of_the_golden_masks(reader: list[str]) -> None:
+def test_a_reader_finds_the_areas_of_the_golden_masks_and_the_keypoints(reader: list[str]) -> None:
     for path in GOLDEN:
         golden = json.loads(path.read_text())
         done = subprocess.run([*reader, str(path)], capture_output=True, text=True, check=True)
         printed = json.loads(done.stdout)
         assert printed["index"] == golden["header"]["index"]
         assert printed["areas"] == (golden.get("areas") or []), path.name
+        assert printed.get("keypoints") == golden.get("keypoints"), path.name
 
 
 def test_a_reader_receives_every_frame_of_a_publisher(reader: list[str]) -> None:

@@ -1,4 +1,5 @@
-// Reads maskcast's messages (docs/wire.md) and prints the area of each mask, one JSON line per frame.
+// Reads maskcast's messages (docs/wire.md) and prints one JSON line per frame: the area of each mask,
+// and the keypoints (x, y, score) if poses are estimated.
 //
 //   g++ -std=c++17 -O2 reader.cpp -lzmq -o reader    (Debian: libzmq3-dev nlohmann-json3-dev)
 //   ./reader tcp://127.0.0.1:5555                    until a source has ended
@@ -131,6 +132,17 @@ std::vector<Mask> read_masks(const nlohmann::json& header, const Bytes& arrays, 
     return masks;
 }
 
+nlohmann::json read_keypoints(size_t names, size_t count, const Bytes& part) {
+    auto keypoints = nlohmann::json::array();
+    for (size_t i = 0; i < count; ++i) {
+        auto pose = nlohmann::json::array();
+        for (size_t at = 12 * names * i; at < 12 * names * (i + 1); at += 12)
+            pose.push_back({read<float>(part, at), read<float>(part, at + 4), read<float>(part, at + 8)});
+        keypoints.push_back(pose);
+    }
+    return keypoints;
+}
+
 // Returns false when the message says that its source has ended.
 bool show(const std::vector<Bytes>& parts) {
     const std::string topic(parts.at(0).begin(), parts.at(0).end());
@@ -141,7 +153,12 @@ bool show(const std::vector<Bytes>& parts) {
     auto areas = nlohmann::json::array();
     for (const Mask& mask : read_masks(header, parts[2], parts[3]))
         areas.push_back(std::count(mask.begin(), mask.end(), 1));
-    std::cout << nlohmann::json{{"index", header.at("index")}, {"areas", areas}} << std::endl;
+    nlohmann::json shown{{"index", header.at("index")}, {"areas", areas}};
+    const auto arrays = header.value("arrays", nlohmann::json::array());
+    if (std::find(arrays.begin(), arrays.end(), "keypoints") != arrays.end())
+        shown["keypoints"] = read_keypoints(header.at("keypoints").at("names").size(),
+                                            header.at("count"), parts.at(5));
+    std::cout << shown << std::endl;
     return true;
 }
 

@@ -1,4 +1,5 @@
-// Reads maskcast's messages (docs/wire.md) and prints the area of each mask, one JSON line per frame.
+// Reads maskcast's messages (docs/wire.md) and prints one JSON line per frame: the area of each mask,
+// and the keypoints (x, y, score) if poses are estimated.
 //
 //   npm install zeromq @msgpack/msgpack
 //   node reader.mjs tcp://127.0.0.1:5555             until a source has ended
@@ -99,6 +100,16 @@ function readMasks(header, arrays, part) {
   return masks;
 }
 
+function readKeypoints(names, count, part) {
+  const view = new DataView(part.buffer, part.byteOffset, part.byteLength);
+  const k = names.length;
+  if (part.length !== 12 * k * count) throw new Error("part 5 has a wrong length");
+  const point = (at) => [0, 4, 8].map((offset) => view.getFloat32(at + offset, true));
+  return Array.from({ length: count }, (_, i) =>
+    Array.from({ length: k }, (_, j) => point(12 * (k * i + j))),
+  );
+}
+
 // Returns false when the message says that its source has ended.
 function show(parts) {
   const header = decode(parts[1], { useBigInt64: true }); // capture_ns exceeds 2^53
@@ -106,7 +117,10 @@ function show(parts) {
   if (parts.length < 4) throw new Error("a message has too few parts");
   for (const key of ["width", "height", "count", "index"]) header[key] = Number(header[key]);
   const areas = readMasks(header, parts[2], parts[3]).map((m) => m.reduce((a, b) => a + b, 0));
-  console.log(JSON.stringify({ index: header.index, areas }));
+  const shown = { index: header.index, areas };
+  if (header.arrays?.includes("keypoints"))
+    shown.keypoints = readKeypoints(header.keypoints.names, header.count, parts[5]);
+  console.log(JSON.stringify(shown));
   return true;
 }
 

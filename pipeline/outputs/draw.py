@@ -18,6 +18,8 @@ FILL = 0.42
 """How much of a mask's colour covers the image."""
 TAG_TRIES = 6
 """Places inside and below a box's upper edge that are tried for its tag."""
+LIMBS_ACROSS = 40
+"""A box is at least this many times as wide, in the mean of its sides, as its skeleton's lines."""
 SAME_INSTANCE_IOU = 0.3
 """An instance whose box overlaps one of the last frame's this much keeps that one's colour."""
 
@@ -59,7 +61,8 @@ class Annotator:
                 _draw_mask(image, instances.patch(i), colour, outline=unit)
             pen.rectangle([round(float(v)) for v in box], outline=colour, width=unit)
             if instances.keypoints is not None and self._keypoints is not None:
-                draw_skeleton(pen, instances.keypoints[i], self._keypoints.skeleton, unit)
+                width = limb_width(box, unit)
+                draw_skeleton(pen, instances.keypoints[i], self._keypoints.skeleton, width)
         font = tag_font(image.size)
         placed: list[Rectangle] = []
         for i in range(len(instances)):  # best first: it gets the place at its box
@@ -113,7 +116,7 @@ def draw_skeleton(
     pen: ImageDraw.ImageDraw,
     points: NDArray[np.float32],
     skeleton: Sequence[tuple[int, int]],
-    unit: int,
+    width: int,
 ) -> None:
     """Draw the visible keypoints of one instance, and the lines between them.
 
@@ -123,7 +126,7 @@ def draw_skeleton(
         pen: draws into the image.
         points: ``[K, 3]`` x, y in pixels and score.
         skeleton: pairs of keypoints.
-        unit: line width in pixels.
+        width: of the lines, pixels.
     """
     visible = points[:, 2] >= VISIBLE
     lines = [
@@ -132,15 +135,26 @@ def draw_skeleton(
         if visible[list(pair)].all()
     ]
     for _, line in lines:
-        pen.line(line, fill=_EDGE, width=3 * unit + 2)
+        pen.line(line, fill=_EDGE, width=width + 2)
     for colour, line in lines:
-        pen.line(line, fill=colour, width=3 * unit)
+        pen.line(line, fill=colour, width=width)
     for x, y, _ in points[visible].tolist():
-        pen.ellipse(_square(x, y, 2 * unit + 1), fill=_EDGE)
-        pen.ellipse(_square(x, y, 2 * unit), fill="white")
+        pen.ellipse(_square(x, y, 0.7 * width + 1), fill=_EDGE)
+        pen.ellipse(_square(x, y, 0.7 * width), fill="white")
 
 
-def _square(x: float, y: float, radius: int) -> Rectangle:
+def limb_width(box: NDArray[np.float32], unit: int) -> int:
+    """Return the width of a skeleton's lines in pixels: thinner in a small box.
+
+    Args:
+        box: ``[4]``, x1 y1 x2 y2.
+        unit: width of the box's lines.
+    """
+    side = float(np.sqrt((box[2] - box[0]) * (box[3] - box[1])))
+    return max(1, min(3 * unit, round(side / LIMBS_ACROSS)))
+
+
+def _square(x: float, y: float, radius: float) -> Rectangle:
     return x - radius, y - radius, x + radius, y + radius
 
 

@@ -153,3 +153,30 @@ def test_an_engine_is_described_in_a_line(default_engine: Engine) -> None:
     assert repr(default_engine) == (
         "<OpenVinoEngine 'person-lite0' on OpenVINO CPU int8, batch up to 1>"
     )
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_a_poser_is_loaded_only_where_it_is_asked_for(posing_bundle: Bundle, engine: str) -> None:
+    for pose in (False, True):
+        loaded = load_engine(posing_bundle, engine, pose=pose)
+        assert loaded.has_pose is pose
+        loaded.close()
+
+
+def test_a_pose_of_a_bundle_without_a_poser_is_refused(unthresholded_bundle: Bundle) -> None:
+    with pytest.raises(InputError, match="this model finds no keypoints; run it without pose"):
+        load_engine(unthresholded_bundle, pose=True)
+
+
+def test_predict_estimates_poses_of_a_bundle_and_of_an_engine_that_was_loaded_for_it(
+    posing_bundle: Bundle, parity: Any
+) -> None:
+    rgb = parity.draw_picture(64, 96)
+    found = predict(rgb, posing_bundle, 0.0, pose=True)
+    assert found.keypoints is not None
+    assert found.keypoints.shape == (len(found), 17, 3)
+    assert predict(rgb, posing_bundle, 0.0).keypoints is None
+    engine = load_engine(posing_bundle, "onnxruntime")
+    with pytest.raises(ValueError, match=r"loaded without; use load_engine\(..., pose=True\)"):
+        predict(rgb, engine, pose=True)
+    engine.close()

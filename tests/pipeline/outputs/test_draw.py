@@ -15,6 +15,7 @@ from maskcast.pipeline.outputs.draw import (
     _font,
     _overlap,
     limb_colour,
+    limb_width,
     palette,
     place_tag,
 )
@@ -168,6 +169,13 @@ def test_keypoints_that_the_model_does_not_see_and_their_limbs_are_left_out() ->
     plain = drawn(found)
     assert (picture[270:] == plain[270:]).all()
     assert (picture[180, 200] != plain[180, 200]).any()
+
+
+def test_limbs_of_small_people_are_thin() -> None:
+    assert limb_width(np.float32([0, 0, 20, 40]), 2) == 1
+    assert limb_width(np.float32([0, 0, 100, 200]), 2) == 4
+    assert limb_width(np.float32([0, 0, 500, 900]), 2) == 6
+    assert limb_width(np.float32([5, 5, 5, 5]), 2) == 1
 
 
 def test_without_the_models_keypoints_or_without_a_pose_there_is_no_skeleton() -> None:

@@ -8,6 +8,7 @@ const TAG_TRIES = 6;
 const TAG_CSS_PX = 12;
 const SAME_INSTANCE_IOU = 0.3;
 const VISIBLE = 0.3; // minimum score of a keypoint that is drawn
+const LIMBS_ACROSS = 40; // a box is at least this many times as wide as its skeleton's lines
 const EDGE = "rgb(16 16 16)";
 
 /** Colour `number` of an endless series in which near numbers look far apart: [r, g, b]. */
@@ -155,11 +156,14 @@ function drawRings(pen, rings, colour, unit) {
 }
 
 /** Draw the visible keypoints of instance `i` and the lines between them, with dark edges. */
-function drawSkeleton(pen, { keypoints, points, skeleton }, i, unit) {
+function drawSkeleton(pen, { boxes, keypoints, points, skeleton }, i, unit) {
+  const [x1, y1, x2, y2] = boxes.subarray(4 * i, 4 * i + 4);
+  const side = Math.sqrt((x2 - x1) * (y2 - y1));
+  const width = Math.max(1, Math.min(3 * unit, Math.round(side / LIMBS_ACROSS)));
   const at = (k) => keypoints.subarray(3 * (points * i + k), 3 * (points * i + k + 1));
   const lines = [...skeleton.entries()].filter(([, pair]) => pair.every((k) => at(k)[2] >= VISIBLE));
-  const stroke = (pairs, width, styleOf) => {
-    pen.lineWidth = width;
+  const stroke = (pairs, lineWidth, styleOf) => {
+    pen.lineWidth = lineWidth;
     for (const [number, [a, b]] of pairs) {
       pen.strokeStyle = styleOf(number);
       pen.beginPath();
@@ -168,12 +172,12 @@ function drawSkeleton(pen, { keypoints, points, skeleton }, i, unit) {
       pen.stroke();
     }
   };
-  stroke(lines, 3 * unit + 2, () => EDGE);
-  stroke(lines, 3 * unit, (number) => css(limbColour(number, skeleton.length)));
+  stroke(lines, width + 2, () => EDGE);
+  stroke(lines, width, (number) => css(limbColour(number, skeleton.length)));
   for (let k = 0; k < points; k++) {
     const [x, y, score] = at(k);
     if (score < VISIBLE) continue;
-    for (const [radius, colour] of [[2 * unit + 1, EDGE], [2 * unit, "white"]]) {
+    for (const [radius, colour] of [[0.7 * width + 1, EDGE], [0.7 * width, "white"]]) {
       pen.fillStyle = colour;
       pen.beginPath();
       pen.arc(x, y, radius, 0, 2 * Math.PI);

@@ -203,7 +203,7 @@ def test_skeletons_are_where_the_python_painter_draws_them(page: Page, studio: S
         painted = Image.new("RGB", (WIDTH, HEIGHT))
         pen = ImageDraw.Draw(painted)
         for points in instances.keypoints[::-1]:
-            draw_skeleton(pen, points, COCO_PERSON.skeleton, 1)
+            draw_skeleton(pen, points, COCO_PERSON.skeleton, 3)
         drawn, wanted = page.pixels("cam3"), np.asarray(painted)
         assert iou(drawn.any(axis=2), wanted.any(axis=2)) >= 0.85  # the browser smooths edges
         colours = {tuple(pixel) for pixel in drawn.reshape(-1, 3).tolist()}
