@@ -57,7 +57,8 @@ def test_sources_are_added_and_removed_at_the_command_line(
     said = []
 
     def ctl(*words: str | Path, code: int = 0) -> str:
-        result = run("ctl", control, *words)
+        options = [words[0], words[1]] if words[0] == "--timeout-s" else []
+        result = run("ctl", *options, control, *words[len(options) :])
         said.append(result.stdout + result.stderr)
         assert result.returncode == code, result.stderr
         assert code == 0 or len(result.stderr.splitlines()) == 1, result.stderr
@@ -88,6 +89,14 @@ def test_sources_are_added_and_removed_at_the_command_line(
         "latest",
     )
     assert door_json["skipped"] > 0
+    (broken := tmp_path / "broken.mp4").write_text("no video")
+    failed = ctl("--timeout-s", "90", "add", "broken", broken, code=2)
+    assert "broken: added, but it has failed, and keeps its name until you remove it: " in failed
+    assert "video that FFmpeg can read" in failed
+    ctl("remove", "broken")
+    absent = ctl("--timeout-s", "90", "add", "absent", "rtsp://127.0.0.1:1/cam")
+    assert absent.startswith("absent: added, but not reached yet, it is retried: ")
+    ctl("remove", "absent")
     assert "there is a source 'door' already" in ctl("add", "door", url, code=2)
     assert "scheme 'gopher'" in ctl("add", "x", "gopher://admin:hunter2@host", code=2)
     assert "no such file" in ctl("add", "x", "nosuch.mp4", code=2)

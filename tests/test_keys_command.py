@@ -42,6 +42,7 @@ def run(folder: Path, *arguments: str) -> tuple[int, str, str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    (tmp_path / "clients").mkdir()
     for name in ("server", "clients/anna"):
         assert run(tmp_path, "keys", "new", name)[0] == 0
     return tmp_path
@@ -67,6 +68,10 @@ def test_a_key_pair_is_made_once_and_what_it_wrote_is_told(tmp_path: Path) -> No
     assert (code, output) == (2, "")
     assert errors == "maskcast: server.key exists already: choose another name, or remove it\n"
     assert (tmp_path / "server.key_secret").read_bytes() == secret
+    code, output, errors = run(tmp_path, "keys", "new", "absent/server")
+    assert (code, output) == (2, "")
+    assert errors == "maskcast: absent/server: no such folder: absent; create it first\n"
+    assert not (tmp_path / "absent").exists()
 
 
 def test_watch_sees_an_encrypted_pipeline_with_its_key(

@@ -19,7 +19,7 @@ from maskcast.pipeline.control.server import (
     Request,
     SourceReport,
 )
-from maskcast.pipeline.sources.state import SourceState
+from maskcast.pipeline.sources.state import FINISHED, SourceState
 from maskcast.pipeline.wire.curve import ClientKeys
 from maskcast.pipeline.wire.endpoint import check_endpoint
 
@@ -131,6 +131,27 @@ class ControlClient:
                 return False
             time.sleep(_POLL_S)
         return True
+
+
+def describe_added(found: SourceReport) -> str:
+    """Say what became of a source that was added, in a line.
+
+    Raises:
+        InputError: it has failed.
+    """
+    size = f" {found.width}x{found.height}" if found.width else ""
+    detail = f": {found.detail}" if found.detail else ""
+    match found.state:
+        case SourceState.ENDED if found.detail not in FINISHED:
+            raise InputError(
+                f"{found.name}: added, but it has failed, and keeps its name until you remove it"
+                f"{detail}"
+            )
+        case SourceState.CONNECTING:
+            return f"{found.name}: added, not connected yet; see the list later"
+        case SourceState.RECONNECTING:
+            return f"{found.name}: added, but not reached yet, it is retried{detail}"
+    return f"{found.name}: added, {found.state}{size}{detail}"
 
 
 def source_lines(sources: Sequence[SourceReport]) -> Iterator[str]:

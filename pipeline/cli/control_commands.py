@@ -88,7 +88,11 @@ def add(
         bool, typer.Option("--optional", help="Do not report this source in /healthz.")
     ] = False,
 ) -> None:
-    """Add a source and report its state."""
+    """Add a source and report its state; the exit code is 2 if it has failed.
+
+    A camera that does not answer has not failed: it is retried.
+    """
+    from maskcast.pipeline.cli.control_client import describe_added
     from maskcast.pipeline.url import is_local, local_path
 
     if is_local(url):
@@ -108,10 +112,7 @@ def add(
     if found is None:
         typer.echo(f"{name}: added, and removed by another client")
     else:
-        size = f" {found.width}x{found.height}" if found.width else ""
-        typer.echo(
-            f"{name}: added, {found.state}{size}" + (f": {found.detail}" * bool(found.detail))
-        )
+        typer.echo(describe_added(found))
 
 
 def remove(context: typer.Context, name: Name) -> None:

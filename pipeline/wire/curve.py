@@ -151,18 +151,19 @@ def new_keys(name: Path) -> tuple[Path, Path]:
         The two files, the public one first.
 
     Raises:
-        InputError: one of them exists already, or cannot be written.
+        InputError: one of them exists already, the folder does not, or one cannot be written.
     """
     files = Path(f"{name}{PUBLIC}"), Path(f"{name}{SECRET}")
     if name.is_dir() or not name.name:
         raise InputError(f"{name} is a folder: name the pair too, as in {name / 'server'}")
+    if not name.parent.is_dir():
+        raise InputError(f"{name}: no such folder: {name.parent}; create it first")
     for file in files:
         if os.path.lexists(file):
             raise InputError(f"{file} exists already: choose another name, or remove it")
     public, secret = (key.decode("ascii") for key in zmq.curve_keypair())
     text = f'metadata\ncurve\n    public-key = "{public}"\n'
     try:
-        name.parent.mkdir(parents=True, exist_ok=True)
         _write_new(files[1], f'{text}    secret-key = "{secret}"\n', 0o600)
         _write_new(files[0], text, 0o644)
     except OSError as error:

@@ -24,7 +24,7 @@ def mode(path):
 def test_only_the_owner_can_read_the_secret_file_whatever_the_umask(tmp_path, umask):
     before = os.umask(umask)
     try:
-        public, secret = new_keys(tmp_path / "keys" / "server")
+        public, secret = new_keys(tmp_path / "server")
     finally:
         os.umask(before)
     assert (public.name, secret.name) == ("server.key", "server.key_secret")
