@@ -4,8 +4,9 @@
 
 Every frame carries its source and its number as 32 bright or dark blocks that survive H.264. A
 stand-in for the compiled graphs reads them from the network's input and writes them into boxes and
-features, and from the features into masks; everything else is the real pipeline: decoding, drops,
-reconnects, batches, both modes of the engine, JPEG, ZeroMQ. Ends with exit code 1 at a mismatch.
+features, and from the features into masks and keypoints; everything else is the real pipeline:
+decoding, drops, reconnects, batches, both modes of the engine, JPEG, ZeroMQ. Ends with exit code 1
+at a mismatch.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from PIL import Image
 import maskcast
 from maskcast.engines.bundle import Bundle, FixedInput, open_bundle
 from maskcast.engines.engine import Mode
+from maskcast.engines.keypoints import Keypoints
 from maskcast.engines.openvino import streams
 from maskcast.engines.openvino.engine import OpenVinoEngine
 from maskcast.pipeline.config import Config, ModelConfig, PublishConfig, SourceConfig
@@ -114,6 +116,15 @@ class NumberStream:
         masks[:, 0, :_BITS] = features.data
         return masks
 
+    def estimate_pose(
+        self, features: ov.Tensor, boxes: NDArray[np.float32], k: int
+    ) -> NDArray[np.float32]:
+        """Write the features' number into the scores of the keypoints."""
+        time.sleep(random.random() * self._delay_s)
+        keypoints = np.zeros((len(boxes), k, 3), np.float32)
+        keypoints[..., 2] = features.data
+        return keypoints
+
 
 def instance_count(number: int) -> int:
     """Return how many instances a frame has."""
@@ -132,13 +143,20 @@ def load_number_engine(mode: Mode, delay_s: float) -> OpenVinoEngine:
     def compile_shape(*_: Any, streams: int, in_flight: int, **__: Any) -> Any:
         features = [ov.Tensor(ov.Type.f32, [1, _BITS]) for _ in range(in_flight)]
         numbered: list[Any] = [NumberStream(delay_s) for _ in range(streams)]
-        return _streams.CompiledShape(numbered, features, True)
+        return _streams.CompiledShape(numbered, features)
 
     bundle = open_bundle("default")
-    manifest = replace(bundle.manifest, input=FixedInput(HEIGHT, WIDTH), score_threshold=0.5)
+    graphs = bundle.manifest.graphs
+    manifest = replace(
+        bundle.manifest,
+        input=FixedInput(HEIGHT, WIDTH),
+        score_threshold=0.5,
+        graphs=replace(graphs, poser=graphs.detector),
+        keypoints=Keypoints(tuple(f"bit {place}" for place in range(_BITS))),
+    )
     original, _streams.compile_shape = _streams.compile_shape, compile_shape
     try:
-        return OpenVinoEngine(Bundle(bundle.path, manifest), mode)
+        return OpenVinoEngine(Bundle(bundle.path, manifest), mode, pose=True)
     finally:
         _streams.compile_shape = original
 
@@ -176,7 +194,7 @@ class Checker:
         self._last: dict[str, tuple[int, PublishedFrame]] = {}
 
     def check(self, frame: PublishedFrame) -> None:
-        """Compare the number in image, boxes and masks with each other and with the header."""
+        """Compare the number in image and instances with each other and with the header."""
         self._tally.frames += 1
         assert frame.jpeg is not None
         image = read_number(np.asarray(Image.open(io.BytesIO(frame.jpeg)).convert("RGB")))
@@ -194,6 +212,8 @@ class Checker:
         bits = _to_bits(source << 24 | number, _BITS)
         if not ((np.asarray(found.masks)[:, 0, :_BITS] > 127) == bits).all():
             self._wrong(frame, f"masks of another frame with image {number}")
+        if not (np.asarray(found.keypoints)[..., 2] == bits).all():
+            self._wrong(frame, f"keypoints of another frame with image {number}")
         self._check_header(frame, number)
 
     def _check_header(self, frame: PublishedFrame, number: int) -> None:
