@@ -127,6 +127,7 @@ class LiveSource(Source):
     def _stream(self, connection: Connection) -> Generator[Frame]:
         """Yield a connection's frames until it is stopped, or a finite video ends."""
         self._delivering_since_s = None
+        self._clock.reconnect()
         quiet_since_s = time.monotonic()
         while not self._stopping.is_set():
             try:
@@ -157,7 +158,9 @@ class LiveSource(Source):
         self.corrupt = self._corrupt_before + source.corrupt
         if self.live:
             frame.index = self._index
-            frame.pts_s = self._clock.time_s(frame.pts_s, frame.timeline.end_ns["decode"] / 1e9)
+            arrival_s = frame.timeline.end_ns["decode"] / 1e9
+            interval_s = 1 / source.fps if source.fps else None
+            frame.pts_s = self._clock.time_s(frame.pts_s, arrival_s, interval_s)
         self._index += 1
         return frame
 

@@ -91,6 +91,22 @@ def test_a_camera_may_come_back_as_another(rtsp_server, changed: tuple[str, ...]
         watched.assert_in_order()
 
 
+def test_frames_after_a_reconnect_have_the_interval_of_the_camera_from_the_first_on(
+    rtsp_server,
+) -> None:
+    rtsp_server.start("--fps", "10")
+    with watch(rtsp_server.url) as watched:
+        watched.wait_for_frames(8)
+        rtsp_server.stop()
+        rtsp_server.start("--fps", "10")
+        wait_until(lambda: watched.changes[-1].reconnects == 1)
+        watched.wait_for_frames(8)
+        times_s = [frame.pts_s or 0.0 for frame in watched.frames]
+    steps_s = [after - before for before, after in pairwise(times_s)]
+    assert max(steps_s) > 0.15  # the outage
+    assert min(steps_s) > 0.095  # a busy machine may miss frames
+
+
 def test_a_camera_over_udp_that_is_killed_is_reconnected(rtsp_server) -> None:
     rtsp_server.start()
     with watch(rtsp_server.url, rtsp_transport="udp", read_timeout_s=1.0) as watched:

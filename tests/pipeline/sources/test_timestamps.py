@@ -42,3 +42,26 @@ def test_arrival_times_replace_a_broken_clock(stream_s, expected_s) -> None:
     clock = PresentationClock()
     given_s = [clock.time_s(time_s, index * 0.5) for index, time_s in enumerate(stream_s)]
     assert given_s == pytest.approx(expected_s)
+
+
+def test_the_frame_behind_one_without_a_time_is_at_least_an_interval_later() -> None:
+    clock = PresentationClock()
+    burst = [clock.time_s(None, 5.0, 0.04), clock.time_s(0.04, 5.001, 0.04)]
+    assert burst == pytest.approx([0, 0.04])
+    assert clock.time_s(0.08, 5.002, 0.04) == pytest.approx(0.08)
+    late = PresentationClock()
+    assert [late.time_s(None, 5.0, 0.04), late.time_s(0.2, 5.2, 0.04)] == pytest.approx([0, 0.2])
+
+
+def test_without_any_times_frames_are_as_far_apart_as_they_arrived() -> None:
+    clock = PresentationClock()
+    given_s = [clock.time_s(None, index * 0.01, 0.04) for index in range(4)]
+    assert given_s == pytest.approx([0, 0.01, 0.02, 0.03])
+
+
+def test_the_times_of_two_connections_are_not_compared() -> None:
+    clock = PresentationClock()
+    clock.time_s(7.0, 100.0, 0.04)
+    clock.reconnect()
+    assert clock.time_s(7.04, 103.0, 0.04) == pytest.approx(3.0)
+    assert clock.time_s(7.08, 103.2, 0.04) == pytest.approx(3.04)
