@@ -20,6 +20,9 @@ Capability = Annotated[str, Meta(pattern=r"\A[0-9]{1,2}\.[0-9]\Z")]
 ShortText = Annotated[str, Meta(max_length=255)]
 
 
+GraphName = Literal["detector", "segmenter", "poser"]
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """A TensorRT plan of a bundle.
 
@@ -36,7 +39,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         plugins: versions of the plugins inside, by name.
     """
 
-    graph: Literal["detector", "segmenter", "poser"]
+    graph: GraphName
     file: FileName
     sha256: Sha256
     package: Package

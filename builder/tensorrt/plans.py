@@ -25,9 +25,9 @@ from maskcast.builder.graph.quantization import is_quantised, restore_float
 from maskcast.builder.graph.size import FEATURES, fix_size, fold_shapes
 from maskcast.builder.tensorrt.process import Built, Event, Failure, Progress, Request
 from maskcast.builder.tensorrt.timing_cache import timing_cache_path
-from maskcast.engines.bundle import FixedInput, Manifest, sha256
+from maskcast.engines.bundle import FixedInput, GraphFile, Manifest, sha256
 from maskcast.engines.errors import InputError
-from maskcast.engines.plan import Package, Plan
+from maskcast.engines.plan import GraphName, Package, Plan
 from maskcast.engines.tensorrt.plugins.library import PLUGINS, compute_capability
 
 Report = Callable[[str, int, int], None]
@@ -37,7 +37,7 @@ USUAL_CAPABILITIES = ("8.6", "8.9", "12.0")
 """What TensorRT-RTX builds for without a GPU and without ``capabilities``."""
 
 USUAL_BOXES = 8
-"""Boxes at once that the segmenter's kernels are chosen for; it takes up to all detections."""
+"""Boxes at once that the kernels of segmenter and poser are chosen for; they take up to all."""
 
 
 def build_plans(
@@ -70,9 +70,13 @@ def build_plans(
     """
     package, size = _package(manifest), _size(manifest)
     targets = _targets(package, capabilities)
-    graphs = {"detector": manifest.graphs.detector, "segmenter": manifest.graphs.segmenter}
+    graphs: dict[GraphName, GraphFile | None] = {
+        "detector": manifest.graphs.detector,
+        "segmenter": manifest.graphs.segmenter,
+        "poser": manifest.graphs.poser,
+    }
     plans = []
-    most_boxes = 0  # of a batch: what the detector gives at most, the segmenter must take
+    most_boxes = 0  # of a batch: what the detector gives at most, the others must take
     for name, graph in graphs.items():
         if graph is None:
             continue
@@ -93,7 +97,7 @@ def build_plans(
             outcome = _run(request, name, report)
         built(name, outcome)
         plan = Plan(
-            graph="detector" if name == "detector" else "segmenter",
+            graph=name,
             file=target.name,
             sha256=sha256(target),
             package=package,
@@ -103,7 +107,7 @@ def build_plans(
             height=size[0],
             width=size[1],
             max_batch=max_batch,
-            max_boxes=most_boxes if name == "segmenter" else 0,
+            max_boxes=0 if name == "detector" else most_boxes,
             graph_sha256=graph.sha256,
             plugins=PLUGINS,
         )

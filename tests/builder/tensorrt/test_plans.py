@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import struct
 from importlib.util import find_spec
 from pathlib import Path
@@ -164,7 +165,7 @@ class TestDefaultModel:
 
     def test_the_manifest_says_what_each_plan_is_for(self, default_plans):
         bundle, built, _ = default_plans
-        detector, segmenter = bundle.manifest.plans
+        detector, segmenter, *_ = bundle.manifest.plans
         assert (detector.graph, segmenter.graph) == ("detector", "segmenter")
         assert detector.capabilities == ("8.6", "8.9", "12.0")
         assert detector.version == built["detector"].version
@@ -254,12 +255,52 @@ def test_the_segmenter_takes_as_many_boxes_as_the_detector_gives(tmp_path, monke
     onnx.save(graph, tmp_path / "detector.onnx")
     (tmp_path / "segmenter.onnx").write_bytes(default.segmenter.read_bytes())
     manifest = replace(
-        default.manifest, backend="tensorrt_rtx", precision="fp32", input=FixedInput(160, 256)
+        default.manifest,
+        backend="tensorrt_rtx",
+        precision="fp32",
+        input=FixedInput(160, 256),
+        graphs=replace(default.manifest.graphs, poser=None),
+        keypoints=None,
     )
     made = build_plans(tmp_path, manifest, max_batch=4, capabilities=["8.6"])
     assert made.plans[1].max_boxes == 4 * 37
     assert profiles[1]["boxes"] == ((1, 4), (8, 4), (148, 4))
     assert profiles[1]["p2"][2][0] == 4
+
+
+@needs_rtx
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_poser_is_built_for_the_detectors_features_and_boxes(
+    posing_bundle, tmp_path, monkeypatch, precision
+):
+    run, built = plans_module._run, {}
+
+    def run_poser_alone(request, name, report):
+        if name == "poser":
+            return run(request, name, report)
+        Path(request.plan).touch()
+        none = {"layers": {}, "tensors": {}, "computes_in": {}, "plugins": {}}
+        return Built(version="1.0", parse_s=0, build_s=0, peak_rss_bytes=0, plan_bytes=0, **none)
+
+    monkeypatch.setattr(plans_module, "_run", run_poser_alone)
+    folder = Path(shutil.copytree(posing_bundle.path, tmp_path / "bundle"))
+    manifest = replace(
+        posing_bundle.manifest,
+        backend="tensorrt_rtx",
+        precision=precision,
+        input=FixedInput(160, 256),
+    )
+    made = build_plans(folder, manifest, max_batch=2, capabilities=["8.6"], built=built.__setitem__)
+    _, _, plan = made.plans
+    assert (plan.graph, plan.file, plan.max_boxes) == ("poser", "poser.plan", 200)
+    assert plan.graph_sha256 == posing_bundle.manifest.graphs.poser.sha256
+    poser = built["poser"]
+    computes = {"fp32": "FLOAT", "fp16": "HALF"}[precision]
+    assert poser.computes_in == {computes: 2}
+    assert {poser.tensors[name] for name in ("p2", "p3", "p4", "p5")} == {computes}
+    assert poser.tensors["heatmaps"] == poser.tensors["boxes"] == "FLOAT"
+    assert "labels" not in poser.tensors
+    assert list(poser.plugins.values()) == [(computes,) * 4 + ("FLOAT", "INT32")]
 
 
 @needs_default

@@ -49,7 +49,7 @@ def repository(tmp_path_factory):
             capabilities=("8.9",), precision="fp16", height=160, width=256, max_batch=2,
             max_boxes=most, graph_sha256="0" * 64, plugins={},
         )
-        for name, most in (("detector", 0), ("segmenter", 200))
+        for name, most in (("detector", 0), ("segmenter", 200), ("poser", 200))
     )  # fmt: skip
     manifest = replace(
         default.manifest, name="a b/c", precision="fp16", input=FixedInput(160, 256), plans=plans
