@@ -102,6 +102,10 @@ class _Subscribers:
         return is_joined
 
     def _read(self, socket: zmq.Socket[bytes], deadline_s: float) -> None:
+        # Asked first, since an exception for every message costs more than all else here.
+        if not int(socket.get(zmq.EVENTS)) & zmq.POLLIN:
+            self._has_unread = False
+            return
         try:
             while time.monotonic() < deadline_s:
                 message = socket.recv(zmq.DONTWAIT, copy=False)

@@ -17,9 +17,11 @@ class Subscriptions:
     def __init__(self) -> None:
         self._counts: dict[bytes, int] = {}
         self._uncounted = 0
+        self._of_topics: dict[bytes, int] = {}  # asked for since the last change
 
     def add(self, prefix: bytes) -> None:
         """Enter a subscription."""
+        self._of_topics.clear()
         if prefix in self._counts:
             self._counts[prefix] += 1
         elif len(self._counts) < MAX_PREFIXES:
@@ -29,6 +31,7 @@ class Subscriptions:
 
     def remove(self, prefix: bytes) -> None:
         """Enter that a subscriber's connection is gone."""
+        self._of_topics.clear()
         count = self._counts.get(prefix, 0)
         if count > 1:
             self._counts[prefix] = count - 1
@@ -39,5 +42,11 @@ class Subscriptions:
 
     def count(self, topic: bytes) -> int:
         """Count the subscriptions to a topic; at least 1 while some are not counted separately."""
+        if (known := self._of_topics.get(topic)) is not None:
+            return known
         prefixes = (topic[:end] for end in range(len(topic) + 1))
-        return sum(self._counts.get(prefix, 0) for prefix in prefixes) + bool(self._uncounted)
+        count = sum(self._counts.get(prefix, 0) for prefix in prefixes) + bool(self._uncounted)
+        if len(self._of_topics) >= MAX_PREFIXES:
+            self._of_topics.clear()
+        self._of_topics[topic] = count
+        return count

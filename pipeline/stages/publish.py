@@ -77,6 +77,7 @@ class PublishStage(Stage[Seen, None]):
         self._next_position: Counter[str] = Counter()
         self._ended: set[str] = set()
         self._size: dict[str, tuple[int, int]] = {}
+        self._count_at_s = 0.0
 
     def open(self) -> None:
         """Bind the socket, and wait for subscribers if configured."""
@@ -185,10 +186,12 @@ class PublishStage(Stage[Seen, None]):
         self._next_position[source] = position + 1
         for name, data in analysis.events:
             self._publisher.event(source, name, **data)
-        self._count_subscribers(self._publisher)
+        if self._publisher.has_backlog or time.monotonic() >= self._count_at_s:
+            self._count_subscribers(self._publisher)
         return Published(sent.seq, sent.publish_ns, dropped_before, analysis)
 
     def _count_subscribers(self, publisher: Publisher) -> None:
+        self._count_at_s = time.monotonic() + SUBSCRIBER_POLL_S
         # While subscriptions wait to be read, every free moment goes to them.
         self.idle_timeout_s = BACKLOG_POLL_S if publisher.has_backlog else SUBSCRIBER_POLL_S
         self._context.meter.subscribers = max(

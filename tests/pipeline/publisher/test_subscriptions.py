@@ -20,9 +20,9 @@ def test_a_topic_has_those_whose_prefix_it_begins_with(steps, topic):
         elif expected[prefix]:
             found.remove(prefix)
             expected[prefix] -= 1
-    assert found.count(topic) == sum(
-        n for prefix, n in expected.items() if topic.startswith(prefix)
-    )
+        assert found.count(topic) == sum(
+            n for prefix, n in expected.items() if topic.startswith(prefix)
+        )
 
 
 def test_who_leaves_without_having_come_takes_nobody_along():
