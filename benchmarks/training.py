@@ -29,6 +29,7 @@ from rich.table import Table
 from torch import Tensor
 
 import maskcast.builder.training.train as training
+from maskcast.builder.training.config import TrainConfig
 from maskcast.builder.training.recipe import recipe_by_name
 
 SIDE = 384
@@ -112,7 +113,7 @@ def make_run(folder: Path, batch: int) -> Any:
         "categories": [{"id": 1, "name": "person"}],
     }
     (folder / "annotations.json").write_text(json.dumps(content))
-    config = training.TrainConfig(
+    config = TrainConfig(
         output=folder / "run",
         images=folder,
         annotations=folder / "annotations.json",

@@ -157,14 +157,15 @@ def build(
 def _read_bundle(source: str | Path) -> tuple[Manifest, dict[str, ModelProto]]:
     bundle = open_bundle(source)
     graphs = {"detector": onnx.load(bundle.detector)}
-    if bundle.segmenter is not None:
-        graphs["segmenter"] = onnx.load(bundle.segmenter)
+    for role, path in (("segmenter", bundle.segmenter), ("poser", bundle.poser)):
+        if path is not None:
+            graphs[role] = onnx.load(path)
     return bundle.manifest, graphs
 
 
 def _export(checkpoint: str | Path, report: Report) -> tuple[Manifest, dict[str, ModelProto]]:
     from maskcast.builder.checkpoint.checkpoint import load_network
-    from maskcast.builder.graph.export import export_detector, export_segmenter
+    from maskcast.builder.graph.export import export_detector, export_poser, export_segmenter
 
     config, network = load_network(checkpoint)
     report("exporting the detector", 0, 0)
@@ -172,6 +173,9 @@ def _export(checkpoint: str | Path, report: Report) -> tuple[Manifest, dict[str,
     if config.with_masks:
         report("exporting the segmenter", 0, 0)
         graphs["segmenter"] = export_segmenter(network)
+    if config.keypoints is not None:
+        report("exporting the poser", 0, 0)
+        graphs["poser"] = export_poser(network)
     manifest = Manifest(
         name="",
         backend="openvino",
@@ -179,7 +183,8 @@ def _export(checkpoint: str | Path, report: Report) -> tuple[Manifest, dict[str,
         labels=("background", *config.labels),
         input=FixedInput(*PAPER_SIZE, round(sum(config.image_mean) / 3 * 255)),
         score_threshold=0.5,
-        graphs=Graphs(detector=GraphFile("", "")),
+        graphs=Graphs(**dict.fromkeys(graphs, GraphFile("", ""))),
+        keypoints=config.keypoints,
         built_with=_versions(),
     )
     return manifest, graphs

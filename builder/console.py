@@ -59,9 +59,9 @@ def print_scores(scores: dict[str, Any]) -> None:
     table = Table("", title=f"COCO average precision, percent, {scores['images']} images")
     for name in scores["bbox"]:
         table.add_column(name, justify="right")
-    for kind, title in {"bbox": "boxes", "segm": "masks"}.items():
+    for kind, title in {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}.items():
         if kind in scores:
-            table.add_row(title, *(_percent(value) for value in scores[kind].values()))
+            table.add_row(title, *(_percent(scores[kind].get(n)) for n in scores["bbox"]))
     console.print(table)
     point = scores["at_threshold"]
     table = Table(title=f"At the bundle's threshold, {point['threshold']:g}, boxes")

@@ -45,10 +45,10 @@ def evaluate(
 ) -> None:
     """Measure a bundle's accuracy on annotated images.
 
-    Prints COCO's average precision of boxes and masks, and the precision, recall and false alarms
-    per image at the bundle's score threshold, where a detection counts as right if its box overlaps
-    an instance with an IoU of at least 0.5. Images without annotations count. Categories are
-    matched by name; only those that the model knows are scored.
+    Prints COCO's average precision of boxes, masks and keypoints, and the precision, recall and
+    false alarms per image at the bundle's score threshold, where a detection counts as right if its
+    box overlaps an instance with an IoU of at least 0.5. Images without annotations count.
+    Categories are matched by name; only those that the model knows are scored.
     """
     with builder_extra():
         from maskcast.builder.evaluation.evaluate import Prediction
@@ -57,16 +57,18 @@ def evaluate(
     from rich.progress import track
 
     from maskcast.builder.console import print_scores
+    from maskcast.engines.bundle import open_bundle
     from maskcast.engines.load import load_engine, predict
 
-    engine = load_engine(bundle)
+    opened = open_bundle(bundle)
+    engine = load_engine(opened, pose=opened.poser is not None)
     label_names = engine.manifest.labels
     with_masks = engine.manifest.graphs.segmenter is not None
 
     def find(rgb: Any) -> Prediction:
         found = predict(rgb, engine, min_score=0.0)
         masks = [found.rle(i) for i in range(len(found))] if with_masks else None
-        return Prediction(found.boxes, found.scores, found.labels, masks)
+        return Prediction(found.boxes, found.scores, found.labels, masks, found.keypoints)
 
     def show(entries: list[Any]) -> Iterable[Any]:
         return track(entries, "measuring", console=Console(stderr=True), transient=True)
@@ -78,6 +80,7 @@ def evaluate(
             annotations,
             tuple(label_names[1:]),
             with_masks=with_masks,
+            keypoints=engine.manifest.keypoints,
             threshold=engine.manifest.score_threshold,
             limit=limit,
             track=show,

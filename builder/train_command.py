@@ -11,7 +11,10 @@ from maskcast.builder.extra import builder_extra
 from maskcast.engines.errors import InputError
 
 _INPUT, _MODEL, _TRAINING, _OUTPUT = "Input", "Model", "Training", "Output"
-EXAMPLES = ("maskcast train --images photos/ --annotations train.json --out runs/mine",)
+EXAMPLES = (
+    "maskcast train --images photos/ --annotations train.json --out runs/mine",
+    "maskcast train --images photos/ --keypoints poses.json --initial default --out runs/pose",
+)
 
 
 def train(
@@ -20,11 +23,14 @@ def train(
         Path, typer.Option(metavar="FOLDER", rich_help_panel=_INPUT, help="Training images.")
     ],
     annotations: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            metavar="FILE", rich_help_panel=_INPUT, help="Instances of the images, COCO JSON."
+            metavar="FILE",
+            rich_help_panel=_INPUT,
+            show_default="only keypoints",
+            help="Instances of the images, COCO JSON.",
         ),
-    ],
+    ] = None,
     box_annotations: Annotated[
         Path | None,
         typer.Option(
@@ -41,6 +47,15 @@ def train(
             help="Predict masks for --box-annotations with the initial model.",
         ),
     ] = False,
+    keypoints: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=_INPUT,
+            show_default="none",
+            help="More of the images, annotated with keypoints; repeatable.",
+        ),
+    ] = None,
     val_images: Annotated[
         Path | None,
         typer.Option(
@@ -81,7 +96,7 @@ def train(
             metavar="RECIPE",
             rich_help_panel=_TRAINING,
             show_default="by network",
-            help="paper or lite-cpu.",
+            help="paper, lite-cpu or lite-cpu-pose.",
         ),
     ] = None,
     epochs: Annotated[
@@ -150,16 +165,20 @@ def train(
 ) -> None:
     """Train a network on COCO annotations.
 
+    --keypoints adds a branch that finds keypoints. Without --annotations, only that branch is
+    trained, on the features of --initial, and the rest of the model stays as it is.
+
     Ctrl-C saves the run and ends it with exit code 130; the same command resumes it.
     """
     with builder_extra():
         from msgspec.structs import replace
 
+        from maskcast.builder.training.config import TrainConfig
         from maskcast.builder.training.recipe import recipe_by_name
-        from maskcast.builder.training.train import TrainConfig
         from maskcast.builder.training.train import train as train_network
 
-    chosen = recipe_by_name(recipe or ("lite-cpu" if network.startswith("lite") else "paper"))
+    lite = "lite-cpu" if annotations is not None else "lite-cpu-pose"
+    chosen = recipe_by_name(recipe or (lite if network.startswith("lite") else "paper"))
     if sum(length is not None for length in (epochs, iterations, minutes)) > 1:
         raise InputError("give one of --epochs, --iterations and --minutes")
     changes = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
@@ -174,6 +193,7 @@ def train(
             with_masks=masks,
             box_annotations=box_annotations,
             predict_masks=predict_masks,
+            keypoint_annotations=tuple(keypoints or ()),
             validation_images=val_images,
             validation_annotations=val_annotations,
             initial=initial,

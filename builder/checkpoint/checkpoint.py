@@ -21,6 +21,7 @@ from maskcast.builder.graph.quantization import restore_float
 from maskcast.builder.network.network import NetworkConfig, build_network, network_config
 from maskcast.engines.bundle import Bundle
 from maskcast.engines.errors import InputError
+from maskcast.engines.keypoints import COCO_PERSON, Keypoints
 
 FORMAT = 1
 
@@ -30,6 +31,7 @@ TORCHVISION = {
     "maskrcnn_resnet50_fpn_v2/COCO_V1": "resnet50-fpn-v2",
     "fasterrcnn_resnet50_fpn/COCO_V1": "resnet50-fpn",
     "fasterrcnn_resnet50_fpn_v2/COCO_V1": "resnet50-fpn-v2",
+    "keypointrcnn_resnet50_fpn/COCO_V1": "resnet50-fpn",
 }
 
 
@@ -39,7 +41,8 @@ def load_checkpoint(source: str | Path) -> tuple[NetworkConfig, dict[str, Tensor
     Args:
         source: a file of ``maskcast train`` (``model.pth``), of torchvision's weights (``.pth``) or
             of detectron2's (``.pkl``, ``.pth``); or the name of torchvision weights, which are then
-            downloaded: ``maskrcnn_resnet50_fpn/COCO_V1``, or with ``_v2``, or ``fasterrcnn``.
+            downloaded: ``maskrcnn_resnet50_fpn/COCO_V1``, or with ``_v2``, or ``fasterrcnn``, or
+            ``keypointrcnn_resnet50_fpn/COCO_V1``.
 
     Returns:
         The configuration for ``build_network`` and the state of the network.
@@ -117,7 +120,8 @@ def _torchvision_config(state: dict[str, Tensor]) -> NetworkConfig:
     """Recognise torchvision's network by its weights.
 
     torchvision's first COCO_V1 weights were trained with frozen batch norms that add nothing to the
-    variance, its later ones with 1e-5. They are recognised by their 91 classes.
+    variance, its later ones with 1e-5. They are recognised by their 91 classes, or by the person
+    with 17 keypoints.
     """
     is_v2 = "backbone.fpn.inner_blocks.0.1.weight" in state
     preset = "resnet50-fpn-v2" if is_v2 else "resnet50-fpn"
@@ -129,8 +133,26 @@ def _torchvision_config(state: dict[str, Tensor]) -> NetworkConfig:
     is_coco = classes == len(categories)
     labels = categories[1:] if is_coco else [f"class {i}" for i in range(1, classes)]
     config = network_config(preset, tuple(labels), with_masks)
+    if "roi_heads.keypoint_predictor.kps_score_lowres.weight" in state:
+        config = _with_keypoints(config, state)
+        is_coco = is_coco or config.keypoints == COCO_PERSON
     is_first = is_coco and preset == "resnet50-fpn"
     return msgspec.structs.replace(config, frozen_norm_epsilon=0.0) if is_first else config
+
+
+def _with_keypoints(config: NetworkConfig, state: dict[str, Tensor]) -> NetworkConfig:
+    """Add the keypoint branch that a state has; torchvision's own finds the points of a person."""
+    channels, count = state["roi_heads.keypoint_predictor.kps_score_lowres.weight"].shape[:2]
+    is_person = len(config.labels) == 1 and count == len(COCO_PERSON)
+    names = tuple(f"keypoint {i}" for i in range(1, count + 1))
+    prefix = "roi_heads.keypoint_head."
+    return msgspec.structs.replace(
+        config,
+        labels=("person",) if is_person else config.labels,
+        keypoints=COCO_PERSON if is_person else Keypoints(names),
+        keypoint_head_channels=channels,
+        keypoint_head_layers=sum(k.startswith(prefix) and k.endswith(".weight") for k in state),
+    )
 
 
 def save_model(
@@ -213,7 +235,7 @@ def load_bundle_weights(network: Any, bundle: Bundle) -> None:
         InputError: the bundle was built from another network.
     """
     state: dict[str, Tensor] = {}
-    for path in filter(None, (bundle.detector, bundle.segmenter)):
+    for path in filter(None, (bundle.detector, bundle.segmenter, bundle.poser)):
         graph = onnx.load(path)
         restore_float(graph)
         state |= _weights(graph)

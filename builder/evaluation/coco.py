@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from faster_coco_eval import mask as coco_mask
 from numpy.typing import NDArray
 
 from maskcast.engines.errors import InputError
+from maskcast.engines.keypoints import Keypoints
 from maskcast.engines.rle import compress_runs, decompress_runs
 
 Annotation = dict[str, Any]
@@ -61,6 +63,53 @@ def read_annotations(path: Path) -> dict[str, Any]:
                 f"{path}: annotation {annotation['id']}: its bbox is not x, y, width, height"
             )
     return content
+
+
+def read_keypoints(content: dict[str, Any], path: Path) -> Keypoints | None:
+    """Read what points the instances of an annotation file have; None if they have none.
+
+    Args:
+        content: from ``read_annotations``.
+        path: of the file, for messages.
+
+    Raises:
+        InputError: several categories have points, or they are not COCO's.
+    """
+    found = [category for category in content["categories"] if category.get("keypoints")]
+    if not found:
+        return None
+    if len(found) > 1:
+        names = ", ".join(str(category["name"]) for category in found[:5])
+        raise InputError(f"{path}: several categories have keypoints ({names}); leave one")
+    try:
+        # COCO counts from 1.
+        skeleton = [[place - 1 for place in line] for line in found[0].get("skeleton", [])]
+        return msgspec.convert({"names": found[0]["keypoints"], "skeleton": skeleton}, Keypoints)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise InputError(f"{path}: its category's keypoints are not COCO's ({error})") from None
+
+
+def keypoints_of(annotation: Annotation, count: int, path: Path) -> NDArray[np.float32]:
+    """Return the keypoints of an annotation, ``[count, 3]`` float32: x, y, and COCO's visibility.
+
+    The visibility is 0 for a point that is not known, 1 for one that is hidden, 2 for one that can
+    be seen. An annotation without keypoints knows none.
+
+    Raises:
+        InputError: it has another number of points, or what is not a point.
+    """
+    values = annotation.get("keypoints") or [0] * 3 * count
+    if (
+        not isinstance(values, list)
+        or len(values) != 3 * count
+        or not all(_is_number(value) for value in values)
+        or not set(values[2::3]) <= {0, 1, 2}
+    ):
+        raise InputError(
+            f"{path}: annotation {annotation['id']}: its keypoints are not {count} times x, y and "
+            "visibility (0, 1 or 2)"
+        )
+    return np.array(values, np.float32).reshape(count, 3)
 
 
 def check_size(image: NDArray[np.uint8], entry: dict[str, Any], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""COCO box and mask AP (Lin et al., "Microsoft COCO", ECCV 2014) of any predictor."""
+"""COCO box, mask and keypoint AP (Lin et al., "Microsoft COCO", 2014) of any predictor."""
 
 import contextlib
 import io
@@ -18,11 +18,14 @@ from maskcast.builder.evaluation.coco import (
     Rle,
     check_size,
     encode_mask,
+    keypoints_of,
     read_annotations,
+    read_keypoints,
 )
 from maskcast.builder.evaluation.operating_point import measure_operating_point
 from maskcast.engines.errors import InputError
 from maskcast.engines.image_file import read_image
+from maskcast.engines.keypoints import COCO_PERSON, Keypoints
 
 Scores = dict[str, Any]
 
@@ -35,12 +38,15 @@ class Prediction(NamedTuple):
         scores: float32 ``[N]``, 0..1.
         labels: integer ``[N]``, from 1, of the predictor's label names.
         masks: COCO's compressed RLE of each, in the size of the source image; None without masks.
+        keypoints: float32 ``[N, K, 3]``, x and y in pixels of the source image, and a score; None
+            without keypoints.
     """
 
     boxes: npt.NDArray[np.float32]
     scores: npt.NDArray[np.float32]
     labels: npt.NDArray[Any]
     masks: list[Rle] | None
+    keypoints: npt.NDArray[np.float32] | None = None
 
 
 Predictor = Callable[[npt.NDArray[np.uint8]], Prediction]
@@ -53,6 +59,7 @@ def evaluate(
     labels: tuple[str, ...],
     *,
     with_masks: bool = True,
+    keypoints: Keypoints | None = None,
     threshold: float | None = None,
     limit: int | None = None,
     track: Callable[[list[Any]], Iterable[Any]] = iter,
@@ -60,7 +67,9 @@ def evaluate(
     """Score a predictor against an annotation file.
 
     Categories are matched by name, and only those among ``labels`` are scored. Crowds and size
-    ranges follow COCO's rules. A file without annotations gives the false alarms alone.
+    ranges follow COCO's rules. A file without annotations gives the false alarms alone. Keypoints
+    are scored if they and the annotations' are those of COCO's person: for others there is no
+    tolerance that is agreed upon. Instances of which no keypoint is known do not count there.
 
     Args:
         predict: maps uint8 ``[H, W, 3]`` RGB to what it found.
@@ -68,14 +77,15 @@ def evaluate(
         annotations: COCO's JSON.
         labels: names of the labels 1, 2, ...
         with_masks: score masks too, unless all annotations have boxes only.
+        keypoints: what the predictor finds; None scores none.
         threshold: score, 0..1, to report an ``OperatingPoint`` for.
         limit: use only the first N images.
         track: wraps the list of images, to show progress.
 
     Returns:
         ``images``, their number; ``bbox`` and, with masks, ``segm``: the fractions AP, AP50, AP75,
-        APs, APm, APl (-1 where there is no instance of that size); with a threshold,
-        ``at_threshold``: an ``OperatingPoint``.
+        APs, APm, APl (-1 where there is no instance of that size); with keypoints, ``keypoints``:
+        the same without APs; with a threshold, ``at_threshold``: an ``OperatingPoint``.
 
     Raises:
         InputError: the annotations have no masks, or no category that the predictor knows.
@@ -96,6 +106,8 @@ def evaluate(
             annotated[annotation["image_id"]].append(annotation)
     masks = [bool(a.get("segmentation")) for entries in annotated.values() for a in entries]
     with_masks = with_masks and (any(masks) or not masks)
+    known = None if keypoints is None else read_keypoints(content, annotations)
+    with_keypoints = all(k is not None and k.names == COCO_PERSON.names for k in (keypoints, known))
     chosen = content["images"][:limit]
     truth: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
@@ -104,6 +116,10 @@ def evaluate(
         check_size(image, entry, annotations)
         for annotation in annotated[entry["id"]]:
             record = _truth(annotation, with_masks, image.shape[:2], annotations)
+            if with_keypoints:
+                points = keypoints_of(annotation, len(COCO_PERSON), annotations)
+                record["keypoints"] = points.ravel().tolist()
+                record["num_keypoints"] = int((points[:, 2] > 0).sum())
             label = label_of_category[annotation["category_id"]]
             truth.append({**record, "id": len(truth) + 1, "image_id": number, "category_id": label})
         found += _results(predict(image), number, set(label_of_category.values()))
@@ -116,7 +132,8 @@ def evaluate(
         "annotations": truth,
         "categories": [{"id": label} for label in label_of_category.values()],
     }
-    for kind in ("bbox", "segm") if with_masks else ("bbox",):
+    kinds = {"bbox": True, "segm": with_masks, "keypoints": with_keypoints}
+    for kind in (kind for kind, is_scored in kinds.items() if is_scored):
         scores[kind] = _average_precision(dataset, found, kind)
     if threshold is not None:
         scores["at_threshold"] = measure_operating_point(truth, found, len(chosen), threshold)
@@ -159,16 +176,25 @@ def _results(prediction: Prediction, image_id: int, labels: set[int]) -> Iterabl
         }
         if prediction.masks is not None:
             result["segmentation"] = prediction.masks[index]
+        if prediction.keypoints is not None:
+            result["keypoints"] = prediction.keypoints[index].ravel().tolist()
         yield result
 
 
 def _average_precision(
     truth: dict[str, Any], found: list[dict[str, Any]], kind: str
 ) -> dict[str, float]:
-    names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-    if kind == "bbox":
-        found = [{k: v for k, v in result.items() if k != "segmentation"} for result in found]
-    if all(annotation["iscrowd"] for annotation in truth["annotations"]):
+    names: tuple[str, ...] = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+    counted = [a for a in truth["annotations"] if not a["iscrowd"]]
+    if kind == "keypoints":
+        names = tuple(name for name in names if name != "APs")  # COCO leaves out small people
+        counted = [a for a in counted if a["num_keypoints"]]
+    # Of several forms in a result, COCO's code would take another than the one that is asked for.
+    other = {"bbox": {"segmentation", "keypoints"}, "segm": {"keypoints"}}.get(
+        kind, {"segmentation", "bbox"}
+    )
+    found = [{k: v for k, v in result.items() if k not in other} for result in found]
+    if not counted:
         return dict.fromkeys(names, -1.0)
     if not found:
         return dict.fromkeys(names, 0.0)
@@ -178,7 +204,8 @@ def _average_precision(
         scoring.evaluate()
         scoring.accumulate()
         scoring.summarize()
-    return {name: float(value) for name, value in zip(names, scoring.stats[:6], strict=True)}
+    stats = scoring.stats[: len(names)]
+    return {name: float(value) for name, value in zip(names, stats, strict=True)}
 
 
 def _discard(*_: Any) -> None:
@@ -203,8 +230,8 @@ def torch_predictor(network: Any) -> Predictor:
         masks = None
         if "masks" in output:
             masks = encode_masks((output["masks"][:, 0] > 0.5).numpy())
-        return Prediction(
-            output["boxes"].numpy(), output["scores"].numpy(), output["labels"].numpy(), masks
-        )
+        boxes, scores, labels = (output[name].numpy() for name in ("boxes", "scores", "labels"))
+        keypoints = output["keypoints"].numpy() if "keypoints" in output else None
+        return Prediction(boxes, scores, labels, masks, keypoints)
 
     return predict

@@ -1,4 +1,4 @@
-"""The two graphs as ONNX models: one file for every backend, batch and input size."""
+"""The graphs as ONNX models: one file for every backend, batch and input size."""
 
 import logging
 import re
@@ -22,12 +22,14 @@ from maskcast.builder.graph.operators import (
     TRANSLATIONS,
     function_bodies,
 )
-from maskcast.builder.network.detector import Detector, Segmenter
+from maskcast.builder.network.detector import Detector, Poser, Segmenter
 
 DETECTOR_INPUTS = ("images", "sizes")
 DETECTOR_OUTPUTS = ("boxes", "scores", "labels", "counts", "p2", "p3", "p4", "p5")
 SEGMENTER_INPUTS = ("p2", "p3", "p4", "p5", "boxes", "labels", "batch_index")
 SEGMENTER_OUTPUTS = ("masks",)
+POSER_INPUTS = ("p2", "p3", "p4", "p5", "boxes", "batch_index")
+POSER_OUTPUTS = ("heatmaps",)
 
 _IR_VERSION = 10
 """Of ONNX 1.16 and onnxruntime 1.18; the exporter would require the newest."""
@@ -57,22 +59,35 @@ def export_detector(model: Any) -> ModelProto:
 
 def export_segmenter(model: Any) -> ModelProto:
     """Export the segmenter of a torchvision MaskRCNN; batch, size and number of boxes vary."""
+    of_boxes = {"labels": torch.ones(3, dtype=torch.int64)}
+    return _export_branch(Segmenter(model), model, of_boxes, SEGMENTER_INPUTS, SEGMENTER_OUTPUTS)
+
+
+def export_poser(model: Any) -> ModelProto:
+    """Export the keypoint branch of a torchvision network; it varies as the segmenter does."""
+    return _export_branch(Poser(model), model, {}, POSER_INPUTS, POSER_OUTPUTS)
+
+
+def _export_branch(
+    module: Segmenter | Poser,
+    model: Any,
+    of_boxes: dict[str, Tensor],
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+) -> ModelProto:
+    """Export what takes features and boxes; ``of_boxes`` are its further inputs, one row a box."""
     channels = model.backbone.out_channels
     batch, rows, columns = _dimension("batch"), _dimension("h"), _dimension("w")
     boxes = _dimension("r")
     features = [torch.zeros(2, channels, 320 // stride, 576 // stride) for stride in _STRIDES]
     sides = [{0: batch, 2: 32 // s * rows, 3: 32 // s * columns} for s in _STRIDES]
+    of_each = (
+        torch.tensor([[8.0, 8.0, 40.0, 40.0]] * 3),
+        *of_boxes.values(),
+        torch.zeros(3, dtype=torch.int32),
+    )
     return _export(
-        Segmenter(model),
-        (
-            *features,
-            torch.tensor([[8.0, 8.0, 40.0, 40.0]] * 3),
-            torch.ones(3, dtype=torch.int64),
-            torch.zeros(3, dtype=torch.int32),
-        ),
-        (*sides, {0: boxes}, {0: boxes}, {0: boxes}),
-        SEGMENTER_INPUTS,
-        SEGMENTER_OUTPUTS,
+        module, (*features, *of_each), (*sides, *({0: boxes} for _ in of_each)), inputs, outputs
     )
 
 
@@ -83,7 +98,7 @@ def _dimension(name: str) -> Any:
 
 
 def _export(
-    module: Detector | Segmenter,
+    module: Detector | Segmenter | Poser,
     example: tuple[Tensor, ...],
     dynamic_shapes: tuple[dict[int, Any], ...],
     inputs: tuple[str, ...],

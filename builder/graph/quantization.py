@@ -111,8 +111,8 @@ def quantise_graphs(graphs: Mapping[str, ModelProto], images: Iterable[NetworkIm
     """Quantise a model's graphs, in place.
 
     Args:
-        graphs: ``detector`` and, with masks, ``segmenter``; float32, as exported, or quantised,
-            in which case their ranges are replaced.
+        graphs: ``detector`` and, where there are, ``segmenter`` and ``poser``; float32, as
+            exported, or quantised, in which case their ranges are replaced.
         images: like those that the model will see, 32 or more, of any size.
 
     Raises:
@@ -129,8 +129,11 @@ def quantise_graphs(graphs: Mapping[str, ModelProto], images: Iterable[NetworkIm
         for image in images
     ]
     detector = graphs["detector"]
-    if "segmenter" in graphs:
-        quantise(graphs["segmenter"], _segmenter_samples(detector, samples))
+    for role in ("segmenter", "poser"):
+        if role in graphs:
+            taken = {value.name for value in graphs[role].graph.input}
+            found = _found(detector, samples)
+            quantise(graphs[role], ({k: s[k] for k in taken} for s in found))
     quantise(detector, samples)
 
 
@@ -140,7 +143,7 @@ def restore_float(model: ModelProto) -> None:
         dequantise(model)
 
 
-def _segmenter_samples(detector: ModelProto, samples: Iterable[Sample]) -> Iterable[Sample]:
+def _found(detector: ModelProto, samples: Iterable[Sample]) -> Iterable[Sample]:
     """Yield what the detector finds, boxes of low scores included, or else the whole image."""
     session = _session(detector)
     names = [output.name for output in detector.graph.output]

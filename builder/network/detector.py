@@ -1,6 +1,6 @@
-"""The two graphs of a bundle as torch modules: detector and segmenter of a torchvision Mask R-CNN.
+"""The graphs of a bundle as torch modules: detector, segmenter and poser of a torchvision R-CNN.
 
-Both compute what ``torchvision.models.detection`` computes, with tensors of fixed size in place of
+They compute what ``torchvision.models.detection`` computes, with tensors of fixed size in place of
 lists, so that they can be exported. They use the model's own modules, under the same names.
 """
 
@@ -212,6 +212,44 @@ class Segmenter(nn.Module):
         bias = F.embedding(labels, last.bias[:, None])
         logits = torch.bmm(weight[:, None], x.flatten(2))[:, 0] + bias
         return logits.sigmoid().reshape(-1, *x.shape[2:])
+
+
+class Poser(nn.Module):
+    """Detections to keypoint heatmaps.
+
+    Args:
+        model: a network with torchvision's keypoint branch.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        heads = model.roi_heads
+        self.roi_heads: Any = nn.ModuleDict(
+            {"keypoint_head": heads.keypoint_head, "keypoint_predictor": heads.keypoint_predictor}
+        )
+        self.pooling = _pooling_arguments(heads.keypoint_roi_pool)
+
+    def forward(
+        self, p2: Tensor, p3: Tensor, p4: Tensor, p5: Tensor, boxes: Tensor, batch_index: Tensor
+    ) -> Tensor:
+        """Run the keypoint branch.
+
+        Args:
+            p2: the detector's features at stride 4.
+            p3: at stride 8.
+            p4: at stride 16.
+            p5: at stride 32.
+            boxes: float32 ``[R, 4]``, xyxy in pixels of the network's input.
+            batch_index: int32 ``[R]``, which image each box lies in.
+
+        Returns:
+            float32 ``[R, K, 56, 56]``, logits; ``decode_heatmaps`` finds the keypoints.
+        """
+        pooled = multiscale_roi_align(p2, p3, p4, p5, boxes, batch_index, *self.pooling)
+        heatmaps: Tensor = self.roi_heads["keypoint_predictor"](
+            self.roi_heads["keypoint_head"](pooled)
+        )
+        return heatmaps
 
 
 def _pooling_arguments(pool: Any) -> tuple[int, int, bool]:

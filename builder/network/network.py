@@ -21,6 +21,7 @@ from torchvision.models.detection.faster_rcnn import (
     FastRCNNPredictor,
     TwoMLPHead,
 )
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
@@ -30,6 +31,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from maskcast.builder.network.backbone import EfficientNetLite
 from maskcast.builder.network.roi_align import AlignedMultiScaleRoIAlign
 from maskcast.engines.errors import InputError
+from maskcast.engines.keypoints import HEATMAP_SIZE, Keypoints
 
 ROI_LEVELS = ("0", "1", "2", "3")  # P2 to P5; the coarsest level, P6, serves the RPN alone
 
@@ -40,6 +42,7 @@ class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     Attributes:
         labels: class names without the background; label ``i`` of a detection is ``labels[i - 1]``.
         with_masks: Mask R-CNN, or else Faster R-CNN.
+        keypoints: what a keypoint branch finds in each instance; None has no such branch.
         backbone: the convolutional body.
         heads: "paper", or "v2": batch norm in FPN and heads, a two-layer RPN, a convolutional box
             head (Li et al., "Benchmarking Detection Transfer Learning", 2021).
@@ -76,10 +79,13 @@ class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         detections_per_image: the best ones go to the mask branch (section 3.1: 100).
         mask_head_channels: width of the mask branch (Mask R-CNN, figure 4: 256).
         mask_head_layers: its 3x3 convolutions (figure 4: 4).
+        keypoint_head_channels: width of the keypoint branch (Mask R-CNN, section 5: 512).
+        keypoint_head_layers: its 3x3 convolutions (section 5: 8).
     """
 
     labels: tuple[str, ...]
     with_masks: bool = True
+    keypoints: Keypoints | None = None
     backbone: Literal["resnet50", "resnet101", "lite0", "lite1", "lite2"] = "resnet50"
     heads: Literal["paper", "v2"] = "paper"
     stride_in_1x1: bool = False
@@ -114,6 +120,8 @@ class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     detections_per_image: int = 100
     mask_head_channels: int = 256
     mask_head_layers: int = 4
+    keypoint_head_channels: int = 512
+    keypoint_head_layers: int = 8
 
 
 # The real-time networks: half the width, fewer proposals, the longer side at 512.
@@ -131,6 +139,8 @@ _LITE: dict[str, Any] = {
     "box_head_channels": 512,
     "box_batch_size": 128,
     "mask_head_channels": 128,
+    "keypoint_head_channels": 96,
+    "keypoint_head_layers": 8,
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -143,15 +153,22 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def network_config(preset: str, labels: tuple[str, ...], with_masks: bool = True) -> NetworkConfig:
-    """Return the configuration of a preset for these classes.
+def network_config(
+    preset: str,
+    labels: tuple[str, ...],
+    with_masks: bool = True,
+    keypoints: Keypoints | None = None,
+) -> NetworkConfig:
+    """Return the configuration of a preset for these classes and keypoints.
 
     Raises:
         InputError: there is no such preset.
     """
     if preset not in PRESETS:
         raise InputError(f"network {preset!r}: no such preset; choose one of {', '.join(PRESETS)}")
-    return NetworkConfig(labels=labels, with_masks=with_masks, **PRESETS[preset])
+    return NetworkConfig(
+        labels=labels, with_masks=with_masks, keypoints=keypoints, **PRESETS[preset]
+    )
 
 
 class LiteBackboneWithFPN(nn.Module):
@@ -210,10 +227,11 @@ def build_network(config: NetworkConfig) -> Any:
     """Build the network with random weights.
 
     The keys and shapes of the ResNet presets' state are those of torchvision's
-    ``maskrcnn_resnet50_fpn``, ``maskrcnn_resnet50_fpn_v2`` and their Faster R-CNN forms.
+    ``maskrcnn_resnet50_fpn``, ``maskrcnn_resnet50_fpn_v2`` and their Faster R-CNN forms, and
+    ``keypointrcnn_resnet50_fpn``.
 
     Returns:
-        torchvision's MaskRCNN, or FasterRCNN without masks.
+        torchvision's MaskRCNN, or FasterRCNN without masks; either may have a keypoint branch.
     """
     channels = config.fpn_channels
     backbone: nn.Module
@@ -264,14 +282,16 @@ def build_network(config: NetworkConfig) -> Any:
         "box_positive_fraction": config.box_positive_fraction,
     }
     if not config.with_masks:
-        return FasterRCNN(backbone, **arguments)
+        network = FasterRCNN(backbone, **arguments)
+        _add_keypoint_branch(network, config, pooler)
+        return network
     width = config.mask_head_channels
     predictor = MaskRCNNPredictor(width, width, num_classes)
     # torchvision's random start makes logits hundreds wide. A deviation of 0.001, as in the
     # authors' code, starts from probabilities of one half.
     nn.init.normal_(predictor.mask_fcn_logits.weight, std=0.001)
     nn.init.zeros_(predictor.mask_fcn_logits.bias)
-    return MaskRCNN(
+    network = MaskRCNN(
         backbone,
         mask_roi_pool=pooler(
             list(ROI_LEVELS), config.mask_pool_size, config.roi_align_sampling_ratio
@@ -280,3 +300,29 @@ def build_network(config: NetworkConfig) -> Any:
         mask_predictor=predictor,
         **arguments,
     )
+    _add_keypoint_branch(network, config, pooler)
+    return network
+
+
+def _add_keypoint_branch(
+    network: Any, config: NetworkConfig, pooler: type[MultiScaleRoIAlign]
+) -> None:
+    """Add what torchvision's KeypointRCNN has beyond its FasterRCNN."""
+    if config.keypoints is None:
+        return
+    width, heads = config.keypoint_head_channels, network.roi_heads
+    # A transposed convolution doubles the grid, and so does the upsampling after it.
+    side = HEATMAP_SIZE // 4
+    heads.keypoint_roi_pool = pooler(list(ROI_LEVELS), side, config.roi_align_sampling_ratio)
+    heads.keypoint_head = KeypointRCNNHeads(
+        config.fpn_channels, (width,) * config.keypoint_head_layers
+    )
+    heads.keypoint_predictor = KeypointRCNNPredictor(width, len(config.keypoints))
+    # Start from flat heatmaps, as the authors' code does.
+    nn.init.normal_(heads.keypoint_predictor.kps_score_lowres.weight, std=0.001)
+
+
+def freeze_all_but_keypoints(network: Any) -> None:
+    """Let only the keypoint branch learn."""
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name.startswith("roi_heads.keypoint_"))

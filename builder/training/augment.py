@@ -1,5 +1,6 @@
 """Augmentation of training examples: pure functions of arrays and a random generator."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,12 +27,15 @@ class Example(NamedTuple):
         labels: int64 ``[N]``, from 1.
         masks: uint8 ``[N, H, W]``, 0 or 1; empty for an instance that has only a box; None if none
             of the annotations has a mask.
+        keypoints: float32 ``[N, K, 3]``, x and y in pixels, and above 0 where a point is known;
+            None if no keypoints are learned.
     """
 
     image: Pixels
     boxes: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
     masks: Pixels | None
+    keypoints: npt.NDArray[np.float32] | None = None
 
 
 def resize(example: Example, width: int, height: int) -> Example:
@@ -46,7 +50,10 @@ def resize(example: Example, width: int, height: int) -> Example:
         columns = _nearest_index(old_width, width)
         masks = masks[:, rows[:, None], columns[None, :]]
     scale = np.array([width / old_width, height / old_height] * 2, np.float32)
-    return Example(np.asarray(image), example.boxes * scale, example.labels, masks)
+    keypoints = example.keypoints
+    if keypoints is not None:
+        keypoints = keypoints * np.append(scale[:2], np.float32(1))
+    return Example(np.asarray(image), example.boxes * scale, example.labels, masks, keypoints)
 
 
 def _nearest_index(old: int, new: int) -> npt.NDArray[np.intp]:
@@ -58,7 +65,8 @@ def crop(example: Example, left: int, top: int, size: int, fill: int = 127) -> E
     """Crop a ``size`` x ``size`` square; pixels outside of the image are ``fill``.
 
     Boxes are clipped; those of instances with masks are recomputed from the cropped masks.
-    Instances of which too little is left are dropped.
+    Instances of which too little is left are dropped, and keypoints outside of the crop are no
+    longer known.
     """
     image = np.full((size, size, 3), fill, np.uint8)
     window = example.image[top : top + size, left : left + size]
@@ -77,7 +85,13 @@ def crop(example: Example, left: int, top: int, size: int, fill: int = 127) -> E
         area[masked] = masks[masked].sum(axis=(1, 2), dtype=np.int64)
     sides = boxes[:, 2:] - boxes[:, :2]
     keep = (sides >= _MIN_SIDE).all(axis=1) & (area >= _MIN_AREA)
-    return Example(image, boxes[keep], example.labels[keep], None if masks is None else masks[keep])
+    keypoints = example.keypoints
+    if keypoints is not None:
+        keypoints = keypoints[keep] - np.array([left, top, 0], np.float32)
+        is_inside = (keypoints[..., :2] >= 0) & (keypoints[..., :2] < limit[:2])
+        keypoints[..., 2] *= is_inside.all(axis=2)
+    masks = None if masks is None else masks[keep]
+    return Example(image, boxes[keep], example.labels[keep], masks, keypoints)
 
 
 def boxes_of_masks(masks: Pixels) -> npt.NDArray[np.float32]:
@@ -91,13 +105,17 @@ def boxes_of_masks(masks: Pixels) -> npt.NDArray[np.float32]:
     return boxes
 
 
-def flip(example: Example) -> Example:
-    """Mirror left and right."""
+def flip(example: Example, mirrored: Sequence[int] = ()) -> Example:
+    """Mirror left and right; ``mirrored`` as in ``Keypoints``: which point becomes which."""
     width = example.image.shape[1]
     boxes = example.boxes.copy()
     boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
     masks = None if example.masks is None else example.masks[:, :, ::-1]
-    return Example(example.image[:, ::-1], boxes, example.labels, masks)
+    keypoints = example.keypoints
+    if keypoints is not None:
+        keypoints = keypoints[:, list(mirrored)]
+        keypoints[..., 0] = width - keypoints[..., 0]
+    return Example(example.image[:, ::-1], boxes, example.labels, masks, keypoints)
 
 
 def paste(example: Example, other: Example, chosen: npt.NDArray[np.bool_]) -> Example:
@@ -105,11 +123,12 @@ def paste(example: Example, other: Example, chosen: npt.NDArray[np.bool_]) -> Ex
 
     Copy-paste (Ghiasi et al. 2021, section 3) without blending. The covered pixels are removed from
     this example's masks, and instances of which too little is left are dropped. Instances that have
-    only a box keep it; their masks are empty and do not enter the loss.
+    only a box keep it; their masks are empty and do not enter the loss. Keypoints under what was
+    pasted are no longer known.
 
     Args:
         example: of size ``[H, W]``.
-        other: of the same size, with a mask of every instance.
+        other: of the same size, with a mask of every instance; both or neither have keypoints.
         chosen: bool ``[M]``, instances of ``other`` to paste.
     """
     assert other.masks is not None
@@ -132,7 +151,24 @@ def paste(example: Example, other: Example, chosen: npt.NDArray[np.bool_]) -> Ex
         np.concatenate([boxes, other.boxes[chosen]]),
         np.concatenate([example.labels[keep], other.labels[chosen]]),
         np.concatenate([left, pasted]),
+        _paste_keypoints(example, other, keep, chosen, cover),
     )
+
+
+def _paste_keypoints(
+    example: Example,
+    other: Example,
+    keep: npt.NDArray[np.bool_],
+    chosen: npt.NDArray[np.bool_],
+    cover: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.float32] | None:
+    if example.keypoints is None or other.keypoints is None:
+        return None
+    keypoints = example.keypoints[keep]
+    limit = np.array(cover.shape)[::-1] - 1
+    x, y = np.moveaxis(keypoints[..., :2].astype(np.intp).clip(0, limit), 2, 0)
+    keypoints[..., 2] *= ~cover[y, x]
+    return np.concatenate([keypoints, other.keypoints[chosen]])
 
 
 def _is_seen(cover: npt.NDArray[np.bool_], box: npt.NDArray[np.float32]) -> bool:

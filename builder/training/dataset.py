@@ -1,7 +1,7 @@
 """Instance annotations in COCO's JSON form as training examples."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,12 +11,22 @@ from faster_coco_eval import mask as coco_mask
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from maskcast.builder.evaluation.coco import Annotation, check_size, encode_mask, read_annotations
+from maskcast.builder.evaluation.coco import (
+    Annotation,
+    check_size,
+    encode_mask,
+    keypoints_of,
+    read_annotations,
+    read_keypoints,
+)
 from maskcast.builder.training import augment
 from maskcast.builder.training.augment import Example
 from maskcast.builder.training.recipe import Recipe
 from maskcast.engines.errors import InputError
 from maskcast.engines.image_file import read_image
+from maskcast.engines.keypoints import Keypoints
+
+Masks = Literal["all", "some", "none"]
 
 
 class InstanceDataset:
@@ -32,6 +42,12 @@ class InstanceDataset:
             the file in the order of their ids.
         masks: "all": every instance has one; "some": those of instances that have one are read;
             "none": masks are not read.
+        with_keypoints: read keypoints, if a category has any.
+
+    Attributes:
+        labels: as given, or found.
+        masks: as given.
+        keypoints: what the keypoints are; None where none are read.
 
     Raises:
         InputError: a path, a mask or every category is missing, or the JSON is not COCO's.
@@ -43,9 +59,11 @@ class InstanceDataset:
         annotations: Path,
         *,
         labels: tuple[str, ...] | None = None,
-        masks: Literal["all", "some", "none"] = "all",
+        masks: Masks = "all",
+        with_keypoints: bool = False,
     ) -> None:
         content = read_annotations(annotations)
+        self.keypoints = read_keypoints(content, annotations) if with_keypoints else None
         if not images.is_dir():
             raise InputError(f"{images}: no such folder of images")
         categories = sorted(content["categories"], key=lambda category: category["id"])
@@ -72,8 +90,10 @@ class InstanceDataset:
                     f"{annotations}: annotation {annotation['id']} has no mask; "
                     "give files with boxes alone as box annotations, or train without masks"
                 )
+            if self.keypoints is not None:
+                keypoints_of(annotation, len(self.keypoints), annotations)
             instances[annotation["image_id"]].append(annotation)
-        self.masks = masks
+        self.masks: Masks = masks
         self._images, self._annotations = images, annotations
         self._entries = [(image, instances[image["id"]]) for image in content["images"]]
         for image, _ in self._entries:
@@ -87,6 +107,11 @@ class InstanceDataset:
     def count(self, index: int) -> int:
         """Return the number of instances of an image."""
         return len(self._entries[index][1])
+
+    def found_masks(self) -> Masks:
+        """Return which of the instances have a mask."""
+        kinds = {bool(a.get("segmentation")) for _, entries in self._entries for a in entries}
+        return "some" if len(kinds) > 1 else "all" if True in kinds else "none"
 
     def read(self, index: int) -> Example:
         """Decode an image and rasterise its instances.
@@ -110,7 +135,38 @@ class InstanceDataset:
                     continue
                 rle = encode_mask(annotation, height, width, self._annotations)
                 mask[:] = coco_mask.decode(rle)
-        return Example(image, boxes, np.array(labels, np.int64), masks)
+        keypoints = None
+        if self.keypoints is not None:
+            count = len(self.keypoints)
+            points = [keypoints_of(a, count, self._annotations) for a in annotations]
+            keypoints = np.array(points, np.float32).reshape(-1, count, 3)
+        return Example(image, boxes, np.array(labels, np.int64), masks, keypoints)
+
+
+def open_keypoints(
+    images: Path, annotations: Sequence[Path], labels: tuple[str, ...], *, with_masks: bool
+) -> list[InstanceDataset]:
+    """Open the annotation files with keypoints; with masks, a file's are read where it has any.
+
+    Raises:
+        InputError: a file has no keypoints, or others than the first, or there are several classes.
+    """
+    opened: list[InstanceDataset] = []
+    for path in annotations:
+        data = InstanceDataset(images, path, labels=labels, masks="none", with_keypoints=True)
+        if with_masks:
+            data.masks = data.found_masks()
+        if data.keypoints is None:
+            raise InputError(f"{path}: none of its categories has keypoints")
+        if opened and data.keypoints != opened[0].keypoints:
+            raise InputError(f"{path}: other keypoints than in {annotations[0]}")
+        if len(labels) > 1:
+            raise InputError(
+                f"{path}: a keypoint branch serves a model of one class, not of {len(labels)}: "
+                f"{', '.join(labels[:5])}"
+            )
+        opened.append(data)
+    return opened
 
 
 class AugmentedDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
@@ -118,9 +174,21 @@ class AugmentedDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
 
     An item's key is (epoch, index). Its augmentation is a function of the key and the seed alone,
     so that a resumed run sees what an uninterrupted one would have seen, in any worker.
+
+    Args:
+        datasets: what to show.
+        recipe: how to augment it.
+        seed: random seed.
+        keypoints: what every example has; unknown ones where its data set has none.
     """
 
-    def __init__(self, datasets: list[InstanceDataset], recipe: Recipe, seed: int) -> None:
+    def __init__(
+        self,
+        datasets: list[InstanceDataset],
+        recipe: Recipe,
+        seed: int,
+        keypoints: Keypoints | None = None,
+    ) -> None:
         self._items = [(dataset, i) for dataset in datasets for i in range(len(dataset))]
         self._pasted = [
             (dataset, i)
@@ -129,6 +197,7 @@ class AugmentedDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         ]
         self._recipe = recipe
         self._seed = seed
+        self._keypoints = keypoints
 
     def __len__(self) -> int:
         return len(self._items)
@@ -138,16 +207,27 @@ class AugmentedDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         epoch, index = key
         dataset, item = self._items[index]
         rng = np.random.default_rng((self._seed, epoch, index))
-        example = augment_example(dataset.read(item), self._recipe, rng)
+        example = self._read(dataset, item, rng)
         if rng.random() < self._recipe.paste and self._pasted:
             dataset, item = self._pasted[rng.integers(len(self._pasted))]
-            other = augment_example(dataset.read(item), self._recipe, rng)
+            other = self._read(dataset, item, rng)
             example = augment.paste(example, other, rng.random(len(other.boxes)) < 0.7)
         return to_tensors(example)
 
+    def _read(self, dataset: InstanceDataset, item: int, rng: np.random.Generator) -> Example:
+        example = dataset.read(item)
+        if self._keypoints is None:
+            return augment_example(example, self._recipe, rng)
+        if example.keypoints is None:
+            unknown = np.zeros((len(example.boxes), len(self._keypoints), 3), np.float32)
+            example = example._replace(keypoints=unknown)
+        return augment_example(example, self._recipe, rng, self._keypoints.mirrored)
 
-def augment_example(example: Example, recipe: Recipe, rng: np.random.Generator) -> Example:
-    """Apply the augmentation of a recipe."""
+
+def augment_example(
+    example: Example, recipe: Recipe, rng: np.random.Generator, mirrored: Sequence[int] = ()
+) -> Example:
+    """Apply the augmentation of a recipe; ``mirrored`` as for ``augment.flip``."""
     if recipe.colour_jitter > 0:
         image = augment.jitter_colour(example.image, rng, recipe.colour_jitter)
         example = example._replace(image=image)
@@ -156,7 +236,7 @@ def augment_example(example: Example, recipe: Recipe, rng: np.random.Generator) 
     else:
         example = augment.random_shorter_side(example, recipe.shorter_sides, recipe.longest, rng)
     if rng.random() < 0.5:
-        example = augment.flip(example)
+        example = augment.flip(example, mirrored)
     return example
 
 
@@ -169,6 +249,8 @@ def to_tensors(example: Example) -> tuple[Tensor, dict[str, Tensor]]:
     }
     if example.masks is not None:
         target["masks"] = torch.from_numpy(np.ascontiguousarray(example.masks))
+    if example.keypoints is not None:
+        target["keypoints"] = torch.from_numpy(example.keypoints)
     return torch.from_numpy(pixels).float().div_(255), target
 
 

@@ -43,7 +43,7 @@ class TrainingLog:
             )
         loss_axes.set(xlabel="iteration", ylabel="loss", yscale="log")
         scored = [entry for entry in self.entries if "scores" in entry]
-        for kind in ("bbox", "segm"):
+        for kind in ("bbox", "segm", "keypoints"):
             points = [(e["iteration"], e["scores"][kind]) for e in scored if kind in e["scores"]]
             for name in ("AP", "AP50"):
                 score_axes.plot(

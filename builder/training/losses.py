@@ -1,4 +1,4 @@
-"""The multi-task loss of Mask R-CNN: L = L_rpn + L_cls + L_box + L_mask (section 3).
+"""The multi-task loss of Mask R-CNN: L_rpn + L_cls + L_box + L_mask (section 3) + L_keypoint (5).
 
 torchvision computes it inside the modules' ``forward`` and requires a mask for every instance. Here
 it is computed with the same modules, so that an instance that has only a box trains the RPN and the
@@ -10,11 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.roi_heads import fastrcnn_loss, maskrcnn_loss
+from torchvision.models.detection.roi_heads import (
+    fastrcnn_loss,
+    keypointrcnn_loss,
+    maskrcnn_loss,
+)
 
 from maskcast.builder.training.pooling import pool_regions
 
 Target = dict[str, Tensor]
+
+_MOST_POSED, _COPIES = 16, 2
+"""Instances of an image in the keypoint loss alone, and boxes for each."""
+_JITTER = 0.06
+"""Standard deviation of a side of those boxes, relative to the box: an IoU of 0.8."""
 
 
 def compute_losses(network: Any, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
@@ -25,16 +34,14 @@ def compute_losses(network: Any, images: list[Tensor], targets: list[Target]) ->
         images: each float ``[3, H, W]``, RGB in 0..1, in its final size.
         targets: per image ``boxes`` float ``[N, 4]`` (xyxy pixels), ``labels`` int64 ``[N]`` (from
             1) and, if there are any, ``masks`` uint8 ``[N, H, W]``, 0 or 1; an empty mask counts as
-            absent.
+            absent; and ``keypoints`` float ``[N, K, 3]``, x and y pixels, above 0 if known.
 
     Returns:
         Scalars ``rpn_objectness``, ``rpn_box``, ``box_class``, ``box_regression`` and, for a
-        network with masks, ``mask``; ``mask`` is 0 if no instance of the batch has one.
+        network with them, ``mask`` and ``keypoint``; 0 if no instance of the batch has one.
     """
-    transform, heads = network.transform, network.roi_heads
-    padded = transform.batch_images([transform.normalize(image) for image in images])
-    padded = padded.to(memory_format=torch.channels_last)
-    batch = ImageList(padded, [(image.shape[1], image.shape[2]) for image in images])
+    heads = network.roi_heads
+    batch = _batch(network, images)
     features = network.backbone(batch.tensors)
     proposals, rpn = network.rpn(batch, features, targets)
 
@@ -53,9 +60,80 @@ def compute_losses(network: Any, images: list[Tensor], targets: list[Target]) ->
         "box_class": box_class,
         "box_regression": box_loss,
     }
+    branches = heads, features, rois, matches, labels, targets, batch
     if heads.has_mask():
-        losses["mask"] = _mask_loss(heads, features, rois, matches, labels, targets, batch)
+        losses["mask"] = _mask_loss(*branches)
+    if heads.has_keypoint():
+        losses["keypoint"] = _keypoint_loss(*branches)
     return losses
+
+
+def compute_keypoint_loss(
+    network: Any, images: list[Tensor], targets: list[Target]
+) -> dict[str, Tensor]:
+    """Compute the loss of the keypoint branch alone; no other part of the network gets a gradient.
+
+    In place of proposals it gets the instances' boxes, moved as far as a detector errs.
+
+    Args:
+        network: as for ``compute_losses``, in evaluation mode.
+        images: likewise.
+        targets: likewise; masks are not read.
+
+    Returns:
+        ``keypoint``; 0 if no instance of the batch has a known keypoint.
+    """
+    heads = network.roi_heads
+    with torch.no_grad():
+        batch = _batch(network, images)
+        features = network.backbone(batch.tensors)
+    rois, matches = [], []
+    for target, size in zip(targets, batch.image_sizes, strict=True):
+        known = torch.nonzero(_has_keypoints(target)).flatten()
+        some = known[torch.randperm(len(known), device=known.device)[:_MOST_POSED]]
+        matches.append(some.repeat(_COPIES))
+        rois.append(_jitter(target["boxes"][matches[-1]], size))
+    labels = [torch.ones_like(match) for match in matches]
+    loss = _keypoint_loss(heads, features, rois, matches, labels, targets, batch)
+    # Without a keypoint there is no gradient, but the optimizer needs one.
+    bias = heads.keypoint_predictor.kps_score_lowres.bias
+    return {"keypoint": loss + 0 * bias.sum()}
+
+
+def _batch(network: Any, images: list[Tensor]) -> ImageList:
+    """Normalise images and pad them to one size."""
+    transform = network.transform
+    padded = transform.batch_images([transform.normalize(image) for image in images])
+    padded = padded.to(memory_format=torch.channels_last)
+    return ImageList(padded, [(image.shape[1], image.shape[2]) for image in images])
+
+
+def _jitter(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Move each side of boxes ``[N, 4]`` at random, within an image of a height and width."""
+    sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+    limit = boxes.new_tensor([size[1], size[0]] * 2)
+    moved = boxes + torch.randn_like(boxes) * _JITTER * sides
+    return torch.minimum(moved.clamp(min=0), limit)
+
+
+def _has_keypoints(target: Target) -> Tensor:
+    """Return which instances ``[N]`` have a known keypoint."""
+    known: Tensor = (target["keypoints"][..., 2] > 0).any(1)
+    return known
+
+
+def _positives(
+    labels: list[Tensor], matches: list[Tensor], usable: list[Tensor | None]
+) -> dict[int, Tensor]:
+    """Select the positive RoIs of usable instances, in the images that have any."""
+    positives = {}
+    for i, (label, match, instances) in enumerate(zip(labels, matches, usable, strict=True)):
+        positive = label > 0
+        if instances is not None and bool(positive.any()):
+            positive = positive & instances[match]
+            if bool(positive.any()):
+                positives[i] = positive
+    return positives
 
 
 def _mask_loss(
@@ -68,27 +146,56 @@ def _mask_loss(
     batch: Any,
 ) -> Tensor:
     """Average the binary cross-entropy over the positive RoIs of instances that have a mask."""
-    positives = {}
-    for i, target in enumerate(targets):
-        positive = labels[i] > 0
-        if "masks" in target and bool(positive.any()):
-            has_mask = target["masks"].flatten(1).any(1) > 0
-            positive = positive & has_mask[matches[i]]
-            if bool(positive.any()):
-                positives[i] = positive
+    has_mask = [t["masks"].flatten(1).any(1) > 0 if "masks" in t else None for t in targets]
+    positives = _positives(labels, matches, has_mask)
     if not positives:
         return features["0"].new_zeros((), dtype=torch.float32)
-    chosen, positive_of = list(positives), list(positives.values())
-    boxes = [rois[i][p] for i, p in zip(chosen, positive_of, strict=True)]
-    sizes = [batch.image_sizes[i] for i in chosen]
-    of_chosen = {name: level[chosen] for name, level in features.items()}
-    pooled = pool_regions(heads.mask_roi_pool, of_chosen, boxes, sizes)
+    pooled, boxes = _pool(heads.mask_roi_pool, features, rois, positives, batch)
     logits = heads.mask_predictor(heads.mask_head(pooled))
     loss: Tensor = maskrcnn_loss(
         logits.float(),
         boxes,
-        [targets[i]["masks"] for i in chosen],
-        [targets[i]["labels"] for i in chosen],
-        [matches[i][p] for i, p in zip(chosen, positive_of, strict=True)],
+        [targets[i]["masks"] for i in positives],
+        [targets[i]["labels"] for i in positives],
+        [matches[i][positive] for i, positive in positives.items()],
     )
     return loss
+
+
+def _keypoint_loss(
+    heads: Any,
+    features: dict[str, Tensor],
+    rois: list[Tensor],
+    matches: list[Tensor],
+    labels: list[Tensor],
+    targets: list[Target],
+    batch: Any,
+) -> Tensor:
+    """Average the cross-entropy over the known keypoints in the positive RoIs (section 5)."""
+    posed = [_has_keypoints(t) if "keypoints" in t else None for t in targets]
+    positives = _positives(labels, matches, posed)
+    if not positives:
+        return features["0"].new_zeros((), dtype=torch.float32)
+    pooled, boxes = _pool(heads.keypoint_roi_pool, features, rois, positives, batch)
+    logits = heads.keypoint_predictor(heads.keypoint_head(pooled))
+    loss: Tensor = keypointrcnn_loss(
+        logits.float().contiguous(),
+        boxes,
+        [targets[i]["keypoints"] for i in positives],
+        [matches[i][positive] for i, positive in positives.items()],
+    )
+    return loss
+
+
+def _pool(
+    pooler: Any,
+    features: dict[str, Tensor],
+    rois: list[Tensor],
+    positives: dict[int, Tensor],
+    batch: Any,
+) -> tuple[Tensor, list[Tensor]]:
+    """Pool the chosen RoIs of the chosen images; also returns those, per image."""
+    boxes = [rois[i][positive] for i, positive in positives.items()]
+    sizes = [batch.image_sizes[i] for i in positives]
+    of_chosen = {name: level[list(positives)] for name, level in features.items()}
+    return pool_regions(pooler, of_chosen, boxes, sizes), boxes

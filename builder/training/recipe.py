@@ -73,6 +73,21 @@ RECIPES: dict[str, Recipe] = {
         colour_jitter=0.3,
         paste=0.7,
     ),
+    # For the keypoint branch alone, on features that stay as they are.
+    "lite-cpu-pose": Recipe(
+        optimizer="adamw",
+        learning_rate=1e-3,
+        weight_decay=0.02,
+        schedule="cosine",
+        warmup_iterations=250,
+        gradient_norm=5.0,
+        average_decay=0.999,
+        batch_size=8,
+        bfloat16=True,
+        canvas=384,
+        colour_jitter=0.3,
+        paste=0.5,
+    ),
 }
 
 

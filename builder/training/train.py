@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from maskcast.builder.checkpoint.checkpoint import (
-    load_bundle_weights,
-    load_checkpoint,
     load_matching,
     read_state,
     save_model,
@@ -25,74 +23,36 @@ from maskcast.builder.checkpoint.checkpoint import (
 )
 from maskcast.builder.evaluation.evaluate import evaluate, torch_predictor
 from maskcast.builder.network.backbone import freeze_levels, load_imagenet_weights
-from maskcast.builder.network.network import build_network, network_config
+from maskcast.builder.network.network import (
+    build_network,
+    freeze_all_but_keypoints,
+    network_config,
+)
+from maskcast.builder.training.config import TrainConfig, check_config
 from maskcast.builder.training.dataset import (
     AugmentedDataset,
     EpochSampler,
     InstanceDataset,
+    Masks,
     collate,
+    open_keypoints,
 )
+from maskcast.builder.training.initial import InitialModel, read_initial
 from maskcast.builder.training.log import TrainingLog
-from maskcast.builder.training.losses import Target, compute_losses
+from maskcast.builder.training.losses import Target, compute_keypoint_loss, compute_losses
 from maskcast.builder.training.predicted_masks import predict_masks
 from maskcast.builder.training.process import ignore_interrupt, interruption
 from maskcast.builder.training.recipe import (
-    Recipe,
     learning_rate,
     make_optimizer,
     update_average,
 )
-from maskcast.engines.bundle import is_bundle, open_bundle
 from maskcast.engines.errors import InputError
 from maskcast.engines.memory import keep_memory
 
 _LOG_EVERY = 20
 _SAVE_EVERY = 200
 _MOST_BAD_LOSSES = 20
-
-
-class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """One training run.
-
-    Attributes:
-        output: folder of the run: ``checkpoint.pth`` to resume from, ``model.pth``,
-            ``metrics.jsonl``, ``metrics.png``.
-        images: folder of the training images.
-        annotations: their instances, COCO's JSON.
-        network: name of a preset.
-        recipe: optimisation and augmentation.
-        with_masks: train Mask R-CNN, else Faster R-CNN from boxes.
-        box_annotations: further images of ``images``, annotated with boxes only.
-        validation_images: folder of the images to measure on; by default ``images``.
-        validation_annotations: None measures nothing.
-        predict_masks: train the mask branch on the images of ``box_annotations`` too, with masks
-            that the initial network predicts inside the boxes; needs ``initial``.
-        initial: checkpoint or bundle to start from, of the same network with any classes; None
-            starts from the backbone's ImageNet weights.
-        iterations: number of iterations, instead of the recipe's epochs.
-        minutes: duration of the run, instead of the recipe's epochs; above 0. The schedule of the
-            learning rate is stretched over it.
-        evaluate_every: epochs between two measurements.
-        workers: processes that load images; 0 loads them in this one.
-        seed: random seed.
-    """
-
-    output: Path
-    images: Path
-    annotations: Path
-    network: str
-    recipe: Recipe
-    with_masks: bool = True
-    box_annotations: Path | None = None
-    predict_masks: bool = False
-    validation_images: Path | None = None
-    validation_annotations: Path | None = None
-    initial: Path | None = None
-    iterations: int | None = None
-    minutes: float | None = None
-    evaluate_every: float = 1.0
-    workers: int = 1
-    seed: int = 0
 
 
 def train(config: TrainConfig, console: Console | None = None) -> Path | None:
@@ -107,22 +67,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Path | None:
     Raises:
         InputError: the data, the initial model or a setting cannot be used, or the loss diverged.
     """
-    if not config.recipe.epochs > 0:
-        raise InputError(f"epochs {config.recipe.epochs:g}: give a number above 0")
-    if config.minutes is not None and not config.minutes > 0:
-        raise InputError(f"minutes {config.minutes:g}: give a number above 0")
-    if not config.recipe.learning_rate > 0:
-        raise InputError(f"learning rate {config.recipe.learning_rate:g}: give a number above 0")
-    counts = {"batch size": config.recipe.batch_size, "iterations": config.iterations}
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise InputError(f"{name} {count}: give 1 or more")
-    if config.workers < 0:
-        raise InputError(f"workers {config.workers}: give 0 or more")
-    if config.predict_masks and not (
-        config.box_annotations and config.initial and config.with_masks
-    ):
-        raise InputError("predicting masks needs box annotations and an initial model with masks")
+    check_config(config)
     return _Run(config, console or Console(stderr=True)).run()
 
 
@@ -132,30 +77,41 @@ class _Run:
     def __init__(self, config: TrainConfig, console: Console) -> None:
         self.config, self.console = config, console
         self.recipe = config.recipe
-        annotated = InstanceDataset(
-            config.images, config.annotations, masks="all" if config.with_masks else "none"
+        initial = None if config.initial is None else read_initial(config.initial, config.network)
+        datasets = []
+        if config.annotations is not None:
+            masks: Masks = "all" if config.with_masks else "none"
+            datasets.append(InstanceDataset(config.images, config.annotations, masks=masks))
+            labels, with_masks = datasets[0].labels, config.with_masks
+        else:  # the keypoint branch alone
+            assert initial is not None
+            labels, with_masks = initial.config.labels, initial.config.with_masks
+        posed = open_keypoints(
+            config.images, config.keypoint_annotations, labels, with_masks=with_masks
         )
-        labels = annotated.labels
+        keypoints = posed[0].keypoints if posed else None
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self.device.type == "cpu":
             keep_memory()
         torch.manual_seed(config.seed)
-        self.network_config = network_config(config.network, labels, config.with_masks)
-        if config.initial is None:
-            self.network = build_network(self.network_config)
-            load_imagenet_weights(self.network.backbone.body, self.network_config.backbone)
+        if initial is None:
+            self.network_config = network_config(config.network, labels, with_masks, keypoints)
         else:
-            self.network = self.start_from(config.initial)
-        freeze_levels(self.network.backbone.body, self.recipe.frozen_levels)
+            self.network_config = initial.adapt(labels, with_masks, keypoints)
+        self.network = self.build(initial)
+        if config.annotations is None:
+            freeze_all_but_keypoints(self.network)
+        else:
+            freeze_levels(self.network.backbone.body, self.recipe.frozen_levels)
         self.network.to(self.device, memory_format=torch.channels_last)
-        datasets = [annotated]
         if config.box_annotations is not None:
             config.output.mkdir(parents=True, exist_ok=True)
             datasets.append(self.boxes(config.box_annotations))
-        self.dataset = AugmentedDataset(datasets, self.recipe, config.seed)
+        datasets += posed
+        self.dataset = AugmentedDataset(datasets, self.recipe, config.seed, keypoints)
         self.iterations_per_epoch = len(self.dataset) // self.recipe.batch_size
         if not self.iterations_per_epoch:
-            raise InputError(f"{config.annotations}: fewer images than one batch")
+            raise InputError(f"{config.images}: fewer images are annotated than one batch has")
         self.iterations = config.iterations or max(
             1, round(self.recipe.epochs * self.iterations_per_epoch)
         )
@@ -168,32 +124,14 @@ class _Run:
             self.resume()
         self.log = TrainingLog(config.output, self.iteration)
 
-    def start_from(self, initial: Path) -> Any:
-        """Build the network of ``initial`` for the classes of this run, from its weights."""
-        preset = self.network_config
-        if is_bundle(initial):
-            bundle = open_bundle(initial)
-            found = msgspec.structs.replace(
-                preset,
-                labels=bundle.manifest.labels[1:],
-                with_masks=bundle.segmenter is not None,
-            )
-            of_bundle = build_network(found)
-            load_bundle_weights(of_bundle, bundle)
-            state = of_bundle.state_dict()
-        else:
-            found, state = load_checkpoint(initial)
-        if (found.backbone, found.heads) != (preset.backbone, preset.heads):
-            raise InputError(
-                f"{initial}: of a {found.backbone} network with {found.heads} heads, "
-                f"not of {self.config.network}; choose its network"
-            )
-        self.network_config = msgspec.structs.replace(
-            found, labels=preset.labels, with_masks=preset.with_masks
-        )
+    def build(self, initial: InitialModel | None) -> Any:
+        """Build the network, with the weights of the initial model or of ImageNet."""
         network = build_network(self.network_config)
-        for name in load_matching(network, state):
-            self.console.print(f"not in {initial}, starts from random values: {name}")
+        if initial is None:
+            load_imagenet_weights(network.backbone.body, self.network_config.backbone)
+            return network
+        for name in load_matching(network, initial.state):
+            self.console.print(f"not in {self.config.initial}, starts from random values: {name}")
         return network
 
     def boxes(self, annotations: Path) -> InstanceDataset:
@@ -317,7 +255,8 @@ class _Run:
 
     def step(self, images: list[Tensor], targets: list[Target]) -> dict[str, float]:
         """Make one step; a batch whose loss is not finite is skipped."""
-        self.network.train()
+        is_whole = self.config.annotations is not None
+        self.network.train(is_whole)
         for module in self.network.backbone.body.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
@@ -327,7 +266,8 @@ class _Run:
         images = [image.to(self.device) for image in images]
         targets = [{k: v.to(self.device) for k, v in target.items()} for target in targets]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
-            losses = compute_losses(self.network, images, targets)
+            compute = compute_losses if is_whole else compute_keypoint_loss
+            losses = compute(self.network, images, targets)
             total = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad()
         if not math.isfinite(total.item()):
@@ -370,13 +310,14 @@ class _Run:
             config.validation_images or config.images,
             config.validation_annotations,
             self.network_config.labels,
-            with_masks=config.with_masks,
+            with_masks=self.network_config.with_masks,
+            keypoints=self.network_config.keypoints,
         )
         self.log.append({"iteration": self.iteration, "scores": scores})
         self.log.plot()
         figures = ", ".join(
             f"{kind} AP {100 * scores[kind]['AP']:.1f} AP50 {100 * scores[kind]['AP50']:.1f}"
-            for kind in ("bbox", "segm")
+            for kind in ("bbox", "segm", "keypoints")
             if kind in scores
         )
         self.console.print(f"iteration {self.iteration}: {figures}")

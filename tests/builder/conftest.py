@@ -16,6 +16,7 @@ class EllipseFolder(NamedTuple):
     images: Path
     annotations: Path
     boxes: Path
+    keypoints: Path
 
     def content(self) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(self.annotations.read_text())
@@ -25,12 +26,20 @@ class EllipseFolder(NamedTuple):
         self.annotations.write_text(json.dumps(content))
 
 
+def _axes(box: list[float]) -> dict[str, Any]:
+    x, y, width, height = box
+    middle, below = y + height / 2, (x + width / 2, y + height)
+    points = [x, middle, 2, x + width, middle, 2, *below, 1, 0, 0, 0]
+    return {"keypoints": points, "num_keypoints": 3}
+
+
 @pytest.fixture
 def draw_ellipses(tmp_path: Path) -> Callable[..., EllipseFolder]:
     """Draw pictures of one red and one blue ellipse each.
 
-    ``instances.json`` has their outlines as polygons; ``boxes.json`` the same without outlines.
-    Category ids are neither contiguous nor in order.
+    ``instances.json`` has their outlines as polygons; ``boxes.json`` the same without outlines;
+    ``keypoints.json`` the red ones alone, with the ends of their axes, of which the lower is hidden
+    and the upper is not known. Category ids are neither contiguous nor in order.
     """
 
     def draw(count: int = 4, width: int = 128, height: int = 96) -> EllipseFolder:
@@ -67,6 +76,12 @@ def draw_ellipses(tmp_path: Path) -> Callable[..., EllipseFolder]:
         (tmp_path / "instances.json").write_text(json.dumps(content))
         content["annotations"] = [{**a, "segmentation": []} for a in annotations]
         (tmp_path / "boxes.json").write_text(json.dumps(content))
-        return EllipseFolder(folder, tmp_path / "instances.json", tmp_path / "boxes.json")
+        red = [{**a, **_axes(a["bbox"])} for a in annotations if a["category_id"] == 7]
+        names = ["left_end", "right_end", "bottom", "top"]
+        posed = {"id": 7, "name": "red", "keypoints": names, "skeleton": [[1, 2], [3, 4]]}
+        content = {"images": images, "annotations": red, "categories": [posed]}
+        (tmp_path / "keypoints.json").write_text(json.dumps(content))
+        files = (tmp_path / f"{name}.json" for name in ("instances", "boxes", "keypoints"))
+        return EllipseFolder(folder, *files)
 
     return draw

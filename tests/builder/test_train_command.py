@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from maskcast.builder.commands import mount
 from maskcast.builder.training import train as train_module
-from maskcast.builder.training.train import TrainConfig
+from maskcast.builder.training.config import TrainConfig
 from maskcast.engines.errors import InputError
 
 REQUIRED = ("train", "--images", "photos", "--annotations", "a.json", "--out", "run")

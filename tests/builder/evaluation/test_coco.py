@@ -5,8 +5,15 @@ import numpy as np
 import pytest
 from faster_coco_eval import mask as coco_mask
 
-from maskcast.builder.evaluation.coco import check_size, encode_mask, read_annotations
+from maskcast.builder.evaluation.coco import (
+    check_size,
+    encode_mask,
+    keypoints_of,
+    read_annotations,
+    read_keypoints,
+)
 from maskcast.engines.errors import InputError
+from maskcast.engines.keypoints import Keypoints
 
 HEIGHT, WIDTH = 16, 20
 FILE = Path("a.json")
@@ -129,3 +136,50 @@ def test_several_polygons_are_united_and_clipped_to_the_image() -> None:
 def test_a_mask_that_is_none_of_the_image_is_refused_by_the_id(segmentation, complaint) -> None:
     with pytest.raises(InputError, match=rf"^a\.json: annotation 7: .*{complaint}"):
         encode(segmentation)
+
+
+POSED = {"id": 1, "name": "person", "keypoints": ["nose", "tail"], "skeleton": [[1, 2]]}
+
+
+def test_keypoints_of_a_category_count_from_zero() -> None:
+    found = read_keypoints({"categories": [{"id": 2, "name": "car"}, POSED]}, FILE)
+    assert found == Keypoints(("nose", "tail"), ((0, 1),))
+    assert read_keypoints({"categories": [{"id": 2, "name": "car", "keypoints": []}]}, FILE) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"skeleton": [[1, 3]]}, "joins a keypoint"),
+        ({"skeleton": [[0, 1]]}, ">= 0"),
+        ({"skeleton": [[1]]}, "length 2"),
+        ({"skeleton": 5}, "not iterable"),
+        ({"keypoints": "nose"}, "Expected `array`"),
+        ({"keypoints": ["nose", "nose"]}, "same name"),
+    ],
+)
+def test_keypoints_that_are_not_cocos_are_an_input_error(changes, complaint: str) -> None:
+    with pytest.raises(InputError, match=rf"^a\.json: .*not COCO's .*{complaint}") as caught:
+        read_keypoints({"categories": [{**POSED, **changes}]}, FILE)
+    assert "\n" not in str(caught.value)
+
+
+def test_keypoints_of_several_categories_are_refused() -> None:
+    with pytest.raises(InputError, match=r"several categories have keypoints \(person, dog\)"):
+        read_keypoints({"categories": [POSED, {**POSED, "name": "dog"}]}, FILE)
+
+
+def test_an_annotation_without_keypoints_knows_none() -> None:
+    assert not keypoints_of({"id": 7}, 2, FILE).any()
+    points = keypoints_of({"id": 7, "keypoints": [1.5, 2, 2, 0, 0, 0]}, 2, FILE)
+    assert points.tolist() == [[1.5, 2, 2], [0, 0, 0]]
+    assert points.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[1, 2, 2], [1, 2, 3, 0, 0, 0], [1, 2, 2, 0, 0, "0"], [1, float("nan"), 2, 0, 0, 0], "text", 7],
+)
+def test_points_that_are_not_cocos_are_refused_by_the_id(values) -> None:
+    with pytest.raises(InputError, match=r"^a\.json: annotation 7: its keypoints are not 2 times"):
+        keypoints_of({"id": 7, "keypoints": values}, 2, FILE)

@@ -7,6 +7,7 @@ from maskcast.builder.evaluation.evaluate import Prediction, encode_masks, evalu
 from maskcast.builder.network.network import build_network, network_config
 from maskcast.builder.training.dataset import InstanceDataset
 from maskcast.engines.errors import InputError
+from maskcast.engines.keypoints import COCO_PERSON, Keypoints
 
 LABELS = ("blue", "red")
 
@@ -194,3 +195,115 @@ def test_a_torch_network_predicts_in_pixels_of_the_image(with_masks: bool) -> No
         assert prediction.masks[0]["size"] == [40, 60]
     else:
         assert prediction.masks is None
+
+
+@pytest.fixture
+def posed(draw_ellipses):
+    """Red ellipses with the points of a person spread over them; those of odd ones are unknown."""
+    folder = draw_ellipses()
+    content = json.loads(folder.keypoints.read_text())
+    content["categories"][0] |= {"keypoints": list(COCO_PERSON.names), "skeleton": []}
+    rng = np.random.default_rng(0)
+    for number, annotation in enumerate(content["annotations"]):
+        x, y, width, height = annotation["bbox"]
+        points = np.zeros((17, 3))
+        points[:, :2] = [x, y] + rng.random((17, 2)) * [width, height]
+        points[:, 2] = 0 if number % 2 else 2
+        annotation["keypoints"] = points.ravel().tolist()
+    folder.keypoints.write_text(json.dumps(content))
+    return folder
+
+
+class Poser:
+    """Predicts the keypoints of a file, moved by some pixels."""
+
+    def __init__(self, folder, shift: float = 0) -> None:
+        content = json.loads(folder.keypoints.read_text())
+        self.annotations, self.shift = iter(content["annotations"]), shift
+
+    def __call__(self, image) -> Prediction:
+        annotation = next(self.annotations)
+        x, y, width, height = annotation["bbox"]
+        points = np.array([annotation["keypoints"]], np.float32).reshape(1, 17, 3)
+        points[..., 0] += self.shift
+        if not points[..., 2].any():  # a person of whom nobody knows how he stands
+            points[..., :2] = x, y
+        return Prediction(
+            np.float32([[x, y, x + width, y + height]]), np.float32([0.9]), np.ones(1), None, points
+        )
+
+
+def test_the_true_keypoints_score_one_and_unknown_ones_do_not_count(posed) -> None:
+    scores = evaluate(
+        Poser(posed),
+        posed.images,
+        posed.keypoints,
+        ("red",),
+        with_masks=False,
+        keypoints=COCO_PERSON,
+    )
+    assert set(scores["keypoints"]) == {"AP", "AP50", "AP75", "APm", "APl"}
+    assert scores["keypoints"]["AP"] == pytest.approx(1)
+    assert scores["bbox"]["AP"] == pytest.approx(1)
+
+
+def test_moved_keypoints_lose_keypoint_ap_alone(posed) -> None:
+    scores = evaluate(
+        Poser(posed, shift=6),
+        posed.images,
+        posed.keypoints,
+        ("red",),
+        with_masks=False,
+        keypoints=COCO_PERSON,
+    )
+    assert scores["keypoints"]["AP"] < 0.3
+    assert scores["bbox"]["AP"] == pytest.approx(1)
+
+
+def test_keypoints_are_scored_only_if_both_sides_have_those_of_a_person(posed) -> None:
+    others = Keypoints(("a",))
+    for annotations, keypoints in (
+        (posed.keypoints, None),
+        (posed.keypoints, others),
+        (posed.annotations, COCO_PERSON),
+    ):
+        predict = Poser(posed)
+        scores = evaluate(
+            predict,
+            posed.images,
+            annotations,
+            ("red",),
+            with_masks=False,
+            keypoints=keypoints,
+        )
+        assert "keypoints" not in scores
+
+
+def test_annotations_without_any_known_keypoint_have_no_score(posed) -> None:
+    content = json.loads(posed.keypoints.read_text())
+    for annotation in content["annotations"]:
+        annotation["keypoints"] = [0] * 51
+    posed.keypoints.write_text(json.dumps(content))
+    scores = evaluate(
+        Poser(posed),
+        posed.images,
+        posed.keypoints,
+        ("red",),
+        with_masks=False,
+        keypoints=COCO_PERSON,
+    )
+    assert set(scores["keypoints"].values()) == {-1}
+
+
+def test_a_torch_network_predicts_keypoints_in_pixels_of_the_image() -> None:
+    config = network_config("lite0-fpn", ("a",), with_masks=False, keypoints=COCO_PERSON)
+    network = build_network(config).eval()
+    network.roi_heads.score_thresh = 0.0
+    network.transform.min_size, network.transform.max_size = (96,), 96
+    prediction = torch_predictor(network)(np.zeros((40, 60, 3), np.uint8))
+    assert prediction.keypoints is not None
+    assert prediction.keypoints.shape == (len(prediction.boxes), 17, 3)
+    x, y = prediction.keypoints[..., 0], prediction.keypoints[..., 1]
+    assert (x >= prediction.boxes[:, None, 0] - 0.1).all()
+    assert (x <= prediction.boxes[:, None, 2] + 0.1).all()
+    assert y.max() <= 40

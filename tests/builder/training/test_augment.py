@@ -185,3 +185,48 @@ def test_pasting_keeps_the_box_of_an_instance_without_a_mask_and_cuts_the_mask_o
 def test_a_box_without_a_mask_that_is_mostly_covered_is_dropped() -> None:
     pasted = augment.paste(example(with_masks=False), person(8, 0, 28, 40), ONE)
     assert pasted.labels.tolist() == [2, 3]
+
+
+def posed(points: list[list[float]]) -> Example:
+    """The example, whose first instance has these keypoints and whose second has none."""
+    known = np.array([points, [[0, 0, 0]] * len(points)], np.float32)
+    return example()._replace(keypoints=known)
+
+
+def test_keypoints_grow_with_the_image() -> None:
+    doubled = augment.resize(posed([[10, 8, 2]]), 120, 60)
+    assert doubled.keypoints is not None
+    assert doubled.keypoints[0].tolist() == [[20, 12, 2]]
+
+
+def test_a_mirror_moves_keypoints_and_swaps_left_and_right() -> None:
+    before = posed([[10, 8, 2], [25, 9, 1]])
+    flipped = augment.flip(before, mirrored=(1, 0))
+    assert flipped.keypoints is not None
+    assert flipped.keypoints[0].tolist() == [[35, 9, 1], [50, 8, 2]]
+    assert np.array_equal(flipped.keypoints[1, :, 2], [0, 0])
+    back = augment.flip(flipped, mirrored=(1, 0))
+    assert back.keypoints is not None
+    assert np.array_equal(back.keypoints[0], before.keypoints[0])
+
+
+def test_keypoints_outside_of_a_crop_are_no_longer_known() -> None:
+    cropped = augment.crop(posed([[25, 8, 2], [11, 8, 2], [25, 24, 1]]), left=20, top=0, size=20)
+    assert cropped.keypoints is not None
+    assert cropped.keypoints[0, :, 2].tolist() == [2, 0, 0]
+    assert cropped.keypoints[0, 0].tolist() == [5, 8, 2]
+
+
+def test_the_keypoints_of_a_dropped_instance_are_dropped() -> None:
+    cropped = augment.crop(posed([[25, 8, 2]]), left=32, top=0, size=28)
+    assert cropped.keypoints is not None
+    assert cropped.keypoints.shape == (1, 1, 3)
+    assert cropped.keypoints[0, 0, 2] == 0
+
+
+def test_keypoints_that_are_pasted_over_are_no_longer_known() -> None:
+    above = person(10, 0, 20, 20)._replace(keypoints=np.float32([[[15, 4, 2], [0, 0, 0]]]))
+    pasted = augment.paste(posed([[15, 8, 2], [25, 8, 2]]), above, ONE)
+    assert pasted.keypoints is not None
+    assert pasted.keypoints[:, :, 2].tolist() == [[0, 2], [0, 0], [2, 0]]
+    assert pasted.keypoints[2, 0].tolist() == [15, 4, 2]

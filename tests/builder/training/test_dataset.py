@@ -9,9 +9,11 @@ from maskcast.builder.training.dataset import (
     AugmentedDataset,
     EpochSampler,
     InstanceDataset,
+    open_keypoints,
 )
 from maskcast.builder.training.recipe import Recipe
 from maskcast.engines.errors import InputError
+from maskcast.engines.keypoints import Keypoints
 
 RECIPE = Recipe(canvas=64, colour_jitter=0.2)
 
@@ -158,3 +160,59 @@ def test_the_annotation_file_is_not_changed_by_reading(draw_ellipses) -> None:
     before = json.loads(folder.annotations.read_text())
     InstanceDataset(folder.images, folder.annotations).read(0)
     assert folder.content() == before
+
+
+def test_keypoints_are_read_with_their_names_lines_and_masks(draw_ellipses) -> None:
+    folder = draw_ellipses()
+    dataset = InstanceDataset(folder.images, folder.keypoints, masks="some", with_keypoints=True)
+    assert dataset.keypoints == Keypoints(
+        ("left_end", "right_end", "bottom", "top"), ((0, 1), (2, 3))
+    )
+    example = dataset.read(0)
+    assert example.keypoints is not None
+    assert example.masks is not None
+    left, right, bottom, top = example.keypoints[0]
+    np.testing.assert_allclose([left[0], right[0]], example.boxes[0, [0, 2]], rtol=1e-6)
+    assert [left[2], right[2], bottom[2], top[2]] == [2, 2, 1, 0]
+
+
+def test_an_item_of_a_file_without_keypoints_has_unknown_ones(draw_ellipses) -> None:
+    folder = draw_ellipses()
+    boxed = InstanceDataset(folder.images, folder.boxes, labels=("red",), masks="none")
+    posed = open_keypoints(folder.images, [folder.keypoints], ("red",), with_masks=True)
+    dataset = AugmentedDataset([boxed, *posed], RECIPE, seed=0, keypoints=posed[0].keypoints)
+    assert dataset[0, 0][1]["keypoints"].shape[1:] == (4, 3)
+    assert not dataset[0, 0][1]["keypoints"].any()
+    assert (dataset[0, 4][1]["keypoints"][..., 2] > 0).any()
+
+
+def test_masks_of_a_file_with_keypoints_are_read_where_there_are(draw_ellipses) -> None:
+    folder = draw_ellipses()
+    content = json.loads(folder.keypoints.read_text())
+
+    def kind(*, with_masks: bool = True) -> str:
+        folder.keypoints.write_text(json.dumps(content))
+        (data,) = open_keypoints(folder.images, [folder.keypoints], ("red",), with_masks=with_masks)
+        return data.masks
+
+    assert kind() == "all"
+    assert kind(with_masks=False) == "none"
+    content["annotations"][1]["segmentation"] = []
+    assert kind() == "some"
+    for annotation in content["annotations"]:
+        annotation["segmentation"] = []
+    assert kind() == "none"
+
+
+def test_keypoint_files_that_cannot_be_learned_from_are_input_errors(draw_ellipses) -> None:
+    folder = draw_ellipses()
+    with pytest.raises(InputError, match=r"boxes\.json: none of its categories has keypoints"):
+        open_keypoints(folder.images, [folder.boxes], ("red",), with_masks=False)
+    with pytest.raises(InputError, match="a model of one class, not of 2: red, blue"):
+        open_keypoints(folder.images, [folder.keypoints], ("red", "blue"), with_masks=False)
+    content = json.loads(folder.keypoints.read_text())
+    content["categories"][0]["keypoints"][0] = "tail"
+    other = folder.keypoints.with_name("other.json")
+    other.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"other\.json: other keypoints than in .*keypoints\.json"):
+        open_keypoints(folder.images, [folder.keypoints, other], ("red",), with_masks=False)

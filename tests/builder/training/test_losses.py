@@ -1,8 +1,11 @@
 import pytest
 import torch
+from torchvision.ops import box_iou
 
 from maskcast.builder.network.network import build_network, network_config
-from maskcast.builder.training.losses import compute_losses
+from maskcast.builder.training import losses
+from maskcast.builder.training.losses import compute_keypoint_loss, compute_losses
+from maskcast.engines.keypoints import COCO_PERSON
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +103,74 @@ def test_a_batch_of_background_alone_has_no_box_and_no_mask_loss(network) -> Non
     assert losses["box_regression"].item() == 0
     assert losses["mask"].item() == 0
     assert losses["rpn_objectness"].item() > 0
+
+
+@pytest.fixture(scope="module")
+def posing():
+    torch.manual_seed(0)
+    config = network_config("lite0-fpn", ("person",), with_masks=False, keypoints=COCO_PERSON)
+    network = build_network(config).train()
+    torch.nn.init.normal_(network.roi_heads.keypoint_predictor.kps_score_lowres.weight)
+    network.transform.min_size, network.transform.max_size = (64,), 96
+    return network
+
+
+def pose(known: bool = True) -> dict[str, torch.Tensor]:
+    x, y = torch.linspace(25, 55, 17), torch.linspace(45, 15, 17)
+    visibility = torch.tensor([2.0, 1.0, 0.0] * 6)[:17] * known
+    return {**target(False), "keypoints": torch.stack([x, y, visibility], 1)[None]}
+
+
+def test_the_keypoint_loss_is_that_of_torchvisions_own_forward(posing) -> None:
+    images, targets = [torch.rand(3, 64, 96), torch.rand(3, 64, 96)], [pose(), pose()]
+    torch.manual_seed(1)
+    theirs = posing(images, targets)
+    torch.manual_seed(1)
+    ours = compute_losses(posing, images, targets)
+    assert theirs["loss_keypoint"] > 1
+    torch.testing.assert_close(ours["keypoint"], theirs["loss_keypoint"], rtol=1e-4, atol=1e-5)
+    assert set(ours) == {"rpn_objectness", "rpn_box", "box_class", "box_regression", "keypoint"}
+
+
+def test_instances_without_known_keypoints_do_not_train_the_keypoint_branch(posing) -> None:
+    images = [torch.rand(3, 64, 96), torch.rand(3, 64, 96)]
+    assert compute_losses(posing, images, [pose(False), target(False)])["keypoint"].item() == 0
+    torch.manual_seed(1)
+    alone = compute_losses(posing, images[:1], [pose()])["keypoint"]
+    torch.manual_seed(1)
+    mixed = compute_losses(posing, images, [pose(), pose(False)])["keypoint"]
+    torch.testing.assert_close(mixed, alone, rtol=0.2, atol=0.2)
+
+
+def test_the_keypoint_branch_alone_gets_gradients_from_its_own_loss(posing) -> None:
+    posing.zero_grad()
+    network = posing.eval()
+    losses = compute_keypoint_loss(network, [torch.rand(3, 64, 96)], [pose()])
+    posing.train()
+    losses["keypoint"].backward()
+    assert set(losses) == {"keypoint"}
+    learns = {name for name, value in posing.named_parameters() if value.grad is not None}
+    assert learns == {name for name, _ in posing.named_parameters() if ".keypoint_" in name}
+
+
+def test_the_boxes_of_the_keypoint_loss_lie_near_the_instance_and_in_the_image() -> None:
+    torch.manual_seed(0)
+    boxes = torch.tensor([[20.0, 10.0, 60.0, 50.0], [0.0, 0.0, 96.0, 64.0]]).repeat(500, 1)
+    moved = losses._jitter(boxes, (64, 96))
+    assert (moved >= 0).all()
+    assert (moved <= torch.tensor([96, 64, 96, 64])).all()
+    overlaps = box_iou(moved[::2], boxes[:1])
+    assert 0.75 < overlaps.mean() < 0.9
+    assert overlaps.std() > 0.03
+
+
+def test_a_batch_without_known_keypoints_leaves_the_branch_as_it_is(posing) -> None:
+    posing.zero_grad()
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    empty["keypoints"] = torch.zeros(0, 17, 3)
+    images = [torch.rand(3, 64, 96), torch.rand(3, 64, 96)]
+    found = compute_keypoint_loss(posing.eval(), images, [pose(False), empty])
+    posing.train()
+    found["keypoint"].backward()
+    assert found["keypoint"].item() == 0
+    assert not posing.roi_heads.keypoint_predictor.kps_score_lowres.bias.grad.any()

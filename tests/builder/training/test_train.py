@@ -18,10 +18,12 @@ from maskcast.builder.checkpoint.checkpoint import (
     save_model,
 )
 from maskcast.builder.network.network import NetworkConfig, build_network, network_config
+from maskcast.builder.training.config import TrainConfig
 from maskcast.builder.training.recipe import RECIPES, Recipe
-from maskcast.builder.training.train import TrainConfig, train
+from maskcast.builder.training.train import train
 from maskcast.engines.bundle import open_bundle
 from maskcast.engines.errors import InputError
+from maskcast.engines.keypoints import COCO_PERSON
 
 RECIPE = Recipe(
     optimizer="adamw",
@@ -378,3 +380,101 @@ def test_a_folder_with_a_run_of_other_settings_is_an_input_error(
 def test_fewer_images_than_a_batch_are_an_input_error(run) -> None:
     with pytest.raises(InputError, match="fewer images"):
         silently(run(recipe=msgspec.structs.replace(RECIPE, batch_size=3)))
+
+
+@pytest.fixture
+def of_red(run, tmp_path: Path) -> Path:
+    """A model of red ellipses without keypoints."""
+    torch.manual_seed(0)
+    config = network_config("lite0-fpn", ("red",))
+    path = tmp_path / "red.pth"
+    save_model(path, config, build_network(config).state_dict(), {})
+    return path
+
+
+def test_a_keypoint_branch_is_trained_on_a_model_that_stays_as_it_is(run, of_red: Path) -> None:
+    config = run(
+        recipe=msgspec.structs.replace(RECIPE, epochs=60, learning_rate=1e-3, paste=0.5),
+        annotations=None,
+        keypoint_annotations=(run().annotations.with_name("keypoints.json"),),
+        initial=of_red,
+    )
+    path = silently(config)
+    assert path is not None
+    first, *_, last = [entry["losses"] for entry in metrics(config)]
+    assert set(first) == {"keypoint"}
+    assert last["keypoint"] < first["keypoint"] - 0.5
+    (before, old), (after, new) = load_checkpoint(of_red), load_checkpoint(path)
+    assert after.labels == before.labels == ("red",)
+    assert after.with_masks
+    assert after.keypoints is not None
+    assert after.keypoints.names == ("left_end", "right_end", "bottom", "top")
+    # The preset's numbers, not the paper's, which a model without such a branch is read with.
+    assert (after.keypoint_head_channels, after.keypoint_head_layers) == (96, 8)
+    assert all(torch.equal(new[name], value) for name, value in old.items())
+    added = new.keys() - old.keys()
+    assert added
+    assert all(name.startswith("roi_heads.keypoint_") for name in added)
+
+
+def test_a_keypoint_branch_goes_on_from_the_one_that_a_model_has(run, of_red: Path) -> None:
+    poses = (run().annotations.with_name("keypoints.json"),)
+    recipe = msgspec.structs.replace(RECIPE, epochs=1, learning_rate=1e-9, weight_decay=0.0)
+    settings = {"annotations": None, "keypoint_annotations": poses, "recipe": recipe}
+    first = silently(run("first", initial=of_red, **settings))
+    assert first is not None
+    second = silently(run("second", initial=first, **settings))
+    assert second is not None
+    expected, found = load_checkpoint(first)[1], load_checkpoint(second)[1]
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6, msg=name)
+
+
+def test_a_network_learns_boxes_masks_and_keypoints_at_once(run) -> None:
+    poses = run().annotations.with_name("keypoints.json")
+    config = run(annotations=poses, keypoint_annotations=(poses,))
+    path = silently(config)
+    assert path is not None
+    (entry,) = metrics(config)
+    assert entry["losses"].keys() >= {"rpn_box", "box_class", "mask", "keypoint"}
+    assert load_checkpoint(path)[0].keypoints is not None
+
+
+def test_keypoints_are_measured_where_they_are_those_of_a_person(run, of_red: Path) -> None:
+    poses = run().annotations.with_name("keypoints.json")
+    content = json.loads(poses.read_text())
+    content["categories"][0] |= {"keypoints": list(COCO_PERSON.names), "skeleton": []}
+    for annotation in content["annotations"]:
+        annotation["keypoints"] = annotation["keypoints"][:3] * 17
+    poses.write_text(json.dumps(content))
+    config = run(
+        annotations=None,
+        keypoint_annotations=(poses,),
+        initial=of_red,
+        validation_annotations=poses,
+    )
+    assert silently(config) is not None
+    scores = metrics(config)[-1]["scores"]
+    assert set(scores) == {"images", "bbox", "segm", "keypoints"}
+    assert set(scores["keypoints"]) == {"AP", "AP50", "AP75", "APm", "APl"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"annotations": None}, "nothing to train on"),
+        ({"annotations": None, "keypoint_annotations": (Path("k"),)}, "name the model .*--initial"),
+        (
+            {
+                "annotations": None,
+                "keypoint_annotations": (Path("k"),),
+                "initial": Path("default"),
+                "box_annotations": Path("b"),
+            },
+            "b: no boxes are learned without annotations",
+        ),
+    ],
+)
+def test_a_keypoint_branch_alone_needs_keypoints_and_a_model(run, changes, complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        silently(run(**changes))
