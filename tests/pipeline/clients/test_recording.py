@@ -165,7 +165,7 @@ def test_a_killed_recorder_leaves_a_readable_file(
         try:
             assert publisher.wait_for_subscribers(1, 60, ["cam1"])
             publish_some(publisher)
-            wait_until(path.exists)
+            wait_until(lambda: path.exists() and path.stat().st_size >= 8)  # its magic bytes
             wait_until(lambda: len(list(subscribe(f"file:{path}"))) == 20)
             publisher.publish(frame(index=20), seen())  # in no chunk yet, or in one
         finally:
