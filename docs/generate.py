@@ -93,7 +93,7 @@ def _command(name: str, command: Any) -> str:
     if is_group:  # what follows a group's arguments is read as a command
         usage = [name, *any_options, *shown, "|".join(command.commands)]
     else:
-        usage = [name, *shown, *any_options]
+        usage = [_with_arguments_of_its_group(name), *shown, *any_options]
     lines = [f"## {name}", "", text, "", "```", " ".join(usage), *examples, "```", ""]
     if arguments:
         lines += ["| argument | meaning |", "|---|---|"]
@@ -109,6 +109,14 @@ def _command(name: str, command: Any) -> str:
     if options:
         lines.append("")
     return "\n".join(lines)
+
+
+def _with_arguments_of_its_group(name: str) -> str:
+    """Return a command's name as it is typed: "maskcast ctl ENDPOINT list"."""
+    group, _, word = name.rpartition(" ")
+    found = dict(commands()).get(group)
+    arguments = parameters(found, "argument") if found is not None else []
+    return " ".join((group, *map(_placeholder, arguments), word))
 
 
 def _split_help(command: Any) -> tuple[str, list[str]]:

@@ -66,8 +66,8 @@ class SourceConfig(
     name: SourceName | None = None
     policy: Policy | None = None
     every_nth: Count = 1
-    max_fps: Annotated[float, Meta(gt=0, le=1000)] | None = None
-    fps: Annotated[float, Meta(gt=0, le=1000)] | None = None
+    max_fps: Annotated[float, Meta(ge=0.001, le=1000)] | None = None
+    fps: Annotated[float, Meta(ge=0.001, le=1000)] | None = None
     loop: bool = False
     rtsp_transport: Literal["tcp", "udp"] = "tcp"
     open_timeout_s: Seconds = 10.0

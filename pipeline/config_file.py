@@ -61,10 +61,13 @@ def load_config(path: str | Path, changes: Mapping[str, Any] | None = None) -> C
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InputError(f"cannot read the configuration {path}: {reason}") from None
     try:
+        root = yaml.compose(text, Loader=yaml.CSafeLoader)
         raw = msgspec.yaml.decode(text)
-    except msgspec.DecodeError as error:
-        raise InputError(f"{path}: not valid YAML{_yaml_place(str(error))}") from None
-    _refuse_repeated_keys(path, yaml.compose(text, Loader=yaml.CSafeLoader))
+    except yaml.MarkedYAMLError as error:
+        raise InputError(f"{path}: not valid YAML{_yaml_problem(error, text)}") from None
+    except (yaml.YAMLError, msgspec.DecodeError):
+        raise InputError(f"{path}: not valid YAML") from None
+    _refuse_repeated_keys(path, root)
     if not isinstance(raw, dict):
         raise InputError(f"{path}: expected keys such as `sources:`; see maskcast config example")
     try:
@@ -230,7 +233,12 @@ def alternatives(hint: Any) -> list[Any]:
     return [alternative for part in get_args(hint) for alternative in alternatives(part)]
 
 
-def _yaml_place(problem: str) -> str:
-    """Say where YAML breaks, without a word of the file: a URL may stand there."""
-    lines = re.findall(r"line (\d+), column (\d+)", problem)
-    return f", line {lines[-1][0]}, column {lines[-1][1]}" if lines else ""
+def _yaml_problem(error: yaml.MarkedYAMLError, text: str) -> str:
+    """Say where YAML breaks and why, without a word of the file: a URL may stand there."""
+    mark = error.problem_mark
+    if mark is None:
+        return ""
+    lines = text.splitlines()
+    has_tab = mark.line < len(lines) and "\t" in lines[mark.line]
+    advice = "; indent with spaces, not with tabs" if has_tab else ""
+    return f", line {mark.line + 1}, column {mark.column + 1}: {error.problem}{advice}"

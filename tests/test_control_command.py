@@ -124,12 +124,16 @@ def test_sources_are_added_and_removed_at_the_command_line(
     ("arguments", "message"),
     [
         (
-            "ctl --timeout-s 0.1 ipc:///nowhere list",
-            "no answer from ipc:///nowhere within 0.1 s",
+            "ctl --timeout-s 0.1 tcp://127.0.0.1:1 list",
+            "no answer from tcp://127.0.0.1:1 ",
         ),
-        ("ctl nowhere list", "'nowhere' is no endpoint"),
+        (
+            "ctl --timeout-s 0.1 ipc:///nowhere list",
+            "within 0.1 s: there is no socket /nowhere; start `maskcast run --control ipc:///nowhere`",
+        ),
+        ("ctl nowhere list", "invalid endpoint 'nowhere'"),
         ("ctl --server-key a.key ipc:///nowhere list", "keys go together"),
-        ("run test://8x8@1 --control nowhere", "'nowhere' is no endpoint"),
+        ("run test://8x8@1 --control nowhere", "invalid endpoint 'nowhere'"),
         ("run test://8x8@1 --control tcp://*:0", "anyone on the network could control this"),
         ("run test://8x8@1 --log-level loud", "log level 'loud'"),
         ("run test://8x8@1 --log-format xml", "log format 'xml'"),

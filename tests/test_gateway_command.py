@@ -129,7 +129,7 @@ def test_a_gateway_shows_its_figures_and_ends_by_a_signal(gateway: GatewayProces
     ("arguments", "problem"),
     [
         ([], "give --sources"),
-        (["--sources", "nonsense"], "no endpoint"),
+        (["--sources", "nonsense"], "invalid endpoint"),
         (["--sources", "tcp://127.0.0.1:0", "--allowed-clients", "x"], "give --secret-key"),
         (["--sources", "tcp://127.0.0.1:0", "--secret-key", "x"], "--secret-key: not used"),
     ],

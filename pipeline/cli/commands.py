@@ -308,7 +308,8 @@ def new_keys(
     from maskcast.pipeline.wire.curve import new_keys as write_new_keys
 
     public, secret = write_new_keys(name)
-    typer.echo(f"{public}  give it to the other side\n{secret}  keep it here, and secret")
+    typer.echo(f"{public}: public key, for the other end of the connection")
+    typer.echo(f"{secret}: secret key, for this end only")
 
 
 def predict(

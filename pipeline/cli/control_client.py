@@ -21,7 +21,7 @@ from maskcast.pipeline.control.server import (
 )
 from maskcast.pipeline.sources.state import FINISHED, SourceState
 from maskcast.pipeline.wire.curve import ClientKeys
-from maskcast.pipeline.wire.endpoint import check_endpoint
+from maskcast.pipeline.wire.endpoint import check_endpoint, missing_socket, reason
 
 LONGEST_ANSWER = 16 << 20
 """Maximum size of an answer, bytes."""
@@ -75,12 +75,17 @@ class ControlClient:
             try:
                 socket.connect(self._endpoint)
             except zmq.ZMQError as error:
-                raise InputError(f"cannot connect to {self._endpoint}: {error.strerror}") from None
+                raise InputError(f"cannot connect to {self._endpoint}: {reason(error)}") from None
             socket.send(msgspec.msgpack.encode(request))
             if not socket.poll(int(self._timeout_s * 1000)):
+                waited = f"no answer from {self._endpoint} within {self._timeout_s:g} s"
+                if problem := missing_socket(self._endpoint):
+                    raise InputError(
+                        f"{waited}: {problem}; start `maskcast run --control {self._endpoint}`"
+                    )
                 raise InputError(
-                    f"no answer from {self._endpoint} within {self._timeout_s:g} s; check the "
-                    "endpoint of `maskcast run --control`, and the keys if it uses them"
+                    f"{waited}; check the endpoint of `maskcast run --control`, and the keys if it "
+                    "uses them"
                 )
             data = socket.recv()
         try:

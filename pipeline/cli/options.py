@@ -50,7 +50,8 @@ Names = Annotated[
     _input("--name", metavar="NAME", text="Name of a source; repeat in the order of sources."),
 ]
 MaxFps = Annotated[
-    float | None, _input(metavar="FPS", text="Maximum frame rate of each source.", min=0.001)
+    float | None,
+    _input(metavar="FPS", text="Maximum frame rate of each source.", min=0.001, max=1000),
 ]
 Limit = Annotated[
     int | None, _input(metavar="N", text="Stop after N frames of each source.", min=1)

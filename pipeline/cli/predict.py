@@ -71,6 +71,8 @@ def predict_files(
     Raises:
         InputError: an image cannot be read or written, or an output is an input.
     """
+    if out is not None and not out.is_dir() and (out.exists() or out.suffix.lower() in SUFFIXES):
+        raise InputError(f"{out}: not a folder; give one, in which every image keeps its name")
     written: set[Path] = set()
     for path in paths:
         rgb = read_image(path)

@@ -111,17 +111,17 @@ class _Seen:
 
 
 def count_labels(labels: list[int], label_names: tuple[str, ...]) -> str:
-    """Say what a frame shows: ``3 person, 1 dog``."""
+    """Say what a frame shows: ``person 3, dog 1``."""
     return count_names([label_name(label, label_names) for label in labels])
 
 
 def count_names(names: list[str]) -> str:
-    """Count names: ``3 person, 1 dog``, the most frequent first."""
-    return ", ".join(f"{count} {name}" for name, count in Counter(names).most_common())
+    """Count names: ``person 3, dog 1``, the most frequent first."""
+    return ", ".join(f"{name} {count}" for name, count in Counter(names).most_common())
 
 
 def name_instances(instances: Instances, label_names: tuple[str, ...]) -> str:
-    """Say what is in a frame, with track ids where there are any: ``3 person #4 #7, 1 dog``."""
+    """Say what is in a frame, with track ids where there are any: ``person 3 #4 #7, dog 1``."""
     labels = instances.labels.tolist()
     if instances.track_ids is None:
         return count_labels(labels, label_names)
@@ -129,7 +129,7 @@ def name_instances(instances: Instances, label_names: tuple[str, ...]) -> str:
     for label, track_id in zip(labels, instances.track_ids.tolist(), strict=True):
         ids.setdefault(label, []).extend([f"#{track_id}"] if track_id else [])
     return ", ".join(
-        " ".join([str(count), label_name(label, label_names), *sorted(ids[label], key=_number)])
+        " ".join([label_name(label, label_names), str(count), *sorted(ids[label], key=_number)])
         for label, count in Counter(labels).most_common()
     )
 

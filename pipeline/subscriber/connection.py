@@ -80,7 +80,7 @@ class Connection(ReconnectingSocket):
         self.problem = f"a message is longer than {self._max_message_bytes} bytes"
         if not self._oversized_reported:
             self._oversized_reported = True
-            self._log("raise max_message_bytes if the publisher is right")
+            self._log(advice="raise max_message_bytes if such messages are expected")
 
 
 def receive_parts(

@@ -19,6 +19,7 @@ from maskcast.pipeline.subscriber.connection import Connection
 from maskcast.pipeline.subscriber.losses import Tally
 from maskcast.pipeline.subscriber.received import PublishedFrame, StreamEvent
 from maskcast.pipeline.wire.curve import ClientKeys
+from maskcast.pipeline.wire.endpoint import missing_socket
 from maskcast.pipeline.wire.message import (
     VERSION,
     WireError,
@@ -330,10 +331,12 @@ class Subscription(Generic[Received]):
     def _timeout_message(self, timeout_s: float) -> str:
         who = "any source" if self._sources is None else " or ".join(self._sources)
         where = ", ".join(self._endpoints)
-        problems = "; ".join(problem for problem in self._problems.values() if problem)
-        states = ", ".join(
-            f"{name} is {state}" for name, state in self._backlog.losses.states().items()
-        )
-        keys = "does it use keys?" if self._keys is None else "does it allow this client's key?"
-        hint = f"is maskcast running there, is the source's name right, and {keys}"
-        return f"nothing from {who} at {where} for {timeout_s:g} s: {problems or states or hint}"
+        missing = map(missing_socket, self._endpoints)
+        why = "; ".join(filter(None, (*self._problems.values(), *missing)))
+        if not why and (states := self._backlog.losses.states()):
+            named = ", ".join(f"{name} is {state}" for name, state in states.items())
+            why = f"the publisher answers ({named}), but sends no frames; look at its log"
+        if not why:
+            keys = "whether it uses keys" if self._keys is None else "that it allows this key"
+            why = f"check that maskcast publishes there, the names of the sources, and {keys}"
+        return f"nothing from {who} at {where} for {timeout_s:g} s: {why}"

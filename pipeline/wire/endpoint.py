@@ -46,7 +46,19 @@ def check_endpoint(endpoint: str, example: str) -> str:
             return endpoint
     elif scheme == "ipc" and 0 < len(address.encode()) <= LONGEST_PATH:
         return endpoint
-    raise InputError(f"{endpoint[:200]!r} is no endpoint: use {example} or ipc:///path/to/socket")
+    raise InputError(f"invalid endpoint {endpoint[:200]!r}: use {example} or ipc:///path/to/socket")
+
+
+def reason(error: zmq.ZMQError) -> str:
+    """Return what is wrong; the text of the error itself repeats the endpoint."""
+    text = zmq.strerror(error.errno or 0)
+    return text[:1].lower() + text[1:]
+
+
+def missing_socket(endpoint: str) -> str:
+    """Return that the file of an ``ipc://`` endpoint does not exist; "" if it does, and for TCP."""
+    scheme, _, path = endpoint.partition("://")
+    return f"there is no socket {path}" if scheme == "ipc" and not Path(path).exists() else ""
 
 
 def set_common_options(socket: zmq.Socket[Any], *, linger_ms: int, max_part_bytes: int) -> None:
@@ -96,7 +108,7 @@ def bind(socket: zmq.Socket[Any], endpoint: str, purpose: str) -> str:
         purpose: what the socket is for, a verb, for messages.
 
     Raises:
-        InputError: the endpoint is none, or it is in use.
+        InputError: the endpoint is invalid or in use.
     """
     in_use = InputError(
         f"{endpoint} is in use: stop the program that has it, or choose another endpoint"
@@ -113,8 +125,8 @@ def bind(socket: zmq.Socket[Any], endpoint: str, purpose: str) -> str:
         if error.errno == errno.EADDRINUSE:
             raise in_use from error
         raise InputError(
-            f"cannot {purpose} on {endpoint} ({error.strerror}): use tcp://*:5555, "
-            "tcp://<address of this machine>:<port> or ipc:///path/to/socket"
+            f"cannot {purpose} on {endpoint}: {reason(error)}; use tcp://*:5555, tcp:// with an "
+            "address of this machine, or ipc:///path/to/socket"
         ) from error
     return socket.get_string(zmq.LAST_ENDPOINT)
 

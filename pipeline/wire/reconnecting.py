@@ -14,6 +14,7 @@ from zmq.utils.monitor import parse_monitor_message
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.log import fields
 from maskcast.pipeline.wire.curve import ClientKeys
+from maskcast.pipeline.wire.endpoint import reason
 
 MIN_BACKOFF_S, MAX_BACKOFF_S = 0.1, 5.0
 """Delay before a socket is replaced: it doubles from failure to failure, up to the second."""
@@ -160,7 +161,7 @@ class ReconnectingSocket(ABC):
             if isinstance(error, zmq.ContextTerminated):
                 raise
             raise InputError(
-                f"cannot connect to {self.endpoint}: {error.strerror}; "
+                f"cannot connect to {self.endpoint}: {reason(error)}; "
                 "use tcp://host:5555 or ipc:///path/to/socket"
             ) from error
         return socket, monitor
@@ -176,10 +177,10 @@ class ReconnectingSocket(ABC):
         self.problem = problem
         if problem != self._reported:
             self._reported = problem
-            self._log("trying again until it succeeds")
+            self._log()
 
-    def _log(self, advice: str) -> None:
-        shown = fields(endpoint=self.endpoint, reason=self.problem, advice=advice)
+    def _log(self, **more: str) -> None:
+        shown = fields(endpoint=self.endpoint, reason=self.problem, **more)
         if self._peer == "gateway":
             _logger.warning("gateway_connection_failed", extra=shown)
         else:

@@ -56,7 +56,15 @@ def test_publishing_can_be_switched_off(tmp_path: Path) -> None:
             "sources: [{url: a}]\npublish: {jpeg_quality: 0}",
             "publish.jpeg_quality: expected a whol",
         ),
-        ("sources: [{url: a}\nmodel: {", "not valid YAML, line 2, column"),
+        (
+            "sources: [{url: a}\nmodel: {",
+            "not valid YAML, line 2, column 1: did not find expected ',' or ']'",
+        ),
+        (
+            "sources:\n\t- a",
+            "line 2, column 1: found character that cannot start any token; in",
+        ),
+        ("sources: [{url: *secret}]", "line 1, column 17: found undefined alias"),
         ("sources: [a]\nsources: [b]", "line 2: 'sources' is given twice"),
         ("sources: [{url: a, url: b}]", "line 1: 'url' is given twice"),
     ],
@@ -69,6 +77,7 @@ def test_a_wrong_file_is_explained_in_one_line(tmp_path: Path, text: str, messag
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "$" not in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_an_engine_that_was_given_is_left_open(make_clip, timed_engine) -> None:
     [
         (["test://64x48@50", "gone.mp4"], None, r"gone\.mp4: no such file"),
         (["rtsp://127.0.0.1:99999/cam"], None, "malformed URL"),
-        (["test://64x48@50"], {"endpoint": "tcp:/5555"}, "no endpoint"),
+        (["test://64x48@50"], {"endpoint": "tcp:/5555"}, "invalid endpoint"),
     ],
 )
 def test_what_is_certainly_wrong_is_an_error_before_the_model_is_loaded(

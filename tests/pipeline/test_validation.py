@@ -21,8 +21,8 @@ PROBLEMS: list[tuple[dict[str, Any], str]] = [
     ({"sources": ["absent.mp4"]}, "absent.mp4: no such file"),
     ({"outputs": {"save": "absent/out.mp4"}}, "absent/out.mp4: cannot be written: No such file"),
     ({"sources": ["a.mp4"], "outputs": {"save": "a.mp4"}}, "a.mp4: cannot be written: it is the i"),
-    ({"publish": {"endpoint": "tcp://*"}}, "'tcp://*' is no endpoint"),
-    ({"publish": {"gateways": ["gateway"]}}, "'gateway' is no endpoint"),
+    ({"publish": {"endpoint": "tcp://*"}}, "invalid endpoint 'tcp://*'"),
+    ({"publish": {"gateways": ["gateway"]}}, "invalid endpoint 'gateway'"),
     (
         {"publish": {"curve": {"secret_key": "absent.key_secret", "allowed_clients": "clients"}}},
         "absent.key_secret",
@@ -34,7 +34,7 @@ PROBLEMS: list[tuple[dict[str, Any], str]] = [
     ({"control": "tcp://*:5556"}, "tcp://*:5556: anyone on the network could control this"),
     ({"control": "tcp://192.0.2.7:5556"}, "anyone on the network could control this"),
     ({"control": "tcp://[2001:db8::7]:5556"}, "anyone on the network could control this"),
-    ({"control": "5556"}, "'5556' is no endpoint"),
+    ({"control": "5556"}, "invalid endpoint '5556'"),
     ({"control": {"endpoint": "ipc://c", "allow": ["rtsp//x"]}}, "invalid rule 'rtsp//x'"),
     (
         {"control": {"endpoint": "tcp://*:5556", "allowed_clients": "clients"}},

@@ -23,7 +23,7 @@ def test_a_row_is_one_line_however_long_its_text(
     monkeypatch.setenv("FORCE_COLOR", "1")
     rows = [
         ["front-door-of-the-warehouse", "123456", "120000", "3456", "29.9", "1234", PROBLEM],
-        ["[bold]", "1", "1", "0", "", "", "1 person"],
+        ["[bold]", "1", "1", "0", "", "", "person 1"],
     ]
     with LiveTable("model on CPU", COLUMNS, WIDE_ONLY) as table:
         table.show(rows)
@@ -41,13 +41,13 @@ def test_a_row_is_one_line_however_long_its_text(
 def test_a_line_that_has_not_changed_is_not_repeated(plain, capsys) -> None:
     with LiveTable("model on CPU", ("source", "processed", "now")) as table:
         for count in (1, 2, 2, 3):
-            table.show([["clip", "2", "ended: end of stream"], ["door", str(count), "1 person"]])
+            table.show([["clip", "2", "ended: end of stream"], ["door", str(count), "person 1"]])
     assert capsys.readouterr().err.splitlines() == [
         "model on CPU",
         "clip: processed 2, now ended: end of stream",
-        "door: processed 1, now 1 person",
-        "door: processed 2, now 1 person",
-        "door: processed 3, now 1 person",
+        "door: processed 1, now person 1",
+        "door: processed 2, now person 1",
+        "door: processed 3, now person 1",
     ]
 
 

@@ -405,5 +405,5 @@ def test_stopping_frees_the_endpoints_and_ends_every_thread():
 def test_a_gateway_without_sources_is_a_mistake():
     with pytest.raises(InputError, match="--sources"):
         Gateway(ANY)
-    with pytest.raises(InputError, match="no endpoint"):
+    with pytest.raises(InputError, match="invalid endpoint"):
         Gateway(ANY, upstream=["http://cam"]).start()

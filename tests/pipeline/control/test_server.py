@@ -374,7 +374,7 @@ def test_without_keys_only_local_clients_are_served(timed_engine, endpoint) -> N
     for control, message in [
         ("tcp://*:0", "anyone on the network could control this"),
         ("tcp://0.0.0.0:0", "anyone on the network could control this"),
-        ("127.0.0.1:5556", "is no endpoint"),
+        ("127.0.0.1:5556", "invalid endpoint"),
         ("ipc:///nowhere/at/all", "cannot be controlled on"),
     ]:
         config = make_config(

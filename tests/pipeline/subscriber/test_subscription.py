@@ -273,6 +273,21 @@ def test_async_silence_is_a_timeout():
         asyncio.run(read())
 
 
+def test_a_timeout_says_what_is_known(publisher, tmp_path):
+    missing = f"ipc://{tmp_path}/s"
+    with (
+        pytest.raises(TimeoutError, match=f"for 0.1 s: there is no socket {tmp_path}/s$"),
+        subscribe(missing, timeout_s=0.1) as frames,
+    ):
+        frames.receive()
+    with subscribe(publisher.endpoint, timeout_s=0.1) as frames:
+        assert publisher.wait_for_subscribers(1, 60, ["cam1"])
+        publisher.event("cam1", "state", state="streaming")
+        wait_until(lambda: frames._backlog.losses.states() == {"cam1": "streaming"})
+        with pytest.raises(TimeoutError, match=r"answers \(cam1 is streaming\), but sends"):
+            frames.receive()
+
+
 def test_an_async_wait_can_be_cancelled_at_once():
     async def read():
         async with subscribe("tcp://127.0.0.1:9", timeout_s=60) as frames:
@@ -290,9 +305,9 @@ def test_an_async_wait_can_be_cancelled_at_once():
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"endpoints": "127.0.0.1:5555"}, "no endpoint"),
-        ({"endpoints": "tcp://127.0.0.1"}, "no endpoint"),
-        ({"endpoints": "tcp://host:70000"}, "no endpoint"),
+        ({"endpoints": "127.0.0.1:5555"}, "invalid endpoint"),
+        ({"endpoints": "tcp://127.0.0.1"}, "invalid endpoint"),
+        ({"endpoints": "tcp://host:70000"}, "invalid endpoint"),
         ({"endpoints": []}, "no endpoint"),
         ({"endpoints": "tcp://127.0.0.1:1", "sources": "a/b"}, "source name"),
         ({"endpoints": "tcp://127.0.0.1:1", "sources": []}, "no source"),

@@ -145,7 +145,7 @@ export class Tile {
       counts.set(name, (counts.get(name) ?? 0) + 1);
     }
     const sorted = [...counts].sort((a, b) => b[1] - a[1]);
-    return sorted.map(([name, n]) => `${n} ${name}`).join(", ") || "nothing";
+    return sorted.map(([name, n]) => `${name} ${n}`).join(", ") || "nothing";
   }
 
   #save() {

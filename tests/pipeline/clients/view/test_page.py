@@ -125,7 +125,7 @@ def test_the_page_loads_without_an_error_and_shows_every_source(page: Page) -> N
     assert page.driver.title == "maskcast"
     wait_until(lambda: page.part("cam1", "regions"), what="zones and lines")
     assert page.part("cam1", "state") == "streaming"
-    assert page.part("cam1", "counts") == "2 person, 1 dog"
+    assert page.part("cam1", "counts") == "person 2, dog 1"
     assert page.part("cam1", "regions").splitlines() == [
         "zone desk: 2",
         "line door: 3 forward, 1 backward",
@@ -169,7 +169,7 @@ def test_the_score_slider_hides_instances_and_leaves_them_out_of_the_count(page:
     score = page.driver.find_element("id", "score")
     page.run(slider, score, 90)
     try:
-        wait_until(lambda: page.part("cam1", "counts") == "1 person", what="the count")
+        wait_until(lambda: page.part("cam1", "counts") == "person 1", what="the count")
         pixels = page.pixels("cam1")
         assert pixels[40:190, 30:110].any()
         assert not pixels[140:230, 150:250].any()
@@ -278,7 +278,7 @@ def test_a_source_that_ends_and_comes_back_is_shown(page: Page, studio: Studio) 
     studio.event("cam2", "state", state="streaming", reconnects=1)
     studio.scenes["cam2"] = replace(scene, instances=blobs([(5, 5, 90, 90), (100, 100, 200, 200)]))
     wait_until(lambda: page.part("cam2", "state") == "streaming", what="the return")
-    wait_until(lambda: page.part("cam2", "counts") == "1 person, 1 dog", what="new frames")
+    wait_until(lambda: page.part("cam2", "counts") == "person 1, dog 1", what="new frames")
     studio.event("cam2", "state", state="stalled", reconnects=1, reason="no data")
     wait_until(lambda: page.part("cam2", "state") == "stalled: no data", what="the stall")
     studio.event("cam2", "state", state="streaming", reconnects=1)
@@ -324,7 +324,7 @@ def test_a_screen_reader_finds_names_and_states(page: Page) -> None:
     assert tile is not None
     assert tile.find_element("css selector", "[data-part=state]").aria_role == "status"
     canvas = tile.find_element("css selector", "canvas")
-    assert canvas.get_attribute("aria-label") == "cam1: 2 person, 1 dog"
+    assert canvas.get_attribute("aria-label") == "cam1: person 2, dog 1"
 
 
 def test_pause_freezes_the_frame_and_resume_continues(page: Page, studio: Studio) -> None:
@@ -341,7 +341,7 @@ def test_pause_freezes_the_frame_and_resume_continues(page: Page, studio: Studio
         wait_until(lambda: page.part("cam1", "counts") == "nothing", what="new frames")
     finally:
         studio.scenes["cam1"] = scene
-    wait_until(lambda: page.part("cam1", "counts") == "2 person, 1 dog", what="new frames")
+    wait_until(lambda: page.part("cam1", "counts") == "person 2, dog 1", what="new frames")
 
 
 def test_a_snapshot_is_saved_as_png(page: Page) -> None:
