@@ -77,8 +77,9 @@ if TYPE_CHECKING:
     from maskcast.pipeline.tracking.config import ZoneConfig as ZoneConfig
     from maskcast.pipeline.wire.curve import ClientKeys as ClientKeys
     from maskcast.pipeline.wire.curve import KeyPair as KeyPair
-    from maskcast.pipeline.wire.curve import ServerKeys as ServerKeys
     from maskcast.pipeline.wire.message import WireError as WireError
+    from maskcast.pipeline.wire.rights import ClientRights as ClientRights
+    from maskcast.pipeline.wire.server_keys import ServerKeys as ServerKeys
 
 __version__ = "0.1.0"
 
@@ -174,9 +175,10 @@ _HOMES = {
     "maskcast.pipeline.wire.curve": (
         "ClientKeys",
         "KeyPair",
-        "ServerKeys",
     ),
     "maskcast.pipeline.wire.message": ("WireError",),
+    "maskcast.pipeline.wire.rights": ("ClientRights",),
+    "maskcast.pipeline.wire.server_keys": ("ServerKeys",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

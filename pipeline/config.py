@@ -124,8 +124,9 @@ class CurveConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     Attributes:
         secret_key: the publisher's ``.key_secret`` file, made by ``maskcast keys new``.
-        allowed_clients: a folder of subscribers' ``.key`` files, or a list of such files; needed
-            unless there are ``gateways``.
+        allowed_clients: a folder of subscribers' ``.key`` files, or a list of such files, each
+            with a rights file next to it (docs/operations.md); needed unless there are
+            ``gateways``.
         gateway_key: the ``.key`` file of the ``gateways``, needed with them.
     """
 
@@ -224,8 +225,8 @@ class ControlConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     Attributes:
         endpoint: the endpoint to bind: ``ipc:///path/to/socket``, which only its owner can use, or
             ``tcp://HOST:PORT``.
-        allowed_clients: a folder or list of ``.key`` files of the clients that may control. Keys
-            of ``publish.curve`` give no right to control. The server's own key is that of
+        allowed_clients: a folder or list of ``.key`` files. Those with ``control: true`` in their
+            rights file may control the sources named there. The server's own key is that of
             ``publish.curve``. Without this key, the endpoint must be ``ipc://`` or on loopback.
         allow: the sources that may be added: ``rtsp:``, ``rtsp://192.168.0.0/16``,
             ``http://cam.local``, ``file:/srv/clips``, ``device:/dev/video0``, ``test:``. The

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from keyring import admit
 from publishers import frame, seen
 
 import maskcast
@@ -18,7 +19,7 @@ from maskcast.engines.errors import InputError
 from maskcast.pipeline.config_file import make_config
 from maskcast.pipeline.pipeline import Pipeline
 from maskcast.pipeline.publisher.publisher import Publisher
-from maskcast.pipeline.wire.curve import ServerKeys
+from maskcast.pipeline.wire.server_keys import ServerKeys
 
 ROOT = Path(maskcast.__file__).parents[1]
 
@@ -45,6 +46,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "clients").mkdir()
     for name in ("server", "clients/anna"):
         assert run(tmp_path, "keys", "new", name)[0] == 0
+    assert run(tmp_path, "keys", "allow", "clients/anna.key", "--sources", "*")[0] == 0
     return tmp_path
 
 
@@ -102,7 +104,7 @@ def test_watch_says_why_it_sees_nothing_and_sees_everything_once_its_key_is_allo
             line = process.stderr.readline()
             assert "event=subscription_failed" in line
             assert "does not allow this client's key" in line
-            (folder / "clients" / "bert.key").write_bytes((folder / "bert.key").read_bytes())
+            admit(folder / "bert.key", folder / "clients")
             while process.poll() is None:
                 publisher.publish(frame(), seen())
                 time.sleep(0.02)
@@ -130,3 +132,49 @@ def test_keys_are_given_to_run_by_flags_both_or_neither(folder: Path) -> None:
     code, _, errors = run(folder, "run", "test://64x48@25", "--secret-key", "server.key_secret")
     assert code == 2
     assert errors == "maskcast: --secret-key and --allowed-clients go together; give both\n"
+
+
+def test_rights_are_written_by_a_command_and_decide_what_is_seen(folder: Path) -> None:
+    keys = ServerKeys.read(folder / "server.key_secret", folder / "clients")
+    with Publisher("tcp://127.0.0.1:0", ("background",), keys=keys) as publisher:
+        code, output, errors = run(
+            folder, "keys", "allow", "clients/anna.key", "--sources", "door, yard*", "--control"
+        )
+        assert (code, errors) == (0, "")
+        assert output == "clients/anna.yaml: sees and controls door, yard*\n"
+        pair = ("--server-key", "server.key", "--client-key", "clients/anna.key_secret")
+        options = (*pair, "--json", "--timeout-s", "60", "--limit", "20")
+        with start(folder, "watch", publisher.endpoint, *options) as process:
+            while process.poll() is None:
+                for source in ("door", "cellar", "yard1"):
+                    publisher.publish(frame(source), seen())
+                time.sleep(0.02)
+            assert process.stdout is not None
+            received = {json.loads(line)["source"] for line in process.stdout}
+        assert received == {"door", "yard1"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("clients/anna.key", "--sources", "a/b"), "'a/b' is no source"),
+        (("clients/nobody.key", "--sources", "*"), "nobody.key"),
+        (("clients/anna.key_secret", "--sources", "*"), "holds a secret key"),
+    ],
+)
+def test_a_mistake_in_rights_is_one_line(
+    folder: Path, arguments: tuple[str, ...], problem: str
+) -> None:
+    code, output, errors = run(folder, "keys", "allow", *arguments)
+    assert (code, output) == (2, "")
+    assert problem in errors
+    assert errors.count("\n") == 1
+
+
+def test_a_folder_without_rights_files_stops_the_pipeline_with_the_command_that_writes_them(
+    folder: Path, timed_engine: Any, free_port: int
+) -> None:
+    (folder / "clients" / "anna.yaml").unlink()
+    endpoint = f"tcp://127.0.0.1:{free_port}"
+    with pytest.raises(InputError, match=r"maskcast keys allow .*anna\.key --sources"):
+        Pipeline(published(folder, endpoint), timed_engine()).run()

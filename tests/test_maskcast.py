@@ -19,6 +19,7 @@ PUBLIC = [
     "Annotator",
     "Bundle",
     "ClientKeys",
+    "ClientRights",
     "Config",
     "ControlConfig",
     "CurveConfig",

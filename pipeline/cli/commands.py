@@ -1,4 +1,4 @@
-"""The run-time commands: run, watch, profile, demo, keys."""
+"""The run-time commands: run, watch, profile, demo, predict, and those of other modules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
 import typer
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.cli import client_commands, control_commands, options
+from maskcast.pipeline.cli import client_commands, control_commands, key_commands, options
 
 if TYPE_CHECKING:
     from maskcast.pipeline.config import SourceConfig
@@ -34,10 +34,7 @@ def mount(app: typer.Typer) -> None:
     config.command("example")(config_example)
     config.command("check")(config_check)
     app.add_typer(config, name="config", no_args_is_help=True)
-    keys = typer.Typer(help="Make keys for an encrypted publisher.")
-    keys.callback()(lambda: None)  # so that there is a command `new`, though it is the only one
-    keys.command("new")(new_keys)
-    app.add_typer(keys, name="keys", no_args_is_help=True)
+    key_commands.mount(app)
     control_commands.mount(app)
 
 
@@ -294,22 +291,6 @@ def demo(
 
     configure()
     show(source, limit)
-
-
-def new_keys(
-    name: Annotated[
-        Path, typer.Argument(help="Path without an ending: keys/server gives keys/server.key.")
-    ],
-) -> None:
-    """Make a key pair: NAME.key for everyone, NAME.key_secret for its owner alone.
-
-    The publisher and each subscriber need a pair of their own.
-    """
-    from maskcast.pipeline.wire.curve import new_keys as write_new_keys
-
-    public, secret = write_new_keys(name)
-    typer.echo(f"{public}: public key, for the other end of the connection")
-    typer.echo(f"{secret}: secret key, for this end only")
 
 
 def predict(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Literal
 
 import typer
 
@@ -12,7 +13,7 @@ from maskcast.engines.errors import InputError
 from maskcast.pipeline.cli.signals import stopping_on_signals
 from maskcast.pipeline.cluster.gateway import Gateway
 from maskcast.pipeline.subscriber.receiver import read_client_keys
-from maskcast.pipeline.wire.curve import ServerKeys
+from maskcast.pipeline.wire.server_keys import ServerKeys
 
 _POLL_S = 0.1
 
@@ -44,15 +45,17 @@ def run_gateway(
     if secret_key is not None and not any(others.values()):
         raise InputError(f"--secret-key: not used; give {', '.join(others)}, or leave it out")
 
-    def server_keys(allowed: Path | None) -> ServerKeys | None:
-        return ServerKeys.read(secret_key, allowed) if secret_key and allowed else None
+    def server_keys(
+        allowed: Path | None, purpose: Literal["subscribe", "publish"]
+    ) -> ServerKeys | None:
+        return ServerKeys.read(secret_key, allowed, purpose) if secret_key and allowed else None
 
     gateway = Gateway(
         publish,
         sources,
         upstream=upstream,
-        keys=server_keys(allowed_clients),
-        source_keys=server_keys(allowed_publishers),
+        keys=server_keys(allowed_clients, "subscribe"),
+        source_keys=server_keys(allowed_publishers, "publish"),
         upstream_keys=read_client_keys(server_key, secret_key if server_key else None),
     )
     with stopping_on_signals() as stop, ExitStack() as closing:

@@ -12,9 +12,9 @@ import msgspec
 
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.publisher.publisher import Publisher
-from maskcast.pipeline.wire.curve import ServerKeys
 from maskcast.pipeline.wire.message import decode_header
 from maskcast.pipeline.wire.recording import check_recordings, read_recording
+from maskcast.pipeline.wire.server_keys import ServerKeys
 
 ANSWER_S = 0.05
 """New subscribers are answered this often while nothing is sent."""

@@ -17,9 +17,10 @@ from maskcast.pipeline.cluster.inlet import BoundInlet, ConnectedInlet, Inlet
 from maskcast.pipeline.monitor.health import Health
 from maskcast.pipeline.publisher.outlet import BoundOutlet
 from maskcast.pipeline.subscriber.losses import LossTracker
-from maskcast.pipeline.wire.curve import ClientKeys, ServerKeys
+from maskcast.pipeline.wire.curve import ClientKeys
 from maskcast.pipeline.wire.kept import KeptEvents
 from maskcast.pipeline.wire.message import EventHeader, WireError, decode_header
+from maskcast.pipeline.wire.server_keys import ServerKeys
 
 MAX_SOURCES = 16_384
 """Sources whose numbers and kept events are known: those heard of last."""

@@ -12,7 +12,7 @@ from maskcast.pipeline.log import fields
 from maskcast.pipeline.publisher.peers import PeerGuard
 from maskcast.pipeline.subscriber.connection import Connection, receive_parts
 from maskcast.pipeline.subscriber.receiver import MAX_MESSAGE_BYTES, MAX_PARTS
-from maskcast.pipeline.wire.curve import ClientKeys, ServerKeys
+from maskcast.pipeline.wire.curve import ClientKeys
 from maskcast.pipeline.wire.endpoint import (
     bind,
     check_endpoint,
@@ -21,6 +21,7 @@ from maskcast.pipeline.wire.endpoint import (
     set_common_options,
 )
 from maskcast.pipeline.wire.message import VERSION
+from maskcast.pipeline.wire.server_keys import ServerKeys
 
 _logger = logging.getLogger(__name__)
 

@@ -27,7 +27,6 @@ from maskcast.pipeline.publisher.peers import PeerGuard
 from maskcast.pipeline.sources.state import SourceState
 from maskcast.pipeline.stats import SourceStats, Stats
 from maskcast.pipeline.url import redact, shorten
-from maskcast.pipeline.wire.curve import ServerKeys
 from maskcast.pipeline.wire.endpoint import (
     bind,
     check_endpoint,
@@ -36,6 +35,8 @@ from maskcast.pipeline.wire.endpoint import (
     remove_socket_file,
     set_common_options,
 )
+from maskcast.pipeline.wire.rights import EVERYTHING, ClientRights
+from maskcast.pipeline.wire.server_keys import ServerKeys
 
 LONGEST_REQUEST = 16 << 10
 """Bytes of a request at most."""
@@ -163,7 +164,8 @@ class ControlServer:
                 bound = self._open(socket)
                 try:
                     while True:
-                        socket.send(self.answer(_receive(socket)))
+                        request = _receive(socket)
+                        socket.send(self.answer(request.bytes, self._rights(request)))
                 finally:
                     remove_socket_file(bound)
         except BaseException as error:
@@ -174,7 +176,7 @@ class ControlServer:
     def _open(self, socket: zmq.Socket[bytes]) -> str:
         set_common_options(socket, linger_ms=LINGER_MS, max_part_bytes=LONGEST_PART)
         if self._allowed_clients is not None and self._secret_key is not None:
-            keys = ServerKeys.read(self._secret_key, self._allowed_clients)
+            keys = ServerKeys.read(self._secret_key, self._allowed_clients, "control")
             self._guard = PeerGuard(socket, keys)
         bound = bind(socket, self._endpoint, "be controlled")
         if bound.startswith("ipc://"):
@@ -184,31 +186,46 @@ class ControlServer:
         _logger.info("control_open", extra=fields(endpoint=bound))
         return bound
 
-    def answer(self, request: bytes) -> bytes:
-        """Execute a request and return the answer, both as msgpack maps."""
+    def answer(self, request: bytes, rights: ClientRights | None = EVERYTHING) -> bytes:
+        """Execute a request and return the answer, both as msgpack maps.
+
+        Args:
+            request: the request.
+            rights: of the client; None if its key is not allowed any more.
+        """
         try:
-            answer = self._obey(decode_request(request))
+            if rights is None or not rights.control:
+                raise InputError("this key may not control; see maskcast keys allow --control")
+            answer = self._obey(decode_request(request), rights)
         except InputError as error:
             answer = Answer(ok=False, error=shorten(str(error)))
             _logger.info("control_refused", extra=fields(reason=answer.error))
         return msgspec.msgpack.encode(answer)
 
-    def _obey(self, request: Request) -> Answer:
+    def _rights(self, request: zmq.Frame) -> ClientRights | None:
+        """Return the rights of the client that sent a request."""
+        if self._allowed_clients is None or self._guard is None:
+            return EVERYTHING
+        return self._guard.rights(str(request.get("User-Id")).encode())
+
+    def _obey(self, request: Request, rights: ClientRights) -> Answer:
         match request:
             case AddSource(source=raw):
                 source = make_source(raw)
+                _check_right(rights, source.name)
                 self._allowed_sources.check(source.url)
                 if self._allowed_sources.is_confined(source.url):
                     source = ConfinedSourceConfig(**msgspec.structs.asdict(source))
                 self._pipeline.add(source)
             case RemoveSource(name=name):
+                _check_right(rights, name)
                 self._pipeline.remove(name)
             case ListSources():
                 stats = {source.name: source for source in self._pipeline.stats().sources}
                 reports = [
                     report_source(config, stats[config.name])
                     for config in self._pipeline.sources()
-                    if config.name in stats
+                    if config.name in stats and rights.allows(config.name)
                 ]
                 return Answer(ok=True, sources=reports)
         return Answer(ok=True)
@@ -290,9 +307,15 @@ def report_source(config: SourceConfig, stats: SourceStats) -> SourceReport:
     )
 
 
-def _receive(socket: zmq.Socket[bytes]) -> bytes:
+def _receive(socket: zmq.Socket[bytes]) -> zmq.Frame:
     """Return a request's first part; further parts are ignored."""
-    return socket.recv_multipart()[0]
+    return socket.recv_multipart(copy=False)[0]
+
+
+def _check_right(rights: ClientRights, name: str | None) -> None:
+    """Raise InputError if a client may not control a source, whether that exists or not."""
+    if name is not None and not rights.allows(name):
+        raise InputError(f"{name}: this key may not control this source; see maskcast keys allow")
 
 
 def _rules(config: ControlConfig) -> Sequence[str] | None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
+import queue
 import socket as posix_socket
-import struct
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Literal
 
 import zmq
@@ -18,8 +16,19 @@ from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
 from maskcast.pipeline.log import fields
+from maskcast.pipeline.publisher.grants import Grants
 from maskcast.pipeline.publisher.limits import AddressLimits
-from maskcast.pipeline.wire.curve import AllowedClients, ServerKeys
+from maskcast.pipeline.publisher.peer import (
+    LOCAL,
+    UNKNOWN,
+    Peer,
+    bytes_received,
+    connection_of,
+    look_up,
+    was_cut_off,
+)
+from maskcast.pipeline.wire.rights import ClientRights
+from maskcast.pipeline.wire.server_keys import AllowedClients, ServerKeys
 
 MAX_ADDRESSES = 256
 """Addresses that are reported by name, so that strangers fill neither the log nor the memory."""
@@ -40,45 +49,13 @@ peers beyond these are not diagnosed. Each takes one more file descriptor."""
 CUT_OFF_REPORT_S = 60.0
 """A peer's address that is cut off again is reported at most once in this time."""
 
-RECENT_MS = 1000
-"""A peer was cut off for what it sent if that was less than this before; heartbeats take longer."""
-
-LOCAL, UNKNOWN = "this machine", "an unknown address"
-"""The address of an ``ipc://`` peer, and of one that was gone before it could be looked up."""
-
 _ZAP = "inproc://zeromq.zap.01"
 _MONITOR = "inproc://maskcast.monitor"
 # A client may hang up as soon as it learns that the server uses keys: hence NO_DETAIL.
 _FAILED = zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
 _EVENTS = zmq.Event.ACCEPTED | zmq.Event.DISCONNECTED | _FAILED
-_BYTES_RECEIVED = 128
-_LAST_DATA_RECEIVED = 52
-"""Offsets of ``tcpi_bytes_received`` and ``tcpi_last_data_recv`` (milliseconds ago) in Linux's
-``struct tcp_info`` (since 4.1); its first byte is the state."""
-
-_TCP_ESTABLISHED = 1
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Peer:
-    """A connection: address; address and port (None: not TCP); bytes received; its start.
-
-    ``held`` is a second descriptor of the connection, which tells after libzmq has closed its own
-    which side ended it; None if it could not be had.
-    """
-
-    address: str
-    name: Any
-    received: int = 0
-    since_s: float = field(default_factory=time.monotonic)
-    held: posix_socket.socket | None = None
-
-    def release(self) -> None:
-        if self.held is not None:
-            self.held.close()
-            self.held = None
 
 
 class PeerGuard:
@@ -86,8 +63,9 @@ class PeerGuard:
 
     With keys it secures the socket by CURVE (RFC 26) and answers libzmq's questions about clients
     (ZAP, RFC 27), so that a handshake never waits for a frame nor a frame for a handshake. The keys
-    of the allowed clients are read again when their files change; when a key is withdrawn, all
-    peers are disconnected and those still allowed connect again.
+    of the allowed clients and their rights are read again when their files change. A peer that has
+    subscribed with a key that was withdrawn, or whose rights have changed, is disconnected; so are
+    all peers of other sockets when a key is withdrawn. Those still allowed connect again.
 
     With and without keys, a TCP peer that sends more than subscribers ever need is disconnected and
     its address blocked for a while (``AddressLimits``): libzmq queues every subscription without a
@@ -106,6 +84,7 @@ class PeerGuard:
             publishers, which are not.
 
     Attributes:
+        grants: the granted subscriptions of each connection; its user enters them.
         cut_off: connections that libzmq closed because of what the peer sent.
     """
 
@@ -118,12 +97,15 @@ class PeerGuard:
     ) -> None:
         self._receives = receives
         self._clients = None if keys is None else AllowedClients(keys)
+        self._subscribes = keys is not None and keys.purpose == "subscribe"
         self._refused: set[str] = set()
         self._unstable: set[str] = set()
         self._cut_off_at_s: dict[str, float] = {}
         self.cut_off = 0
+        self.grants = Grants()
+        self._to_disconnect: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._limits = AddressLimits()
-        self._peers: dict[int, _Peer] = {}
+        self._peers: dict[int, Peer] = {}
         self._handshake_failed = False
         context = socket.context
         self._zap: zmq.Socket[bytes] | None = None
@@ -151,6 +133,15 @@ class PeerGuard:
         """Connections that are open, some of them perhaps in their handshake."""
         return len(self._peers)
 
+    def rights(self, key: bytes) -> ClientRights | None:
+        """Return the present rights of a client; None if it is not allowed. Thread-safe."""
+        return None if self._clients is None else self._clients.rights.get(key)
+
+    def disconnect(self, handles: Iterable[int]) -> None:
+        """Disconnect peers soon, by the file descriptors of their connections. Thread-safe."""
+        for handle in handles:
+            self._to_disconnect.put(handle)
+
     def join(self) -> None:
         """Wait for the thread to end, after the context was terminated."""
         self._thread.join()
@@ -163,19 +154,21 @@ class PeerGuard:
         flood_at_s = keys_at_s = time.monotonic()
         try:
             while True:
-                for ready, _ in poller.poll(self._interval_ms()):
-                    if ready is self._zap:
-                        self._zap.send_multipart(self._reply(self._zap.recv_multipart()))
-                    else:
-                        self._track(parse_monitor_message(self._monitor.recv_multipart()))
+                ready = dict(poller.poll(self._interval_ms()))
+                # A connection is known before its client is admitted.
+                while self._monitor.poll(0):
+                    self._track(parse_monitor_message(self._monitor.recv_multipart()))
+                if self._zap is not None and self._zap in ready:
+                    self._zap.send_multipart(self._reply(self._zap.recv_multipart()))
+                while not self._to_disconnect.empty():
+                    self._disconnect_handle(self._to_disconnect.get())
                 now_s = time.monotonic()
                 if self._is_flood_check_due(now_s - flood_at_s):
                     self._check_floods(now_s)
                     flood_at_s = now_s
                 if self._clients is not None and now_s - keys_at_s >= KEYS_CHECK_S:
                     keys_at_s = now_s
-                    if self._clients.reload():
-                        self._disconnect_all()
+                    self._apply(self._clients.reload())
         except zmq.ContextTerminated:
             pass
         finally:
@@ -204,9 +197,9 @@ class PeerGuard:
         if (
             self._clients is not None
             and mechanism == b"CURVE"
-            and z85.encode(credentials[0]) in self._clients.keys
+            and (key := z85.encode(credentials[0])) in self._clients.rights
         ):
-            return [version, number, b"200", b"OK", b"", b""]
+            return [version, number, b"200", b"OK", key, b""]
         # The address of an ipc:// peer is localhost:uid:gid:pid: another one for each process.
         local = address.startswith(b"localhost:")
         peer = LOCAL if local else address.decode("ascii", "replace")
@@ -221,18 +214,20 @@ class PeerGuard:
             self._handshake_failed = True
         elif kind == zmq.Event.ACCEPTED:
             local = event["endpoint"].startswith(b"ipc")
-            peer = _look_up(handle, local)
+            peer = look_up(handle, local)
             held = sum(other.held is not None for other in self._peers.values())
             if held >= HELD_CONNECTIONS:
                 peer.release()
             if (former := self._peers.pop(handle, None)) is not None:
                 former.release()
             self._peers[handle] = peer
+            self.grants.open(handle)
             if peer.name is not None:
                 self._admit(handle, peer)
         elif kind == zmq.Event.DISCONNECTED:
-            peer = self._peers.pop(handle, _Peer(UNKNOWN, None))
-            was_cut_off = _was_cut_off(peer)
+            peer = self._peers.pop(handle, Peer(UNKNOWN, None))
+            self.grants.close(handle)
+            is_cut_off = was_cut_off(peer)
             peer.release()
             if peer.name is not None:
                 self._note_disconnection(peer)
@@ -240,16 +235,16 @@ class PeerGuard:
                 if self._clients is not None:
                     reason = "no client key sent, or the server key is wrong"
                     self._report_refused(peer.address, reason)
-            elif was_cut_off:
+            elif is_cut_off:
                 self._report_cut_off(peer.address)
             self._handshake_failed = False
 
-    def _admit(self, handle: int, peer: _Peer) -> None:
+    def _admit(self, handle: int, peer: Peer) -> None:
         """Disconnect a peer whose address is blocked."""
         if not self._limits.connect(peer.address, time.monotonic()):
             self._disconnect(handle, peer)
 
-    def _note_disconnection(self, peer: _Peer) -> None:
+    def _note_disconnection(self, peer: Peer) -> None:
         """Report an address once that reconnects without end: libzmq does so when it is cut off."""
         now_s = time.monotonic()
         unstable = self._limits.disconnect(peer.address, now_s - peer.since_s, now_s)
@@ -284,12 +279,12 @@ class PeerGuard:
 
     def _check_floods(self, now_s: float) -> None:
         sent: dict[str, int] = {}
-        suspects: list[tuple[int, _Peer]] = []
+        suspects: list[tuple[int, Peer]] = []
         for handle, peer in self._peers.items():
             if peer.name is None:
                 continue
-            with _connection(handle, peer.name) as connection:
-                received = 0 if connection is None else _bytes_received(connection)
+            with connection_of(handle, peer.name) as connection:
+                received = 0 if connection is None else bytes_received(connection)
             count = max(received - peer.received, 0)
             peer.received += count
             sent[peer.address] = sent.get(peer.address, 0) + count
@@ -304,14 +299,23 @@ class PeerGuard:
                     if peer.address == address:
                         self._disconnect(handle, peer)
 
-    def _disconnect(self, handle: int, peer: _Peer) -> None:
-        with _connection(handle, peer.name) as connection, suppress(OSError):
+    def _disconnect(self, handle: int, peer: Peer) -> None:
+        with connection_of(handle, peer.name) as connection, suppress(OSError):
             if connection is not None:
                 connection.shutdown(posix_socket.SHUT_RDWR)  # libzmq notices it as a disconnect
 
-    def _disconnect_all(self) -> None:
-        for handle, peer in self._peers.items():
+    def _disconnect_handle(self, handle: int) -> None:
+        if (peer := self._peers.get(handle)) is not None:
             self._disconnect(handle, peer)
+
+    def _apply(self, changed: frozenset[bytes]) -> None:
+        """Disconnect those whose keys were withdrawn or whose rights have changed."""
+        if changed and self._subscribes:
+            for handle in self.grants.handles(changed):
+                self._disconnect_handle(handle)
+        elif self._clients is not None and changed - self._clients.rights.keys():
+            for handle in list(self._peers):
+                self._disconnect_handle(handle)
 
     def _report_refused(self, address: str, reason: str) -> None:
         if address in self._refused or len(self._refused) > MAX_ADDRESSES:
@@ -324,92 +328,3 @@ class PeerGuard:
             _logger.warning("publisher_refused", extra=shown)
         else:
             _logger.warning("subscriber_refused", extra=shown)
-
-
-@contextmanager
-def _connection(handle: int, name: Any) -> Iterator[posix_socket.socket | None]:
-    """Give access to libzmq's connection ``handle``, or None if the number is another file's now.
-
-    Args:
-        handle: a file descriptor that libzmq owns.
-        name: the peer's name when it connected; None for a UNIX socket.
-    """
-    try:
-        own = os.dup(handle)
-    except OSError:
-        yield None
-        return
-    try:
-        connection = posix_socket.socket(fileno=own)
-    except OSError:  # not a socket
-        os.close(own)
-        yield None
-        return
-    with connection:
-        yield connection if _peer_name(connection) == name else None
-
-
-def _look_up(handle: int, local: bool) -> _Peer:
-    """Find out who is connected; ``local`` tells that it is an ``ipc://`` peer."""
-    try:
-        own = os.dup(handle)
-    except OSError:
-        return _Peer(LOCAL if local else UNKNOWN, None)
-    try:
-        connection = posix_socket.socket(fileno=own)
-    except OSError:  # not a socket any more
-        os.close(own)
-        return _Peer(LOCAL if local else UNKNOWN, None)
-    if local:
-        return _Peer(LOCAL, None, held=connection)
-    if (name := _peer_name(connection)) is None:
-        connection.close()
-        return _Peer(UNKNOWN, None)
-    return _Peer(str(name[0]), name, _bytes_received(connection), held=connection)
-
-
-def _was_cut_off(peer: _Peer) -> bool:
-    """Tell whether this side closed a connection because of what the peer had just sent.
-
-    libzmq also closes those of peers that do not answer heartbeats, some seconds after their last
-    data, and this module those that flood; the latter are shut down, not established.
-    """
-    if peer.held is None:
-        return False
-    if peer.name is not None:
-        info = _tcp_info(peer.held)
-        if len(info) < _BYTES_RECEIVED + 8 or info[0] != _TCP_ESTABLISHED:
-            return False
-        return bool(struct.unpack_from("=I", info, _LAST_DATA_RECEIVED)[0] < RECENT_MS)
-    try:  # a UNIX socket does not tell when data came
-        flags = posix_socket.MSG_PEEK | posix_socket.MSG_DONTWAIT
-        is_open = bool(peer.held.recv(1, flags))
-    except BlockingIOError:
-        is_open = True
-    except OSError:
-        is_open = False
-    return is_open and time.monotonic() - peer.since_s < RECENT_MS / 1000
-
-
-def _peer_name(connection: posix_socket.socket) -> Any:
-    """Return the peer's address and port; None for a UNIX socket or one that is disconnected."""
-    try:
-        return connection.getpeername() or None
-    except OSError:
-        return None
-
-
-def _bytes_received(connection: posix_socket.socket) -> int:
-    """Return what a TCP peer has sent so far, bytes; 0 where the system does not say."""
-    info = _tcp_info(connection)
-    if len(info) < _BYTES_RECEIVED + 8:
-        return 0
-    return int(struct.unpack_from("=Q", info, _BYTES_RECEIVED)[0])
-
-
-def _tcp_info(connection: posix_socket.socket) -> bytes:
-    """Return Linux's ``struct tcp_info``; nothing where the system does not say."""
-    try:
-        return connection.getsockopt(posix_socket.IPPROTO_TCP, posix_socket.TCP_INFO, 256)
-    except OSError:
-        return b""

@@ -14,7 +14,7 @@ import zmq
 from maskcast.engines.instances import Instances
 from maskcast.engines.keypoints import Keypoints
 from maskcast.pipeline.publisher.outlet import BoundOutlet, GatewayOutlet, Outlet
-from maskcast.pipeline.wire.curve import ClientKeys, ServerKeys
+from maskcast.pipeline.wire.curve import ClientKeys
 from maskcast.pipeline.wire.endpoint import check_endpoint
 from maskcast.pipeline.wire.kept import KEPT_EVENTS
 from maskcast.pipeline.wire.message import (
@@ -30,6 +30,7 @@ from maskcast.pipeline.wire.message import (
     labels_id,
     topic,
 )
+from maskcast.pipeline.wire.server_keys import ServerKeys
 
 if TYPE_CHECKING:
     from maskcast.pipeline.frame import Frame

@@ -24,7 +24,8 @@ from maskcast.pipeline.stages.masks import Seen
 from maskcast.pipeline.stages.record import Recorded
 from maskcast.pipeline.stages.stage import Event, PipelineContext, Stage
 from maskcast.pipeline.tracking.analysis import Analysis
-from maskcast.pipeline.wire.curve import ClientKeys, ServerKeys
+from maskcast.pipeline.wire.curve import ClientKeys
+from maskcast.pipeline.wire.server_keys import ServerKeys
 
 SUBSCRIBER_POLL_S, BACKLOG_POLL_S = 0.1, 0.001
 """Seconds without a frame after which subscriptions are read; the second while a backlog waits."""

@@ -1,4 +1,4 @@
-"""Keys: CURVE key pairs in files, of publishers and of the clients that may connect.
+"""Keys: CURVE key pairs in files, of servers and clients.
 
 The files are ZeroMQ certificates as CZMQ and pyzmq write and read them: ``name.key`` holds the
 public key and may be given to anyone, ``name.key_secret`` holds both and never leaves its machine.
@@ -6,10 +6,8 @@ public key and may be given to anyone, ``name.key_secret`` holds both and never 
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -18,14 +16,10 @@ import zmq
 import zmq.auth
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.log import fields
 
 PUBLIC, SECRET = ".key", ".key_secret"
 
 _Z85_KEY = re.compile(rb"[0-9A-Za-z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
-
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,87 +28,6 @@ class KeyPair:
 
     public: bytes
     secret: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class ServerKeys:
-    """The keys of a server: its own pair, and the public keys of the clients that may connect.
-
-    Attributes:
-        own: the server's pair.
-        allowed_clients: public keys.
-        read_from: the folder or files that ``allowed_clients`` was read from, if any.
-    """
-
-    own: KeyPair
-    allowed_clients: frozenset[bytes]
-    read_from: str | Path | tuple[str, ...] | None = None
-
-    @classmethod
-    def read(cls, secret_key: str | Path, allowed_clients: str | Path | Sequence[str]) -> Self:
-        """Read them from files.
-
-        Args:
-            secret_key: the server's ``.key_secret`` file.
-            allowed_clients: a folder of ``.key`` files, or the files.
-
-        Raises:
-            InputError: a file cannot be read or is no key file, others can read the secret key, or
-                there are no clients.
-        """
-        read_from = (
-            allowed_clients if isinstance(allowed_clients, (str, Path)) else tuple(allowed_clients)
-        )
-        return cls(read_key_pair(secret_key), read_allowed_clients(read_from), read_from)
-
-
-class AllowedClients:
-    """The clients that may connect, read again when their files change. Not thread-safe.
-
-    Args:
-        keys: from ``ServerKeys.read``; other keys never change.
-
-    Attributes:
-        keys: public keys, 40 characters of Z85 each.
-    """
-
-    def __init__(self, keys: ServerKeys) -> None:
-        self._read_from = keys.read_from
-        self._seen = self._state()
-        self.keys = keys.allowed_clients
-
-    def reload(self) -> bool:
-        """Read the keys again if a file has changed.
-
-        A file that cannot be read allows no client and is logged; no client may be left.
-
-        Returns:
-            Whether a key was withdrawn.
-        """
-        if self._read_from is None or (seen := self._state()) == self._seen:
-            return False
-        self._seen = seen
-        before, now = self.keys, set()
-        for path in _client_files(self._read_from):
-            try:
-                now.add(read_public_key(path))
-            except InputError as error:
-                _logger.warning("client_key_unreadable", extra=fields(reason=error))
-        self.keys = frozenset(now)
-        shown = fields(allowed=len(now), added=len(now - before), removed=len(before - now))
-        _logger.info("client_keys_read", extra=shown)
-        return not before <= now
-
-    def _state(self) -> list[tuple[str, int, int, int]]:
-        """Return what changes with the files: their names, times, sizes and inodes."""
-        state = []
-        for path in _client_files(self._read_from or ()):
-            try:
-                found = Path(path).stat()
-            except OSError:
-                continue
-            state.append((str(path), found.st_mtime_ns, found.st_size, found.st_ino))
-        return state
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,28 +111,6 @@ def read_key_pair(path: str | Path) -> KeyPair:
     if zmq.curve_public(secret) != public:
         raise InputError(f"the keys in {path} are no pair: make new ones with maskcast keys new")
     return KeyPair(public, secret)
-
-
-def read_allowed_clients(read_from: str | Path | Sequence[str]) -> frozenset[bytes]:
-    """Read the public keys of allowed clients, from a folder of ``.key`` files or a list of files.
-
-    Raises:
-        InputError: a file cannot be read, or there is none.
-    """
-    if isinstance(read_from, (str, Path)) and not Path(read_from).is_dir():
-        raise InputError(
-            f"{read_from} is no folder: put the clients' {PUBLIC} files into one, or list them"
-        )
-    files = _client_files(read_from)
-    if not files:
-        raise InputError(f"no client is allowed: put their {PUBLIC} files into {read_from}")
-    return frozenset(map(read_public_key, files))
-
-
-def _client_files(read_from: str | Path | Sequence[str]) -> Sequence[str | Path]:
-    if isinstance(read_from, (str, Path)):
-        return sorted(Path(read_from).glob(f"*{PUBLIC}"))
-    return read_from
 
 
 def _write_new(file: Path, text: str, mode: int) -> None:

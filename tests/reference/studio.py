@@ -19,6 +19,7 @@ from maskcast.engines.instances import Instances
 from maskcast.engines.keypoints import COCO_PERSON
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.publisher.publisher import Publisher
+from maskcast.pipeline.wire.server_keys import ServerKeys
 
 WIDTH, HEIGHT = 320, 240
 NAMES = ("background", "person", "dog")
@@ -69,7 +70,8 @@ class Scene:
 class Studio:
     """A publisher on a thread of its own: sends the scene of each source 20 times a second."""
 
-    def __init__(self, endpoint: str = "tcp://127.0.0.1:0") -> None:
+    def __init__(self, endpoint: str = "tcp://127.0.0.1:0", keys: ServerKeys | None = None) -> None:
+        self._keys = keys
         self.scenes: dict[str, Scene] = {}
         self.subscribers = 0
         self._events: queue.Queue[tuple[str, str, dict[str, Any]]] = queue.Queue()
@@ -87,7 +89,7 @@ class Studio:
         self._thread.join()
 
     def _run(self, endpoint: str) -> None:
-        with Publisher(endpoint, NAMES, keypoints=COCO_PERSON) as publisher:
+        with Publisher(endpoint, NAMES, keypoints=COCO_PERSON, keys=self._keys) as publisher:
             self._bound.put(publisher.endpoint)
             index = 0
             while not self._stop.wait(0.05):

@@ -3,6 +3,7 @@ import threading
 
 import pytest
 import zmq
+from keyring import allow, new_client
 from publishers import NAMES, frame, seen
 from witnesses import wait_until
 
@@ -12,8 +13,9 @@ from maskcast.pipeline.cluster.gateway import Gateway
 from maskcast.pipeline.publisher.publisher import Publisher
 from maskcast.pipeline.subscriber.connection import receive_parts
 from maskcast.pipeline.subscriber.subscribe import subscribe
-from maskcast.pipeline.wire.curve import ClientKeys, ServerKeys, new_keys
+from maskcast.pipeline.wire.curve import ClientKeys, new_keys
 from maskcast.pipeline.wire.message import decode_header
+from maskcast.pipeline.wire.server_keys import ServerKeys
 
 ANY = "tcp://127.0.0.1:0"
 
@@ -230,19 +232,21 @@ def test_a_gateway_behind_two_passes_each_message_on_once(gateway):
 @pytest.fixture
 def keys(tmp_path):
     """Key files by name: the server's, and folders of those allowed."""
-    for name in ("server", "clients/viewer", "publishers/worker", "stranger"):
+    for name in ("server", "publishers/worker", "stranger"):
         new_keys(tmp_path / name)
+    new_client(tmp_path / "clients/viewer")
     return tmp_path
 
 
-def server_keys(keys, folder):
-    return ServerKeys.read(keys / "server.key_secret", keys / folder)
+def server_keys(keys, folder, purpose):
+    return ServerKeys.read(keys / "server.key_secret", keys / folder, purpose)
 
 
 @pytest.fixture
 def guarded(keys):
-    allowed = {"keys": server_keys(keys, "clients"), "source_keys": server_keys(keys, "publishers")}
-    with Gateway(ANY, ANY, **allowed) as gateway:
+    allowed = server_keys(keys, "clients", "subscribe")
+    source_keys = server_keys(keys, "publishers", "publish")
+    with Gateway(ANY, ANY, keys=allowed, source_keys=source_keys) as gateway:
         yield gateway
 
 
@@ -280,6 +284,45 @@ def test_keys_admit_the_allowed_on_either_side_and_nobody_else(guarded, keys, ca
             assert nobody.tally.received == 0
         assert guarded.stats().sources.keys() == set()  # no state was sent, and nothing of "wrong"
         assert not any(feed.publisher.subscribers("wrong") for feed in wrong)
+
+
+def test_a_subscriber_of_a_gateway_sees_the_sources_of_its_rights(guarded, keys):
+    new_client(keys / "clients/porter", "door")
+    new_client(keys / "clients/admin")
+    admin, porter = (
+        subscribe(
+            guarded.endpoint,
+            policy="all",
+            server_key=keys / "server.key",
+            client_key=keys / f"clients/{name}.key_secret",
+        )
+        for name in ("admin", "porter")
+    )
+    with (
+        publishing_to(guarded, keys=client_keys(keys, "publishers/worker")) as publisher,
+        admin,
+        porter,
+    ):
+        door, cellar = Feed(publisher, "door"), Feed(publisher, "cellar")
+
+        def see(frames):
+            cellar()
+            return {frame.source for frame in drain(frames)}
+
+        door.until(lambda: "cellar" in see(admin))
+        seen_by_porter = set()
+
+        def porter_sees():
+            seen_by_porter.update(see(porter))
+            return seen_by_porter
+
+        door.until(porter_sees)
+        for _ in range(20):
+            door()
+            porter_sees()
+        assert seen_by_porter == {"door"}
+        allow(keys / "clients/porter.key", "cellar")
+        door.until(lambda: see(porter) == {"cellar"})
 
 
 def test_a_publisher_whose_key_is_allowed_later_needs_no_restart(guarded, keys):

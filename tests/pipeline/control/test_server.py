@@ -16,6 +16,7 @@ import pytest
 import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from keyring import allow, new_client
 
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.cli.control_client import ControlClient
@@ -35,7 +36,7 @@ from maskcast.pipeline.pipeline import Pipeline
 from maskcast.pipeline.stats import Meter
 from maskcast.pipeline.subscriber.subscribe import subscribe
 from maskcast.pipeline.subscriber.subscription import StreamEvent
-from maskcast.pipeline.wire.curve import new_keys
+from maskcast.pipeline.wire.curve import ClientKeys, new_keys
 
 
 @contextmanager
@@ -395,8 +396,9 @@ def test_without_keys_only_local_clients_are_served(timed_engine, endpoint) -> N
 @pytest.fixture
 def curve(tmp_path: Path) -> dict[str, str]:
     """Keys of a server, of a viewer who may subscribe, and of an operator who may control."""
-    for name in ("server", "viewers/viewer", "operators/operator"):
-        new_keys(tmp_path / name)
+    new_keys(tmp_path / "server")
+    new_client(tmp_path / "viewers/viewer")
+    new_client(tmp_path / "operators/operator", control=True)
     return {
         "secret_key": str(tmp_path / "server.key_secret"),
         "allowed_clients": str(tmp_path / "viewers"),
@@ -429,6 +431,75 @@ def test_viewing_and_controlling_are_two_rights(timed_engine, tmp_path, free_por
             assert stream.receive().source == "a"
     with pytest.raises(InputError, match="together"):
         ControlClient(endpoint, server_key=server_key)
+
+
+def test_a_client_controls_the_sources_of_its_rights_only(
+    timed_engine, tmp_path, free_port, curve, make_clip
+) -> None:
+    new_client(tmp_path / "operators/porter", "door*", control=True)
+    new_client(tmp_path / "operators/watcher", "*")
+    endpoint = f"tcp://127.0.0.1:{free_port}"
+    control = {"endpoint": endpoint, "allowed_clients": str(tmp_path / "operators")}
+    publish = {"endpoint": f"ipc://{tmp_path}/messages", "curve": curve}
+
+    def client(name: str, timeout_s: float = 60.0) -> ControlClient:
+        secret = tmp_path / f"operators/{name}.key_secret"
+        server_key = tmp_path / "server.key"
+        return ControlClient(endpoint, timeout_s, server_key=server_key, client_key=secret)
+
+    with controlled(timed_engine(), control, publish=publish):
+        operator, porter = client("operator"), client("porter")
+        add(operator, "cellar", "test://64x48@10")
+        add(operator, "door", "test://64x48@10")
+        assert states(operator).keys() == {"cellar", "door"}
+        assert states(porter).keys() == {"door"}
+        add(porter, "door2", "test://64x48@10")
+        refusals = set()
+        for name in ("cellar", "absent"):
+            for refused in (
+                lambda name=name: porter.remove(name),
+                lambda name=name: add(porter, name, "test://64x48@10"),
+            ):
+                with pytest.raises(InputError, match="may not control this source") as caught:
+                    refused()
+                refusals.add(str(caught.value).replace(name, "NAME"))
+        assert len(refusals) == 1  # whether it exists or not
+        assert porter.remove("door")
+        with pytest.raises(InputError, match="no answer"):
+            client("watcher", 0.5).list()
+
+
+def test_a_right_to_control_is_withdrawn_and_given_while_the_pipeline_runs(
+    timed_engine, tmp_path, free_port, curve
+) -> None:
+    new_client(tmp_path / "operators/porter", control=True)
+    endpoint = f"tcp://127.0.0.1:{free_port}"
+    control = {"endpoint": endpoint, "allowed_clients": str(tmp_path / "operators")}
+    publish = {"endpoint": f"ipc://{tmp_path}/messages", "curve": curve}
+    key = tmp_path / "operators/porter.key"
+    context = zmq.Context()
+    with context, controlled(timed_engine(), control, publish=publish):
+        with context.socket(zmq.DEALER) as connection:  # stays connected, unlike ControlClient
+            ClientKeys.read(tmp_path / "server.key", f"{key}_secret").apply(connection)
+            connection.set(zmq.LINGER, 0)
+            connection.connect(endpoint)
+
+            def is_answered() -> bool:
+                connection.send_multipart([b"", msgspec.msgpack.encode(ListSources())])
+                if not connection.poll(300):
+                    return False
+                answer = msgspec.msgpack.decode(connection.recv_multipart()[1], type=Answer)
+                return answer.ok
+
+            assert is_answered() or is_answered()
+            allow(key)
+            wait_until(lambda: not is_answered())
+        porter = ControlClient(
+            endpoint, 0.5, server_key=tmp_path / "server.key", client_key=Path(f"{key}_secret")
+        )
+        assert not answers(porter)
+        allow(key, control=True)
+        wait_until(lambda: answers(porter))
 
 
 def answers(client: ControlClient) -> bool:

@@ -1,6 +1,5 @@
 import contextlib
 import logging
-import shutil
 import socket as posix_socket
 import threading
 import time
@@ -9,6 +8,7 @@ import av
 import numpy as np
 import pytest
 import zmq
+from keyring import admit, new_client
 from witnesses import wait_until
 
 from maskcast.engines.errors import InputError
@@ -18,7 +18,7 @@ from maskcast.pipeline.publisher import peers
 from maskcast.pipeline.publisher.peers import LOCAL, UNKNOWN
 from maskcast.pipeline.publisher.publisher import Publisher
 from maskcast.pipeline.subscriber.subscribe import subscribe
-from maskcast.pipeline.wire.curve import AllowedClients, ServerKeys, new_keys
+from maskcast.pipeline.wire.server_keys import ServerKeys
 
 NOTHING = Instances(
     64,
@@ -35,8 +35,7 @@ def keys(tmp_path):
     """Makes key pairs by name: the path without its ending."""
 
     def make(name):
-        new_keys(tmp_path / name)
-        return tmp_path / name
+        return new_client(tmp_path / name)
 
     return make
 
@@ -191,7 +190,7 @@ def test_a_key_that_is_added_works_without_a_restart(server, friend, keys, tmp_p
     caplog.set_level(logging.INFO)
     folder = tmp_path / "clients"
     folder.mkdir()
-    shutil.copy(f"{friend}.key", folder)
+    admit(f"{friend}.key", folder)
     newcomer = keys("newcomer")
     given = {"server_key": f"{server}.key", "client_key": f"{newcomer}.key_secret"}
     allowed = ServerKeys.read(f"{server}.key_secret", folder)
@@ -200,7 +199,7 @@ def test_a_key_that_is_added_works_without_a_restart(server, friend, keys, tmp_p
         subscribe(publisher.endpoint, policy="all", **given) as frames,
     ):
         wait_for_refusal(publisher, caplog)
-        shutil.copy(f"{newcomer}.key", folder)
+        admit(f"{newcomer}.key", folder)
         assert publisher.wait_for_subscribers(1, 60, ["cam1"])
         publish(publisher)
         assert frames.receive().source == "cam1"
@@ -211,9 +210,9 @@ def test_a_key_that_is_withdrawn_works_no_longer_and_others_go_on(
 ):
     folder = tmp_path / "clients"
     folder.mkdir()
-    shutil.copy(f"{friend}.key", folder)
+    admit(f"{friend}.key", folder)
     former = keys("former")
-    shutil.copy(f"{former}.key", folder)
+    admit(f"{former}.key", folder)
     allowed = ServerKeys.read(f"{server}.key_secret", folder)
 
     def connect(name):
@@ -242,20 +241,6 @@ def test_a_key_that_is_withdrawn_works_no_longer_and_others_go_on(
         wait_until(friend_receives, 20)
         assert publisher.subscribers("cam1") == 1
         assert withdrawn.tally.received == seen_before
-
-
-def test_a_key_file_that_cannot_be_read_allows_nobody_and_harms_no_other(tmp_path, server, friend):
-    folder = tmp_path / "clients"
-    folder.mkdir()
-    shutil.copy(f"{friend}.key", folder)
-    clients = AllowedClients(ServerKeys.read(f"{server}.key_secret", folder))
-    assert not clients.reload()
-    (folder / "broken.key").write_text("nonsense")
-    assert not clients.reload()
-    assert len(clients.keys) == 1
-    (folder / "friend.key").unlink()
-    assert clients.reload()
-    assert not clients.keys
 
 
 def test_a_peer_that_floods_subscriptions_is_disconnected_and_nobody_waits_behind_it(caplog):

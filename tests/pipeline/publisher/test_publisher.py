@@ -6,14 +6,15 @@ import av
 import numpy as np
 import pytest
 import zmq
+from keyring import new_client
 
 from maskcast.engines.errors import InputError
 from maskcast.engines.instances import Instances
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.publisher import publisher as publisher_module
 from maskcast.pipeline.publisher.publisher import Publisher
-from maskcast.pipeline.wire.curve import ServerKeys, new_keys
 from maskcast.pipeline.wire.message import EventMessage, InstancesMessage, decode
+from maskcast.pipeline.wire.server_keys import ServerKeys
 
 NAMES = ("background", "person")
 PICTURE = av.VideoFrame(64, 48)
@@ -242,7 +243,7 @@ def test_an_open_door_to_the_network_is_warned_of_in_one_line(endpoint, warned, 
     assert caplog.messages == ["publishing_without_keys"] * warned
     assert all("maskcast keys new" in record.fields["advice"] for record in caplog.records)
     caplog.clear()
-    new_keys(tmp_path / "server")
+    new_client(tmp_path / "server")
     keys = ServerKeys.read(tmp_path / "server.key_secret", [f"{tmp_path}/server.key"])
     with Publisher(endpoint, NAMES, keys=keys):
         pass

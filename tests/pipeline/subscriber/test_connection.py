@@ -4,13 +4,14 @@ import logging
 import time
 
 import pytest
+from keyring import new_client
 from publishers import NAMES, frame, seen
 from witnesses import wait_until
 
 from maskcast.pipeline.publisher.publisher import Publisher
 from maskcast.pipeline.subscriber.subscribe import subscribe
 from maskcast.pipeline.wire import reconnecting
-from maskcast.pipeline.wire.curve import ServerKeys, new_keys
+from maskcast.pipeline.wire.server_keys import ServerKeys
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +23,7 @@ def _short_delays(monkeypatch):
 def keys(tmp_path):
     """Key pairs "server", "friend" and "stranger": paths without suffix."""
     for name in ("server", "friend", "stranger"):
-        new_keys(tmp_path / name)
+        new_client(tmp_path / name)
     return tmp_path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from studio import Studio
@@ -28,9 +29,9 @@ def serve() -> Iterator[Serve]:
 
     running = []
 
-    def start(endpoint: str, token: str | None = None) -> str:
+    def start(endpoint: str, token: str | None = None, **keys: Path) -> str:
         listener = Listener("127.0.0.1:0", token)
-        server = ViewServer(subscribe_for_view(endpoint), listener)
+        server = ViewServer(subscribe_for_view(endpoint, **keys), listener)
         thread = threading.Thread(target=server.run, name="view server")
         thread.start()
         running.append((server, thread))

@@ -9,16 +9,21 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from keyring import allow, new_client
 from studio import Scene, Studio, blobs, jpeg, wait_until
 
 pytest.importorskip("starlette")
 websockets = pytest.importorskip("websockets")
 from websockets.exceptions import ConnectionClosed, InvalidStatus  # noqa: E402
 from websockets.sync.client import ClientConnection, connect  # noqa: E402
+
+from maskcast.pipeline.wire.curve import new_keys  # noqa: E402
+from maskcast.pipeline.wire.server_keys import ServerKeys  # noqa: E402
 
 TOKEN = "correct-horse-battery"
 INSTANCES = blobs([(20, 30, 120, 200), (150, 20, 300, 120)])
@@ -233,3 +238,24 @@ def test_a_publisher_that_is_restarted_is_shown_again(serve: Any) -> None:
                 assert time.monotonic() < deadline
         finally:
             studio.close()
+
+
+def test_a_page_shows_what_the_key_of_its_view_may_see(serve: Any, tmp_path: Path) -> None:
+    new_keys(tmp_path / "server")
+    new_client(tmp_path / "clients/view", "door")
+    studio = Studio(keys=ServerKeys.read(tmp_path / "server.key_secret", tmp_path / "clients"))
+    try:
+        studio.scenes |= {"door": Scene(INSTANCES), "yard": Scene(INSTANCES)}
+        page = serve(
+            studio.endpoint,
+            server_key=tmp_path / "server.key",
+            client_key=tmp_path / "clients/view.key_secret",
+        )
+        with viewing(page) as viewer:
+            viewer.frame("door")
+            shown = {viewer.receive_one().get("source") for _ in range(20)}
+            assert shown <= {"door", None}
+            allow(tmp_path / "clients/view.key", "yard")
+            viewer.frame("yard")
+    finally:
+        studio.close()

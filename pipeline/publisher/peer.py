@@ -1,0 +1,135 @@
+"""Peer: a connection of a bound socket, and what the operating system knows of it."""
+
+from __future__ import annotations
+
+import os
+import socket as posix_socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+RECENT_MS = 1000
+"""A peer was cut off for what it sent if that was less than this before; heartbeats take longer."""
+
+LOCAL, UNKNOWN = "this machine", "an unknown address"
+"""The address of an ``ipc://`` peer, and of one that was gone before it could be looked up."""
+
+_BYTES_RECEIVED = 128
+_LAST_DATA_RECEIVED = 52
+"""Offsets of ``tcpi_bytes_received`` and ``tcpi_last_data_recv`` (milliseconds ago) in Linux's
+``struct tcp_info`` (since 4.1); its first byte is the state."""
+
+_TCP_ESTABLISHED = 1
+
+
+@dataclass(slots=True)
+class Peer:
+    """A connection: address; address and port (None: not TCP); bytes received; its start.
+
+    ``held`` is a second descriptor of the connection, which tells after libzmq has closed its own
+    which side ended it; None if it could not be had.
+    """
+
+    address: str
+    name: Any
+    received: int = 0
+    since_s: float = field(default_factory=time.monotonic)
+    held: posix_socket.socket | None = None
+
+    def release(self) -> None:
+        """Close the second descriptor."""
+        if self.held is not None:
+            self.held.close()
+            self.held = None
+
+
+@contextmanager
+def connection_of(handle: int, name: Any) -> Iterator[posix_socket.socket | None]:
+    """Give access to libzmq's connection ``handle``, or None if the number is another file's now.
+
+    Args:
+        handle: a file descriptor that libzmq owns.
+        name: the peer's name when it connected; None for a UNIX socket.
+    """
+    try:
+        own = os.dup(handle)
+    except OSError:
+        yield None
+        return
+    try:
+        connection = posix_socket.socket(fileno=own)
+    except OSError:  # not a socket
+        os.close(own)
+        yield None
+        return
+    with connection:
+        yield connection if _peer_name(connection) == name else None
+
+
+def look_up(handle: int, local: bool) -> Peer:
+    """Find out who is connected; ``local`` tells that it is an ``ipc://`` peer."""
+    try:
+        own = os.dup(handle)
+    except OSError:
+        return Peer(LOCAL if local else UNKNOWN, None)
+    try:
+        connection = posix_socket.socket(fileno=own)
+    except OSError:  # not a socket any more
+        os.close(own)
+        return Peer(LOCAL if local else UNKNOWN, None)
+    if local:
+        return Peer(LOCAL, None, held=connection)
+    if (name := _peer_name(connection)) is None:
+        connection.close()
+        return Peer(UNKNOWN, None)
+    return Peer(str(name[0]), name, bytes_received(connection), held=connection)
+
+
+def was_cut_off(peer: Peer) -> bool:
+    """Tell whether this side closed a connection because of what the peer had just sent.
+
+    libzmq also closes those of peers that do not answer heartbeats, some seconds after their last
+    data, and this module those that flood; the latter are shut down, not established.
+    """
+    if peer.held is None:
+        return False
+    if peer.name is not None:
+        info = _tcp_info(peer.held)
+        if len(info) < _BYTES_RECEIVED + 8 or info[0] != _TCP_ESTABLISHED:
+            return False
+        return bool(struct.unpack_from("=I", info, _LAST_DATA_RECEIVED)[0] < RECENT_MS)
+    try:  # a UNIX socket does not tell when data came
+        flags = posix_socket.MSG_PEEK | posix_socket.MSG_DONTWAIT
+        is_open = bool(peer.held.recv(1, flags))
+    except BlockingIOError:
+        is_open = True
+    except OSError:
+        is_open = False
+    return is_open and time.monotonic() - peer.since_s < RECENT_MS / 1000
+
+
+def _peer_name(connection: posix_socket.socket) -> Any:
+    """Return the peer's address and port; None for a UNIX socket or one that is disconnected."""
+    try:
+        return connection.getpeername() or None
+    except OSError:
+        return None
+
+
+def bytes_received(connection: posix_socket.socket) -> int:
+    """Return what a TCP peer has sent so far, bytes; 0 where the system does not say."""
+    info = _tcp_info(connection)
+    if len(info) < _BYTES_RECEIVED + 8:
+        return 0
+    return int(struct.unpack_from("=Q", info, _BYTES_RECEIVED)[0])
+
+
+def _tcp_info(connection: posix_socket.socket) -> bytes:
+    """Return Linux's ``struct tcp_info``; nothing where the system does not say."""
+    try:
+        return connection.getsockopt(posix_socket.IPPROTO_TCP, posix_socket.TCP_INFO, 256)
+    except OSError:
+        return b""

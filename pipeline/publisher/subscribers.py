@@ -1,0 +1,163 @@
+"""Subscribers: the subscriptions to an XPUB socket, and the kept events for new ones."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+import zmq
+
+from maskcast.pipeline.publisher.peers import PeerGuard
+from maskcast.pipeline.publisher.subscriptions import Subscriptions
+from maskcast.pipeline.wire.message import topic
+
+RESEND_S = 1.0
+"""While subscriptions arrive faster than they are read, kept events are sent this often."""
+
+KEPT_AT_ONCE = 100
+"""Kept events sent before the next message may be, so that they do not overflow a queue."""
+
+Kept = Callable[[tuple[bytes, ...]], Iterable[Sequence[bytes]]]
+"""Returns the kept events whose topics begin with one of these prefixes."""
+
+
+class Subscribers(ABC):
+    """The subscriptions to one XPUB socket, and the kept events that are still to be sent."""
+
+    def __init__(self) -> None:
+        self._has_unread = False
+        self._joined: set[bytes] = set()  # prefixes of new subscribers
+        self._pending: deque[Sequence[bytes]] = deque()
+        self._resend_at_s = 0.0
+
+    @property
+    def has_backlog(self) -> bool:
+        """Whether subscriptions wait to be read, or kept events to be sent."""
+        return self._has_unread or bool(self._pending)
+
+    def count(self, source: str) -> int:
+        """Count the subscriptions to a source's instances; at least 1 while some are unread."""
+        return max(self._count(topic(source, "instances")), int(self._has_unread))
+
+    def answer(self, socket: zmq.Socket[bytes], within_s: float, kept: Kept) -> bool:
+        """Read subscriptions for a while, and send some kept events; return whether any joined."""
+        self._read(socket, time.monotonic() + within_s)
+        is_joined = False
+        if not self._pending and (joined := self._take_joined()):
+            is_joined = True
+            self._pending.extend(kept(joined))
+        for _ in range(min(KEPT_AT_ONCE, len(self._pending))):
+            socket.send_multipart(self._pending.popleft())
+        return is_joined
+
+    @abstractmethod
+    def _count(self, topic: bytes) -> int:
+        """Count the subscriptions to a topic."""
+
+    @abstractmethod
+    def _enter(self, socket: zmq.Socket[bytes], message: zmq.Frame) -> None:
+        """Enter what the socket has received."""
+
+    def _read(self, socket: zmq.Socket[bytes], deadline_s: float) -> None:
+        # Asked first, since an exception for every message costs more than all else here.
+        if not int(socket.get(zmq.EVENTS)) & zmq.POLLIN:
+            self._has_unread = False
+            return
+        try:
+            while time.monotonic() < deadline_s:
+                self._enter(socket, socket.recv(zmq.DONTWAIT, copy=False))
+            self._has_unread = bool(int(socket.get(zmq.EVENTS)) & zmq.POLLIN)
+        except zmq.Again:
+            self._has_unread = False
+
+    def _take_joined(self) -> tuple[bytes, ...]:
+        """Return the prefixes whose kept events are due."""
+        joined = tuple(self._joined)
+        if self._has_unread:  # answer everyone now and then, instead of each prefix
+            if time.monotonic() < self._resend_at_s:
+                return ()
+            self._resend_at_s = time.monotonic() + RESEND_S
+            joined = (b"",)
+        self._joined.clear()
+        return joined
+
+
+class OpenSubscribers(Subscribers):
+    """Subscribers of a socket without keys; libzmq matches subscriptions to messages itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._subscriptions = Subscriptions()
+
+    def _count(self, topic: bytes) -> int:
+        return self._subscriptions.count(topic)
+
+    def _enter(self, socket: zmq.Socket[bytes], message: zmq.Frame) -> None:
+        content = bytes(message.bytes)
+        kind, prefix = content[:1], content[1:]
+        if kind == b"\x01":
+            self._subscriptions.add(prefix)
+            self._joined.add(prefix)
+        elif kind == b"\x00" and _property(message, "__fd") is None:  # not a peer's own wish
+            self._subscriptions.remove(prefix)
+
+
+class AdmittedSubscribers(Subscribers):
+    """Subscribers of a socket with keys: each receives the part of its subscriptions it may see.
+
+    The socket is in manual mode (``ZMQ_XPUB_MANUAL``): it leaves to its owner what to subscribe the
+    peer to whose message was received last. libzmq mistakes that peer after a message that is no
+    subscription, until all messages are read. Therefore no subscription is granted until then, and
+    the peers concerned are disconnected, so that they subscribe again.
+
+    Cancelling a subscription takes effect if it is not wider than what the peer may see. Otherwise
+    the part that was granted may be that of another subscription too, and is kept; a SUB socket
+    discards what it has not subscribed to.
+    """
+
+    def __init__(self, guard: PeerGuard) -> None:
+        super().__init__()
+        self._guard = guard
+        self._ignored: set[int] = set()  # connections, while libzmq is mistaken
+
+    def _count(self, topic: bytes) -> int:
+        return self._guard.grants.count(topic)
+
+    def _read(self, socket: zmq.Socket[bytes], deadline_s: float) -> None:
+        super()._read(socket, deadline_s)
+        if self._ignored and not self._has_unread:
+            self._guard.disconnect(self._ignored)
+            self._ignored = set()
+
+    def _enter(self, socket: zmq.Socket[bytes], message: zmq.Frame) -> None:
+        key, number = _property(message, "User-Id"), _property(message, "__fd")
+        if key is None or number is None:  # libzmq tells of a connection that is gone
+            return
+        content, handle, user = bytes(message.bytes), int(number), key.encode()
+        kind, prefix = content[:1], content[1:]
+        if self._ignored or kind not in (b"\x00", b"\x01"):
+            self._ignored.add(handle)
+            return
+        rights = self._guard.rights(user)
+        granted = [] if rights is None else rights.granted(prefix)
+        if kind == b"\x01":
+            for part in granted:
+                if self._guard.grants.add(handle, user, part):
+                    socket.set(zmq.SUBSCRIBE, part)
+                    self._joined.add(part)
+        elif granted == [prefix] and rights is not None and prefix not in rights.granted(b""):
+            self._guard.grants.remove(handle, prefix)
+            socket.set(zmq.UNSUBSCRIBE, prefix)
+
+
+def _property(message: zmq.Frame, name: str) -> str | None:
+    """Return a property of the connection that a message came on.
+
+    None for libzmq's own messages about connections that are gone, which have no properties.
+    """
+    try:
+        return str(message.get(name))
+    except zmq.ZMQError:
+        return None
