@@ -25,6 +25,7 @@ from maskcast.pipeline.cluster.metrics import make_gateway_registry
 from maskcast.pipeline.config_file import make_config
 from maskcast.pipeline.monitor.metrics import make_registry
 from maskcast.pipeline.stats import Meter
+from maskcast.pipeline.wire.rights import make_rights
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -185,7 +186,10 @@ def test_every_configuration_in_the_documents_is_valid() -> None:
     count = 0
     for page, raw in examples():
         try:
-            make_config(whole(raw))
+            if isinstance(raw.get("control"), bool):  # a rights file
+                make_rights(raw["sources"], control=raw["control"])
+            else:
+                make_config(whole(raw))
         except maskcast.InputError as error:
             raise AssertionError(f"{page}: {error}") from None
         count += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.wire.message import VERSION
+from maskcast.pipeline.wire.message import VERSION, topic
 
 SUFFIX = ".yaml"
 """``alice.yaml`` holds the rights of ``alice.key``."""
@@ -39,7 +40,7 @@ class ClientRights(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     def allows(self, source: str) -> bool:
         """Whether a source may be seen."""
-        return f"{VERSION}/{source}/".encode().startswith(tuple(self._prefixes()))
+        return topic(source, "event").startswith(_prefixes(self.sources))
 
     def granted(self, subscription: bytes) -> list[bytes]:
         """Return the part of a subscription that is granted, as subscriptions that do not overlap.
@@ -47,22 +48,22 @@ class ClientRights(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         Args:
             subscription: a prefix of topics; ``b""`` covers all of them.
         """
-        prefixes = self._prefixes()
-        if subscription.startswith(tuple(prefixes)):
+        prefixes = _prefixes(self.sources)
+        if subscription.startswith(prefixes):
             return [subscription]
-        covered = [prefix for prefix in prefixes if prefix.startswith(subscription)]
-        return [
-            prefix
-            for prefix in covered
-            if not any(prefix != other and prefix.startswith(other) for other in covered)
-        ]
+        return [prefix for prefix in prefixes if prefix.startswith(subscription)]
 
-    def _prefixes(self) -> set[bytes]:
-        """Return the prefixes of the topics that may be seen."""
-        return {
-            f"{VERSION}/{name[:-1] if name.endswith('*') else name + '/'}".encode()
-            for name in self.sources
-        }
+
+@lru_cache(maxsize=1024)
+def _prefixes(sources: tuple[str, ...]) -> tuple[bytes, ...]:
+    """Return the prefixes of the topics of these sources; none is the beginning of another."""
+    prefixes: list[bytes] = []
+    for prefix in sorted(
+        f"{VERSION}/{name[:-1] if name.endswith('*') else name + '/'}".encode() for name in sources
+    ):
+        if not prefixes or not prefix.startswith(prefixes[-1]):
+            prefixes.append(prefix)
+    return tuple(prefixes)
 
 
 EVERYTHING = ClientRights(sources=("*",), control=True)

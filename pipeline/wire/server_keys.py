@@ -92,7 +92,7 @@ class AllowedClients:
     def __init__(self, keys: ServerKeys) -> None:
         self._read_from = keys.read_from
         self._purpose: Purpose = keys.purpose
-        self._seen = self._state()
+        self._seen: list[tuple[str, int, int, int]] = []  # read again once: they may have changed
         self.rights = keys.clients
 
     def reload(self) -> frozenset[bytes]:
@@ -116,10 +116,10 @@ class AllowedClients:
                 now[key] = rights
         self.rights = now = _admitted(now, self._purpose)
         changed = frozenset(key for key, rights in before.items() if now.get(key) != rights)
-        shown = fields(
-            allowed=len(now), added=len(now.keys() - before.keys()), changed=len(changed)
-        )
-        _logger.info("client_keys_read", extra=shown)
+        added = len(now.keys() - before.keys())
+        if added or changed:
+            shown = fields(allowed=len(now), added=added, changed=len(changed))
+            _logger.info("client_keys_read", extra=shown)
         return changed
 
     def _state(self) -> list[tuple[str, int, int, int]]:

@@ -79,3 +79,10 @@ def test_changes_of_keys_and_rights_are_named_and_what_cannot_be_read_allows_nob
     assert clients.reload() == frozenset()
     assert len(clients.rights) == 1
     assert "client_not_allowed" in caplog.messages
+
+
+def test_a_change_before_the_first_look_is_not_missed(secret, folder):
+    read = ServerKeys.read(secret, folder)
+    allow(folder / "anna.key", "yard")
+    clients = AllowedClients(read)
+    assert clients.reload() == keys(folder, "anna")
