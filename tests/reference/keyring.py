@@ -9,6 +9,7 @@ from maskcast.pipeline.wire.rights import ClientRights, write_rights
 
 def new_client(path: Path, *sources: str, control: bool = False) -> Path:
     """Make the keys of a client that may see these sources, all of them if none is named."""
+    path.parent.mkdir(exist_ok=True)
     key, _ = new_keys(path)
     allow(key, *sources, control=control)
     return path

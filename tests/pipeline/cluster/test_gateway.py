@@ -232,6 +232,7 @@ def test_a_gateway_behind_two_passes_each_message_on_once(gateway):
 @pytest.fixture
 def keys(tmp_path):
     """Key files by name: the server's, and folders of those allowed."""
+    (tmp_path / "publishers").mkdir()
     for name in ("server", "publishers/worker", "stranger"):
         new_keys(tmp_path / name)
     new_client(tmp_path / "clients/viewer")
