@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 STOP_GRACE_S = 1.0
 """At the end, a decoder that hangs in a read is abandoned after this many seconds."""
 
+WRITE_CHECK_S = 0.2
+"""After an order to end, how often it is checked whether a write of an output hangs."""
+
 DRAIN_S = 0.7
 """After an order to end, the engine has this many seconds to finish the frames it has begun."""
 
@@ -272,11 +275,15 @@ class Pipeline:
         drained_by_s = math.inf
         while running:
             left_s = max(0.0, drained_by_s - time.monotonic())
+            wait_s = min(left_s, WRITE_CHECK_S) if self._ending else None
             try:
-                order = self._orders.get(timeout=None if left_s == math.inf else left_s)
+                order = self._orders.get(timeout=wait_s)
             except queue.Empty:
-                drained_by_s = math.inf
-                parts.stages.bypass_engine()
+                if time.monotonic() >= drained_by_s:
+                    drained_by_s = math.inf
+                    parts.stages.bypass_engine()
+                if running == 1 and parts.stages.abandon_hanging_output():
+                    return
                 continue
             match order:
                 case StageEnded():

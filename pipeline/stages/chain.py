@@ -89,8 +89,9 @@ class StageChain:
             "publish": self._seen,
         }
         self._behind_engine = self._stages[3:]
+        self._record: RecordStage | None = None
         if recording is not None:
-            record = RecordStage(recording, recorders, on_frame, context)
+            record = self._record = RecordStage(recording, recorders, on_frame, context)
             self._stages.append(record)
             self._behind_engine.append(record)
             self._inboxes[record.name] = recording
@@ -148,6 +149,11 @@ class StageChain:
         self._prepared.close(discard=True)
         self._detected.close(discard=True)
         self._seen.close()
+
+    def abandon_hanging_output(self) -> bool:
+        """Abandon an output whose write hangs (``RecordStage.abandon_hanging``)."""
+        record = self._record
+        return record is not None and record.is_alive() and record.abandon_hanging()
 
     def abort(self) -> None:
         """Drop every frame that waits: after a failure a stage that would take it may be gone."""

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import av
 
 from maskcast.engines.instances import Instances
+from maskcast.engines.threads import mark_abandonable
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.inbox import Inbox
 from maskcast.pipeline.log import fields
+from maskcast.pipeline.outputs.hanging import HANGS_AFTER_S, HangWatch
 from maskcast.pipeline.outputs.recorder import Published, Recorder, SourceEnding
 from maskcast.pipeline.stages.stage import Event, PipelineContext, Stage
 from maskcast.pipeline.stats import RECORD
 
 RETRY_S = 10.0
 """An output that could not be written is tried again after this long."""
+
+FINISH_S = 1.0
+"""Time to finish the other outputs when one is abandoned: they may lie on the same drive."""
 
 OnFrame = Callable[[Frame, Instances, Published], None]
 
@@ -45,12 +52,22 @@ class _Output:
     problem: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A call of an output that has not returned."""
+
+    output: _Output
+
+
 class RecordStage(Stage[Recorded, None]):
     """Writes files and calls ``on_frame``, behind the publish stage, which never waits for it.
 
     An output that cannot be written (disk full, folder gone, permission lost) is paused: one line
     in the log, a state in ``/healthz`` and the metrics, and another try every ``RETRY_S``. The
     other outputs and the pipeline run on. Errors of ``on_frame``, and any other error, end the run.
+
+    A write may hang, on a dead network drive or in a pipe that nobody reads. At the end of the run
+    such an output is abandoned, so that the run ends (``abandon_hanging``).
 
     Args:
         inbox: published frames, and ``ended`` events.
@@ -75,6 +92,11 @@ class RecordStage(Stage[Recorded, None]):
         ]
         self._on_frame = on_frame
         self._clock_s = clock_s
+        self._lock = threading.Lock()
+        self._call: _Call | None = None
+        self._abandoned: _Output | None = None
+        self._watch = HangWatch(self)
+        mark_abandonable(self)
         for output in self._outputs:
             context.meter.output(output.name)
 
@@ -94,27 +116,74 @@ class RecordStage(Stage[Recorded, None]):
 
     def event(self, event: Event) -> None:
         """Finish the files of a source that has ended."""
-        if event.name == "ended":
-            for output in self._outputs:
-                if isinstance(output.recorder, SourceEnding):
-                    try:
-                        output.recorder.end_source(event.source)
-                    except (OSError, av.FFmpegError) as error:
-                        self._pause(output, error)
+        if event.name != "ended":
+            return
+        for output in self._outputs:
+            if isinstance(output.recorder, SourceEnding):
+                self._use(output, partial(output.recorder.end_source, event.source))
 
     def close(self) -> None:
         """Close every recorder, even if closing another one fails."""
         with ExitStack() as closing:
             for output in self._outputs:
-                closing.callback(self._close, output)
+                closing.callback(self._use, output, output.recorder.close)
+
+    def abandon_hanging(self) -> bool:
+        """Abandon an output whose write hangs, and finish the others. For the supervisor.
+
+        Call it again and again while the run ends: whether a write hangs shows after a second.
+
+        Returns:
+            Whether one was abandoned; the stage's thread is then left behind.
+        """
+        call = self._call
+        if not self._watch.hangs(call) or call is None:
+            return False
+        with self._lock:
+            if self._call is not call:
+                return False  # it has just returned
+            self._abandoned = call.output
+        reason = f"a write has hung for {HANGS_AFTER_S:g} s or more, and the run ends"
+        shown = fields(output=call.output.name, reason=reason)
+        _logger.error("recording_abandoned", extra=shown)
+        self._context.meter.output(call.output.name, reason)
+        others = [output for output in self._outputs if output is not call.output]
+        finishing = threading.Thread(target=self._finish, args=(others,), daemon=True)
+        mark_abandonable(finishing)
+        finishing.start()
+        finishing.join(FINISH_S)
+        return True
+
+    def _finish(self, outputs: Sequence[_Output]) -> None:
+        for output in outputs:
+            try:
+                output.recorder.close()
+            except (OSError, av.FFmpegError) as error:
+                self._pause(output, error)
+
+    def _use(self, output: _Output, call: Callable[[], None]) -> bool:
+        """Call an output; return whether that succeeded.
+
+        When one is abandoned, another thread finishes the others.
+        """
+        with self._lock:
+            if self._abandoned not in (None, output):
+                return False
+            self._call = _Call(output)
+        try:
+            call()
+        except (OSError, av.FFmpegError) as error:
+            self._pause(output, error)
+            return False
+        finally:
+            self._call = None
+        return True
 
     def _write(self, output: _Output, item: Recorded) -> bool:
         if output.failed_s is not None and self._clock_s() - output.failed_s < RETRY_S:
             return False
-        try:
-            output.recorder.write(item.frame, item.instances, item.published)
-        except (OSError, av.FFmpegError) as error:
-            self._pause(output, error)
+        write = output.recorder.write
+        if not self._use(output, partial(write, item.frame, item.instances, item.published)):
             return False
         if output.failed_s is not None:
             output.failed_s, output.problem = None, ""
@@ -130,9 +199,3 @@ class RecordStage(Stage[Recorded, None]):
             _logger.error("recording_failed", extra=shown)
         output.failed_s, output.problem = self._clock_s(), reason
         self._context.meter.output(output.name, reason)
-
-    def _close(self, output: _Output) -> None:
-        try:
-            output.recorder.close()
-        except (OSError, av.FFmpegError) as error:
-            self._pause(output, error)
