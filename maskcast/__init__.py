@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from maskcast.pipeline.config import OutputConfig as OutputConfig
     from maskcast.pipeline.config import PublishConfig as PublishConfig
     from maskcast.pipeline.config import SourceConfig as SourceConfig
+    from maskcast.pipeline.config import TracingConfig as TracingConfig
     from maskcast.pipeline.config_file import load_config as load_config
     from maskcast.pipeline.durations import Distribution as Distribution
     from maskcast.pipeline.durations import Percentiles as Percentiles
@@ -127,6 +128,7 @@ _HOMES = {
         "OutputConfig",
         "PublishConfig",
         "SourceConfig",
+        "TracingConfig",
     ),
     "maskcast.pipeline.config_file": ("load_config",),
     "maskcast.pipeline.durations": (

@@ -219,6 +219,18 @@ class MetricsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     address: Annotated[str, Meta(min_length=1)] = "127.0.0.1:9100"
 
 
+class TracingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """OpenTelemetry spans of frames, sent by OTLP over HTTP (docs/operations.md).
+
+    Attributes:
+        endpoint: the collector; spans are sent to ``/v1/traces`` there.
+        ratio: share of the frames that are traced, above 0 to 1.
+    """
+
+    endpoint: Annotated[str, Meta(pattern="^https?://")] = "http://127.0.0.1:4318"
+    ratio: Annotated[float, Meta(gt=0, le=1)] = 0.01
+
+
 class ControlConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A ZeroMQ endpoint for adding and removing sources while the pipeline runs (docs/wire.md).
 
@@ -243,9 +255,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """The whole configuration of a pipeline.
 
     ``publish=None`` runs without a socket: for recorders and callbacks alone. Without ``metrics``
-    nothing is served over HTTP. ``control`` is the endpoint for adding and removing sources
-    while the pipeline runs, or a section that limits who may do that; with it there may be no
-    sources, and a run ends only when it is stopped.
+    nothing is served over HTTP, without ``tracing`` no spans are made. ``control`` is the endpoint
+    for adding and removing sources while the pipeline runs, or a section that limits who may do
+    that; with it there may be no sources, and a run ends only when it is stopped.
     """
 
     sources: tuple[SourceConfig, ...] = ()
@@ -253,6 +265,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     publish: PublishConfig | None = PublishConfig()
     outputs: OutputConfig = OutputConfig()
     metrics: MetricsConfig | None = None
+    tracing: TracingConfig | None = None
     control: ControlConfig | Annotated[str, Meta(min_length=1)] | None = None
 
     if TYPE_CHECKING:  # more is accepted than the attributes hold
@@ -265,6 +278,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             publish: PublishConfig | None = ...,
             outputs: OutputConfig = ...,
             metrics: MetricsConfig | None = None,
+            tracing: TracingConfig | None = None,
             control: str | None = None,
         ) -> None: ...
 
@@ -274,6 +288,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         _check_kind("publish", self.publish, PublishConfig, optional=True)
         _check_kind("outputs", self.outputs, OutputConfig)
         _check_kind("metrics", self.metrics, MetricsConfig, optional=True)
+        _check_kind("tracing", self.tracing, TracingConfig, optional=True)
         if not self.sources and self.control is None:
             raise ValueError("no sources: give at least one, or a control endpoint to add them by")
         names = [source.name for source in self.sources if source.name is not None]

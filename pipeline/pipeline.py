@@ -36,6 +36,7 @@ from maskcast.pipeline.validation import check_config
 
 if TYPE_CHECKING:
     from maskcast.pipeline.monitor.server import MetricsServer
+    from maskcast.pipeline.monitor.tracing import FrameTracer
 
 STOP_GRACE_S = 1.0
 """At the end, a decoder that hangs in a read is abandoned after this many seconds."""
@@ -54,6 +55,7 @@ class _Parts:
     engine: Engine
     stages: StageChain
     metrics: MetricsServer | None
+    tracer: FrameTracer | None
     control: ControlServer | None
 
 
@@ -233,6 +235,9 @@ class Pipeline:
         metrics = self._serve_metrics(engine)
         if metrics is not None:
             undo.callback(metrics.close)
+        tracer = self._make_tracer()
+        if tracer is not None:
+            undo.callback(tracer.close)
 
         def is_ready(frame: Frame) -> bool:
             return engine.prepare(*input_shape(frame.picture, frame.rotation, shape_limits))
@@ -253,8 +258,9 @@ class Pipeline:
             [*self._recorders, *recorders],
             self._on_frame,
             context,
+            tracer,
         )
-        return _Parts(engine, stages, metrics, self._make_control())
+        return _Parts(engine, stages, metrics, tracer, self._make_control())
 
     def _supervise(self, parts: _Parts) -> None:
         """Start all threads, follow orders until the stages have ended, and close everything."""
@@ -265,6 +271,8 @@ class Pipeline:
         self._attempt(parts.stages.decoders.join, STOP_GRACE_S)
         if parts.metrics is not None:
             self._attempt(parts.metrics.close)
+        if parts.tracer is not None:
+            self._attempt(parts.tracer.close)
         if self._given_engine is None:
             self._attempt(parts.engine.close)
         self._error = self._error or parts.stages.decoders.startup_error()
@@ -341,6 +349,13 @@ class Pipeline:
             self,
             lambda error: self._orders.put(Failed(error)),
         )
+
+    def _make_tracer(self) -> FrameTracer | None:
+        if self.config.tracing is None:
+            return None
+        from maskcast.pipeline.monitor.tracing import FrameTracer
+
+        return FrameTracer(self.config.tracing)
 
     def _serve_metrics(self, engine: Engine) -> MetricsServer | None:
         if self.config.metrics is None:

@@ -24,7 +24,7 @@ def check_config(config: Config, manifest: Manifest | None = None) -> None:
     Raises:
         InputError: a required source is certainly wrong (``check_source``), an output cannot be
             written or is an input, an address is malformed, anyone could control the run, a key
-            cannot be read, or there is no such bundle or class.
+            cannot be read, a package is missing, or there is no such bundle or class.
     """
     for source in config.sources:
         if source.required:
@@ -34,6 +34,11 @@ def check_config(config: Config, manifest: Manifest | None = None) -> None:
         _check_publish(config.publish)
     if config.control is not None:
         check_control(control_config(config.control), secret_key_of(config))
+    if config.tracing is not None:
+        # Imported here, as most pipelines have none.
+        from maskcast.pipeline.monitor.tracing import check_tracing_packages
+
+        check_tracing_packages()
     if config.metrics is not None:
         split_address(config.metrics.address, "metrics", "127.0.0.1:9100")
     label_names = (manifest or open_bundle(config.model.bundle).manifest).labels

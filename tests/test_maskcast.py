@@ -66,6 +66,7 @@ PUBLIC = [
     "Subscription",
     "Tally",
     "Timeline",
+    "TracingConfig",
     "TrackEvent",
     "VideoRecorder",
     "WireError",

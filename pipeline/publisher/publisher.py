@@ -169,6 +169,7 @@ class Publisher:
         dropped_before: int = 0,
         clock: str = "receipt",
         jpeg: bytes | None = None,
+        traceparent: str = "",
     ) -> Sent:
         """Send the instances of a frame.
 
@@ -183,6 +184,7 @@ class Publisher:
             dropped_before: frames of this source dropped since its last message.
             clock: whose time ``frame.capture_ns`` is: "receipt" or "sender".
             jpeg: the image, to be sent along.
+            traceparent: the frame's span, W3C Trace Context; empty if it is not traced.
 
         Raises:
             InputError: the source's name cannot stand in a topic.
@@ -216,6 +218,7 @@ class Publisher:
             drops={stage: dict(reasons) for stage, reasons in (drops or {}).items()},
             arrays=array_names(instances),
             dropped_before=dropped_before,
+            traceparent=traceparent,
             zones=dict(zones or {}),
             lines={line: dict(crossings) for line, crossings in (lines or {}).items()},
             keypoints=None if instances.keypoints is None else self._keypoints,

@@ -15,7 +15,7 @@ from maskcast.pipeline.stages.decoders import Decoders
 from maskcast.pipeline.stages.infer import Detected, InferStage, min_score_for
 from maskcast.pipeline.stages.masks import MasksStage, Seen
 from maskcast.pipeline.stages.preprocess import Prepared, PreprocessStage
-from maskcast.pipeline.stages.publish import PublishStage
+from maskcast.pipeline.stages.publish import PublishStage, Tracer
 from maskcast.pipeline.stages.record import OnFrame, Recorded, RecordStage
 from maskcast.pipeline.stages.stage import Event, PipelineContext, Stage
 from maskcast.pipeline.tracking.analysis import SourceAnalysis
@@ -35,6 +35,7 @@ class StageChain:
         recorders: receive every frame after it is published; closed at the end.
         on_frame: called with every published frame.
         context: what the stages share.
+        tracer: makes spans of published frames.
 
     Attributes:
         decoders: the sources' decoders.
@@ -48,6 +49,7 @@ class StageChain:
         recorders: Sequence[Recorder],
         on_frame: OnFrame | None,
         context: PipelineContext,
+        tracer: Tracer | None,
     ) -> None:
         manifest, changed = engine.manifest, threading.Condition()
         self._label_names = manifest.labels
@@ -80,7 +82,9 @@ class StageChain:
                 lambda source: self._analyse(source, engine, config.model),
                 context,
             ),
-            PublishStage(self._seen, config.publish, manifest, self.decoders, recording, context),
+            PublishStage(
+                self._seen, config.publish, manifest, self.decoders, recording, context, tracer
+            ),
         ]
         self._inboxes: dict[str, Inbox[Any] | RoundRobin[Any]] = {
             "preprocess": decoded,

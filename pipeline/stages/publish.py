@@ -44,6 +44,24 @@ class PublishedSources(Protocol):
         """Return the ``ended`` of each that has ended."""
 
 
+class Traced(Protocol):
+    """A frame that is traced, and is about to be published."""
+
+    @property
+    def traceparent(self) -> str:
+        """Its span, W3C Trace Context."""
+
+    def end(self, seq: int, instances: int) -> None:
+        """End its span: it is published under this number, with its count of instances."""
+
+
+class Tracer(Protocol):
+    """Makes spans of some frames."""
+
+    def begin(self, frame: Frame) -> Traced | None:
+        """Begin the span of a frame that is about to be published; None if it is not traced."""
+
+
 class PublishStage(Stage[Seen, None]):
     """Owns the socket. Hands every frame on to the record stage, and never waits for it.
 
@@ -55,6 +73,7 @@ class PublishStage(Stage[Seen, None]):
         recording: the record stage's inbox; None where there are no outputs. Frames of sources
             that may lose some replace one another in it, the others always find space.
         context: as of ``Stage``; ``reading`` is set when enough subscribers are connected.
+        tracer: makes spans of frames.
     """
 
     idle_timeout_s = SUBSCRIBER_POLL_S
@@ -67,6 +86,7 @@ class PublishStage(Stage[Seen, None]):
         sources: PublishedSources,
         recording: Inbox[Recorded | Event] | None,
         context: PipelineContext,
+        tracer: Tracer | None = None,
     ) -> None:
         super().__init__("publish", inbox, None, context)
         self._config = config
@@ -79,6 +99,7 @@ class PublishStage(Stage[Seen, None]):
         self._ended: set[str] = set()
         self._size: dict[str, tuple[int, int]] = {}
         self._count_at_s = 0.0
+        self._tracer = tracer
 
     def open(self) -> None:
         """Bind the socket, and wait for subscribers if configured."""
@@ -97,8 +118,12 @@ class PublishStage(Stage[Seen, None]):
         (seen,) = items
         frame, instances = seen.frame, seen.instances
         frame.timeline.begin("publish")
-        published = self._publish(frame, instances, seen.analysis)
+        traced = None if self._tracer is None else self._tracer.begin(frame)
+        traceparent = "" if traced is None else traced.traceparent
+        published = self._publish(frame, instances, seen.analysis, traceparent)
         frame.timeline.end("publish")
+        if traced is not None:
+            traced.end(published.seq, len(instances))
         self._context.meter.processed(frame, instances, seen.analysis)
         if self._recording is not None:
             recorded = Recorded(frame, instances, published)
@@ -157,7 +182,9 @@ class PublishStage(Stage[Seen, None]):
                 event = known.get(name) or Event(name, "ended", {"reason": "failed"})
                 publisher.event(name, event.name, **event.data)
 
-    def _publish(self, frame: Frame, instances: Instances, analysis: Analysis) -> Published:
+    def _publish(
+        self, frame: Frame, instances: Instances, analysis: Analysis, traceparent: str
+    ) -> Published:
         source = frame.source
         position = frame.index - frame.skipped  # among the frames that are wanted
         dropped_before = max(position - self._next_position[source], 0)
@@ -183,6 +210,7 @@ class PublishStage(Stage[Seen, None]):
             lines=analysis.lines,
             jpeg=jpeg,
             clock=frame.clock,
+            traceparent=traceparent,
         )
         self._next_position[source] = position + 1
         for name, data in analysis.events:

@@ -45,6 +45,8 @@ class PublishedFrame:
         label_names: ``label_names[instances.labels[i]]``; empty until the table has arrived.
         keypoints: names and skeleton of ``instances.keypoints``; None where no pose is estimated.
         jpeg: the image as JPEG, if the publisher sends it.
+        traceparent: the frame's span, W3C Trace Context, to continue its trace; empty if the frame
+            is not traced.
     """
 
     source: str
@@ -69,6 +71,7 @@ class PublishedFrame:
     label_names: tuple[str, ...]
     keypoints: Keypoints | None
     jpeg: bytes | None
+    traceparent: str = ""
 
     @classmethod
     def from_message(
@@ -107,6 +110,7 @@ class PublishedFrame:
             label_names=label_names,
             keypoints=header.keypoints,
             jpeg=message.jpeg,
+            traceparent=header.traceparent,
         )
 
     def image(self) -> NDArray[np.uint8] | None:

@@ -88,6 +88,7 @@ class InstancesHeader(Struct, frozen=True, kw_only=True, omit_defaults=True):
         zones: instances in each zone, by the zone's name.
         lines: instances that have crossed each line since the start, by the line's name, then by
             direction: "forward" and "backward".
+        traceparent: the frame's span, W3C Trace Context; empty if the frame is not traced.
     """
 
     publisher: Hex16
@@ -109,6 +110,7 @@ class InstancesHeader(Struct, frozen=True, kw_only=True, omit_defaults=True):
     zones: dict[ShortText, Whole] = {}
     lines: dict[ShortText, dict[ShortText, Whole]] = {}
     keypoints: Keypoints | None = None
+    traceparent: ShortText = ""
 
 
 class EventHeader(Struct, frozen=True, kw_only=True, omit_defaults=True):
