@@ -221,4 +221,4 @@ def _parsed(
 def _summary(tally: Tally) -> str:
     counts = {"lost": tally.lost, "malformed": tally.malformed}
     problems = "".join(f", {count} {what}" for what, count in counts.items() if count)
-    return f"{tally.received} frames recorded{problems}"
+    return f"{tally.received} frames received{problems}"

@@ -79,9 +79,7 @@ class ClipRecording:
         Raises:
             InputError, OSError: a clip cannot be written.
         """
-        self._ring.append((source, header, message))
-        self._ring_bytes += _size(message)
-        self._trim(message.received_ns)
+        self.skip(message, source, header)
         self._end_clips(message.received_ns)
         is_event = isinstance(header, EventHeader) and header.event in self._on
         clip = self._clips.get(source)
@@ -92,6 +90,18 @@ class ClipRecording:
         if clip is not None and is_event:
             clip.until_ns = message.received_ns + self._after_ns
 
+    def skip(self, message: RawMessage, source: str, header: Header) -> None:
+        """Hold a message in memory only."""
+        self._ring.append((source, header, message))
+        self._ring_bytes += _size(message)
+        self._trim(message.received_ns)
+
+    def abandon(self) -> None:
+        """Close all clips after an error. The next event begins another one."""
+        for clip in self._clips.values():
+            clip.writer.abandon()
+        self._clips.clear()
+
     def flush(self) -> None:
         """Write what is pending, and finish clips whose time has passed."""
         self._end_clips(time.time_ns())
@@ -100,10 +110,12 @@ class ClipRecording:
 
     def close(self) -> None:
         """Finish all clips and their videos."""
-        for source in list(self._clips):
-            self._end(source)
-        if self._renderer is not None:
-            self._renderer.shutdown()
+        try:
+            for source in list(self._clips):
+                self._end(source)
+        finally:
+            if self._renderer is not None:
+                self._renderer.shutdown()
 
     def _trim(self, now_ns: int) -> None:
         while self._ring:
@@ -131,8 +143,9 @@ class ClipRecording:
                 self._end(source)
 
     def _end(self, source: str) -> None:
-        clip = self._clips.pop(source)
+        clip = self._clips[source]
         clip.writer.close()
+        del self._clips[source]
         _logger.info("clip_recorded", extra=fields(source=source, file=clip.writer.path))
         delete_oldest(self._path, self._disk_bytes, {c.writer.path for c in self._clips.values()})
         if self._renderer is not None:

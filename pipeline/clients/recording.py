@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.clients.clips import ClipRecording
 from maskcast.pipeline.clients.segments import ContinuousRecording
+from maskcast.pipeline.log import fields
+from maskcast.pipeline.outputs.files import check_writable
 from maskcast.pipeline.subscriber.losses import LossTracker, Tally
 from maskcast.pipeline.subscriber.receiver import Receiver, read_client_keys
 from maskcast.pipeline.wire.message import EventHeader, Header, WireError, decode_header
@@ -18,6 +22,11 @@ from maskcast.pipeline.wire.recording import RawMessage
 FLUSH_S = 0.5
 """Messages are in the file after this time."""
 
+RETRY_S = 10.0
+"""A recording that could not be written is tried again after this long."""
+
+_logger = logging.getLogger(__name__)
+
 
 class Recording(Protocol):
     """What messages are recorded to."""
@@ -25,11 +34,94 @@ class Recording(Protocol):
     def add(self, message: RawMessage, source: str, header: Header) -> None:
         """Take a message."""
 
+    def skip(self, message: RawMessage, source: str, header: Header) -> None:
+        """Take a message that is not to be written."""
+
+    def abandon(self) -> None:
+        """Close the files as they are, after an error; the next message may begin another one."""
+
     def flush(self) -> None:
         """Write what is pending; called every ``FLUSH_S``."""
 
     def close(self) -> None:
         """Finish the files."""
+
+
+class RetriedRecording:
+    """A recording that is paused when it cannot be written, and tried again every ``RETRY_S``.
+
+    Pauses are logged (``recording_failed``, ``recording_resumed``).
+
+    Args:
+        recording: what is written.
+        name: the recording's, for the log.
+        clock_s: a monotonic clock.
+
+    Attributes:
+        problem: why nothing is written at the moment; "" while it is.
+        missing: messages that were not written.
+    """
+
+    def __init__(
+        self, recording: Recording, name: Path, clock_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._recording = recording
+        self._name = name
+        self._clock_s = clock_s
+        self._failed_s = 0.0
+        self._missing_since = 0
+        self._unflushed = 0
+        self.problem = ""
+        self.missing = 0
+
+    def add(self, message: RawMessage, source: str, header: Header) -> None:
+        """Write a message, or count it as missing."""
+        if self.problem and self._clock_s() - self._failed_s < RETRY_S:
+            self._recording.skip(message, source, header)
+            self.missing += 1
+            return
+        self._unflushed += 1
+        if self._try(lambda: self._recording.add(message, source, header)) and self.problem:
+            self.flush()  # only what is on the disk counts
+
+    def flush(self) -> None:
+        """Write what is pending."""
+        if self._unflushed and self._try(self._recording.flush):
+            self._unflushed = 0
+            if self.problem:
+                self.problem = ""
+                missing = self.missing - self._missing_since
+                shown = fields(file=self._name, missing=missing)
+                _logger.warning("recording_resumed", extra=shown)
+                self._missing_since = self.missing
+
+    def close(self) -> None:
+        """Finish the files.
+
+        Raises:
+            InputError: nothing is written at the moment.
+        """
+        self._try(self._recording.close)
+        if self.problem:
+            raise InputError(
+                f"{self._name}: cannot be written: {self.problem}; {self.missing} messages are "
+                "missing at its end; free space on the disk"
+            )
+
+    def _try(self, step: Callable[[], None]) -> bool:
+        """Do a step; pause after an error, and log it if the reason is new."""
+        try:
+            step()
+        except (OSError, InputError) as error:
+            self._recording.abandon()
+            reason = getattr(error, "strerror", None) or str(error)
+            if reason != self.problem:
+                _logger.error("recording_failed", extra=fields(file=self._name, reason=reason))
+            self.problem, self._failed_s = reason, self._clock_s()
+            self.missing += self._unflushed
+            self._unflushed = 0
+            return False
+        return True
 
 
 def record(
@@ -54,6 +146,9 @@ def record(
     subscribers) and messages that cannot be read are left out. If the process is killed, the
     file is readable and misses the last second at most.
 
+    If the disk is full, the folder gone or a permission lost, recording pauses, is tried again
+    every 10 s, and goes on in another file, whose name has the time in it.
+
     Args:
         endpoint: "tcp://host:5555" or "ipc:///path/to/socket"; the publisher may start later.
         path: the file, ``.mcap``. Segments and clips have a time added to this name.
@@ -73,7 +168,7 @@ def record(
         The counts of messages.
 
     Raises:
-        InputError: an argument is wrong, or a file cannot be written.
+        InputError: an argument is wrong, or a file cannot be written at the start or at the end.
     """
     path = Path(path)
     names = (sources,) if isinstance(sources, str) else sources
@@ -85,6 +180,7 @@ def record(
         raise InputError("video is written of clips; name the events to record clips of")
     if on and (segment_s is not None or segment_bytes is not None):
         raise InputError("clips are files of their own; give no segments with events")
+    check_writable(path)
     with Receiver(endpoint, names, read_client_keys(server_key, client_key)) as receiver:
         recording: Recording
         if on:
@@ -100,28 +196,18 @@ def record(
             recording = ContinuousRecording(
                 path, segment_s=segment_s, segment_bytes=segment_bytes, disk_bytes=disk_bytes
             )
-        return _record(receiver, recording, None if names is None else tuple(names), until_ended)
-
-
-def _record(
-    receiver: Receiver, recording: Recording, sources: tuple[str, ...] | None, until_ended: bool
-) -> Tally:
-    losses = LossTracker()
-    try:
-        try:
-            _receive(receiver, recording, losses, sources, until_ended)
-        finally:
-            recording.close()
-    except OSError as error:
-        reason = f"cannot be written: {error.strerror}; free space on the disk"
-        raise InputError(f"{error.filename or 'the recording'}: {reason}") from error
-    losses.tally.malformed += receiver.oversized
-    return losses.tally
+        losses = LossTracker()
+        retried = RetriedRecording(recording, path)
+        wanted = None if names is None else tuple(names)
+        with closing(retried):
+            _receive(receiver, retried, losses, wanted, until_ended)
+        losses.tally.malformed += receiver.oversized
+        return losses.tally
 
 
 def _receive(
     receiver: Receiver,
-    recording: Recording,
+    recording: RetriedRecording,
     losses: LossTracker,
     sources: tuple[str, ...] | None,
     until_ended: bool,

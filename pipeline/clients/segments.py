@@ -22,7 +22,8 @@ class ContinuousRecording:
     """Records all messages, in one file or in segments that each begin with the kept events.
 
     Args:
-        path: the file; segments get the time of their first message: ``NAME-YYYYMMDD-hhmmss.mcap``.
+        path: the file; segments get the time of their first message: ``NAME-YYYYMMDD-hhmmss.mcap``,
+            as does the file that follows one that could not be written.
         segment_s: begin a new file after this many seconds.
         segment_bytes: begin a new file at this size.
         disk_bytes: delete the oldest segments while all of them are larger than this.
@@ -52,13 +53,23 @@ class ContinuousRecording:
         """Record a message.
 
         Raises:
-            OSError: it cannot be written.
+            InputError, OSError: it cannot be written.
         """
         if self._writer is None or (self._segmented and self._is_full(message.received_ns)):
             self._begin(message.received_ns)
         assert self._writer is not None
         self._writer.write(message, header)
         self._kept.add(source, header, message.parts)
+
+    def skip(self, message: RawMessage, source: str, header: Header) -> None:
+        """Leave a message out; the next file begins with the kept events nevertheless."""
+        self._kept.add(source, header, message.parts)
+
+    def abandon(self) -> None:
+        """Close the file after an error. The next message begins another one."""
+        if self._writer is not None:
+            self._writer.abandon()
+            self._writer = None
 
     def flush(self) -> None:
         """Write what is pending."""

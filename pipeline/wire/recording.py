@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -63,13 +65,13 @@ class RecordingWriter:
             raise InputError(f"{path}: cannot be written: {error.strerror}") from None
         self._writer = Writer(self._file, chunk_size=CHUNK_BYTES)
         self._channels: dict[str, int] = {}
-        self._pending_bytes = 0
+        self._pending_bytes = self._flushed_bytes = self._header_bytes = 0
         try:
             self._writer.start(profile="maskcast")
             self.flush()
+            self._header_bytes = self._flushed_bytes
         except OSError as error:
-            with suppress(OSError):
-                self._file.close()
+            self.abandon()
             raise InputError(f"{path}: cannot be written: {error.strerror}") from None
 
     def __enter__(self) -> Self:
@@ -109,9 +111,29 @@ class RecordingWriter:
         self._pending_bytes = min(self._pending_bytes + len(data), CHUNK_BYTES)
 
     def flush(self) -> None:
-        """Write the chunk in progress, so that it survives the end of this process."""
+        """Write the chunk in progress, so that it survives the end of this process.
+
+        Raises:
+            OSError: it cannot be written, or the file was deleted.
+        """
         self._writer.flush()  # type: ignore[no-untyped-call]
+        if os.fstat(self._file.fileno()).st_nlink == 0:
+            raise FileNotFoundError(errno.ENOENT, "the file was deleted", str(self.path))
         self._pending_bytes = 0
+        self._flushed_bytes = self._file.tell()
+
+    def abandon(self) -> None:
+        """Close the file after an error, as it was after the last ``flush``.
+
+        It is deleted if it holds no message.
+        """
+        with suppress(OSError):
+            self._file.close()
+        with suppress(OSError):
+            if self._flushed_bytes > self._header_bytes:
+                os.truncate(self.path, self._flushed_bytes)
+            else:
+                self.path.unlink()
 
     def close(self) -> None:
         """Write the index and close the file."""
@@ -164,7 +186,10 @@ def read_recording(path: Path) -> Iterator[RawMessage]:
                     raise InputError(f"{path}: damaged before byte {at}: {error}") from error
                 if file.tell() < 8:
                     raise InputError(f"{path}: not a recording; expected an MCAP file") from None
-                shown = fields(file=path, advice="its recorder was killed; the rest is complete")
+                shown = fields(
+                    file=path,
+                    advice="its recorder was killed or could not write; the rest is complete",
+                )
                 _logger.warning("recording_truncated", extra=shown)
                 return
             if message is not None:

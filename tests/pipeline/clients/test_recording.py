@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from recordings import Background, made
 from witnesses import wait_until
 
 from maskcast.engines.errors import InputError
+from maskcast.pipeline.clients import recording
 from maskcast.pipeline.clients.recording import record
 from maskcast.pipeline.clients.replay import replay
 from maskcast.pipeline.clients.segments import segments
@@ -263,7 +265,7 @@ def test_segments_begin_with_the_state_and_the_oldest_goes_first(
     assert indices[0] > 0
 
 
-def test_a_full_disk_ends_a_recording_in_one_line() -> None:
+def test_a_disk_that_is_full_from_the_start_is_reported_in_one_line() -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
     code = """
@@ -284,3 +286,118 @@ except maskcast.InputError as error:
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
     )
     assert "No space left on device" in done.stdout, done.stderr
+
+
+FULL = """
+import resource, signal, sys
+from maskcast.pipeline.clients import recording
+from maskcast.pipeline.log import configure
+
+configure()
+recording.RETRY_S = 0.2
+limits = {signal.SIGUSR1: resource.RLIM_INFINITY, signal.SIGUSR2: 20_000}
+for number, size in limits.items():
+    signal.signal(number, lambda n, _: resource.setrlimit(
+        resource.RLIMIT_FSIZE, (limits[n], resource.RLIM_INFINITY)))
+signal.raise_signal(signal.SIGUSR2)
+clips = {"on": ["zone_entered"], "after_s": 60}
+kinds = {"plain": {}, "segments": {"segment_s": 3600}, "clips": clips}
+try:
+    print(recording.record(sys.argv[1], sys.argv[2], **kinds[sys.argv[3]]).received)
+except recording.InputError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize("kind", ["plain", "segments", "clips"])
+@pytest.mark.parametrize("is_freed", [True, False])
+def test_a_recording_pauses_while_the_disk_is_full_and_goes_on_in_another_file(
+    kind: str, is_freed: bool, tmp_path: Path
+) -> None:
+    if kind != "plain" and not is_freed:
+        pytest.skip("the end is the same for all kinds")
+    path, rng = tmp_path / "cam.mcap", np.random.default_rng(0)
+    with Publisher("tcp://127.0.0.1:0", NAMES) as publisher:
+        command = [sys.executable, "-c", FULL, publisher.endpoint, str(path), kind]
+        recorder = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            assert recorder.stderr is not None
+            assert publisher.wait_for_subscribers(1, 60, ["cam1"])
+            publisher.event("cam1", "state", state="streaming", reconnects=0)
+            publisher.event("cam1", "zone_entered", track_id=1, label="person", zone="door")
+            publisher.publish(frame(index=0), seen(), jpeg=rng.bytes(3000))
+            wait_until(lambda: any(file.stat().st_size > 3000 for file in tmp_path.iterdir()))
+            lines: list[str] = []
+            index = 1
+
+            def publish_until(event: str) -> None:
+                nonlocal index
+                reading = Background(lambda: lines.append(recorder.stderr.readline()))
+                with reading:
+                    before = len(lines)
+                    while len(lines) == before:
+                        publisher.publish(frame(index=index), seen(), jpeg=rng.bytes(3000))
+                        if kind == "clips":
+                            publisher.event("cam1", "zone_entered", track_id=1)
+                        index += 1
+                        time.sleep(0.02)
+                assert event in lines[-1]
+
+            publish_until("event=recording_failed")
+            assert "File too large" in lines[-1]
+            if is_freed:
+                recorder.send_signal(signal.SIGUSR1)
+                publish_until("event=recording_resumed")
+                for _ in range(5):
+                    publisher.publish(frame(index=index), seen())
+                    index += 1
+            publisher.event("cam1", "ended", reason="limit")
+            _, errors = recorder.communicate(timeout=60)
+        finally:
+            recorder.kill()
+            recorder.communicate()
+    first, *others = sorted(tmp_path.iterdir(), key=lambda file: file.stat().st_mtime_ns)
+    if is_freed:
+        assert (recorder.returncode, errors) == (0, "")
+        (second,) = others
+        assert second.name.startswith("cam-2")
+        missing = int(lines[-1].partition("missing=")[2].split()[0])
+    else:
+        assert (recorder.returncode, others) == (1, [])
+        assert "cam.mcap: cannot be written: File too large; " in errors
+        assert len(errors.splitlines()) == 1
+    files = [list(subscribe(f"file:{f}", events=True)) for f in (first, *others)]
+    frames = [[i.index for i in items if isinstance(i, PublishedFrame)] for items in files]
+    assert frames[0]
+    assert frames[0] == list(range(len(frames[0])))
+    if is_freed:
+        assert frames[1] == list(range(frames[1][0], index))
+        names = [item.name for item in files[1][:2] if isinstance(item, StreamEvent)]
+        assert names == ["labels", "state"]
+        if kind != "clips":
+            assert missing == frames[1][0] - len(frames[0])
+
+
+def test_a_recording_goes_on_when_its_folder_comes_back(
+    tmp_path: Path, caplog, monkeypatch
+) -> None:
+    monkeypatch.setattr(recording, "RETRY_S", 0.1)
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    with Publisher("tcp://127.0.0.1:0", NAMES) as publisher:
+        endpoint = publisher.endpoint
+        with Background(lambda: record(endpoint, folder / "cam.mcap")):
+            assert publisher.wait_for_subscribers(1, 60, ["cam1"])
+            publish_some(publisher)
+            wait_until(lambda: (folder / "cam.mcap").stat().st_size > 500)
+            shutil.rmtree(folder)
+            wait_until(lambda: publish_some(publisher, 1) or "recording_failed" in caplog.messages)
+            folder.mkdir()
+            wait_until(lambda: publish_some(publisher, 1) or "recording_resumed" in caplog.messages)
+            publisher.event("cam1", "ended", reason="limit")
+    (file,) = folder.iterdir()
+    assert any(isinstance(item, PublishedFrame) for item in subscribe(f"file:{file}", events=True))
+    shown = [r.fields["reason"] for r in caplog.records if r.getMessage() == "recording_failed"]
+    assert len(shown) == len(set(shown))
