@@ -209,49 +209,27 @@ class Parity:
         return [(rgb, see_with_torchvision(self.network, rgb)) for rgb in pictures]
 
 
-POSER = """
-<ir_version: 10, opset_import: ["" : 18, "maskcast" : 1]>
-poser (float[batch, 128, h2, w2] p2, float[batch, 128, h3, w3] p3, float[batch, 128, h4, w4] p4,
-       float[batch, 128, h5, w5] p5, float[r, 4] boxes, int32[r] batch_index)
-  => (float[r, 17, 56, 56] heatmaps)
-<float[4] scales = {1.0, 1.0, 2.0, 2.0}, float[0] roi, float[64, 128, 3, 3] inner,
- float[64, 17, 4, 4] outer>
-{
-    pooled = maskcast.MultiscaleRoiAlign <output_size: int = 14, sampling_ratio: int = 2,
-        aligned: int = 0, plugin_namespace: string = "maskcast", plugin_version: string = "1">
-        (p2, p3, p4, p5, boxes, batch_index)
-    seen = Conv <pads: ints = [1, 1, 1, 1]> (pooled, inner)
-    active = Relu (seen)
-    small = ConvTranspose <strides: ints = [2, 2], pads: ints = [1, 1, 1, 1]> (active, outer)
-    heatmaps = Resize <mode: string = "linear"> (small, roi, scales)
-}
-"""
-"""A poser of the default network's features, as small as one can be; its weights are random."""
-
-
 @pytest.fixture(scope="session")
 def posing_bundle(unthresholded_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """``unthresholded_bundle`` with a poser of random weights: it finds a pose everywhere."""
     import msgspec
     import onnx
+    import torch
     from msgspec.structs import replace
 
-    from maskcast.builder.graph.operators import function_bodies
+    from maskcast.builder.graph.export import export_poser
+    from maskcast.builder.network.network import build_network, network_config
     from maskcast.engines.bundle import MANIFEST, sha256
     from maskcast.engines.keypoints import COCO_PERSON
 
     folder = tmp_path_factory.mktemp("posing")
     for name in ("detector.onnx", "segmenter.onnx"):
         (folder / name).write_bytes((unthresholded_bundle.path / name).read_bytes())
-    model = onnx.parser.parse_model(POSER)
-    random = np.random.default_rng(0)
-    del model.graph.initializer[1:]
-    for name, shape, deviation in (("inner", (64, 128, 3, 3), 0.1), ("outer", (64, 17, 4, 4), 1)):
-        weights = random.normal(0, deviation, shape).astype(np.float32)
-        model.graph.initializer.append(onnx.numpy_helper.from_array(weights, name))
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(0, np.float32), "roi"))
-    model.functions.extend(function_bodies(aligned=False))
-    onnx.save(model, folder / "poser.onnx")
+    torch.manual_seed(0)
+    network = build_network(network_config("lite0-fpn", ("person",), keypoints=COCO_PERSON)).eval()
+    # As it is initialised, all places are equally likely.
+    torch.nn.init.normal_(network.roi_heads.keypoint_predictor.kps_score_lowres.weight, std=0.2)
+    onnx.save(export_poser(network), folder / "poser.onnx")
     graphs = replace(
         unthresholded_bundle.manifest.graphs,
         poser=GraphFile("poser.onnx", sha256(folder / "poser.onnx")),

@@ -296,7 +296,7 @@ def test_the_poser_is_built_for_the_detectors_features_and_boxes(
     assert plan.graph_sha256 == posing_bundle.manifest.graphs.poser.sha256
     poser = built["poser"]
     computes = {"fp32": "FLOAT", "fp16": "HALF"}[precision]
-    assert poser.computes_in == {computes: 2}
+    assert poser.computes_in == {computes: 9}  # eight convolutions and a transposed one
     assert {poser.tensors[name] for name in ("p2", "p3", "p4", "p5")} == {computes}
     assert poser.tensors["heatmaps"] == poser.tensors["boxes"] == "FLOAT"
     assert "labels" not in poser.tensors
