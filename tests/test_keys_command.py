@@ -62,8 +62,8 @@ def published(folder: Path, endpoint: str) -> Any:
 def test_a_key_pair_is_made_once_and_what_it_wrote_is_told(tmp_path: Path) -> None:
     code, output, errors = run(tmp_path, "keys", "new", "server")
     assert (code, errors) == (0, "")
-    assert "server.key " in output
-    assert "server.key_secret " in output
+    assert "server.key: " in output
+    assert "server.key_secret: " in output
     assert (tmp_path / "server.key_secret").stat().st_mode & 0o777 == 0o600
     secret = (tmp_path / "server.key_secret").read_bytes()
     code, output, errors = run(tmp_path, "keys", "new", "server")
