@@ -12,9 +12,10 @@ from typing import Self
 from maskcast.engines.engine import Engine
 from maskcast.engines.image import NetworkImage, fit_image
 from maskcast.engines.instances import Instances
+from maskcast.engines.keypoints import Keypoints
 from maskcast.pipeline.config import SourceConfig
 from maskcast.pipeline.sources.open import create_source
-from maskcast.pipeline.wire.message import InstancesHeader, InstancesMessage, encode
+from maskcast.pipeline.wire.message import InstancesHeader, InstancesMessage, array_names, encode
 
 _CHUNK_FRAMES = 8
 """Frames that are made ready before the engine is timed on them: memory stays bounded."""
@@ -85,7 +86,7 @@ def measure_file(
             alone.engine_wall_s += spent_s
             encode_s = time.thread_time()
             for instances in found:
-                encode_alone(instances)
+                encode_alone(instances, engine.manifest.keypoints)
             alone.encode_s += time.thread_time() - encode_s
             alone.frames += len(chunk)
             progress(alone.frames)
@@ -112,7 +113,7 @@ def measure_images(
     return alone
 
 
-def encode_alone(instances: Instances) -> list[bytes]:
+def encode_alone(instances: Instances, keypoints: Keypoints | None) -> list[bytes]:
     """Encode the message of a frame, with the default mask format."""
     header = InstancesHeader(
         publisher="0" * 16,
@@ -124,6 +125,8 @@ def encode_alone(instances: Instances) -> list[bytes]:
         height=instances.height,
         count=len(instances),
         masks="none" if instances.masks is None else "crop_u8",
+        arrays=array_names(instances),
+        keypoints=None if instances.keypoints is None else keypoints,
     )
     return encode(InstancesMessage("source", header, instances, None))
 

@@ -67,6 +67,12 @@ def test_the_overhead_compares_processor_time_with_that_of_the_parts(
     assert report.overhead == pytest.approx(spent.run / spent.alone - 1)
 
 
+def test_poses_have_a_row_and_are_part_of_the_engines_time(make_clip, timed_engine) -> None:
+    report = profile(str(make_clip(frames=20)), timed_engine(pose_s=0.01))
+    assert report.stages["pose"].p50_ms >= 10
+    assert report.engine_fps <= 100
+
+
 def test_a_live_source_has_no_overhead_to_report(timed_engine) -> None:
     report = profile("test://64x48@100", timed_engine(0.002), limit=10)
     assert report.processor_ms is None
