@@ -34,6 +34,9 @@ POLL_S = 0.1
 ANSWER_S = 0.005
 """Time spent on new subscriptions between two batches."""
 
+FOLLOW_S = 0.05
+"""Interval at which changed subscriptions are passed on to publishers."""
+
 LINGER_MS = 200
 
 STUCK_AFTER_S = 10.0
@@ -47,7 +50,8 @@ class GatewayStats:
     Attributes:
         messages: messages passed on, frames and events.
         bytes: their size.
-        lost: frames that never arrived here, by the sequence numbers.
+        lost: frames that never arrived here though somebody had subscribed to them, by the
+            sequence numbers.
         duplicate: frames that arrived twice, and were passed on once.
         malformed: messages that could not be read or were too long, and were not passed on.
         publishers: connected publishers.
@@ -77,8 +81,9 @@ class Gateway:
     another publisher shows as a restart. New subscribers receive the label names, the size and the
     state of each source at once.
 
-    It subscribes to every source, and drops messages for subscribers that are too slow. A
-    message that arrives twice, for instance from two upstream gateways, is passed on once.
+    It asks publishers for the frames that somebody has subscribed to, and ``upstream`` for all. It
+    drops messages for subscribers that are too slow. A message that arrives twice, for instance
+    from two upstream gateways, is passed on once.
 
     Args:
         publish: the endpoint to bind for subscribers, "tcp://*:5555".
@@ -124,6 +129,8 @@ class Gateway:
         self._messages = self._bytes = 0
         self._inlets: list[Inlet] = []
         self._outlet: BoundOutlet | None = None
+        self._followed: set[bytes] = set()
+        self._follow_at_s = 0.0
         self._seen_s = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -205,6 +212,8 @@ class Gateway:
                     for inlet in inlets:
                         self._pass_on(inlet, outlet)
                     outlet.answer(ANSWER_S, self._kept.messages)
+                    if time.monotonic() >= self._follow_at_s:
+                        self._follow(inlets, outlet)
         except BaseException as error:
             self._fault = error
 
@@ -252,14 +261,30 @@ class Gateway:
             if parts is None and not size:
                 return
             with self._lock:
-                if parts is None or not self._count(parts):
+                if parts is None or not self._count(parts, outlet):
                     self._losses.tally.malformed += parts is None
                     continue
                 self._messages += 1
                 self._bytes += size
             outlet.send(parts)
 
-    def _count(self, parts: list[bytes]) -> bool:
+    def _follow(self, inlets: Sequence[Inlet], outlet: BoundOutlet) -> None:
+        """Ask publishers for what is subscribed to now."""
+        self._follow_at_s = time.monotonic() + FOLLOW_S
+        prefixes = outlet.prefixes()
+        if prefixes == self._followed:
+            return
+        followed = [inlet.follow(prefixes) for inlet in inlets]
+        if all(followed):
+            is_less = not self._followed <= prefixes
+            self._followed = prefixes
+            if is_less:  # what nobody has subscribed to is not sent, and not lost
+                with self._lock:
+                    for publisher, source in self._losses.publishers():
+                        if not outlet.count(source):
+                            self._losses.restart(source, publisher)
+
+    def _count(self, parts: list[bytes], outlet: BoundOutlet) -> bool:
         """Count a message, and keep it if it is such an event; return whether to pass it on."""
         try:
             source, header = decode_header(parts)
@@ -271,4 +296,7 @@ class Gateway:
             if is_new:
                 self._kept.add(source, header, parts)
             return is_new
-        return self._losses.add_instances(source, header) is not None
+        is_new = self._losses.add_instances(source, header) is not None
+        if not outlet.count(source):
+            self._losses.restart(source, header.publisher)
+        return is_new

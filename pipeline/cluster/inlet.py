@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Protocol
 
 import zmq
@@ -20,8 +20,11 @@ from maskcast.pipeline.wire.endpoint import (
     remove_socket_file,
     set_common_options,
 )
-from maskcast.pipeline.wire.message import VERSION
+from maskcast.pipeline.wire.message import ALL_EVENTS, VERSION
 from maskcast.pipeline.wire.server_keys import ServerKeys
+
+MAX_CHANGES = 500
+"""Subscriptions that are passed on to publishers at once."""
 
 _logger = logging.getLogger(__name__)
 
@@ -45,6 +48,9 @@ class Inlet(Protocol):
     def receive(self) -> tuple[list[bytes] | None, int]:
         """Return a message and its size in bytes; None, 0 if there is none, None if too long."""
 
+    def follow(self, prefixes: Set[bytes]) -> bool:
+        """Ask publishers for the frames of these topics; return whether all was asked for."""
+
 
 class BoundInlet:
     """An endpoint that publishers connect to.
@@ -66,12 +72,15 @@ class BoundInlet:
     def __init__(self, endpoint: str, keys: ServerKeys | None, high_water_mark: int) -> None:
         self.endpoint = ""
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = self._context.socket(zmq.SUB)
+        self._followed: set[bytes] = set()
+        # XSUB, because SUB discards events whose source nobody has subscribed to.
+        self._socket = self._context.socket(zmq.XSUB)
         self._guard: PeerGuard | None = None
         try:
             set_common_options(self._socket, linger_ms=0, max_part_bytes=MAX_MESSAGE_BYTES)
             self._socket.set(zmq.RCVHWM, high_water_mark)
-            self._socket.subscribe(f"{VERSION}/")
+            self._socket.set(zmq.SNDHWM, 0)  # subscriptions must not be lost
+            self._socket.send(b"\x01" + ALL_EVENTS)
             self._guard = PeerGuard(self._socket, keys, receives="messages")
             self.endpoint = bind(self._socket, endpoint, "receive")
         except BaseException:
@@ -94,6 +103,15 @@ class BoundInlet:
     def receive(self) -> tuple[list[bytes] | None, int]:
         """Return a message and its size in bytes; None, 0 if there is none, None if too long."""
         return receive_parts(self._socket, MAX_MESSAGE_BYTES, MAX_PARTS)
+
+    def follow(self, prefixes: Set[bytes]) -> bool:
+        """Ask publishers for the frames of these topics; return whether all was asked for."""
+        changes = [b"\x01" + prefix for prefix in prefixes - self._followed]
+        changes += [b"\x00" + prefix for prefix in self._followed - prefixes]
+        for change in changes[:MAX_CHANGES]:
+            self._socket.send(change)
+            self._followed ^= {change[1:]}
+        return len(changes) <= MAX_CHANGES
 
     def close(self) -> None:
         """Disconnect the publishers and free the endpoint."""
@@ -156,6 +174,10 @@ class ConnectedInlet:
         if parts is None:
             return None, self._connection.take_oversized()
         return parts, sum(map(len, parts))
+
+    def follow(self, prefixes: Set[bytes]) -> bool:
+        """Do nothing: it has subscribed to everything, as it needs the events of all sources."""
+        return True
 
     def close(self) -> None:
         """Disconnect."""

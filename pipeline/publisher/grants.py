@@ -65,6 +65,11 @@ class Grants:
         with self._lock:
             return self._subscriptions.count(topic)
 
+    def prefixes(self) -> set[bytes]:
+        """Return what is subscribed to."""
+        with self._lock:
+            return self._subscriptions.prefixes()
+
     def handles(self, keys: Set[bytes]) -> list[int]:
         """Return the connections on which one of these keys has subscribed."""
         with self._lock:

@@ -12,6 +12,7 @@ from maskcast.pipeline.log import fields
 from maskcast.pipeline.publisher.peers import PeerGuard
 from maskcast.pipeline.publisher.subscribers import (
     AdmittedSubscribers,
+    GatewaySubscribers,
     Kept,
     OpenSubscribers,
     Subscribers,
@@ -141,6 +142,10 @@ class BoundOutlet:
         """Connections closed because the peer sent a message that was too long or malformed."""
         return 0 if self._guard is None else self._guard.cut_off
 
+    def prefixes(self) -> set[bytes]:
+        """Return what is subscribed to; the empty prefix stands for everything."""
+        return self._subscribers.prefixes()
+
     @property
     def peers(self) -> int:
         """Connected subscribers."""
@@ -197,7 +202,7 @@ class GatewayOutlet(ReconnectingSocket):
     ) -> None:
         self._high_water_mark = high_water_mark
         self._linger_ms = linger_ms
-        self._subscribers: Subscribers = OpenSubscribers()
+        self._subscribers = GatewaySubscribers()
         super().__init__(context, endpoint, kind=zmq.XPUB, keys=keys, peer="gateway")
 
     @property
@@ -211,8 +216,9 @@ class GatewayOutlet(ReconnectingSocket):
         return self._subscribers.has_backlog
 
     def send(self, parts: Sequence[bytes]) -> None:
-        """Send a message to the gateway, if it is connected."""
-        self.socket.send_multipart(parts)
+        """Send a message to the gateway, if it is connected and wants it."""
+        if self._subscribers.wants(parts[0]):
+            self.socket.send_multipart(parts)
 
     def answer(self, within_s: float, kept: Kept) -> None:
         """Connect again if libzmq does not, and send a gateway that has connected kept events."""
@@ -234,8 +240,8 @@ class GatewayOutlet(ReconnectingSocket):
         self._report_failure("the gateway closed the connection")
 
     def _prepare(self, socket: zmq.Socket[bytes]) -> None:
-        self._subscribers = OpenSubscribers()  # those of the former socket are gone with it
-        socket.set(zmq.XPUB_VERBOSER, 1)
+        self._subscribers = GatewaySubscribers()  # those of the former socket are gone with it
+        socket.set(zmq.XPUB_MANUAL, 1)
         socket.set(zmq.SNDHWM, self._high_water_mark)
         socket.set(zmq.RCVHWM, 100)
         # Without a connection, forget the gateway's subscriptions and queue nothing for it.

@@ -279,7 +279,7 @@ class Publisher:
     def subscribers(self, source: str) -> int:
         """Count the subscriptions to a source's instances; at least 1 while some are unread.
 
-        A gateway is one subscriber, however many it has.
+        Behind a gateway, those with the same subscription count as one.
         """
         return sum(outlet.count(source) for outlet in self._outlets)
 

@@ -11,7 +11,7 @@ import zmq
 
 from maskcast.pipeline.publisher.peers import PeerGuard
 from maskcast.pipeline.publisher.subscriptions import Subscriptions
-from maskcast.pipeline.wire.message import topic
+from maskcast.pipeline.wire.message import ALL_EVENTS, topic
 
 RESEND_S = 1.0
 """While subscriptions arrive faster than they are read, kept events are sent this often."""
@@ -53,6 +53,10 @@ class Subscribers(ABC):
         return is_joined
 
     @abstractmethod
+    def prefixes(self) -> set[bytes]:
+        """Return what is subscribed to; the empty prefix stands for everything."""
+
+    @abstractmethod
     def _count(self, topic: bytes) -> int:
         """Count the subscriptions to a topic."""
 
@@ -91,6 +95,10 @@ class OpenSubscribers(Subscribers):
         super().__init__()
         self._subscriptions = Subscriptions()
 
+    def prefixes(self) -> set[bytes]:
+        """Return what is subscribed to; the empty prefix stands for everything."""
+        return self._subscriptions.prefixes()
+
     def _count(self, topic: bytes) -> int:
         return self._subscriptions.count(topic)
 
@@ -101,6 +109,29 @@ class OpenSubscribers(Subscribers):
             self._subscriptions.add(prefix)
             self._joined.add(prefix)
         elif kind == b"\x00" and _property(message, "__fd") is None:  # not a peer's own wish
+            self._subscriptions.remove(prefix)
+
+
+class GatewaySubscribers(OpenSubscribers):
+    """The subscriptions of one gateway, which is the only peer of its socket.
+
+    It receives every event, because it keeps the state of all sources for its own subscribers, and
+    the frames that those have subscribed to. That is no matter of prefixes; so the socket is in
+    manual mode and sends the gateway everything, and its owner asks ``wants`` before.
+    """
+
+    def wants(self, topic: bytes) -> bool:
+        """Whether a message is to be sent."""
+        return topic.endswith(b"/event") or self._has_unread or bool(self._count(topic))
+
+    def _enter(self, socket: zmq.Socket[bytes], message: zmq.Frame) -> None:
+        content = bytes(message.bytes)
+        kind, prefix = content[:1], content[1:]
+        if kind == b"\x01":
+            socket.set(zmq.SUBSCRIBE, b"")
+            self._subscriptions.add(prefix)
+            self._joined.add(b"" if prefix == ALL_EVENTS else prefix)
+        elif kind == b"\x00":
             self._subscriptions.remove(prefix)
 
 
@@ -121,6 +152,10 @@ class AdmittedSubscribers(Subscribers):
         super().__init__()
         self._guard = guard
         self._ignored: set[int] = set()  # connections, while libzmq is mistaken
+
+    def prefixes(self) -> set[bytes]:
+        """Return what is subscribed to; the empty prefix stands for everything."""
+        return self._guard.grants.prefixes()
 
     def _count(self, topic: bytes) -> int:
         return self._guard.grants.count(topic)

@@ -40,6 +40,10 @@ class Subscriptions:
         else:
             self._uncounted = max(self._uncounted - 1, 0)
 
+    def prefixes(self) -> set[bytes]:
+        """Return what is subscribed to; the empty prefix if some are not counted separately."""
+        return {b""} if self._uncounted else {*self._counts}
+
     def count(self, topic: bytes) -> int:
         """Count the subscriptions to a topic; at least 1 while some are not counted separately."""
         if (known := self._of_topics.get(topic)) is not None:

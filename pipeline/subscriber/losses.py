@@ -151,6 +151,15 @@ class LossTracker:
             known.newest = publisher
         return stream, known
 
+    def restart(self, source: str, publisher: str) -> None:
+        """Count nothing as lost until the next ``instances`` message of a publisher's source."""
+        if (stream := self._streams.get((publisher, source))) is not None:
+            stream.next_seq = None
+
+    def publishers(self) -> list[tuple[str, str]]:
+        """Return each publisher and source that is known."""
+        return list(self._streams)
+
     def label_names(self, labels: str) -> tuple[str, ...]:
         """Return the table with the id ``labels``; empty if it has not arrived."""
         return self._label_names.get(labels, ())

@@ -41,6 +41,9 @@ __all__ = [
 ]
 
 VERSION = "v1"
+ALL_EVENTS = f"{VERSION}/*/event".encode()
+"""Subscription of a gateway to the events of every source. It is the beginning of no topic."""
+
 MAX_SIDE = 16384
 """Largest width and height of a frame, pixels."""
 

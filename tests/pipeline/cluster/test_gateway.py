@@ -14,7 +14,7 @@ from maskcast.pipeline.publisher.publisher import Publisher
 from maskcast.pipeline.subscriber.connection import receive_parts
 from maskcast.pipeline.subscriber.subscribe import subscribe
 from maskcast.pipeline.wire.curve import ClientKeys, new_keys
-from maskcast.pipeline.wire.message import decode_header
+from maskcast.pipeline.wire.message import EventHeader, decode_header
 from maskcast.pipeline.wire.server_keys import ServerKeys
 
 ANY = "tcp://127.0.0.1:0"
@@ -148,8 +148,8 @@ def test_a_late_subscriber_receives_the_state_of_every_source_and_nothing_else(g
                 ("cam2", "labels"),
                 ("cam2", "ended"),
             ]
-            feed()
-            wait_until(lambda: len(late.read()) == 6)
+            feed.until(lambda: len(late.read()) > 6)
+            assert not any(isinstance(header, EventHeader) for header in late.headers()[3:])
         with subscribe(gateway.endpoint, "cam1") as frames:
             feed.until(lambda: frames.tally.received > 0)
             assert frames.receive(60).label_names == NAMES
@@ -198,6 +198,54 @@ def test_what_is_lost_on_the_way_is_counted_here_and_by_the_subscriber(gateway):
         feed.until(lambda: frames.tally.lost == 7)
         assert gateway.stats().lost == 7
         wait_until(lambda: frames.tally.received + frames.tally.lost == feed.sent or not feed())
+
+
+def test_publishers_send_frames_only_while_somebody_has_subscribed_to_them(gateway):
+    with publishing_to(gateway) as publisher:
+        door, yard = Feed(publisher, "door"), Feed(publisher, "yard")
+
+        def both():
+            door()
+            yard()
+            publisher.event("yard", "state", state="streaming", reconnects=yard.sent)
+
+        wait_until(lambda: both() or len(gateway.stats().sources) > 0)
+        assert publisher.subscribers("door") == publisher.subscribers("yard") == 0
+        for _ in range(2):
+            with subscribe(gateway.endpoint, "door", policy="all") as frames:
+                wait_until(lambda: both() or frames.tally.received > 5)
+                assert publisher.subscribers("door") == 1
+                assert publisher.subscribers("yard") == 0
+                assert frames.tally.lost == 0
+            wait_until(lambda: both() or not publisher.subscribers("door"))
+        events = gateway.stats().messages
+        for _ in range(20):
+            door()
+        publisher.event("door", "state", state="stalled", reconnects=0)
+        wait_until(lambda: gateway.stats().sources.get("door") == "stalled")
+        assert gateway.stats().messages <= events + 20  # the events of "yard" that were under way
+        assert gateway.stats().lost == 0  # what nobody wants is not lost
+
+
+def test_a_gateway_asks_for_no_more_than_its_subscribers_may_see(guarded, keys):
+    allow(keys / "clients/viewer.key", "door")
+    with (
+        publishing_to(guarded, keys=client_keys(keys, "publishers/worker")) as publisher,
+        subscribe(
+            guarded.endpoint,
+            server_key=keys / "server.key",
+            client_key=keys / "clients/viewer.key_secret",
+        ) as frames,
+    ):
+        door, cellar = Feed(publisher, "door"), Feed(publisher, "cellar")
+        wait_until(lambda: door() or cellar() or frames.tally.received > 0)
+
+        def is_asked_for_door_alone():
+            door()
+            cellar()
+            return publisher.subscribers("door") == 1 and not publisher.subscribers("cellar")
+
+        wait_until(is_asked_for_door_alone)
 
 
 def test_two_gateways_are_each_others_spare(gateway):
@@ -348,7 +396,7 @@ def test_what_is_no_message_is_counted_and_not_passed_on(gateway):
     context = zmq.Context()
     with context, context.socket(zmq.XPUB) as rude, Recorder(gateway.endpoint, b"") as recorder:
         rude.connect(gateway.sources_endpoint)
-        assert rude.recv() == b"\x01v1/"
+        assert {rude.recv(), rude.recv()} == {b"\x01v1/*/event", b"\x01"}
         for parts in ([b"v1/"], [b"v1/cam1/instances", b"\xff"], [b"v1/a/b/c", b""], [b"v1/" * 99]):
             rude.send_multipart(parts)
         wait_until(lambda: gateway.stats().malformed == 4)
