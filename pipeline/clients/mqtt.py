@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import ssl
+import sys
 import threading
 import time
 from collections import Counter
@@ -218,7 +219,7 @@ class MqttBridge:
             except (OSError, ssl.SSLError) as error:
                 raise InputError(f"{self._broker.ca_file}: no certificate: {error}") from None
         client.on_connect = self._on_connect
-        client.on_connect_fail = lambda *_: self._report("the broker cannot be reached")
+        client.on_connect_fail = self._on_connect_fail
         client.on_disconnect = self._on_disconnect
         return client
 
@@ -229,6 +230,11 @@ class MqttBridge:
         _logger.info("mqtt_connected", extra=fields(host=self._broker.host, port=self._broker.port))
         self._fresh.set()
         self._connected.set()
+
+    def _on_connect_fail(self, _c: Client, _u: Any) -> None:
+        # paho calls this while it handles the error: the host, the network or the certificate.
+        reason = "the broker cannot be reached"
+        self._report(f"{reason}: {error}" if (error := sys.exception()) is not None else reason)
 
     def _on_disconnect(self, _c: Client, _u: Any, _f: Any, reason: Any, _p: Any) -> None:
         self._connected.clear()

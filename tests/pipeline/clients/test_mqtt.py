@@ -6,26 +6,33 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as mqtt
 import pytest
+from certificates import Authority
 from paho.mqtt.enums import CallbackAPIVersion
 from publishers import NAMES, frame, seen
 from witnesses import wait_until
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.clients.mqtt import Broker
+from maskcast.pipeline.clients.mqtt import Broker, MqttBridge
 from maskcast.pipeline.publisher.publisher import Publisher
 
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
 
 
 class Mosquitto:
-    """A broker on a free port, with a password."""
+    """A broker on a free port, with a password.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: for its files.
+        tls: settings for TLS.
+    """
+
+    def __init__(self, folder: Path, tls: str = "") -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         passwords = folder / "passwords"
@@ -38,7 +45,7 @@ class Mosquitto:
         user = "user root\n"  # it would change to a user who cannot read the folder
         self._config.write_text(
             f"listener {self.port} 127.0.0.1\n{user}"
-            f"allow_anonymous false\npassword_file {passwords}\npersistence false\n"
+            f"allow_anonymous false\npassword_file {passwords}\npersistence false\n{tls}"
         )
         self.start()
 
@@ -60,7 +67,7 @@ class Mosquitto:
 class Reader:
     """Remembers what is on a broker: the last value of each topic, and how many came."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, ca_file: Path | None = None) -> None:
         self.values: dict[str, str] = {}
         self.counts: dict[str, int] = {}
         self._client = mqtt.Client(CallbackAPIVersion.VERSION2)
@@ -68,6 +75,8 @@ class Reader:
         self._client.reconnect_delay_set(1, 1)
         self._client.on_connect = lambda client, *_: client.subscribe("#", 1)
         self._client.on_message = self._remember
+        if ca_file is not None:
+            self._client.tls_set(str(ca_file))
         self._client.connect("127.0.0.1", port)
         self._client.loop_start()
 
@@ -81,6 +90,11 @@ class Reader:
     def close(self) -> None:
         self._client.disconnect()
         self._client.loop_stop()
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path / "ca.pem")
 
 
 @pytest.fixture
@@ -131,6 +145,59 @@ def test_changes_reach_a_broker_and_survive_its_restart(broker: Mosquitto, tmp_p
             process.wait()
         reader.wait("mc/status", "offline")  # the last will
     reader.close()
+
+
+def test_a_broker_with_tls_is_reached_if_its_certificate_is_right(
+    authority: Authority, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    """A real mosquitto, a test's authority, and the command as a process."""
+    if MOSQUITTO is None:
+        pytest.skip("mosquitto is not installed")
+    folder = tmp_path_factory.mktemp("broker")
+    certificate, key = authority.issue("127.0.0.1", folder)
+    broker = Mosquitto(folder, f"certfile {certificate}\nkeyfile {key}\n")
+    other = Authority(tmp_path / "other.pem")
+    password = tmp_path / "password"
+    password.write_text("word\n")
+
+    @contextmanager
+    def bridge(ca_file: Path, host: str = "127.0.0.1") -> Iterator[subprocess.Popen[str]]:
+        url = f"mqtts://me@{host}:{broker.port}/mc"
+        command = [sys.executable, "-m", "maskcast", "bridge", "mqtt", publisher.endpoint, url]
+        options = ["--password-file", str(password), "--ca", str(ca_file)]
+        with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    try:
+        with Publisher("tcp://127.0.0.1:0", NAMES) as publisher:
+            for ca_file, host in ((other.path, "127.0.0.1"), (authority.path, "localhost")):
+                with bridge(ca_file, host) as process:
+                    assert process.stderr is not None
+                    line = process.stderr.readline()
+                    process.kill()
+                assert "event=mqtt_unreachable" in line
+                assert "certificate" in line
+            with bridge(authority.path):
+                reader = Reader(broker.port, authority.path)
+                publisher.event("cam1", "state", state="streaming", reconnects=0)
+                reader.wait("mc/status", "online")
+                wait_until(
+                    lambda: (
+                        publisher.answer_subscriptions()
+                        or reader.values.get("mc/cam1/state") == "streaming"
+                    )
+                )
+                reader.close()
+    finally:
+        broker.stop()
+    with (
+        pytest.raises(InputError, match="no certificate"),
+        MqttBridge(Broker.parse("mqtts://host/mc", ca_file=password)),
+    ):
+        pass
 
 
 def test_addresses_are_read_and_wrong_ones_refused() -> None:

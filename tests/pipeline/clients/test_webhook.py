@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 import json
+import os
+import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from certificates import Authority
 from publishers import NAMES
 from witnesses import wait_until
 
@@ -19,9 +25,13 @@ from maskcast.pipeline.subscriber.received import StreamEvent
 
 
 class Server:
-    """An HTTP server that answers with given statuses, then with 204."""
+    """An HTTP server that answers with given statuses, then with 204.
 
-    def __init__(self) -> None:
+    Args:
+        certificate: files of its certificate and its key, for https.
+    """
+
+    def __init__(self, certificate: tuple[Path, Path] | None = None) -> None:
         self.statuses: list[int] = []
         self.requests: list[tuple[dict[str, str], bytes]] = []
         server = self
@@ -37,7 +47,13 @@ class Server:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/hook?a=b"
+        self.port = self._server.server_port
+        self.url = f"http://127.0.0.1:{self.port}/hook?a=b"
+        if certificate is not None:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(*certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+            self.url = self.url.replace("http:", "https:")
         self._thread = threading.Thread(target=self._server.serve_forever)
         self._thread.start()
 
@@ -114,6 +130,55 @@ def test_the_bridge_posts_what_a_publisher_sends(server: Server) -> None:
         wait_until(lambda: len(server.requests) == 2)
     names = [json.loads(body)["event"] for _, body in server.requests]
     assert names == ["zone_left", "ended"]
+
+
+def test_the_command_posts_over_https_to_a_server_whose_certificate_is_right(
+    tmp_path: Path,
+) -> None:
+    """A real run, the command as a process, a real https server with a test's authority."""
+    authority, other = Authority(tmp_path / "ca.pem"), Authority(tmp_path / "other.pem")
+    server = Server(authority.issue("127.0.0.1", tmp_path))
+    (tmp_path / "secret").write_text("word\n")
+    endpoint = f"ipc://{tmp_path}/messages"
+
+    @contextmanager
+    def bridge(ca_file: Path, url: str) -> Iterator[subprocess.Popen[str]]:
+        command = [sys.executable, "-m", "maskcast", "bridge", "webhook", endpoint, url]
+        options = ["--secret-file", str(tmp_path / "secret"), "--on", "state,ended"]
+        environment = os.environ | {"SSL_CERT_FILE": str(ca_file)}
+        with subprocess.Popen(
+            [*command, *options], stderr=subprocess.PIPE, text=True, env=environment
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    run = [sys.executable, "-m", "maskcast", "run", "test://64x48@5", "--publish", endpoint]
+    with subprocess.Popen(run) as running:
+        try:
+            wrong_host = server.url.replace("127.0.0.1", "localhost")
+            for ca_file, url in ((other.path, server.url), (authority.path, wrong_host)):
+                with bridge(ca_file, url) as process:
+                    assert process.stderr is not None
+                    line = process.stderr.readline()
+                assert "event=webhook_failed" in line
+                assert "certificate verify failed" in line
+            assert server.requests == []
+            with bridge(authority.path, server.url):
+                wait_until(lambda: server.requests, 120)
+                running.terminate()
+                wait_until(lambda: len(server.requests) >= 2, 120)
+        finally:
+            running.kill()
+    server.close()
+    assert running.returncode == 0
+    for headers, body in server.requests:
+        expected = sign("word", headers["Maskcast-Timestamp"], body)
+        assert headers["Maskcast-Signature"] == expected
+    first, *_, last = (json.loads(body) for _, body in server.requests)
+    assert (first["event"], first["data"]["state"]) == ("state", "streaming")
+    assert (last["event"], last["data"]["reason"]) == ("ended", "stopped")
 
 
 def test_wrong_addresses_and_secrets_are_refused(
