@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from keyring import new_client
 from publishers import NAMES, frame, seen
 from witnesses import wait_until
 
 import maskcast
 from maskcast.pipeline.publisher.publisher import Publisher
 from maskcast.pipeline.subscriber.subscribe import subscribe
+from maskcast.pipeline.wire.curve import new_keys
 
 ROOT = Path(maskcast.__file__).parents[1]
 
@@ -46,10 +48,11 @@ class GatewayProcess:
         self.metrics = f"127.0.0.1:{free_port()}"
         self._process: subprocess.Popen[str] | None = None
 
-    def start(self) -> None:
+    def start(self, *options: str) -> None:
         self._process = maskcast_command(
             "gateway",
             *("--sources", self.sources, "--publish", self.publish, "--metrics", self.metrics),
+            *options,
         )
         assert self._process.stderr is not None
         shown = self._process.stderr.readline()
@@ -105,6 +108,78 @@ def test_after_a_gateway_was_killed_the_subscriber_goes_on_and_counts_what_it_lo
         wait_until(lambda: frames.tally.received + frames.tally.lost == len(numbers) - first)
         assert frames.tally.lost >= 5
         assert [frame.label_names for frame in frames] == [NAMES] * (frames.tally.received - 1)
+
+
+PUBLISH = """
+import sys, time
+from publishers import NAMES, frame, seen
+from maskcast.pipeline.publisher.publisher import Publisher
+with Publisher("", NAMES, gateways=sys.argv[1:]) as publisher:
+    while True:
+        publisher.publish(frame(), seen())
+        time.sleep(0.02)
+"""
+
+
+def test_after_a_publisher_was_killed_its_successor_shows_as_a_restart(
+    gateway: GatewayProcess,
+) -> None:
+    paths = os.pathsep.join(str(path) for path in (ROOT, ROOT / "tests/reference"))
+    running: list[subprocess.Popen[bytes]] = []
+
+    def publish() -> None:
+        running.append(
+            subprocess.Popen(
+                [sys.executable, "-c", PUBLISH, gateway.sources],
+                env=os.environ | {"PYTHONPATH": paths},
+            )
+        )
+
+    try:
+        with subscribe(gateway.publish, policy="all", timeout_s=60) as frames:
+            publish()
+            first = frames.receive()
+            running[0].kill()
+            running[0].wait(60)
+            publish()
+            others = [next(frame for frame in frames if frame.publisher != first.publisher)]
+            others += [frames.receive() for _ in range(10)]
+            assert [frame.restarted for frame in others] == [True] + [False] * 10
+            assert frames.tally.lost == 0
+    finally:
+        for process in running:
+            process.kill()
+            process.wait(60)
+
+
+def test_keys_on_both_sides_by_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "workers").mkdir()
+    for name in ("gateway", "workers/worker"):
+        new_keys(tmp_path / name)
+    new_client(tmp_path / "clients/door", "door")
+    gateway = GatewayProcess()
+    folders = ("--allowed-publishers", str(tmp_path / "workers"))
+    folders += ("--allowed-clients", str(tmp_path / "clients"))
+    gateway.start("--secret-key", str(tmp_path / "gateway.key_secret"), *folders)
+    keys = ("--secret-key", str(tmp_path / "workers/worker.key_secret"))
+    keys += ("--gateway-key", str(tmp_path / "gateway.key"))
+    sources = ("test://64x48@10", "test://64x48@10", "--name", "door", "--name", "yard")
+    try:
+        with (
+            maskcast_command("run", *sources, "--gateway", gateway.sources, *keys) as run,
+            subscribe(
+                gateway.publish,
+                policy="all",
+                timeout_s=120,
+                server_key=tmp_path / "gateway.key",
+                client_key=tmp_path / "clients/door.key_secret",
+            ) as frames,
+        ):
+            assert {frames.receive().source for _ in range(10)} == {"door"}
+            run.terminate()
+            run.communicate(timeout=60)
+    finally:
+        gateway.close()
 
 
 def test_a_gateway_shows_its_figures_and_ends_by_a_signal(gateway: GatewayProcess) -> None:

@@ -245,3 +245,19 @@ def test_python_callers_may_give_sources_in_a_short_form(sources: Any) -> None:
 def test_a_wrong_argument_in_python_is_named(arguments: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         Config(**arguments)
+
+
+def test_keys_name_the_other_side_the_subscribers_or_the_gateways() -> None:
+    gateways = ["tcp://gateway-a:5556", "tcp://gateway-b:5556"]
+    source = {"sources": [{"url": "test://64x48@10"}]}
+    keys = {"secret_key": "worker.key_secret", "gateway_key": "gateway.key"}
+    config = make_config(source | {"publish": {"gateways": gateways, "curve": keys}})
+    assert config.publish is not None
+    assert config.publish.gateways == tuple(gateways)
+    assert config.publish.curve is not None
+    assert config.publish.curve.gateway_key == "gateway.key"
+    secret = {"secret_key": "worker.key_secret"}
+    with pytest.raises(InputError, match="gateway_key: missing"):
+        make_config(source | {"publish": {"gateways": gateways, "curve": secret}})
+    with pytest.raises(InputError, match="allowed_clients: missing"):
+        make_config(source | {"publish": {"curve": secret}})
