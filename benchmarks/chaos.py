@@ -2,7 +2,7 @@
 
 Run: ``python -m benchmarks.chaos [--times N] [--transport tcp|udp] [--json]``. It needs GStreamer's
 RTSP server (`make debian`). Each time the server is killed, stays away for 0.2 to 4 s at random,
-and is started again; the clock runs from when it listens to the first picture. Handles, threads and
+and is started again; the clock runs from when it listens to the first frame. Handles, threads and
 memory are read while the camera streams, after the first tenth of the rounds and at the end.
 """
 

@@ -1,7 +1,7 @@
 """Time and size of messages, and how long one takes from publisher to subscriber.
 
 Run: ``python -m benchmarks.encode [--json] [--repeat N]``. One thread, no engine, synthetic
-instances: ellipses in a 1920 x 1080 picture, boxes 24 to 400 pixels a side.
+instances: ellipses in a 1920 x 1080 image, boxes 24 to 400 pixels a side.
 """
 
 from __future__ import annotations
@@ -103,9 +103,9 @@ def loopback_ms(count: int, masks: MaskFormat, frames: int) -> dict[str, float]:
         reader = threading.Thread(target=read)
         reader.start()
         publisher.wait_for_subscribers(1, 5.0, ["camera-1"])
-        picture = av.VideoFrame(16, 16)
+        decoded = av.VideoFrame(16, 16)
         for index in range(frames):
-            publisher.publish(Frame("camera-1", index, None, time.time_ns(), picture), instances)
+            publisher.publish(Frame("camera-1", index, None, time.time_ns(), decoded), instances)
             time.sleep(0.01)
         publisher.event("camera-1", "ended")
         reader.join()

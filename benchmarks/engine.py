@@ -1,17 +1,17 @@
 """The engine against torchvision: the same work, and the same answer, on one machine in one run.
 
-Run: ``python -m benchmarks.engine [--json] [--repeat N] [--case NAME ...] [--picture FILE]``.
+Run: ``python -m benchmarks.engine [--json] [--repeat N] [--case NAME ...] [--image FILE]``.
 
-Equal work means: every picture has 1000 proposals (300 for the default model) and 100 detections
+Equal work means: every image has 1000 proposals (300 for the default model) and 100 detections
 with masks, whatever it shows: nothing is suppressed (NMS thresholds are 1) and no score is too low.
-torchvision's time is given twice: its modules from the picture in the network's size to 28x28
+torchvision's time is given twice: its modules from the image in the network's size to 28x28
 masks, which is what the engine does, and the whole model, which also resizes and pastes 100 masks
-into full pictures. The runs of all contestants alternate; medians are reported. Weights are random,
+into full images. The runs of all contestants alternate; medians are reported. Weights are random,
 except for the default model's: time does not depend on them.
 
 Equal answer means: the default model as its users run it, every instance above its threshold.
 torchvision runs the same weights with its own settings; it has to make masks of up to 100 boxes, of
-which the engine makes those that are kept. That both see the same is checked. Give a picture of
+which the engine makes those that are kept. That both see the same is checked. Give an image of
 people.
 """
 
@@ -59,7 +59,7 @@ _SAME_IOU, _SAME_SCORE = 0.8, 0.1
 def network_of(
     name: str, size: tuple[int, int], *, equal_work: bool = True
 ) -> tuple[NetworkConfig, Any]:
-    """Make a network; for equal work one that finds as much in every picture as it can."""
+    """Make a network; for equal work one that finds as much in every image as it can."""
     torch.manual_seed(0)
     if name == "default":
         config = network_config("lite0-fpn", open_bundle("default").manifest.labels[1:])
@@ -79,10 +79,10 @@ def network_of(
 
 
 def modules_only(network: Any, rgb: NDArray[np.uint8]) -> int:
-    """Run torchvision's modules on a picture in the network's size; count the detections."""
+    """Run torchvision's modules on an image in the network's size; count the detections."""
     with torch.inference_mode():
-        picture = torch.from_numpy(rgb).permute(2, 0, 1) / 255
-        images = network.transform.batch_images([network.transform.normalize(picture)], 32)
+        rgb_01 = torch.from_numpy(rgb).permute(2, 0, 1) / 255
+        images = network.transform.batch_images([network.transform.normalize(rgb_01)], 32)
         sized = ImageList(images, [rgb.shape[:2]])
         features = network.backbone(images)
         proposals, _ = network.rpn(sized, features)
@@ -105,13 +105,13 @@ def run_engine(engine: OpenVinoEngine, rgb: NDArray[np.uint8]) -> int:
 
 
 def measure(
-    contestants: dict[str, Callable[[], int]], repeat: int, pictures: dict[str, int] | None = None
+    contestants: dict[str, Callable[[], int]], repeat: int, images: dict[str, int] | None = None
 ) -> dict[str, dict[str, float | int]]:
     """Time contestants in turns, after one run that does not count.
 
-    Some take several ``pictures`` in a run: their times are those of one.
+    Some take several ``images`` in a run: their times are those of one.
     """
-    of_run = pictures or {}
+    of_run = images or {}
     times: dict[str, list[float]] = {name: [] for name in contestants}
     counts = {name: run() for name, run in contestants.items()}
     for _ in range(repeat):
@@ -132,32 +132,32 @@ def measure(
 def engines_of(
     config: NetworkConfig, network: Any, size: tuple[int, int], rgb: NDArray[np.uint8]
 ) -> dict[str, OpenVinoEngine]:
-    """Build a network in every precision; int8 takes its ranges from the picture alone.
+    """Build a network in every precision; int8 takes its ranges from the image alone.
 
     The last one is int8 for throughput.
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        checkpoint, pictures = folder / "model.pth", folder / "pictures"
+        checkpoint, photos = folder / "model.pth", folder / "photos"
         save_model(checkpoint, config, network.state_dict(), {})
-        pictures.mkdir()
-        Image.fromarray(rgb).save(pictures / "0.png")
+        photos.mkdir()
+        Image.fromarray(rgb).save(photos / "0.png")
         bundle = build(checkpoint, folder / "fp32", size=size)
         engines = {"openvino fp32": OpenVinoEngine(bundle)}
         if has_bf16():
             bf16 = Bundle(bundle.path, replace(bundle.manifest, precision="bf16"))
             engines["openvino bf16"] = OpenVinoEngine(bf16)
-        int8 = build(bundle.path, folder / "int8", precision="int8", calibration=pictures)
+        int8 = build(bundle.path, folder / "int8", precision="int8", calibration=photos)
         engines["openvino int8"] = OpenVinoEngine(int8)
         engines[_THROUGHPUT] = OpenVinoEngine(int8, "throughput")
     return engines
 
 
-def run_answer(picture: Path, repeat: int) -> dict[str, Any]:
+def run_answer(image: Path, repeat: int) -> dict[str, Any]:
     """Measure the default model as it is used, and check that the answers agree."""
     size = CASES["default 256x448"][1]
     config, network = network_of("default", size, equal_work=False)
-    rgb = np.array(Image.open(picture).convert("RGB").resize(size[::-1]))
+    rgb = np.array(Image.open(image).convert("RGB").resize(size[::-1]))
     threshold = open_bundle("default").manifest.score_threshold
     engines = engines_of(config, network, size, rgb)
     image = NetworkImage(rgb, size, size)
@@ -182,8 +182,8 @@ def run_answer(picture: Path, repeat: int) -> dict[str, Any]:
             return len(engine.segment(engine.detect(batch, threshold))[0])
 
         contestants[label] = run
-    pictures = {label: engine.max_batch for label, engine in engines.items()}
-    return with_ratios(measure(contestants, repeat, pictures))
+    images = {label: engine.max_batch for label, engine in engines.items()}
+    return with_ratios(measure(contestants, repeat, images))
 
 
 def with_ratios(results: dict[str, dict[str, float | int]]) -> dict[str, Any]:
@@ -194,14 +194,14 @@ def with_ratios(results: dict[str, dict[str, float | int]]) -> dict[str, Any]:
     }
 
 
-def run_case(name: str, picture: Path | None, repeat: int) -> dict[str, Any]:
+def run_case(name: str, image: Path | None, repeat: int) -> dict[str, Any]:
     """Measure one network at one size."""
     network_name, size = CASES[name]
     config, network = network_of(network_name, size)
-    if picture is None:
+    if image is None:
         rgb = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     else:
-        rgb = np.array(Image.open(picture).convert("RGB").resize(size[::-1]))
+        rgb = np.array(Image.open(image).convert("RGB").resize(size[::-1]))
     engines = engines_of(config, network, size, rgb)
     contestants: dict[str, Callable[[], int]] = {
         "torchvision": lambda: modules_only(network, rgb),
@@ -209,8 +209,8 @@ def run_case(name: str, picture: Path | None, repeat: int) -> dict[str, Any]:
     }
     for label, engine in engines.items():
         contestants[label] = lambda engine=engine: run_engine(engine, rgb)  # type: ignore[misc]
-    pictures = {label: engine.max_batch for label, engine in engines.items()}
-    return with_ratios(measure(contestants, repeat, pictures))
+    images = {label: engine.max_batch for label, engine in engines.items()}
+    return with_ratios(measure(contestants, repeat, images))
 
 
 def main() -> None:
@@ -219,15 +219,15 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--case", action="append", choices=[*CASES, ANSWER], help="only this one")
-    parser.add_argument("--picture", type=Path, help="what to look at; noise by default")
+    parser.add_argument("--image", type=Path, help="what to look at; noise by default")
     arguments = parser.parse_args()
-    chosen = arguments.case or [*CASES, *([ANSWER] if arguments.picture else [])]
-    if ANSWER in chosen and arguments.picture is None:
-        parser.error("--picture: equal answers need a picture of people")
+    chosen = arguments.case or [*CASES, *([ANSWER] if arguments.image else [])]
+    if ANSWER in chosen and arguments.image is None:
+        parser.error("--image: equal answers need an image of people")
     results = {
-        name: run_answer(arguments.picture, arguments.repeat)
+        name: run_answer(arguments.image, arguments.repeat)
         if name == ANSWER
-        else run_case(name, arguments.picture, arguments.repeat)
+        else run_case(name, arguments.image, arguments.repeat)
         for name in chosen
     }
     if arguments.json:

@@ -1,4 +1,4 @@
-"""Where the engine's time goes, part by part, beside what the arithmetic alone would take.
+"""Where the engine's time goes, part by part, compared with what the arithmetic alone would take.
 
 Run: ``python -m benchmarks.floor [--bundle FOLDER] [--size HxW] [--boxes N] [--repeat N]
 [--json]``.
@@ -157,7 +157,7 @@ def _by_kind(kind: str) -> str:
 
 
 def detector_inputs(size: tuple[int, int]) -> dict[str, Any]:
-    """Make a picture of noise: work does not depend on what is seen."""
+    """Make an image of noise: work does not depend on what is seen."""
     pixels = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
     return {"images": pixels, "sizes": np.array([size], np.float32)}
 

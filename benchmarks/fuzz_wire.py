@@ -26,7 +26,7 @@ from maskcast.pipeline.wire.message import EventMessage, Message, WireError, dec
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 USED = 1 / 5
 MOST_PIXELS = 1 << 22
-"""Masks of larger pictures are left undrawn: a mutated width makes 268 million pixels legal."""
+"""Masks of larger images are left undrawn: a mutated width makes 268 million pixels legal."""
 
 EXTREMES = (0, 1, 127, 128, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1)
 VALUES: tuple[Any, ...] = (

@@ -1,12 +1,12 @@
 """Measure maskcast on a GPU in one command: build, parity, time, memory, power.
 
-Run: ``python -m benchmarks.gpu [--model default|COCO_V1|FILE] [--size HxW] [--pictures FOLDER]
+Run: ``python -m benchmarks.gpu [--model default|COCO_V1|FILE] [--size HxW] [--images FOLDER]
 [--clip FILE] [--out gpu.json]``.
 
-Every precision is built and run on the same pictures. Truth is torch, eager, float32 without TF32,
-on the same GPU. int8 is calibrated on half of the pictures; all precisions are judged on the other
+Every precision is built and run on the same images. Truth is torch, eager, float32 without TF32,
+on the same GPU. int8 is calibrated on half of the images; all precisions are judged on the other
 half. Times are medians of synchronous calls, after warm-up has become stable, for fixed numbers of
-boxes, so that they do not depend on the pictures. The JSON is written after every step; a step that
+boxes, so that they do not depend on the images. The JSON is written after every step; a step that
 fails is recorded and the next one runs. ``--dry`` does the same without a GPU: plans are built for
 the usual cards but not run, OpenVINO stands in for the engine and the CPU for torch's device; its
 times mean nothing.
@@ -31,7 +31,7 @@ from msgspec.structs import replace as replace_struct
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.gpu_parity import open_model, parity, read_pictures, run_torch
+from benchmarks.gpu_parity import open_model, parity, read_images, run_torch
 from benchmarks.gpu_report import Report
 from maskcast.builder.build import build
 from maskcast.engines.bundle import Bundle
@@ -174,7 +174,7 @@ def run(arguments: argparse.Namespace, scratch: Path) -> Report:
     device = "cpu" if arguments.dry else "cuda"
     bundle, network = open_model(arguments.model, scratch, size)
     network.to(device)
-    images = read_pictures(arguments.pictures, size, arguments.count)
+    images = read_images(arguments.images, size, arguments.count)
     calibration, judged = images[: len(images) // 2], images[len(images) // 2 :]
     report = Report(
         arguments.out,
@@ -298,8 +298,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=4, help="images at once, at most")
     parser.add_argument("--package", default="tensorrt_rtx", choices=("tensorrt", "tensorrt_rtx"))
     parser.add_argument("--precision", action="append", choices=PRECISIONS, help="only this one")
-    parser.add_argument("--pictures", type=Path, help="folder of pictures; noise by default")
-    parser.add_argument("--count", type=int, default=64, help="pictures to read, at most")
+    parser.add_argument("--images", type=Path, help="folder of images; noise by default")
+    parser.add_argument("--count", type=int, default=64, help="images to read, at most")
     parser.add_argument("--clip", type=Path, help="video for the pipeline")
     parser.add_argument("--repeat", type=int, default=50, help="calls of each timing")
     parser.add_argument("--settle", type=float, default=30.0, help="seconds of warm-up, at most")

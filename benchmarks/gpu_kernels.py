@@ -143,12 +143,12 @@ def check(device: Any, shapes: dict[str, Any]) -> dict[str, Any]:
                     raise AssertionError(f"RoIAlign {cells}x{cells} differs by {error}")
                 found[f"{name}, {cells}x{cells}, {'half' if half else 'float'}"] = float(error)
         pixels = shape["size"][0] * shape["size"][1]
-        picture = np.random.default_rng(2).integers(0, 256, (17, pixels, 3), np.uint8)
-        held = [device.put(one) for one in picture]
+        batch = np.random.default_rng(2).integers(0, 256, (17, pixels, 3), np.uint8)
+        held = [device.put(one) for one in batch]
         images = device.put(np.zeros((17, 3, pixels), "f4"))
         pointers = [device.pointer(one) for one in held]
         Kernels().preprocess(pointers, device.pointer(images), pixels, device.stream)
-        np.testing.assert_array_equal(device.get(images), picture.transpose(0, 2, 1))
+        np.testing.assert_array_equal(device.get(images), batch.transpose(0, 2, 1))
         masks = np.random.default_rng(3).uniform(0, 1, 784 * 9).astype("f4")
         given, crops = device.put(masks), device.put(np.zeros(len(masks), np.uint8))
         Kernels().crops_to_bytes(

@@ -1,4 +1,4 @@
-"""Compare an engine's instances with torch's, on pictures of the user."""
+"""Compare an engine's instances with torch's, on images of the user."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def open_model(name: str, scratch: Path, size: tuple[int, int]) -> tuple[Bundle,
     return bundle, network
 
 
-def read_pictures(folder: Path | None, size: tuple[int, int], count: int) -> list[NetworkImage]:
-    """Read up to ``count`` pictures from a folder; noise where none is given."""
+def read_images(folder: Path | None, size: tuple[int, int], count: int) -> list[NetworkImage]:
+    """Read up to ``count`` images from a folder; noise where none is given."""
     shape = FixedInput(*size, 127)
     if folder is None:
         noise = np.random.default_rng(0).integers(0, 256, (4, *size, 3), np.uint8)
@@ -50,13 +50,13 @@ def read_pictures(folder: Path | None, size: tuple[int, int], count: int) -> lis
 
 
 def run_torch(network: Any, image: NetworkImage, device: str) -> dict[str, NDArray[Any]]:
-    """Run torchvision's modules on a picture in the network's size: boxes, scores, mask crops."""
+    """Run torchvision's modules on an image in the network's size: boxes, scores, mask crops."""
     height, width = image.content
     with torch.inference_mode():
         pixels = torch.from_numpy(image.pixels[:height, :width]).to(device)
-        picture = network.transform.normalize(pixels.permute(2, 0, 1) / 255)
+        normalised = network.transform.normalize(pixels.permute(2, 0, 1) / 255)
         padded = torch.zeros((1, 3, *image.pixels.shape[:2]), device=device)
-        padded[0, :, :height, :width] = picture
+        padded[0, :, :height, :width] = normalised
         sized = ImageList(padded, [(height, width)])
         features = network.backbone(padded)
         proposals, _ = network.rpn(sized, features)
@@ -67,7 +67,7 @@ def run_torch(network: Any, image: NetworkImage, device: str) -> dict[str, NDArr
 def parity(
     engine: Engine, network: Any, images: Sequence[NetworkImage], device: str, min_score: float
 ) -> dict[str, float]:
-    """Compare the engine's instances with torch's, picture by picture.
+    """Compare the engine's instances with torch's, image by image.
 
     A box of torch is matched by the engine's box of the same label that overlaps it most, if their
     IoU is 0.7 or more.

@@ -40,8 +40,8 @@ SCRAPE_HZ = 0.2
 
 def make_frames(count: int) -> list[Frame]:
     """Make frames without timelines, of several sources in turn."""
-    picture = av.VideoFrame(16, 16, "gray")
-    return [Frame(f"cam{index % SOURCES}", index, None, 0, picture) for index in range(count)]
+    decoded = av.VideoFrame(16, 16, "gray")
+    return [Frame(f"cam{index % SOURCES}", index, None, 0, decoded) for index in range(count)]
 
 
 def nothing_seen() -> Instances:

@@ -100,7 +100,7 @@ class Scene:
     Args:
         seed: decides everything.
         figures: cut-outs to choose from, RGBA.
-        backgrounds: pictures to choose from; a plain one where there are none.
+        backgrounds: images to choose from; a plain one where there are none.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Scene:
             np.array(shares),
         )
 
-    def picture(self, index: int) -> Image.Image:
+    def image(self, index: int) -> Image.Image:
         """Render a frame, RGB."""
         image = self.background.copy()
         for number, corner in reversed(list(self._front_to_back(index))):

@@ -253,8 +253,8 @@ def make_clip(path: Path, source: int, frames: int) -> Path:
         stream: Any = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast"})
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         for number in range(frames):
-            picture = av.VideoFrame.from_ndarray(draw_number(source, number), "rgb24")
-            container.mux(stream.encode(picture))
+            decoded = av.VideoFrame.from_ndarray(draw_number(source, number), "rgb24")
+            container.mux(stream.encode(decoded))
         container.mux(stream.encode(None))
     return path
 

@@ -2,7 +2,7 @@
 
 Run: ``python -m benchmarks.pipeline CLIP [--bundle FOLDER] [--limit N] [--repeat N] [--json]``.
 Each repeat times the bare engine, the pipeline with one subscriber, and the bare engine again on
-the same pictures; medians over the repeats are reported. Without a clip it makes one: 1280 x 720,
+the same frames; medians over the repeats are reported. Without a clip it makes one: 1280 x 720,
 H.264, moving gradients, in which the model sees little.
 """
 
@@ -27,8 +27,8 @@ def make_clip(path: Path, frames: int, width: int = 1280, height: int = 720) -> 
         stream = container.add_stream("libx264", rate=30, options={"preset": "veryfast"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for index in range(frames):
-            picture = av.VideoFrame.from_ndarray(draw_pattern(width, height, index), "rgb24")
-            container.mux(stream.encode(picture))
+            decoded = av.VideoFrame.from_ndarray(draw_pattern(width, height, index), "rgb24")
+            container.mux(stream.encode(decoded))
         container.mux(stream.encode(None))
 
 

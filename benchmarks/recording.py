@@ -1,4 +1,4 @@
-"""Recording beside publishing: what ``--save`` of four live 1080p sources does to the messages.
+"""Recording while publishing: what ``--save`` of four live 1080p sources does to the messages.
 
 Runs four test patterns without and with annotated video, in turns, through an engine that needs no
 processor, so that decoding, publishing, drawing and x264 are what competes for it. The age of the

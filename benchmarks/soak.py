@@ -1,7 +1,7 @@
 """Whether ``maskcast run`` stays as it began: memory, handles, threads and latency over hours.
 
 Run: ``python -m benchmarks.soak [--minutes 60] [--streams 4] [--faults-every 20] [--out FILE]``. A
-real process reads so many RTSP cameras (GStreamer's server, `make debian`; without it the test
+real process reads several RTSP cameras (GStreamer's server, `make debian`; without it the test
 pattern) and publishes to a subscriber here. Every few seconds it is looked at from outside. With
 faults, now and then a camera is killed and started again, or stopped (SIGSTOP) and continued, or a
 second subscriber comes, stops reading and is killed. At the end it gets SIGTERM.
@@ -44,14 +44,14 @@ FPS = 10
 START_PATIENCE_S = 120.0
 END_PATIENCE_S = 10.0
 ABSENCE_S = (0.5, 8.0)
-"""A camera is away, or stopped, for between so many seconds: below and above the read timeout."""
+"""How long a camera is away or stopped, from and to, seconds: below and above the read timeout."""
 READ_TIMEOUT_S = 3.0
 PATIENCE_S = 600.0
-"""The subscriber gives up when nothing at all has come for so long."""
+"""The subscriber gives up after this time without any message."""
 DEAF_S = 12.0
-"""A subscriber that has stopped reading is killed after so long."""
+"""A subscriber that has stopped reading is killed after this time."""
 SETTLING_S = 20.0
-"""No faults so shortly before the end: what a fault did shall be over by then."""
+"""No faults in this last part of the run, so that the effects of the last one are over."""
 
 
 @dataclass(frozen=True, slots=True)

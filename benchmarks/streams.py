@@ -27,7 +27,7 @@ from maskcast.pipeline.subscriber.subscribe import subscribe
 
 
 def run(engine: Engine, count: int, fps: float, seconds: float) -> dict[str, float]:
-    """Run so many sources, and return milliseconds of a processor for each frame."""
+    """Run this many sources, and return milliseconds of a processor for each frame."""
     frames_of_each = round(fps / count * seconds)
     sources = tuple(
         SourceConfig(url=f"test://640x360@{fps / count:g}", name=f"pattern{number}")

@@ -45,7 +45,7 @@ Counts = list[tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What was measured with so many subscribers.
+    """What was measured with a number of subscribers.
 
     Attributes:
         reading: subscribers that read.
@@ -80,7 +80,7 @@ class Row:
 
 
 def read(endpoint: str, count: int, results: Connection) -> None:
-    """Subscribe so many times, and tell what each received and lost: the body of a process."""
+    """Subscribe several times, and print what each received and lost: the body of a process."""
     with ExitStack() as stack:
         subscriptions = [
             stack.enter_context(subscribe(endpoint, SOURCE, timeout_s=PATIENCE_S))
@@ -111,7 +111,7 @@ def reading(endpoint: str, count: int) -> Iterator[tuple[BaseProcess, Connection
 def measure(count: int, stopped: int, frames: int, fps: float) -> Row:
     """Publish to ``count`` subscribers that read and ``stopped`` that do not."""
     instances = hundred_instances()
-    picture = av.VideoFrame(64, 48)
+    decoded = av.VideoFrame(64, 48)
     with Publisher("tcp://127.0.0.1:0", ["background", "thing"]) as publisher, ExitStack() as stack:
         sizes = [min(IN_ONE_PROCESS, count - at) for at in range(0, count, IN_ONE_PROCESS)]
         readers = [stack.enter_context(reading(publisher.endpoint, size)) for size in sizes]
@@ -124,7 +124,7 @@ def measure(count: int, stopped: int, frames: int, fps: float) -> Row:
             if index == 1:
                 time.sleep(ARRIVAL_S)  # who has had no message cannot know what he has lost
                 _signal(asleep, signal.SIGSTOP)
-            frame = Frame(SOURCE, index, None, time.time_ns(), picture)
+            frame = Frame(SOURCE, index, None, time.time_ns(), decoded)
             waits -= _sleeps()
             cpu_start, start = time.thread_time(), time.perf_counter()
             publisher.publish(frame, instances)

@@ -66,11 +66,11 @@ def _connect(port: int) -> socket.socket:
 
 
 def measure(seconds: float, reconnect: bool) -> None:
-    """Publish beside a flood, and print what it cost."""
+    """Publish during a flood, and print what it cost."""
     empty = Instances(
         64, 48, np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32), None
     )
-    picture = av.VideoFrame(64, 48)
+    decoded = av.VideoFrame(64, 48)
     waited_s: list[float] = []
 
     def subscribe_late(endpoint: str) -> None:
@@ -87,7 +87,7 @@ def measure(seconds: float, reconnect: bool) -> None:
         def publish_until(done: Callable[[], bool]) -> None:
             nonlocal index
             while not done():
-                publisher.publish(Frame("cam1", index, None, time.time_ns(), picture), empty)
+                publisher.publish(Frame("cam1", index, None, time.time_ns(), decoded), empty)
                 index += 1
                 due_s = time.monotonic() + 0.005
                 while publisher.has_backlog and time.monotonic() < due_s:

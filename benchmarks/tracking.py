@@ -84,7 +84,7 @@ def detect(engine: Engine, scene: Scene, index: int) -> Instances:
 
     from maskcast.engines.image import fit_image
 
-    image = fit_image(av.VideoFrame.from_image(scene.picture(index)), 0, engine.manifest.input)
+    image = fit_image(av.VideoFrame.from_image(scene.image(index)), 0, engine.manifest.input)
     (instances,) = engine.segment(engine.detect([image], engine.manifest.score_threshold))
     return instances
 

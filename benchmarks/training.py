@@ -3,8 +3,8 @@
 Run: ``python -m benchmarks.training [--repeat N] [--batch N] [--json]``.
 
 Steps of the default network by its recipe (bfloat16, squares of 384 pixels), forward, backward and
-optimiser, on drawn pictures of people's number and size. The variants alternate; medians are
-reported. Loading and augmenting pictures is another process's work and not part of it.
+optimiser, on drawn images of people's number and size. The variants alternate; medians are
+reported. Loading and augmenting images is another process's work and not part of it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PEOPLE = 6
 def draw_batch(
     count: int, rng: np.random.Generator
 ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Make pictures of noise with ``PEOPLE`` ellipses each, and their targets."""
+    """Make images of noise with ``PEOPLE`` ellipses each, and their targets."""
     images, targets = [], []
     rows, columns = np.mgrid[:SIDE, :SIDE]
     for _ in range(count):
@@ -105,10 +105,10 @@ VARIANTS: dict[str, Callable[[], Any]] = {
 
 def make_run(folder: Path, batch: int) -> Any:
     """Make a training run of the default's network, from the weights that ship."""
-    Image.new("RGB", (64, 64)).save(folder / "picture.png")
-    picture = {"id": 1, "file_name": "picture.png", "width": 64, "height": 64}
+    Image.new("RGB", (64, 64)).save(folder / "image.png")
+    image = {"id": 1, "file_name": "image.png", "width": 64, "height": 64}
     content = {
-        "images": [{**picture, "id": index} for index in range(batch)],
+        "images": [{**image, "id": index} for index in range(batch)],
         "annotations": [],
         "categories": [{"id": 1, "name": "person"}],
     }
@@ -148,7 +148,7 @@ def main() -> None:
     if options.json:
         print(json.dumps(medians))
         return
-    table = Table("step", "ms a picture", "times as long")
+    table = Table("step", "ms an image", "times as long")
     for name, median_ms in medians.items():
         table.add_row(name, f"{median_ms:.0f}", f"{median_ms / medians['as it is']:.2f}")
     Console().print(table)

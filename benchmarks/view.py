@@ -67,8 +67,8 @@ class Source(threading.Thread):
 
     def run(self) -> None:
         """Publish; late ticks are made up for."""
-        picture, instances = scene(5)
-        jpeg = encode_jpeg(Frame("cam0", 0, 0.0, time.time_ns(), picture), QUALITY)
+        decoded, instances = scene(5)
+        jpeg = encode_jpeg(Frame("cam0", 0, 0.0, time.time_ns(), decoded), QUALITY)
         print(f"JPEG {len(jpeg) / 1000:.0f} kB")
         with Publisher("tcp://127.0.0.1:0", ("background", "person")) as publisher:
             self.endpoint = publisher.endpoint
@@ -77,7 +77,7 @@ class Source(threading.Thread):
             while not self.stop.wait(max(due_s - time.monotonic(), 0)):
                 due_s += 1 / self.fps
                 for name in self.names:
-                    frame = Frame(name, index, index / self.fps, time.time_ns(), picture)
+                    frame = Frame(name, index, index / self.fps, time.time_ns(), decoded)
                     publisher.publish(frame, instances, jpeg=jpeg)
                     self.sent += 1
                 index += 1
@@ -178,8 +178,8 @@ def tree_mb(root: int) -> float:
 
 def measure_jpeg() -> None:
     """Print what a JPEG costs the pipeline's publish stage."""
-    picture, _ = scene(5)
-    frame = Frame("cam0", 0, 0.0, time.time_ns(), picture.reformat(format="yuv420p"))
+    decoded, _ = scene(5)
+    frame = Frame("cam0", 0, 0.0, time.time_ns(), decoded.reformat(format="yuv420p"))
     began_s = time.process_time()
     for _ in range(50):
         encode_jpeg(frame, QUALITY)

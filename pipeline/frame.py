@@ -56,7 +56,7 @@ class Frame:
         pts_s: presentation time in seconds from the stream's own clock; None if it has none. For a
             live source it starts at 0 and always increases, also over reconnects and clock jumps.
         capture_ns: when it was captured, UTC nanoseconds.
-        picture: the decoded image in the decoder's own pixel format, at most ``MAX_SIDE`` pixels
+        decoded: the decoded image in the decoder's own pixel format, at most ``MAX_SIDE`` pixels
             wide and high.
         rotation: degrees counter-clockwise (0, 90, 180, 270) by which the image must be rotated to
             be upright, from the container's display matrix.
@@ -70,7 +70,7 @@ class Frame:
     index: int
     pts_s: float | None
     capture_ns: int
-    picture: av.VideoFrame
+    decoded: av.VideoFrame
     rotation: int = 0
     timeline: Timeline = field(default_factory=Timeline)
     clock: Clock = "receipt"
@@ -79,7 +79,7 @@ class Frame:
 
     def image(self) -> NDArray[np.uint8]:
         """Return the frame's pixels, upright: uint8 RGB ``[height, width, 3]``."""
-        pixels = self.picture.to_ndarray(format="rgb24")
+        pixels = self.decoded.to_ndarray(format="rgb24")
         return np.ascontiguousarray(np.rot90(pixels, self.rotation // 90))
 
     def restart_clock(self) -> None:

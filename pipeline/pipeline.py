@@ -240,7 +240,7 @@ class Pipeline:
             undo.callback(tracer.close)
 
         def is_ready(frame: Frame) -> bool:
-            return engine.prepare(*input_shape(frame.picture, frame.rotation, shape_limits))
+            return engine.prepare(*input_shape(frame.decoded, frame.rotation, shape_limits))
 
         shape_limits = engine.manifest.input
         context = PipelineContext(

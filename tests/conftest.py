@@ -55,8 +55,8 @@ hypothesis.settings.load_profile("maskcast")
 ClipMaker = Callable[..., Path]
 
 
-def numbered_picture(index: int, width: int, height: int) -> NDArray[np.uint8]:
-    """A picture whose grey level tells its index (below 64), even after lossy coding."""
+def numbered_image(index: int, width: int, height: int) -> NDArray[np.uint8]:
+    """An image whose grey level is that of its index (below 64), even after lossy coding."""
     return np.full((height, width, 3), 2 + 4 * index % 256, np.uint8)
 
 
@@ -74,7 +74,7 @@ def make_clip(tmp_path: Path) -> ClipMaker:
         codec: str = "libx264",
         pix_fmt: str = "yuv420p",
         rotation: int = 0,
-        draw: Callable[[int, int, int], NDArray[np.uint8]] = numbered_picture,
+        draw: Callable[[int, int, int], NDArray[np.uint8]] = numbered_image,
         **options: str,
     ) -> Path:
         path = tmp_path / name
@@ -86,8 +86,8 @@ def make_clip(tmp_path: Path) -> ClipMaker:
             container.start_encoding()
             for index in range(frames):
                 rgb = draw(index, width, height)
-                picture = av.VideoFrame.from_ndarray(rgb, "rgb24").reformat(format=pix_fmt)
-                container.mux(stream.encode(picture))
+                decoded = av.VideoFrame.from_ndarray(rgb, "rgb24").reformat(format=pix_fmt)
+                container.mux(stream.encode(decoded))
             container.mux(stream.encode(None))
         return path
 
@@ -203,7 +203,7 @@ class StallingServer:
 
 @pytest.fixture
 def stalling_server(make_clip: ClipMaker) -> Iterator[StallingServer]:
-    """A server that sends half of a clip of 60 pictures."""
+    """A server that sends half of a clip of 60 frames."""
 
     def noise(index: int, width: int, height: int) -> NDArray[np.uint8]:
         return np.random.default_rng(index).integers(0, 256, (height, width, 3), np.uint8)
@@ -217,9 +217,9 @@ CORNERS = Keypoints(("left_top", "right_bottom"), ((0, 1),))
 
 
 class TimedEngine(Engine):
-    """An engine that takes its time: one box with a full mask in every picture.
+    """An engine that takes its time: one box with a full mask in every image.
 
-    It keeps the order in which it saw the pictures, and counts what was not released. With
+    It keeps the order in which it saw the images, and counts what was not released. With
     ``pose_s`` it has a poser: the corners of the box are keypoints.
     """
 

@@ -93,8 +93,8 @@ def endpoint() -> str:
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """30 frames of 320x384, 25 a second, in which the camera moves over a portrait."""
     path = tmp_path_factory.mktemp("clip") / "portrait.mp4"
-    with Image.open(PORTRAIT) as picture:
-        portrait = picture.convert("RGB").resize((384, 450))
+    with Image.open(PORTRAIT) as image:
+        portrait = image.convert("RGB").resize((384, 450))
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"crf": "18"})
         stream.width, stream.height, stream.pix_fmt = 320, 384, "yuv420p"
@@ -456,7 +456,7 @@ def test_a_configuration_file_is_overridden_by_the_command_line(
     assert not (tmp_path / "from-file.jsonl").exists()
 
 
-def test_profile_reports_the_pipeline_beside_the_bare_engine(clip: Path, tmp_path: Path) -> None:
+def test_profile_compares_the_pipeline_with_the_bare_engine(clip: Path, tmp_path: Path) -> None:
     report_file = tmp_path / "report.json"
     trace = tmp_path / "trace.json"
     result = run("profile", clip, "--limit", "20", "--json", report_file, "--trace", trace)
@@ -476,9 +476,9 @@ def test_profile_reports_the_pipeline_beside_the_bare_engine(clip: Path, tmp_pat
 
 
 def test_eval_prints_average_precision_as_json(tmp_path: Path) -> None:
-    with Image.open(PORTRAIT) as picture:
-        picture.convert("RGB").save(tmp_path / "portrait.jpg")
-        width, height = picture.size
+    with Image.open(PORTRAIT) as image:
+        image.convert("RGB").save(tmp_path / "portrait.jpg")
+        width, height = image.size
     box = [0.06 * width, 0.05 * height, 0.9 * width, 0.94 * height]
     left, top, right, bottom = box[0], box[1], box[0] + box[2], box[1] + box[3]
     annotations = {

@@ -161,13 +161,13 @@ def test_credentials_never_reach_the_log(tmp_path: Path) -> None:
     )
     assert process.stderr is not None
     with process:
-        told = ""
-        while "event=source_unreachable" not in told or "reason=limit" not in told:
+        reported = ""
+        while "event=source_unreachable" not in reported or "reason=limit" not in reported:
             line = process.stderr.readline()
-            assert line, told
-            told += line
+            assert line, reported
+            reported += line
         process.terminate()
-        told += process.stderr.read()
+        reported += process.stderr.read()
     assert process.returncode == 0
-    assert "source_unreachable source=127.0.0.1-stream" in told
-    assert "hunter2" not in told
+    assert "source_unreachable source=127.0.0.1-stream" in reported
+    assert "hunter2" not in reported

@@ -109,7 +109,7 @@ def test_grafana_can_import_the_dashboard() -> None:
         assert len(set(references)) == len(references) > 0
 
 
-def test_panels_lie_beside_and_not_upon_one_another() -> None:
+def test_panels_do_not_overlap() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in panels():
         place = panel["gridPos"]

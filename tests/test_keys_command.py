@@ -1,4 +1,4 @@
-"""Keys from the command line to the picture: real processes, real sockets."""
+"""Keys from the command line to the image: real processes, real sockets."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def published(folder: Path, endpoint: str) -> Any:
     return make_config({"sources": [{"url": "test://64x48@25"}], "publish": publish})
 
 
-def test_a_key_pair_is_made_once_and_what_it_wrote_is_told(tmp_path: Path) -> None:
+def test_a_key_pair_is_made_once_and_its_files_are_named(tmp_path: Path) -> None:
     code, output, errors = run(tmp_path, "keys", "new", "server")
     assert (code, errors) == (0, "")
     assert "server.key: " in output

@@ -78,7 +78,7 @@ def measure_file(
         while not stop.is_set() and (chunk := list(islice(frames, _CHUNK_FRAMES))):
             resize_s = time.thread_time()
             images = [
-                fit_image(frame.picture, frame.rotation, engine.manifest.input) for frame in chunk
+                fit_image(frame.decoded, frame.rotation, engine.manifest.input) for frame in chunk
             ]
             alone.resize_s += time.thread_time() - resize_s
             warm.run(images)

@@ -281,7 +281,7 @@ def _extent(
 
 
 def _images(frames: Iterable[Frame], engine: Engine) -> Iterator[NetworkImage]:
-    return (fit_image(frame.picture, frame.rotation, engine.manifest.input) for frame in frames)
+    return (fit_image(frame.decoded, frame.rotation, engine.manifest.input) for frame in frames)
 
 
 def _measure_alone(

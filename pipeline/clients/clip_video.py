@@ -55,7 +55,7 @@ def _frame(received: PublishedFrame, image: Image.Image) -> Frame:
         index=received.index,
         pts_s=received.pts_s,
         capture_ns=received.capture_ns,
-        picture=av.VideoFrame.from_ndarray(pixels, format="rgb24"),
+        decoded=av.VideoFrame.from_ndarray(pixels, format="rgb24"),
     )
 
 

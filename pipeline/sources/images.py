@@ -53,7 +53,7 @@ class ImageSource(Source):
         first = next(self._frames, None)
         if first is None:
             raise InputError(f"{self._path}: none of its {len(paths)} images can be read")
-        self.width, self.height = first.picture.width, first.picture.height
+        self.width, self.height = first.decoded.width, first.decoded.height
         self.frame_count = None if self._config.loop else len(paths)
         self._first = iter([first])  # an iterator releases what it has yielded: megabytes
 
@@ -85,7 +85,7 @@ class ImageSource(Source):
     def _load(self, path: Path) -> Frame:
         timeline = Timeline()
         timeline.begin("decode")
-        picture = read_picture(path)
+        decoded = decode_image(path)
         timeline.end("decode")
         assert self.fps is not None
         return Frame(
@@ -93,7 +93,7 @@ class ImageSource(Source):
             index=self._index,
             pts_s=self._index / self.fps,
             capture_ns=time.time_ns(),
-            picture=picture,
+            decoded=decoded,
             timeline=timeline,
             file=path.name,
         )
@@ -106,7 +106,7 @@ class ImageSource(Source):
             _logger.warning("image_unreadable", extra=shown)
 
 
-def read_picture(path: Path) -> av.VideoFrame:
+def decode_image(path: Path) -> av.VideoFrame:
     """Read an image file as an upright RGB image.
 
     Raises:

@@ -89,7 +89,7 @@ class LiveSource(Source):
         first = next(self._frames, None)
         if first is None:
             raise SourceLostError(f"{redact(self._config.url)}: stopped before its first frame")
-        self.width, self.height = first.picture.width, first.picture.height
+        self.width, self.height = first.decoded.width, first.decoded.height
         self._first = iter([first])  # an iterator releases what it has yielded: megabytes
 
     def __iter__(self) -> Iterator[Frame]:

@@ -48,11 +48,11 @@ class PatternSource(Source):
             timeline = Timeline()
             timeline.begin("decode")
             capture_ns = time.time_ns()
-            picture = av.VideoFrame.from_ndarray(
+            decoded = av.VideoFrame.from_ndarray(
                 draw_pattern(self.width, self.height, index), "rgb24"
             )
             timeline.end("decode")
-            yield Frame(self.name, index, index / self.fps, capture_ns, picture, timeline=timeline)
+            yield Frame(self.name, index, index / self.fps, capture_ns, decoded, timeline=timeline)
 
     def close(self) -> None:
         """Do nothing: nothing is open."""

@@ -119,7 +119,7 @@ class VideoSource(Source):
             url = self._config.url
             advice = f"; {PIPE_ADVICE}" if is_fifo(local_path(url)) else ""
             raise InputError(f"{redact(url)}: the video contains no frames{advice}")
-        self.width, self.height = first.picture.width, first.picture.height
+        self.width, self.height = first.decoded.width, first.decoded.height
         rate = stream.average_rate or stream.guessed_rate
         self.fps = float(rate) if rate and self._has_clock else None
         is_one_round = not (self.live or self._config.loop or self._is_folder)
@@ -245,14 +245,14 @@ class VideoSource(Source):
             if self.live:  # waiting for the camera is not work
                 begin_ns = time.monotonic_ns()
             try:
-                pictures = packet.decode()
+                decoded_frames = packet.decode()
             except av.error.InvalidDataError:
                 self.corrupt += 1
                 continue
             except av.error.FFmpegError as error:
                 raise SourceLostError(reading_problem(self._config, error)) from None
-            for picture in pictures:
-                yield self._frame(picture, begin_ns)
+            for decoded in decoded_frames:
+                yield self._frame(decoded, begin_ns)
                 begin_ns = time.monotonic_ns()
 
     def _packets(self, stream: VideoStream) -> Iterator[av.Packet[VideoStream]]:
@@ -277,20 +277,20 @@ class VideoSource(Source):
             except (av.error.FFmpegError, OSError) as error:
                 raise SourceLostError(reading_problem(self._config, error)) from None
 
-    def _frame(self, picture: av.VideoFrame, begin_ns: int) -> Frame:
-        if problem := oversize(picture.width, picture.height):
+    def _frame(self, decoded: av.VideoFrame, begin_ns: int) -> Frame:
+        if problem := oversize(decoded.width, decoded.height):
             raise SourceLostError(f"{redact(self._config.url)}: {problem}")
         timeline = Timeline()
         timeline.start_ns["decode"] = begin_ns
         timeline.end("decode")
-        capture_ns, clock = self._capture(picture)
+        capture_ns, clock = self._capture(decoded)
         frame = Frame(
             source=self.name,
             index=self._index,
-            pts_s=picture.time if self._has_clock else None,
+            pts_s=decoded.time if self._has_clock else None,
             capture_ns=capture_ns,
-            picture=picture,
-            rotation=round(picture.rotation / 90) * 90 % 360,
+            decoded=decoded,
+            rotation=round(decoded.rotation / 90) * 90 % 360,
             timeline=timeline,
             clock=clock,
             file=Path(self._url).name if self._is_folder else None,
@@ -298,7 +298,7 @@ class VideoSource(Source):
         self._index += 1
         return frame
 
-    def _capture(self, picture: av.VideoFrame) -> tuple[int, Clock]:
+    def _capture(self, decoded: av.VideoFrame) -> tuple[int, Clock]:
         """Return when a frame was captured, UTC nanoseconds, and by which clock.
 
         RTCP sender reports relate a stream's times to the camera's clock (RFC 3550, 6.4.1); the
@@ -307,8 +307,8 @@ class VideoSource(Source):
         now_ns = time.time_ns()
         assert self._container is not None
         epoch_us = self._container.start_time_realtime if self.live else None
-        if epoch_us is not None and picture.time is not None:
-            sent_ns = epoch_us * 1000 + round(picture.time * 1e9)
+        if epoch_us is not None and decoded.time is not None:
+            sent_ns = epoch_us * 1000 + round(decoded.time * 1e9)
             if abs(sent_ns - now_ns) < _SENDER_CLOCK_TOLERANCE_NS:
                 return sent_ns, "sender"
         return now_ns, "receipt"

@@ -50,7 +50,7 @@ class PreprocessStage(Stage[Frame, Prepared]):
         (frame,) = items
         frame.timeline.begin("preprocess")
         try:
-            image = fit_image(frame.picture, frame.rotation, self._manifest.input)
+            image = fit_image(frame.decoded, frame.rotation, self._manifest.input)
         except (av.error.FFmpegError, MemoryError, OverflowError, ValueError) as error:
             self._context.meter.dropped(frame, "preprocess", "unreadable")
             shown = fields(source=frame.source, index=frame.index, reason=shorten(str(error)))

@@ -15,12 +15,12 @@ def test_every_loss_is_reported_also_by_a_subscriber_that_was_stopped():
         cwd=ROOT,
         check=True,
     )
-    alone, beside = json.loads(result.stdout)
+    alone, together = json.loads(result.stdout)
     assert (alone["reading"], alone["stopped"]) == (2, 0)
-    assert (beside["reading"], beside["stopped"]) == (2, 1)
-    for row in (alone, beside):
+    assert (together["reading"], together["stopped"]) == (2, 1)
+    for row in (alone, together):
         assert row["exact"]
         assert row["reported"] == row["lost_by_readers"] + row["lost_by_stopped"]
         assert 0 < row["p50_ms"] <= row["p99_ms"] <= row["max_ms"]
         assert 0 < row["cpu_max_ms"] <= row["max_ms"] + 0.1
-    assert beside["lost_by_stopped"] > 0
+    assert together["lost_by_stopped"] > 0

@@ -35,7 +35,7 @@ def _axes(box: list[float]) -> dict[str, Any]:
 
 @pytest.fixture
 def draw_ellipses(tmp_path: Path) -> Callable[..., EllipseFolder]:
-    """Draw pictures of one red and one blue ellipse each.
+    """Draw images of one red and one blue ellipse each.
 
     ``instances.json`` has their outlines as polygons; ``boxes.json`` the same without outlines;
     ``keypoints.json`` the red ones alone, with the ends of their axes, of which the lower is hidden
@@ -48,8 +48,8 @@ def draw_ellipses(tmp_path: Path) -> Callable[..., EllipseFolder]:
         folder.mkdir()
         images, annotations = [], []
         for index in range(count):
-            picture = Image.fromarray(rng.integers(90, 130, (height, width, 3), dtype=np.uint8))
-            pen = ImageDraw.Draw(picture)
+            image = Image.fromarray(rng.integers(90, 130, (height, width, 3), dtype=np.uint8))
+            pen = ImageDraw.Draw(image)
             for half, (category, colour) in enumerate([(7, "red"), (3, "blue")]):
                 cx = width * (0.27 + 0.46 * half) + rng.uniform(-5, 5)
                 cy = height / 2 + rng.uniform(-10, 10)
@@ -69,7 +69,7 @@ def draw_ellipses(tmp_path: Path) -> Callable[..., EllipseFolder]:
                     }
                 )
             name = f"{index}.png"
-            picture.save(folder / name)
+            image.save(folder / name)
             images.append({"id": 100 + index, "file_name": name, "width": width, "height": height})
         categories = [{"id": 7, "name": "red"}, {"id": 3, "name": "blue"}]
         content = {"images": images, "annotations": annotations, "categories": categories}

@@ -85,7 +85,7 @@ def test_the_default_bundle_turns_back_into_a_network() -> None:
     assert {key for key, value in before.items() if value.ndim > 1} <= changed
 
 
-def test_a_bundle_of_another_network_is_told_apart() -> None:
+def test_a_bundle_of_another_network_is_recognised() -> None:
     network = build_network(network_config("lite0-fpn", ("cat", "dog")))
     with pytest.raises(InputError, match="of another network"):
         load_bundle_weights(network, open_bundle("default"))
@@ -293,8 +293,8 @@ def test_halved_weights_halve_the_file_and_keep_their_values(
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory, parity: Any) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory, parity: Any) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     for seed in range(4):
         Image.fromarray(parity.draw_people(160, 256, seed=seed)).save(folder / f"{seed}.png")
     (folder / "captions.txt").touch()
@@ -302,10 +302,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, parity: Any) -> Path:
 
 
 def test_int8_computes_nearly_what_its_bundle_computes(
-    float_default: Bundle, pictures: Path, tmp_path: Path, parity: Any
+    float_default: Bundle, images: Path, tmp_path: Path, parity: Any
 ) -> None:
     coarse = build(
-        float_default.path, tmp_path / "b", precision="int8", size=256, calibration=pictures
+        float_default.path, tmp_path / "b", precision="int8", size=256, calibration=images
     )
     assert coarse.manifest.precision == "int8"
     assert coarse.manifest.labels == float_default.manifest.labels
@@ -327,9 +327,9 @@ def test_int8_computes_nearly_what_its_bundle_computes(
 
 
 def test_int8_keeps_the_ranges_of_a_bundle_that_has_them(
-    float_default: Bundle, pictures: Path, tmp_path: Path
+    float_default: Bundle, images: Path, tmp_path: Path
 ) -> None:
-    first = build(float_default.path, tmp_path / "a", precision="int8", calibration=pictures)
+    first = build(float_default.path, tmp_path / "a", precision="int8", calibration=images)
     again = build(first.path, tmp_path / "b", precision="int8", size=(128, 192))
     assert again.manifest.input == FixedInput(128, 192, float_default.manifest.input.pad_value)
     assert again.manifest.graphs.detector.sha256 == first.manifest.graphs.detector.sha256

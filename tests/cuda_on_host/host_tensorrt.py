@@ -33,7 +33,7 @@ from maskcast.engines.tensorrt.plan import LoadedPlan
 
 HEIGHT, WIDTH, MAX_BATCH = 64, 96, 4
 
-# Scores follow the picture's mean, boxes its content's size, masks the picture inside the box: an
+# Scores follow the image's mean, boxes its content's size, masks the image inside the box: an
 # upload, a size or an order that is wrong changes the result.
 DETECTOR = """
 <ir_version: 10, opset_import: ["" : 18]>

@@ -330,7 +330,7 @@ def test_a_missing_graph_is_found(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("picture", "shape", "content"),
+    ("image", "shape", "content"),
     [
         ((1080, 1920), (288, 512), (288, 512)),
         ((1920, 1080), (512, 288), (512, 288)),
@@ -342,13 +342,13 @@ def test_a_missing_graph_is_found(bundle: Path) -> None:
     ],
 )
 def test_the_longest_side_is_kept(
-    picture: tuple[int, int], shape: tuple[int, int], content: tuple[int, int]
+    image: tuple[int, int], shape: tuple[int, int], content: tuple[int, int]
 ) -> None:
-    assert LongestSideInput(512).shape(*picture) == (shape, content)
+    assert LongestSideInput(512).shape(*image) == (shape, content)
 
 
 @pytest.mark.parametrize(
-    ("picture", "content"),
+    ("image", "content"),
     [
         ((1080, 1920), (320, 569)),
         ((1920, 1080), (320, 180)),
@@ -358,9 +358,9 @@ def test_the_longest_side_is_kept(
     ],
 )
 def test_a_fixed_shape_holds_the_whole_image(
-    picture: tuple[int, int], content: tuple[int, int]
+    image: tuple[int, int], content: tuple[int, int]
 ) -> None:
-    assert FixedInput(320, 576).shape(*picture) == ((320, 576), content)
+    assert FixedInput(320, 576).shape(*image) == ((320, 576), content)
 
 
 SIDES = st.integers(1, 9000)

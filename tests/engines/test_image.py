@@ -25,8 +25,8 @@ def quarters(height: int, width: int) -> NDArray[np.uint8]:
 
 
 def frame(rgb: NDArray[np.uint8], pixel_format: str = "rgb24") -> av.VideoFrame:
-    picture = av.VideoFrame.from_ndarray(rgb, "rgb24")
-    return picture if pixel_format == "rgb24" else picture.reformat(format=pixel_format)
+    decoded = av.VideoFrame.from_ndarray(rgb, "rgb24")
+    return decoded if pixel_format == "rgb24" else decoded.reformat(format=pixel_format)
 
 
 def corners(pixels: NDArray[np.uint8]) -> list[tuple[int, ...]]:
@@ -79,9 +79,9 @@ def test_the_range_of_brightness_is_honoured(source_range: str) -> None:
     luma = np.full((64, 96), black, np.uint8)
     luma[:, 48:] = white
     planes = np.concatenate([luma.reshape(-1), np.full(2 * 32 * 48, 128, np.uint8)])
-    picture = av.VideoFrame.from_ndarray(planes.reshape(96, 96), "yuv420p")
-    picture.color_range = kind
-    image = fit_image(picture, 0, FixedInput(64, 96))
+    decoded = av.VideoFrame.from_ndarray(planes.reshape(96, 96), "yuv420p")
+    decoded.color_range = kind
+    image = fit_image(decoded, 0, FixedInput(64, 96))
     assert_close(image.pixels[:, :40], 0, within=2)
     assert_close(image.pixels[:, 56:], 255, within=2)
 
@@ -94,9 +94,9 @@ def test_the_colour_space_is_honoured() -> None:
     planes[64:80], planes[80:] = 90, 200  # blue and red differences
     found = []
     for space in (Colorspace.ITU601, Colorspace.ITU709):
-        picture = av.VideoFrame.from_ndarray(planes, "yuv420p")
-        picture.colorspace = space
-        found.append(fit_image(picture, 0, FixedInput(64, 64)).pixels[32, 32].astype(int))
+        decoded = av.VideoFrame.from_ndarray(planes, "yuv420p")
+        decoded.colorspace = space
+        found.append(fit_image(decoded, 0, FixedInput(64, 64)).pixels[32, 32].astype(int))
     # ITU-R BT.601 and BT.709: red = 1.164 (Y - 16) + 1.596 or 1.793 (Cr - 128)
     assert_close(found[0][0], 1.164 * 104 + 1.596 * 72, within=3)
     assert_close(found[1][0], min(1.164 * 104 + 1.793 * 72, 255), within=3)
@@ -157,13 +157,13 @@ def test_shrinking_averages_instead_of_skipping() -> None:
 
 
 def test_threads_do_not_share_a_scaler() -> None:
-    pictures = [frame(quarters(240, 320), "yuv420p"), frame(quarters(200, 200), "yuv444p")]
-    expected = [fit_image(picture, 0, LongestSideInput(128)).pixels for picture in pictures]
+    decoded = [frame(quarters(240, 320), "yuv420p"), frame(quarters(200, 200), "yuv444p")]
+    expected = [fit_image(one, 0, LongestSideInput(128)).pixels for one in decoded]
     wrong = []
 
     def work(index: int) -> None:
         for _ in range(30):
-            pixels = fit_image(pictures[index], 0, LongestSideInput(128)).pixels
+            pixels = fit_image(decoded[index], 0, LongestSideInput(128)).pixels
             if not np.array_equal(pixels, expected[index]):
                 wrong.append(index)
 

@@ -28,7 +28,7 @@ def crops(draw):
 
 
 @st.composite
-def boxes_in_pictures(draw):
+def boxes_in_images(draw):
     """A box that may lie on the border, be a pixel or nothing, or (rarely) lie outside."""
     width, height = draw(st.integers(1, 200)), draw(st.integers(1, 200))
     slack = draw(st.sampled_from([0, 0, 0, 30]))
@@ -42,12 +42,12 @@ def boxes_in_pictures(draw):
 
 
 def whole(patch, width, height):
-    picture = np.zeros((height, width), dtype=bool)
+    image = np.zeros((height, width), dtype=bool)
     rows, columns = patch.pixels.shape
     assert 0 <= patch.x0 <= patch.x0 + columns <= width
     assert 0 <= patch.y0 <= patch.y0 + rows <= height
-    picture[patch.y0 : patch.y0 + rows, patch.x0 : patch.x0 + columns] = patch.pixels
-    return picture
+    image[patch.y0 : patch.y0 + rows, patch.x0 : patch.x0 + columns] = patch.pixels
+    return image
 
 
 def torchvision_probability(crop, box, width, height):
@@ -66,7 +66,7 @@ def meets(box, width, height):
 
 
 @settings(max_examples=200, deadline=None)
-@given(crop=crops(), place=boxes_in_pictures())
+@given(crop=crops(), place=boxes_in_images())
 def test_a_pasted_mask_has_the_pixels_that_torchvision_gives(crop, place):
     box, width, height = place
     mine = whole(paste_mask(crop, box, width, height), width, height)
@@ -121,7 +121,7 @@ def test_an_empty_crop_has_no_pixels():
 
 
 @settings(max_examples=50, deadline=None)
-@given(crop=crops(), place=boxes_in_pictures())
+@given(crop=crops(), place=boxes_in_images())
 def test_a_patch_is_tight(crop, place):
     patch = paste_mask(crop, *place)
     crossings = crop_crossings(crop, *place)

@@ -9,67 +9,67 @@ from maskcast.engines.rle import compress_runs, decode_runs, decompress_runs, en
 
 
 @st.composite
-def pictures(draw):
+def images(draw):
     """Bool images from empty to full, from speckles to blocks that reach every border."""
     height, width = draw(st.integers(1, 60)), draw(st.integers(1, 60))
-    picture = np.zeros((height, width), dtype=bool)
+    image = np.zeros((height, width), dtype=bool)
     for _ in range(draw(st.integers(0, 4))):
         y1, y2 = sorted((draw(st.integers(0, height)), draw(st.integers(0, height))))
         x1, x2 = sorted((draw(st.integers(0, width)), draw(st.integers(0, width))))
-        picture[y1:y2, x1:x2] ^= True
+        image[y1:y2, x1:x2] ^= True
     if draw(st.booleans()):
         seed = draw(st.integers(0, 2**32 - 1))
-        picture ^= np.random.default_rng(seed).random((height, width)) < 0.1
-    return picture
+        image ^= np.random.default_rng(seed).random((height, width)) < 0.1
+    return image
 
 
-def crossings_of(picture):
+def crossings_of(image):
     """Find crossings the plain way: where a pixel differs from the one above it."""
-    column, row = np.nonzero(np.diff(np.pad(picture, ((1, 1), (0, 0))).astype(int), axis=0).T)
+    column, row = np.nonzero(np.diff(np.pad(image, ((1, 1), (0, 0))).astype(int), axis=0).T)
     return Crossings(column, row)
 
 
-def theirs(picture):
-    return coco.encode(np.asfortranarray(picture.astype(np.uint8)))["counts"]
+def theirs(image):
+    return coco.encode(np.asfortranarray(image.astype(np.uint8)))["counts"]
 
 
-def mine(picture):
-    height, width = picture.shape
-    return compress_runs([encode_runs(crossings_of(picture), width, height)])[0]
+def mine(image):
+    height, width = image.shape
+    return compress_runs([encode_runs(crossings_of(image), width, height)])[0]
 
 
 @settings(max_examples=300, deadline=None)
-@given(picture=pictures())
-def test_counts_equal_those_of_coco_byte_for_byte(picture):
-    assert mine(picture) == theirs(picture)
+@given(image=images())
+def test_counts_equal_those_of_coco_byte_for_byte(image):
+    assert mine(image) == theirs(image)
 
 
 @settings(max_examples=100, deadline=None)
-@given(picture=pictures())
-def test_counts_decode_to_the_same_pixels(picture):
-    height, width = picture.shape
-    x0, y0, pixels = decode_runs(decompress_runs(theirs(picture), width * height), width, height)
-    full = np.zeros_like(picture)
+@given(image=images())
+def test_counts_decode_to_the_same_pixels(image):
+    height, width = image.shape
+    x0, y0, pixels = decode_runs(decompress_runs(theirs(image), width * height), width, height)
+    full = np.zeros_like(image)
     full[y0 : y0 + pixels.shape[0], x0 : x0 + pixels.shape[1]] = pixels
-    assert np.array_equal(full, picture)
+    assert np.array_equal(full, image)
     if pixels.size:
         assert all(side.any() for side in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]))
 
 
 @settings(max_examples=100, deadline=None)
-@given(picture=pictures())
-def test_filled_crossings_are_the_image(picture):
-    x0, y0, pixels = fill_crossings(crossings_of(picture))
-    full = np.zeros_like(picture)
+@given(image=images())
+def test_filled_crossings_are_the_image(image):
+    x0, y0, pixels = fill_crossings(crossings_of(image))
+    full = np.zeros_like(image)
     full[y0 : y0 + pixels.shape[0], x0 : x0 + pixels.shape[1]] = pixels
-    assert np.array_equal(full, picture)
+    assert np.array_equal(full, image)
 
 
 def test_many_masks_compress_as_each_alone_does():
     rng = np.random.default_rng(1)
     some = [rng.random((37, 53)) < p for p in (0, 0.01, 0.5, 1)]
-    runs = [encode_runs(crossings_of(picture), 53, 37) for picture in some]
-    assert compress_runs(runs) == [theirs(picture) for picture in some]
+    runs = [encode_runs(crossings_of(image), 53, 37) for image in some]
+    assert compress_runs(runs) == [theirs(image) for image in some]
     assert compress_runs([]) == []
 
 

@@ -27,7 +27,7 @@ def as_before() -> Iterator[None]:
 def test_an_event_is_one_line_of_keys_and_values(capsys) -> None:
     configure()
     logger.warning(
-        "source_state", extra=fields(source="door", state="stalled", reason="no picture", gone=None)
+        "source_state", extra=fields(source="door", state="stalled", reason="no frame", gone=None)
     )
     (line,) = capsys.readouterr().err.splitlines()
     time, rest = line.split(" ", 1)
@@ -35,7 +35,7 @@ def test_an_event_is_one_line_of_keys_and_values(capsys) -> None:
     assert time.endswith("Z")
     assert rest == (
         "level=warning event=source_state source=door state=stalled "
-        'reason="no picture" logger=maskcast.pipeline.test'
+        'reason="no frame" logger=maskcast.pipeline.test'
     )
 
 

@@ -171,9 +171,11 @@ def test_absent_cameras_are_retried_until_the_pipeline_is_stopped(
     finally:
         pipeline.stop()
         pipeline.join()
-    told = [record.fields for record in caplog.records if record.msg == "source_unreachable"]
-    assert [fields["source"] for fields in told].count(kinds[0]) == 1  # while the cause is the same
-    assert "secret" not in repr(told) + repr(pipeline.stats())
+    events = [record.fields for record in caplog.records if record.msg == "source_unreachable"]
+    assert [fields["source"] for fields in events].count(
+        kinds[0]
+    ) == 1  # while the cause is the same
+    assert "secret" not in repr(events) + repr(pipeline.stats())
 
 
 def test_a_run_over_files_goes_on_while_a_camera_may_still_come(

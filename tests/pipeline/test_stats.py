@@ -61,7 +61,7 @@ def test_a_batch_works_once_for_all_its_frames() -> None:
     assert stats.stages["infer"].busy == pytest.approx(0.010 / 0.054)
 
 
-def test_drops_are_told_apart_by_stage_and_reason() -> None:
+def test_drops_are_counted_by_stage_and_reason() -> None:
     meter = Meter(["a", "b"])
     for index in range(5):
         frame = make_frame("a", index, at_ms=index)
@@ -117,7 +117,7 @@ def test_nothing_has_happened_yet() -> None:
     assert not stats.stages
 
 
-def test_what_a_source_is_doing_is_told_until_its_end() -> None:
+def test_the_state_of_a_source_is_known_until_its_end() -> None:
     meter = Meter(["a"])
     assert meter.stats().sources[0].state is SourceState.CONNECTING
     meter.changed("a", StateChange(SourceState.RECONNECTING, "connection refused", 3))
@@ -132,7 +132,7 @@ def test_what_a_source_is_doing_is_told_until_its_end() -> None:
     assert (source.state, source.detail, source.reconnects) == ("ended", "stopped", 3)
 
 
-def test_waiting_before_a_stage_is_told_apart_from_its_work() -> None:
+def test_waiting_before_a_stage_is_measured_apart_from_its_work() -> None:
     meter = Meter(["a"])
     for index in range(10):
         frame = make_frame("a", index, at_ms=100 * index, work_ms=10)

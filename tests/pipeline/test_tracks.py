@@ -78,9 +78,7 @@ def test_each_source_has_tracks_of_its_own(make_clip, timed_engine) -> None:
     assert sorted(track_ids(engine, *clips)) == [[0]] * 6 + [[1]] * 21
 
 
-def test_subscribers_get_ids_and_are_told_of_the_end_of_tracks(
-    make_clip, crossing, free_port
-) -> None:
+def test_subscribers_receive_ids_and_the_end_of_tracks(make_clip, crossing, free_port) -> None:
     endpoint = f"tcp://127.0.0.1:{free_port}"
     listener = Listener(endpoint)
     publish = {"endpoint": endpoint, "wait_subscribers": 1}

@@ -1,4 +1,4 @@
-"""Who publishes to a subscriber under test: what a pipeline would, or whatever it is told."""
+"""Publishers for the tests of subscribers: what a pipeline sends, or any messages."""
 
 import time
 
@@ -17,7 +17,7 @@ from maskcast.pipeline.wire.message import (
 )
 
 NAMES = ("background", "person")
-PICTURE = av.VideoFrame(64, 48)
+DECODED = av.VideoFrame(64, 48)
 
 
 def seen(count=2):
@@ -28,11 +28,11 @@ def seen(count=2):
 
 
 def frame(source="cam1", index=0):
-    return Frame(source, index, index / 25, time.time_ns(), PICTURE)
+    return Frame(source, index, index / 25, time.time_ns(), DECODED)
 
 
 class Script:
-    """A publisher that sends exactly the messages it is told to, however wrong they are."""
+    """A publisher that sends exactly the messages it is given, however wrong they are."""
 
     def __init__(self):
         self._context = zmq.Context()

@@ -27,7 +27,7 @@ def frame(
         index=index,
         pts_s=index / 25 if pts_s is None else pts_s,
         capture_ns=1_700_000_000_000_000_000 + index * 40_000_000,
-        picture=av.VideoFrame.from_ndarray(pixels, format="rgb24"),
+        decoded=av.VideoFrame.from_ndarray(pixels, format="rgb24"),
         rotation=rotation,
     )
 

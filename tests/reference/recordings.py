@@ -1,4 +1,4 @@
-"""Messages for recordings, and functions that run beside a test."""
+"""Messages for recordings, and functions that run during a test."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from publishers import PICTURE
+from publishers import DECODED
 
 from maskcast.engines.instances import Instances
 from maskcast.engines.keypoints import COCO_PERSON
@@ -98,7 +98,7 @@ class Studio:
                     publisher.event(source, name, **data)
                 for source, scene in list(self.scenes.items()):
                     publisher.publish(
-                        Frame(source, index, index / 20, time.time_ns(), PICTURE),
+                        Frame(source, index, index / 20, time.time_ns(), DECODED),
                         scene.instances,
                         jpeg=scene.jpeg,
                         zones=scene.zones,

@@ -33,7 +33,7 @@ def network():
 @pytest.fixture
 def saved(network, tmp_path: Path) -> Path:
     path = tmp_path / "model.pth"
-    save_model(path, CONFIG, network.state_dict(), {"pictures": 3})
+    save_model(path, CONFIG, network.state_dict(), {"images": 3})
     return path
 
 
@@ -49,7 +49,7 @@ def test_the_file_is_of_tensors_and_builtins_alone(saved: Path) -> None:
     content = torch.load(saved, weights_only=True)
     assert content["format"] == 1
     assert content["labels"] == ["person", "dog"]
-    assert content["training"] == {"pictures": 3}
+    assert content["training"] == {"images": 3}
     assert content["network"]["backbone"] == "lite0"
 
 

@@ -122,7 +122,7 @@ def test_a_limit_scores_the_first_images(draw_ellipses) -> None:
         folder.annotations,
         LABELS,
         limit=2,
-        track=lambda pictures: shown.extend(pictures) or pictures,
+        track=lambda entries: shown.extend(entries) or entries,
     )
     assert scores["images"] == oracle.next == len(shown) == 2
     assert scores["segm"]["AP"] == pytest.approx(1.0)
@@ -185,8 +185,8 @@ def test_a_torch_network_predicts_in_pixels_of_the_image(with_masks: bool) -> No
     network = build_network(config).eval()
     network.roi_heads.score_thresh = 0.0
     network.transform.min_size, network.transform.max_size = (96,), 96
-    picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    prediction = torch_predictor(network)(picture)
+    rgb = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    prediction = torch_predictor(network)(rgb)
     assert len(prediction.boxes) == len(prediction.scores) == len(prediction.labels) > 0
     assert prediction.boxes[:, 2].max() <= 60
     assert prediction.boxes[:, 3].max() <= 40

@@ -131,7 +131,7 @@ def detector() -> onnx.ModelProto:
     return model
 
 
-def picture(batch=2):
+def random_images(batch=2):
     """Drawings with the photograph of a person in them: there is something to find."""
     drawn = np.stack([draw_people(HEIGHT, WIDTH, seed) for seed in range(batch)])
     images = drawn.transpose(0, 3, 1, 2).astype("f4")
@@ -140,9 +140,9 @@ def picture(batch=2):
 
 @needs_default
 def test_preparing_the_default_detector_changes_nothing_but_rounding():
-    before = run(float_detector(), picture())
+    before = run(float_detector(), random_images())
     model = detector()
-    after = run(model, picture())
+    after = run(model, random_images())
     kept = {"BatchNormalization", "Pad", "NonZero", "Loop", "If"} & set(operators(model))
     assert kept == set()
     np.testing.assert_array_equal(after["counts"], before["counts"])
@@ -180,10 +180,10 @@ def test_in_half_every_operator_that_decides_about_boxes_takes_float32():
 
 @needs_default
 def test_the_default_detector_in_half_finds_the_same_as_in_float32():
-    before = run(detector(), picture())
+    before = run(detector(), random_images())
     model = detector()
     compute_in_float16(model)
-    after = run(model, picture())
+    after = run(model, random_images())
     for name in ("p2", "p3", "p4", "p5"):
         assert after[name].dtype == np.float16
         scale = np.abs(before[name]).max()

@@ -1,6 +1,6 @@
 """The very graphs that TensorRT gets, in fp16 and int8, see what torchvision sees in fp32.
 
-onnxruntime runs them, and OpenVINO where it can. Pictures are a photograph of a person pasted into
+onnxruntime runs them, and OpenVINO where it can. Images are a photograph of a person pasted into
 drawings, so that something is always compared; and those of MASKCAST_PHOTOS, where it names a
 folder.
 """
@@ -70,18 +70,18 @@ def photographs() -> list[Any]:
 
 
 @pytest.fixture(scope="module", params=["drawn", "photographed"])
-def pictures(request: pytest.FixtureRequest, parity: Any) -> list[Any]:
-    """Pictures to calibrate with and to compare on, half and half."""
+def images(request: pytest.FixtureRequest, parity: Any) -> list[Any]:
+    """Images to calibrate with and to compare on, half and half."""
     if request.param == "photographed":
         return photographs()
     return [parity.fit(parity.draw_people(*SIZE, seed=seed)) for seed in range(12)]
 
 
 @pytest.fixture(scope="module")
-def truths(pictures: list[Any], parity: Any) -> list[Any]:
+def truths(images: list[Any], parity: Any) -> list[Any]:
     network = parity.default_network
     found = []
-    for image in pictures[len(pictures) // 2 :]:
+    for image in images[len(images) // 2 :]:
         height, width = image.content
         truth = parity.see_with_torchvision(network, image.pixels[:height, :width], SIZE)
         found.append(truth)
@@ -90,7 +90,7 @@ def truths(pictures: list[Any], parity: Any) -> list[Any]:
 
 @pytest.fixture(scope="module", params=list(TOLERANCES))
 def prepared(
-    request: pytest.FixtureRequest, pictures: list[Any], tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, images: list[Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Bundle:
     """The default bundle with its graphs as ``builder.tensorrt`` hands them to TensorRT."""
     default = open_bundle("default")
@@ -98,7 +98,7 @@ def prepared(
     paths = [path for path in (default.detector, default.segmenter) if path is not None]
     graphs = {path.stem: onnx.load(path) for path in paths}
     if request.param == "int8":
-        quantise_graphs(graphs, pictures[: len(pictures) // 2])
+        quantise_graphs(graphs, images[: len(images) // 2])
     for name, graph in graphs.items():
         prepare_graph(graph, request.param, SIZE, folder / f"{name}.onnx")
         onnx.save(graph, folder / f"{name}.onnx")
@@ -163,7 +163,7 @@ def plain_session(model: Any, options: Any = None, **named: Any) -> Any:
 
 def test_what_tensorrt_gets_sees_what_torchvision_sees(
     prepared: Bundle,
-    pictures: list[Any],
+    images: list[Any],
     truths: list[Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -171,7 +171,7 @@ def test_what_tensorrt_gets_sees_what_torchvision_sees(
         # Its optimiser makes infinities of float16 scales (1.32); the graph as it stands has none.
         monkeypatch.setattr(onnxruntime, "InferenceSession", plain_session)
     engine = OnnxRuntimeEngine(prepared)
-    figures = compare(engine, pictures[len(pictures) // 2 :], truths)
+    figures = compare(engine, images[len(images) // 2 :], truths)
     assert_within(figures, TOLERANCES[prepared.manifest.precision])
 
 
@@ -180,11 +180,11 @@ def test_what_tensorrt_gets_sees_what_torchvision_sees(
 @pytest.mark.parametrize("prepared", ["fp32"], indirect=True)
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_openvino_sees_the_same(
-    prepared: Bundle, precision: str, pictures: list[Any], truths: list[Any]
+    prepared: Bundle, precision: str, images: list[Any], truths: list[Any]
 ) -> None:
     manifest = replace(prepared.manifest, precision=precision)
     folder = prepared.path if precision == "fp32" else open_bundle("default").path
     engine = OpenVinoEngine(Bundle(folder, manifest))
-    figures = compare(engine, pictures[len(pictures) // 2 :], truths)
+    figures = compare(engine, images[len(images) // 2 :], truths)
     engine.close()
     assert_within(figures, TOLERANCES[precision])

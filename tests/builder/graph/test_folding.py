@@ -125,7 +125,7 @@ def padded(**values):
     return model_of(PADDED, weight=weight, **values)
 
 
-def test_zeros_around_a_image_become_the_convolutions_own():
+def test_zeros_around_an_image_become_the_convolutions_own():
     model = padded()
     before = run(model)
     fold_pads(model)

@@ -59,7 +59,7 @@ def test_without_nvcc_the_error_says_what_to_install(tmp_path, monkeypatch):
         compile_kernels(tmp_path / "kernels.fatbin")
 
 
-def test_the_shipped_binary_was_made_from_the_sources_beside_it():
+def test_the_shipped_binary_was_made_from_the_sources_next_to_it():
     record = msgspec.json.decode((PLUGINS / "kernels.json").read_bytes(), type=KernelsRecord)
     assert record.sources == source_hashes(), (
         "run `python -m maskcast.builder.tensorrt.kernels` and commit the result"

@@ -45,7 +45,7 @@ for name, version in PLUGINS.items():
 needs_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="needs an x86-64 processor")
 
 
-def test_the_shipped_library_was_made_from_the_sources_beside_it():
+def test_the_shipped_library_was_made_from_the_sources_next_to_it():
     record = msgspec.json.decode((SHIPPED / "library.json").read_bytes(), type=LibraryRecord)
     assert record.sources == library_sources(), (
         "run `python -m maskcast.builder.tensorrt.plugin_library --tensorrt-headers DIR`"

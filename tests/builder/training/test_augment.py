@@ -47,7 +47,7 @@ def test_doubling_the_size_doubles_boxes_and_masks() -> None:
     assert np.array_equal(augment.boxes_of_masks(doubled.masks), doubled.boxes)
 
 
-def test_a_crop_draws_boxes_anew_around_what_is_left_of_the_masks() -> None:
+def test_a_crop_fits_boxes_to_what_is_left_of_the_masks() -> None:
     cropped = augment.crop(example(), left=20, top=0, size=32)
     assert cropped.boxes.tolist() == [[0, 5, 10, 25], [15, 20, 32, 32]]
     assert cropped.labels.tolist() == [1, 2]
@@ -131,7 +131,7 @@ def test_the_same_generator_state_gives_the_same_augmentation() -> None:
 
 
 def person(left: int, top: int, right: int, bottom: int) -> Example:
-    """A image of 60 x 40 with one white instance."""
+    """An image of 60 x 40 with one white instance."""
     masks = np.zeros((1, 40, 60), np.uint8)
     masks[0, top:bottom, left:right] = 1
     image = np.zeros((40, 60, 3), np.uint8)

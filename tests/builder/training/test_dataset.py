@@ -78,11 +78,11 @@ def test_only_instances_of_fully_annotated_images_are_pasted(draw_ellipses) -> N
     some = InstanceDataset(folder.images, folder.annotations, masks="some")
     recipe = msgspec.structs.replace(RECIPE, paste=1.0)
     alone = AugmentedDataset([some], recipe, seed=0)
-    beside = AugmentedDataset(
+    others = AugmentedDataset(
         [some, InstanceDataset(folder.images, folder.annotations)], recipe, seed=0
     )
     assert len(alone[0, 0][1]["boxes"]) == 2
-    assert max(len(beside[epoch, 0][1]["boxes"]) for epoch in range(5)) > 2
+    assert max(len(others[epoch, 0][1]["boxes"]) for epoch in range(5)) > 2
 
 
 def test_annotations_without_masks_are_an_input_error_where_masks_are_needed(
@@ -99,7 +99,7 @@ def test_missing_paths_are_input_errors(draw_ellipses, tmp_path: Path) -> None:
         InstanceDataset(folder.images, tmp_path / "absent.json")
     with pytest.raises(InputError, match="no such folder"):
         InstanceDataset(tmp_path / "absent", folder.annotations)
-    (folder.images / "1.png").write_bytes(b"no picture")
+    (folder.images / "1.png").write_bytes(b"no image")
     with pytest.raises(InputError, match="not an image"):
         InstanceDataset(folder.images, folder.annotations).read(1)
     (folder.images / "0.png").unlink()

@@ -25,7 +25,7 @@ def test_a_resumed_log_drops_what_came_after_the_checkpoint(tmp_path: Path) -> N
     assert json.loads(lines[-1])["losses"] == {"mask": 0.4}
 
 
-def test_the_plot_is_a_image_even_of_an_empty_log(tmp_path: Path) -> None:
+def test_the_plot_is_an_image_even_of_an_empty_log(tmp_path: Path) -> None:
     log = TrainingLog(tmp_path, 0)
     log.plot()
     empty = (tmp_path / "metrics.png").read_bytes()

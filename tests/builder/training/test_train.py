@@ -292,7 +292,7 @@ def test_images_loaded_by_another_process_give_the_same_weights(run) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_image_is_an_input_error_of_one_line(run, workers: int) -> None:
     config = run(workers=workers)
-    (config.images / "1.png").write_bytes(b"no picture")
+    (config.images / "1.png").write_bytes(b"no image")
     with pytest.raises(InputError) as caught:
         silently(config)
     assert str(caught.value).startswith(f"{config.images / '1.png'}: not an image")

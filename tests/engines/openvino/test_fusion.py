@@ -46,7 +46,7 @@ def convolved(
     return op.add(op.convolution(node, weight, [1, 1], around, around, [1, 1]), bias)
 
 
-def picture(channels: int = CHANNELS) -> Any:
+def image_input(channels: int = CHANNELS) -> Any:
     return op.parameter([1, channels, SIDE, SIDE], np.float32)
 
 
@@ -72,7 +72,7 @@ def changed(model: ov.Model, rewrite: Any) -> tuple[list[Any], list[Any]]:
 
 
 def residual_block() -> ov.Model:
-    images = picture()
+    images = image_input()
     shortcut = quantised(op.relu(convolved(quantised(images, 3), CHANNELS, CHANNELS)), 3)
     branch = quantised(op.relu(convolved(shortcut, CHANNELS, CHANNELS, 3, seed=2)), 3)
     total = op.relu(op.add(convolved(branch, CHANNELS, CHANNELS, seed=4), shortcut))
@@ -103,7 +103,7 @@ def kinds_of_inputs(node: ov.Node) -> list[str]:
 
 
 def test_values_that_are_never_negative_get_half_the_rounding_error() -> None:
-    images = picture()
+    images = image_input()
     exact = op.relu(images)
     model = ov.Model([op.result(quantised(exact, 3)), op.result(exact)], [images], "relu")
     (before, truth), (after, _) = changed(model, use_unsigned_bytes)
@@ -114,7 +114,7 @@ def test_values_that_are_never_negative_get_half_the_rounding_error() -> None:
 
 
 def test_relu6_as_onnx_clips_it_counts_as_never_negative() -> None:
-    images = picture()
+    images = image_input()
     clipped = op.minimum(op.maximum(images, np.float32(0)), np.float32(6))
     model = ov.Model([op.result(quantised(clipped, 6))], [images], "relu6")
     use_unsigned_bytes(model)
@@ -123,14 +123,14 @@ def test_relu6_as_onnx_clips_it_counts_as_never_negative() -> None:
 
 
 def test_values_that_may_be_negative_stay_symmetric() -> None:
-    model = ov.Model([op.result(quantised(images := picture(), 3))], [images], "any")
+    model = ov.Model([op.result(quantised(images := image_input(), 3))], [images], "any")
     before = kinds(model)
     use_unsigned_bytes(model)
     assert kinds(model) == before
 
 
 def pooled(active: bool) -> ov.Model:
-    images = picture()
+    images = image_input()
     source = op.relu(images) if active else images
     pool = op.max_pool(source, [2, 2], [1, 1], [1, 1], [1, 1], [3, 3], index_element_type="i32")
     return ov.Model([op.result(quantised(pool.output(0), 3))], [images], "pool")
@@ -151,7 +151,7 @@ def test_pooling_of_signed_values_is_not_moved() -> None:
 
 
 def heads(channels: int) -> ov.Model:
-    images = picture()
+    images = image_input()
     shared = op.relu(images)
     results = [
         op.result(convolved(shared, CHANNELS, outputs, seed=outputs, int8=False))

@@ -41,7 +41,7 @@ def engine(host_driver, bundle, doubles):
     assert [error for context in doubles.contexts for error in context.errors] == []
 
 
-def pictures(count, seed=0):
+def make_images(count, seed=0):
     rng = np.random.default_rng(seed)
     images = []
     for i in range(count):
@@ -97,7 +97,7 @@ def assert_same(found, wanted):
 
 @pytest.mark.parametrize("count", [1, 2, MAX_BATCH])
 def test_a_batch_gives_what_its_images_give_alone(engine, bundle, count):
-    images = pictures(count)
+    images = make_images(count)
     found = engine.segment(engine.detect(images, 0.1))
     wanted = reference(bundle, images, 0.1)
     assert [len(one) for one in wanted] == [2] * count
@@ -106,14 +106,14 @@ def test_a_batch_gives_what_its_images_give_alone(engine, bundle, count):
 
 def test_batches_of_changing_size_follow_one_another(engine, bundle):
     for seed, count in enumerate((4, 1, 3, 2, 1)):
-        images = pictures(count, seed)
+        images = make_images(count, seed)
         found = engine.segment(engine.detect(images, 0.1))
         assert_same(found, reference(bundle, images, 0.1))
 
 
 def test_nothing_found_runs_no_segmenter(engine, doubles):
     before = doubles.contexts[1].runs
-    found = engine.segment(engine.detect(pictures(2), 0.99))
+    found = engine.segment(engine.detect(make_images(2), 0.99))
     assert [len(one) for one in found] == [0, 0]
     assert found[0].masks.shape == (0, 28, 28)
     assert doubles.contexts[1].runs == before
@@ -122,7 +122,7 @@ def test_nothing_found_runs_no_segmenter(engine, doubles):
 def test_a_model_without_a_mask_branch_passes_through(host_driver, tmp_path, doubles):
     bundle = make_bundle(tmp_path / "boxes", with_masks=False)
     engine = TensorRTEngine(bundle, open_plans=doubles)
-    images = pictures(2)
+    images = make_images(2)
     found = engine.segment(engine.detect(images, 0.1))
     assert_same(found, reference(bundle, images, 0.1))
     assert found[0].masks is None
@@ -144,7 +144,7 @@ def posing_engine(host_driver, posing_bundle, doubles):
 
 def test_poses_of_a_batch_are_those_of_its_images_alone(posing_engine, posing_bundle):
     for seed, count in enumerate((2, 1, MAX_BATCH)):
-        images = pictures(count, seed)
+        images = make_images(count, seed)
         found = posing_engine.run(images, 0.1)
         assert found[0].keypoints.shape == (2, 3, 3)
         assert_same(found, reference(posing_bundle, images, 0.1, pose=True))
@@ -153,7 +153,7 @@ def test_poses_of_a_batch_are_those_of_its_images_alone(posing_engine, posing_bu
 def test_poses_wait_for_features_that_a_later_batch_does_not_overwrite(
     posing_engine, posing_bundle
 ):
-    batches = [pictures(2, seed) for seed in range(3)]
+    batches = [make_images(2, seed) for seed in range(3)]
     held = [posing_engine.detect(batch, 0.1) for batch in batches]  # the whole ring
     for batch, detections in reversed(list(zip(batches, held, strict=True))):
         found = posing_engine.segment(posing_engine.estimate_pose(detections))
@@ -162,7 +162,7 @@ def test_poses_wait_for_features_that_a_later_batch_does_not_overwrite(
 
 def test_nothing_found_runs_no_poser(posing_engine, doubles):
     before = doubles.contexts[2].runs
-    found = posing_engine.run(pictures(2), 0.99)
+    found = posing_engine.run(make_images(2), 0.99)
     assert [one.keypoints.shape for one in found] == [(0, 3, 3)] * 2
     assert doubles.contexts[2].runs == before
 
@@ -171,7 +171,7 @@ def test_a_pose_launches_one_cuda_graph_and_brings_down_heatmaps_alone(
     posing_engine, host_driver, doubles
 ):
     asked = doubles.contexts[2].asked
-    detections = posing_engine.detect(pictures(2), 0.1)
+    detections = posing_engine.detect(make_images(2), 0.1)
     before = host_driver.report()
     posing_engine.estimate_pose(detections)
     after = host_driver.report()
@@ -185,7 +185,7 @@ def test_a_pose_launches_one_cuda_graph_and_brings_down_heatmaps_alone(
 def test_a_poser_that_nobody_asks_for_is_not_loaded(host_driver, posing_bundle, doubles):
     engine = TensorRTEngine(posing_bundle, open_plans=doubles)
     assert len(doubles.contexts) == 2
-    images = pictures(2)
+    images = make_images(2)
     assert_same(engine.run(images, 0.1), reference(posing_bundle, images, 0.1))
     detections = engine.detect(images, 0.1)
     with pytest.raises(RuntimeError, match="pose=True"):
@@ -205,9 +205,9 @@ def blocks(*sizes):
     return sum(-(-size // 256) * 256 for size in sizes)
 
 
-def test_pictures_go_up_as_bytes_and_only_boxes_and_crops_come_down(engine, host_driver):
+def test_images_go_up_as_bytes_and_only_boxes_and_crops_come_down(engine, host_driver):
     before = host_driver.report()
-    engine.segment(engine.detect(pictures(2), 0.1))
+    engine.segment(engine.detect(make_images(2), 0.1))
     after = host_driver.report()
     # Two boxes an image. Each array in a copy is rounded up to 256 bytes.
     down = blocks(2 * 3 * 16, 2 * 3 * 4, 2 * 3 * 8) + blocks(4 * 28 * 28)
@@ -227,12 +227,12 @@ def test_working_allocates_nothing(engine, host_driver):
 
     before = alive()
     for seed in range(3):
-        engine.segment(engine.detect(pictures(2, seed), 0.1))
+        engine.segment(engine.detect(make_images(2, seed), 0.1))
     assert alive() == before
 
 
 def test_detection_and_masks_overlap_from_two_threads(engine, bundle):
-    batches = [pictures(1 + i % MAX_BATCH, seed=i) for i in range(12)]
+    batches = [make_images(1 + i % MAX_BATCH, seed=i) for i in range(12)]
     waiting, found = queue.SimpleQueue(), []
 
     def segment():
@@ -250,18 +250,18 @@ def test_detection_and_masks_overlap_from_two_threads(engine, bundle):
 
 
 def test_detections_keep_their_features_until_they_are_segmented(engine, bundle):
-    batches = [pictures(2, seed) for seed in range(3)]
+    batches = [make_images(2, seed) for seed in range(3)]
     held = [engine.detect(batch, 0.1) for batch in batches]  # the whole ring
     for batch, detections in reversed(list(zip(batches, held, strict=True))):
         assert_same(engine.segment(detections), reference(bundle, batch, 0.1))
 
 
 def test_a_full_ring_blocks_until_detections_are_released(engine):
-    held = [engine.detect(pictures(1), 0.1) for _ in range(3)]
+    held = [engine.detect(make_images(1), 0.1) for _ in range(3)]
     done = threading.Event()
 
     def detect():
-        engine.detect(pictures(1), 0.1).release()
+        engine.detect(make_images(1), 0.1).release()
         done.set()
 
     thread = threading.Thread(target=detect)
@@ -275,8 +275,8 @@ def test_a_full_ring_blocks_until_detections_are_released(engine):
         detections.release()
 
 
-def test_pictures_that_went_up_ahead_give_the_same(engine, bundle, host_driver):
-    batches = [pictures(1 + i % MAX_BATCH, seed=i) for i in range(6)]
+def test_images_that_went_up_ahead_give_the_same(engine, bundle, host_driver):
+    batches = [make_images(1 + i % MAX_BATCH, seed=i) for i in range(6)]
     for image in batches[0]:
         engine.prefetch(image)
     for batch, following in zip(batches, [*batches[1:], []], strict=True):
@@ -289,7 +289,7 @@ def test_pictures_that_went_up_ahead_give_the_same(engine, bundle, host_driver):
 
 
 def test_the_next_batch_goes_up_while_one_is_detected(engine, bundle, doubles, host_driver):
-    now, following = pictures(2, seed=1), pictures(2, seed=2)
+    now, following = make_images(2, seed=1), make_images(2, seed=2)
     computing, go_on = threading.Event(), threading.Event()
 
     def dawdle():
@@ -316,11 +316,11 @@ def test_the_next_batch_goes_up_while_one_is_detected(engine, bundle, doubles, h
     assert_same(engine.segment(engine.detect(following, 0.1)), reference(bundle, following, 0.1))
 
 
-def test_pictures_that_are_never_detected_make_room_for_later_ones(engine, bundle, host_driver):
+def test_images_that_are_never_detected_make_room_for_later_ones(engine, bundle, host_driver):
     for seed in range(3):
-        for image in pictures(MAX_BATCH, seed=seed):
+        for image in make_images(MAX_BATCH, seed=seed):
             engine.prefetch(image)
-    late = pictures(MAX_BATCH, seed=9)
+    late = make_images(MAX_BATCH, seed=9)
     for image in (*late, late[0]):  # once more is harmless
         engine.prefetch(image)
     before = host_driver.report()["bytes up"]
@@ -329,15 +329,15 @@ def test_pictures_that_are_never_detected_make_room_for_later_ones(engine, bundl
     assert_same(engine.segment(detections), reference(bundle, late, 0.1))
 
 
-def test_one_picture_may_be_several_of_a_batch(engine, bundle):
-    images = pictures(1) * MAX_BATCH
+def test_one_image_may_be_several_of_a_batch(engine, bundle):
+    images = make_images(1) * MAX_BATCH
     engine.prefetch(images[0])
     assert_same(engine.segment(engine.detect(images, 0.1)), reference(bundle, images, 0.1))
 
 
 @pytest.mark.parametrize("ahead", [True, False])
 def test_an_upload_that_detection_does_not_follow_would_be_seen(engine, bundle, monkeypatch, ahead):
-    images = pictures(1)
+    images = make_images(1)
     (wanted,) = reference(bundle, images, 0.1)
     with monkeypatch.context() as patched:
         patched.setattr(Stream, "follow", lambda self, event: None)
@@ -349,7 +349,7 @@ def test_an_upload_that_detection_does_not_follow_would_be_seen(engine, bundle, 
 
 
 def test_a_forgotten_synchronisation_would_be_seen(engine, bundle, monkeypatch):
-    images = pictures(1)
+    images = make_images(1)
     monkeypatch.setattr(Stream, "wait", lambda self: None)
     found = engine.detect(images, 0.1)
     found.release()
@@ -360,19 +360,19 @@ def test_a_forgotten_synchronisation_would_be_seen(engine, bundle, monkeypatch):
 def test_a_device_that_fails_in_mid_stream_stops_the_stage_and_frees_its_slot(
     engine, bundle, host_driver
 ):
-    engine.segment(engine.detect(pictures(1), 0.1))
-    waiting = engine.detect(pictures(1), 0.1)
+    engine.segment(engine.detect(make_images(1), 0.1))
+    waiting = engine.detect(make_images(1), 0.1)
     host_driver.break_down()
     for _ in range(5):  # more often than there are slots
         with pytest.raises(DeviceError, match="the GPU failed to"):
-            engine.detect(pictures(1), 0.1)
-    for _ in range(3 * MAX_BATCH):  # more often than there are places for pictures
+            engine.detect(make_images(1), 0.1)
+    for _ in range(3 * MAX_BATCH):  # more often than there are places for images
         with pytest.raises(DeviceError, match="the GPU failed to upload"):
-            engine.prefetch(pictures(1)[0])
+            engine.prefetch(make_images(1)[0])
     with pytest.raises(DeviceError, match="the GPU failed to"):
         engine.segment(waiting)
     host_driver.break_down(0)
-    images = pictures(2)
+    images = make_images(2)
     assert_same(engine.segment(engine.detect(images, 0.1)), reference(bundle, images, 0.1))
 
 
@@ -380,7 +380,7 @@ def test_every_call_launches_one_cuda_graph_and_copies_once_each_way(engine, hos
     asked = [context.asked for context in doubles.contexts]
     before = host_driver.report()["graph launches"]
     for count in (1, 2, MAX_BATCH):
-        engine.segment(engine.detect(pictures(count), 0.1))
+        engine.segment(engine.detect(make_images(count), 0.1))
     assert host_driver.report()["graph launches"] - before == 6
     assert [context.asked for context in doubles.contexts] == asked  # TensorRT is not called again
 
@@ -389,7 +389,7 @@ def test_without_cuda_graphs_the_results_are_the_same(host_driver, bundle, doubl
     host_driver.refuse_capture()
     engine = TensorRTEngine(bundle, open_plans=doubles)
     for seed, count in enumerate((2, 1, MAX_BATCH)):
-        images = pictures(count, seed)
+        images = make_images(count, seed)
         assert_same(engine.segment(engine.detect(images, 0.1)), reference(bundle, images, 0.1))
     assert host_driver.report()["graph launches"] == 0
     engine.close()
@@ -398,7 +398,7 @@ def test_without_cuda_graphs_the_results_are_the_same(host_driver, bundle, doubl
 def test_a_plan_that_cannot_be_captured_yet_runs_without_a_graph(host_driver, bundle, doubles):
     doubles.is_capturable = False
     engine = TensorRTEngine(bundle, open_plans=doubles)
-    images = pictures(2)
+    images = make_images(2)
     assert_same(engine.segment(engine.detect(images, 0.1)), reference(bundle, images, 0.1))
     assert host_driver.report()["graph launches"] == 0
     engine.close()
@@ -423,7 +423,7 @@ def test_the_contexts_see_few_shapes_and_only_while_the_engine_starts(engine, do
 def test_the_plans_are_found_by_name_in_any_order(host_driver, bundle, doubles):
     manifest = replace(bundle.manifest, plans=bundle.manifest.plans[::-1])
     engine = TensorRTEngine(type(bundle)(bundle.path, manifest), open_plans=doubles)
-    images = pictures(2)
+    images = make_images(2)
     assert_same(engine.segment(engine.detect(images, 0.1)), reference(bundle, images, 0.1))
     engine.close()
 
@@ -438,7 +438,7 @@ def test_a_bundle_without_a_plan_of_the_segmenter_says_how_to_build_it(bundle, m
 @pytest.mark.parametrize("spin", [False, True])
 def test_waiting_may_sleep_or_spin(host_driver, bundle, doubles, spin):
     engine = TensorRTEngine(bundle, open_plans=doubles, spin=spin)
-    images = pictures(1)
+    images = make_images(1)
     assert_same(engine.segment(engine.detect(images, 0.1)), reference(bundle, images, 0.1))
     assert host_driver.blocking_events(blocking=spin) == 0
     assert host_driver.blocking_events(blocking=not spin) > 0
@@ -458,17 +458,17 @@ def test_a_plan_that_tensorrt_does_not_run_is_an_error_of_the_device(plain_engin
     engine = plain_engine
     doubles.contexts[0].refuses = True
     with pytest.raises(DeviceError, match="the detector could not be run"):
-        engine.detect(pictures(1), 0.1)
+        engine.detect(make_images(1), 0.1)
     doubles.contexts[0].refuses = False
     doubles.contexts[1].refuses = True
     with pytest.raises(DeviceError, match="the segmenter could not be run"):
-        engine.segment(engine.detect(pictures(1), 0.1))
+        engine.segment(engine.detect(make_images(1), 0.1))
 
 
 @pytest.mark.parametrize("count", [0, MAX_BATCH + 1])
 def test_a_batch_of_a_size_that_the_plan_does_not_take_is_refused(engine, count):
     with pytest.raises(ValueError, match="1 to 4"):
-        engine.detect(pictures(1) * count, 0.1)
+        engine.detect(make_images(1) * count, 0.1)
 
 
 def test_an_image_of_another_size_is_refused(engine):

@@ -32,7 +32,7 @@ def engine(host_driver, bundle):
 
 
 def configured(make_clip):
-    """Two clips whose pictures grow brighter: later ones score more."""
+    """Two clips whose images grow brighter: later ones score more."""
     clips = [make_clip(f"{name}.mp4", frames=FRAMES) for name in "ab"]
     return make_config({"sources": [{"url": str(clip)} for clip in clips], "publish": None})
 
@@ -66,7 +66,7 @@ def test_every_frame_of_two_sources_gets_what_the_cpu_engine_finds(engine, bundl
         assert np.abs(difference).max(initial=0) <= 1
 
 
-def test_every_picture_goes_up_once_ahead_of_its_batch(engine, host_driver, make_clip):
+def test_every_image_goes_up_once_ahead_of_its_batch(engine, host_driver, make_clip):
     detected, late, buckets = [], [], []
     detect, segment, ring = engine.detect, engine.segment, engine._images
 

@@ -131,8 +131,8 @@ def test_subscribers_receive_added_and_removed_sources_and_numbers_continue(
             wait_until(lambda: pipeline.stats().sources[1].processed > 5)
             assert client.remove("guest")
         with subscribe(publish["endpoint"], policy="all", events=True) as late:
-            told = [late.receive() for _ in range(10)]
-        assert {item.source for item in told} == {
+            reported = [late.receive() for _ in range(10)]
+        assert {item.source for item in reported} == {
             "steady"
         }  # removed sources are not mentioned to newcomers
         time.sleep(0.2)
@@ -145,12 +145,12 @@ def test_subscribers_receive_added_and_removed_sources_and_numbers_continue(
         sum(after.index < before.index for before, after in pairwise(frames)) == 1
     )  # from 0 again
     events = [item for item in guest if isinstance(item, StreamEvent)]
-    told = [
+    reported = [
         event.data.get("state", event.name)
         for event in events
         if event.name in ("state", "ended", "size")
     ]
-    assert told == ["streaming", "size", "ended"] * 2
+    assert reported == ["streaming", "size", "ended"] * 2
     assert {event.data["reason"] for event in events if event.name == "ended"} == {"removed"}
     others = [item.seq for item in items if item.source == "steady" and hasattr(item, "instances")]
     assert others == list(range(len(others)))

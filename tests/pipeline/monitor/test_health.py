@@ -23,10 +23,10 @@ def test_a_pipeline_whose_sources_stream_is_healthy() -> None:
 )
 def test_a_source_that_does_not_stream_is_named_with_the_reason(state: SourceState) -> None:
     meter = streaming("a", "b")
-    meter.changed("b", StateChange(state, "no picture for 2.0 s"))
+    meter.changed("b", StateChange(state, "no frame for 2.0 s"))
     health = check_health(meter.stats())
     assert not health.healthy
-    assert health.problems == [f"b is {state}: no picture for 2.0 s"]
+    assert health.problems == [f"b is {state}: no frame for 2.0 s"]
 
 
 def test_a_source_that_is_not_required_may_be_absent() -> None:

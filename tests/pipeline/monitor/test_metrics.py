@@ -139,7 +139,7 @@ def test_a_source_is_in_one_state(exposition: Exposition) -> None:
     assert states == {state: float(state is SourceState.ENDED) for state in SourceState}
 
 
-def test_the_engine_is_told(exposition: Exposition) -> None:
+def test_the_engine_is_a_metric(exposition: Exposition) -> None:
     labels = {"model": "timed", "backend": "openvino", "precision": "fp32", "device": "test"}
     assert exposition.value("maskcast_engine_info", **labels) == 1
 

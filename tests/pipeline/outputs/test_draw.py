@@ -45,14 +45,14 @@ def test_nothing_is_drawn_where_nothing_was_seen() -> None:
     assert (drawn(instances(size=(64, 48))) == 128).all()
 
 
-def test_the_mask_shines_through_and_the_rest_of_the_picture_stays() -> None:
-    picture = drawn(instances((200, 150, 400, 350), size=(640, 480)))
+def test_the_mask_shines_through_and_the_rest_of_the_image_stays() -> None:
+    image = drawn(instances((200, 150, 400, 350), size=(640, 480)))
     colour = np.array(palette(0))
-    inside = picture[250, 300].astype(int)
+    inside = image[250, 300].astype(int)
     np.testing.assert_allclose(inside, 128 + (colour - 128) * 0.42, atol=2)
-    assert (picture[360:, :] == 128).all()
-    assert (picture[:, 410:] == 128).all()
-    assert (picture[:, :190] == 128).all()
+    assert (image[360:, :] == 128).all()
+    assert (image[:, 410:] == 128).all()
+    assert (image[:, :190] == 128).all()
 
 
 def test_a_mask_is_outlined_in_its_full_colour() -> None:
@@ -65,7 +65,7 @@ def test_a_mask_is_outlined_in_its_full_colour() -> None:
     assert (drawn(found)[edge] == palette(0)).all()
 
 
-def test_instances_of_one_picture_differ_in_colour() -> None:
+def test_instances_of_one_image_differ_in_colour() -> None:
     numbers = [palette(n) for n in range(24)]
     distances = [
         np.abs(np.subtract(a, b)).sum() for i, a in enumerate(numbers) for b in numbers[:i]
@@ -96,12 +96,12 @@ def test_a_newcomer_takes_a_colour_that_nobody_has() -> None:
 def test_boxes_without_masks_are_drawn() -> None:
     found = instances((200, 150, 400, 350), size=(640, 480))
     found = Instances(640, 480, found.boxes, found.scores, found.labels, None)
-    picture = drawn(found)
-    assert (picture[250, 200] == palette(0)).all()
-    assert (picture[250, 300] == 128).all()
+    image = drawn(found)
+    assert (image[250, 200] == palette(0)).all()
+    assert (image[250, 300] == 128).all()
 
 
-def test_tiny_pictures_and_boxes_at_the_edge_are_drawn() -> None:
+def test_tiny_images_and_boxes_at_the_edge_are_drawn() -> None:
     assert drawn(instances((0, 0, 1, 1), size=(1, 1))).shape == (1, 1, 3)
     assert drawn(instances((0, 0, 64, 48), (63, 47, 64, 48), size=(64, 48))).shape == (48, 64, 3)
 
@@ -152,23 +152,23 @@ def posed(found: Instances, *poses: list[tuple[float, float, float]]) -> Instanc
 def test_a_skeleton_is_drawn_in_a_colour_for_each_limb_with_white_joints() -> None:
     found = instances((100, 100, 300, 400), size=(640, 480))
     pose = posed(found, [(200, 120, 0.9), (200, 250, 0.9), (200, 390, 0.9)])
-    picture = drawn(pose, Annotator(NAMES, LIMBS))
-    assert tuple(picture[180, 200]) == limb_colour(0, 2)
-    assert tuple(picture[320, 200]) == limb_colour(1, 2)
+    image = drawn(pose, Annotator(NAMES, LIMBS))
+    assert tuple(image[180, 200]) == limb_colour(0, 2)
+    assert tuple(image[320, 200]) == limb_colour(1, 2)
     assert limb_colour(0, 2) != limb_colour(1, 2)
     for y in (120, 250, 390):
-        assert (picture[y, 200] == 255).all()
-    for side in (picture[180, 195:200], picture[180, 201:206]):
+        assert (image[y, 200] == 255).all()
+    for side in (image[180, 195:200], image[180, 201:206]):
         assert (side < 40).all(axis=1).any(), "a dark edge sets it off"
 
 
 def test_keypoints_that_the_model_does_not_see_and_their_limbs_are_left_out() -> None:
     found = instances((100, 100, 300, 400), size=(640, 480))
     pose = posed(found, [(200, 120, 0.9), (200, 250, 0.9), (200, 390, 0.29)])
-    picture = drawn(pose, Annotator(NAMES, LIMBS))
+    image = drawn(pose, Annotator(NAMES, LIMBS))
     plain = drawn(found)
-    assert (picture[270:] == plain[270:]).all()
-    assert (picture[180, 200] != plain[180, 200]).any()
+    assert (image[270:] == plain[270:]).all()
+    assert (image[180, 200] != plain[180, 200]).any()
 
 
 def test_limbs_of_small_people_are_thin() -> None:

@@ -1,4 +1,4 @@
-"""A write that hangs: told from a slow one, and no reason for a stopped run to go on."""
+"""A write that hangs: distinguished from a slow one, and abandoned when the run stops."""
 
 from __future__ import annotations
 

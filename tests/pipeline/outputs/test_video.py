@@ -30,7 +30,7 @@ def test_the_video_keeps_the_source_s_timing(tmp_path: Path) -> None:
     for index, time_s in enumerate(times_s):
         recorder.write(frame(index, pts_s=time_s), instances(), published(index))
     recorder.close()
-    found = [picture.time for picture in decoded(tmp_path / "out.mp4")]
+    found = [frame.time for frame in decoded(tmp_path / "out.mp4")]
     np.testing.assert_allclose(found, np.subtract(times_s, 5.0), atol=1e-3)
 
 
@@ -39,7 +39,7 @@ def test_the_video_goes_on_when_the_source_s_clock_jumps_back(tmp_path: Path) ->
     for index, time_s in enumerate([0.0, 0.1, 0.2, 0.0, 0.1, 0.1]):
         recorder.write(frame(index, pts_s=time_s), instances(), published(index))
     recorder.close()
-    found = [picture.time for picture in decoded(tmp_path / "out.mp4")]
+    found = [frame.time for frame in decoded(tmp_path / "out.mp4")]
     np.testing.assert_allclose(found, [0, 0.1, 0.2, 0.3, 0.4, 0.5], atol=1e-3)
 
 
@@ -49,8 +49,8 @@ def test_the_instances_are_drawn_into_the_video(tmp_path: Path) -> None:
     found = Instances(640, 480, found.boxes * 10, found.scores, found.labels, found.masks)
     recorder.write(frame(0, size=(640, 480)), found, published(0))
     recorder.close()
-    picture = decoded(tmp_path / "out.mp4")[0].to_ndarray(format="rgb24").astype(int)
-    spread = picture.max(axis=2) - picture.min(axis=2)  # grey has none
+    image = decoded(tmp_path / "out.mp4")[0].to_ndarray(format="rgb24").astype(int)
+    spread = image.max(axis=2) - image.min(axis=2)  # grey has none
     assert spread[200, 160] > 40
     assert spread[470, 10] < 8
 
@@ -61,36 +61,36 @@ def test_odd_sides_are_extended_by_their_last_pixel(size: tuple[int, int], tmp_p
     for index in range(3):
         recorder.write(frame(index, size=size), Instances.empty(*size), published(index))
     recorder.close()
-    pictures = decoded(tmp_path / "out.mp4")
-    assert len(pictures) == 3
-    assert (pictures[0].width, pictures[0].height) == tuple(s + s % 2 for s in size)
-    assert pictures[0].to_ndarray(format="gray")[-1, -1] > 50
+    frames = decoded(tmp_path / "out.mp4")
+    assert len(frames) == 3
+    assert (frames[0].width, frames[0].height) == tuple(s + s % 2 for s in size)
+    assert frames[0].to_ndarray(format="gray")[-1, -1] > 50
 
 
-def test_a_picture_of_another_size_is_scaled_into_the_video(tmp_path: Path) -> None:
+def test_a_frame_of_another_size_is_scaled_into_the_video(tmp_path: Path) -> None:
     recorder = VideoRecorder(tmp_path / "out.mp4", NAMES)
     recorder.write(frame(0, size=(64, 48)), Instances.empty(64, 48), published(0))
     recorder.write(frame(1, size=(96, 48), grey=200), Instances.empty(96, 48), published(1))
     recorder.close()
-    pictures = decoded(tmp_path / "out.mp4")
-    assert [(p.width, p.height) for p in pictures] == [(64, 48), (64, 48)]
-    second = pictures[1].to_ndarray(format="gray")
+    frames = decoded(tmp_path / "out.mp4")
+    assert [(p.width, p.height) for p in frames] == [(64, 48), (64, 48)]
+    second = frames[1].to_ndarray(format="gray")
     assert second[24, 32] == pytest.approx(200, abs=8)
     assert second[1, 32] < 30  # a bar: the shape differs
 
 
-def test_a_rotated_picture_stands_upright(tmp_path: Path) -> None:
+def test_a_rotated_frame_stands_upright(tmp_path: Path) -> None:
     pixels = np.zeros((48, 64, 3), np.uint8)
     pixels[:, :32] = 255  # the left half is bright
     turned = frame(0, rotation=90)
-    turned.picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+    turned.decoded = av.VideoFrame.from_ndarray(pixels, format="rgb24")
     recorder = VideoRecorder(tmp_path / "out.mp4", NAMES)
     recorder.write(turned, Instances.empty(48, 64), published(0))
     recorder.close()
-    picture = decoded(tmp_path / "out.mp4")[0].to_ndarray(format="gray")
-    assert picture.shape == (64, 48)
-    assert picture[50, 24] > 200  # counter-clockwise: left goes to the bottom
-    assert picture[10, 24] < 50
+    image = decoded(tmp_path / "out.mp4")[0].to_ndarray(format="gray")
+    assert image.shape == (64, 48)
+    assert image[50, 24] > 200  # counter-clockwise: left goes to the bottom
+    assert image[10, 24] < 50
 
 
 def test_every_source_has_a_file_of_its_own(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_who_has_an_allowed_key_sees_everything_and_nobody_is_refused(
 
 
 @pytest.mark.parametrize("wrong", ["client", "server", "none"])
-def test_who_has_a_wrong_key_or_none_sees_nothing_and_is_told_of_once(
+def test_a_client_with_a_wrong_key_or_none_receives_nothing_and_is_logged_once(
     publisher, server, friend, keys, caplog, wrong
 ):
     stranger = keys("stranger")

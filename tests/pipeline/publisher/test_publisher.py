@@ -17,11 +17,11 @@ from maskcast.pipeline.wire.message import EventMessage, InstancesMessage, decod
 from maskcast.pipeline.wire.server_keys import ServerKeys
 
 NAMES = ("background", "person")
-PICTURE = av.VideoFrame(64, 48)
+DECODED = av.VideoFrame(64, 48)
 
 
 def frame(source="cam1", index=0):
-    return Frame(source, index, index / 25, time.time_ns(), PICTURE)
+    return Frame(source, index, index / 25, time.time_ns(), DECODED)
 
 
 def seen(count=2):
@@ -101,7 +101,7 @@ def test_instances_without_masks_are_sent_in_format_none(publisher, connect):
     assert receive(socket).header.masks == "none"
 
 
-def test_who_comes_late_is_told_labels_size_and_state_only_and_only_the_last(publisher, connect):
+def test_a_late_subscriber_receives_only_the_last_labels_size_and_state(publisher, connect):
     publisher.event("cam1", "state", state="connecting")
     publisher.event("cam1", "size", width=640, height=480)
     publisher.event("cam1", "corrupt", packets=3)
@@ -109,15 +109,17 @@ def test_who_comes_late_is_told_labels_size_and_state_only_and_only_the_last(pub
     publisher.event("cam1", "size", width=1280, height=720)
     socket = connect(publisher)
     assert publisher.wait_for_subscribers(1, 60, ["cam1"])
-    told = {message.header.event: message.header for message in (receive(socket) for _ in range(3))}
-    assert told["labels"].data["names"] == list(NAMES)
-    assert told["size"].data == {"width": 1280, "height": 720}
-    assert told["state"].data == {"state": "running"}
-    assert (told["labels"].seq, told["state"].seq, told["size"].seq) == (0, 4, 5)
+    events = {
+        message.header.event: message.header for message in (receive(socket) for _ in range(3))
+    }
+    assert events["labels"].data["names"] == list(NAMES)
+    assert events["size"].data == {"width": 1280, "height": 720}
+    assert events["state"].data == {"state": "running"}
+    assert (events["labels"].seq, events["state"].seq, events["size"].seq) == (0, 4, 5)
     assert silent(socket)
 
 
-def test_who_wants_one_source_is_told_of_that_one(publisher, connect):
+def test_a_subscriber_to_one_source_receives_its_events_only(publisher, connect):
     publisher.event("cam1", "state", state="running")
     publisher.event("cam10", "state", state="running")
     socket = connect(publisher, "v1/cam1/")
@@ -126,7 +128,7 @@ def test_who_wants_one_source_is_told_of_that_one(publisher, connect):
     assert silent(socket)
 
 
-def test_many_who_come_at_once_are_told_once(publisher, connect):
+def test_many_subscribers_at_once_cause_one_repetition(publisher, connect):
     publisher.event("cam1", "state", state="running")
     sockets = [connect(publisher, "v1/cam1/") for _ in range(20)]
     time.sleep(0.3)
@@ -137,7 +139,7 @@ def test_many_who_come_at_once_are_told_once(publisher, connect):
     assert all(map(silent, sockets[:2]))
 
 
-def test_sources_that_have_ended_are_told_of_last(publisher, connect):
+def test_events_of_sources_that_have_ended_come_last(publisher, connect):
     publisher.event("a", "ended", reason="end of stream")
     publisher.event("b", "state", state="running")
     socket = connect(publisher)

@@ -26,7 +26,7 @@ from maskcast.pipeline.subscriber.subscribe import subscribe
 from maskcast.pipeline.wire import endpoint as endpoint_module
 
 NAMES = ("background", "person")
-PICTURE = av.VideoFrame(64, 48)
+DECODED = av.VideoFrame(64, 48)
 PATIENCE_S = 60
 """How long a process may take to start, or a message to arrive, on a busy machine."""
 BOX = np.array([[4, 4, 40, 40]], np.float32)
@@ -35,9 +35,9 @@ READ_ALL = """
 import json, sys
 from maskcast.pipeline.subscriber.subscribe import subscribe
 with subscribe(sys.argv[1], policy="all", timeout_s=30) as frames:
-    told = sum(frame.lost_before for frame in frames)
+    reported = sum(frame.lost_before for frame in frames)
     tally = frames.tally
-print(json.dumps([tally.received, tally.lost, told]))
+print(json.dumps([tally.received, tally.lost, reported]))
 """
 
 SUBSCRIBE_THOUSANDS = """
@@ -72,8 +72,8 @@ nothing = Instances(
 )
 with Publisher(sys.argv[1], ["background"]) as publisher:
     for index in itertools.count():
-        picture = av.VideoFrame(64, 48)
-        publisher.publish(Frame("cam1", index, None, time.time_ns(), picture), nothing)
+        decoded = av.VideoFrame(64, 48)
+        publisher.publish(Frame("cam1", index, None, time.time_ns(), decoded), nothing)
         time.sleep(0.005)
 """
 
@@ -85,7 +85,7 @@ def seen(count):
 
 
 def frame(index):
-    return Frame("cam1", index, None, time.time_ns(), PICTURE)
+    return Frame("cam1", index, None, time.time_ns(), DECODED)
 
 
 class Cost(NamedTuple):
@@ -169,10 +169,10 @@ def test_a_stopped_subscriber_costs_neither_time_nor_memory_and_its_losses_are_e
         assert cost.waits <= 200  # of 2000: locks that libzmq's thread held, never a full queue
         assert np.percentile(cost.cpu_ms, 99) < 1
         reader.send_signal(signal.SIGCONT)
-        received, lost, told = finish(publisher, reader)
+        received, lost, reported = finish(publisher, reader)
     assert received + lost == 3000
     assert lost > 1000
-    assert told <= lost
+    assert reported <= lost
 
 
 def test_a_peer_that_takes_nothing_is_disconnected_and_its_losses_are_exact_after_it_returns(
@@ -193,9 +193,9 @@ def test_a_peer_that_takes_nothing_is_disconnected_and_its_losses_are_exact_afte
         reader.send_signal(signal.SIGCONT)
         assert publisher.wait_for_subscribers(1, PATIENCE_S, ["cam1"])
         publish(publisher, range(600, 610), many, pause_s=0.02)
-        received, lost, told = finish(publisher, reader)
+        received, lost, reported = finish(publisher, reader)
     assert received + lost == 610
-    assert told == lost >= 90
+    assert reported == lost >= 90
 
 
 def test_a_peer_with_thousands_of_subscriptions_that_leaves_delays_no_other():

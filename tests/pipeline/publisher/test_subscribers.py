@@ -162,12 +162,12 @@ def test_a_new_subscriber_learns_the_state_of_permitted_sources_only(publisher, 
     with Client(publisher, folder, "guest", b"") as client:
         wait_until(lambda: publisher.answer_subscriptions() or client.read() or client.received)
         sees(publisher, client, "door2")
-        told = {
+        reported = {
             (source, header.event)
             for source, header in client.received
             if "event" in header.__struct_fields__
         }
-        assert told == {("door2", "labels"), ("door2", "state")}
+        assert reported == {("door2", "labels"), ("door2", "state")}
 
 
 def test_changed_rights_apply_to_connections_that_exist(publisher, folder):

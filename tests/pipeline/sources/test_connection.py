@@ -62,7 +62,7 @@ def test_an_abandoned_connection_closes_what_it_opened(make_clip) -> None:
 def test_an_abandoned_connection_that_broke_is_freed_with_its_source(
     stalling_server, no_collector
 ) -> None:
-    """A camera that breaks off once a minute would else leave pictures behind for hours."""
+    """A camera that breaks off once a minute would else leave images behind for hours."""
     connection = Connection(SourceConfig(url=stalling_server.url, read_timeout_s=0.3))
     connection.start()
     assert take_all(connection)

@@ -21,7 +21,7 @@ from maskcast.pipeline.sources.source import SourceLostError
 
 
 def sizes(frames: list[Frame]) -> set[tuple[int, int]]:
-    return {(frame.picture.width, frame.picture.height) for frame in frames}
+    return {(frame.decoded.width, frame.decoded.height) for frame in frames}
 
 
 def test_a_camera_that_is_killed_and_started_again_is_read_again_soon(rtsp_server) -> None:
@@ -232,8 +232,8 @@ def test_a_wrong_password_is_reported_without_it_and_retried_slowly(
         rtsp_server.start("--credentials", "admin:hunter2")
         watched.wait_for_frames()
         assert watched.at_s[0] - denied_s > 0.9
-    told = repr(watched.changes) + "".join(t.name for t in threading.enumerate())
-    assert "hunter2" not in told
+    reported = repr(watched.changes) + "".join(t.name for t in threading.enumerate())
+    assert "hunter2" not in reported
 
 
 def test_a_camera_that_starts_late_is_read(rtsp_server) -> None:
@@ -284,8 +284,8 @@ def test_many_reconnects_leave_nothing_behind(rtsp_server, faulty_link, no_colle
     assert handles[1] - handles[0] <= 6
 
 
-def serve_motion_jpeg(listener: socket.socket, pictures: list[bytes]) -> None:
-    """Send the pictures to one reader after the other, as IP cameras do, and hang up."""
+def serve_motion_jpeg(listener: socket.socket, jpegs: list[bytes]) -> None:
+    """Send the jpegs to one reader after the other, as IP cameras do, and hang up."""
     with suppress(OSError):
         while True:
             connection, _ = listener.accept()
@@ -295,18 +295,18 @@ def serve_motion_jpeg(listener: socket.socket, pictures: list[bytes]) -> None:
                     b"HTTP/1.0 200 OK\r\n"
                     b"Content-Type: multipart/x-mixed-replace; boundary=cam\r\n\r\n"
                 )
-                for picture in pictures:
-                    head = f"--cam\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}"
-                    connection.sendall(head.encode() + b"\r\n\r\n" + picture + b"\r\n")
+                for jpeg in jpegs:
+                    head = f"--cam\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}"
+                    connection.sendall(head.encode() + b"\r\n\r\n" + jpeg + b"\r\n")
                     time.sleep(0.02)
 
 
 def test_motion_jpeg_over_http_is_read_and_reconnected(make_clip) -> None:
     clip = make_clip("a.mjpeg", frames=40, codec="mjpeg", pix_fmt="yuvj420p")
     start_of_image = b"\xff\xd8\xff"
-    pictures = [start_of_image + part for part in clip.read_bytes().split(start_of_image)[1:]]
+    jpegs = [start_of_image + part for part in clip.read_bytes().split(start_of_image)[1:]]
     listener = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=serve_motion_jpeg, args=(listener, pictures))
+    thread = threading.Thread(target=serve_motion_jpeg, args=(listener, jpegs))
     thread.start()
     try:
         with watch(f"http://127.0.0.1:{listener.getsockname()[1]}/cam") as watched:

@@ -77,7 +77,7 @@ def test_an_unexpected_error_ends_one_source_and_is_logged_with_its_traceback(
     def fail(path: Path) -> None:
         raise ZeroDivisionError("a defect of a library")
 
-    monkeypatch.setattr(images_module, "read_picture", fail)
+    monkeypatch.setattr(images_module, "decode_image", fail)
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     pipeline = Pipeline(configured("test://64x48@50", tmp_path / "a.png"), timed_engine(), limit=20)
     with pytest.raises(ZeroDivisionError):  # once the others have ended
@@ -318,7 +318,7 @@ def test_motion_jpeg_over_http_has_the_times_of_its_arrival(make_clip, timed_eng
     """FFmpeg would invent 25 frames a second."""
     clip = make_clip("a.mjpeg", frames=12, codec="mjpeg", pix_fmt="yuvj420p")
     start = b"\xff\xd8\xff"
-    pictures = [start + part for part in clip.read_bytes().split(start)[1:]]
+    jpegs = [start + part for part in clip.read_bytes().split(start)[1:]]
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -329,7 +329,7 @@ def test_motion_jpeg_over_http_has_the_times_of_its_arrival(make_clip, timed_eng
                 kind = b"multipart/x-mixed-replace; boundary=cam"
                 connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Type: " + kind + b"\r\n\r\n")
                 for number in range(1000):
-                    part = pictures[number % len(pictures)]
+                    part = jpegs[number % len(jpegs)]
                     head = f"--cam\r\nContent-Type: image/jpeg\r\nContent-Length: {len(part)}"
                     connection.sendall(head.encode() + b"\r\n\r\n" + part + b"\r\n")
                     time.sleep(0.2)

@@ -10,10 +10,10 @@ from maskcast.pipeline.sources.pattern import PatternSource, draw_pattern
 
 
 def test_every_frame_of_the_pattern_differs_and_none_is_random() -> None:
-    pictures = [draw_pattern(64, 48, index) for index in range(50)]
-    for before, after in pairwise(pictures):
+    patterns = [draw_pattern(64, 48, index) for index in range(50)]
+    for before, after in pairwise(patterns):
         assert (before != after).any()
-    assert np.array_equal(pictures[7], draw_pattern(64, 48, 7))
+    assert np.array_equal(patterns[7], draw_pattern(64, 48, 7))
 
 
 def test_a_live_pattern_keeps_time() -> None:
@@ -25,7 +25,7 @@ def test_a_live_pattern_keeps_time() -> None:
     assert source.live
     assert [frame.index for frame in frames] == list(range(11))
     assert [frame.pts_s for frame in frames] == [index / 50 for index in range(11)]
-    assert (frames[0].picture.width, frames[0].picture.height) == (65, 47)
+    assert (frames[0].decoded.width, frames[0].decoded.height) == (65, 47)
 
 
 def test_a_blocking_pattern_runs_as_fast_as_it_is_read() -> None:

@@ -28,49 +28,54 @@ EVENTS = st.lists(
 
 @given(events=EVENTS)
 def test_every_change_is_legal_and_reported_once(events) -> None:
-    told: list[StateChange] = []
-    machine = StateMachine(2.0, told.append)
+    changes: list[StateChange] = []
+    machine = StateMachine(2.0, changes.append)
     machine.begin()
     for name, *arguments in events:
         getattr(machine, name)(*arguments)
-        assert told[-1].state is machine.state
+        assert changes[-1].state is machine.state
     machine.end("stopped")
     machine.end("stopped")
-    assert told[0] == StateChange(SourceState.CONNECTING)
-    assert (told[-1].state, told[-1].reason) == (SourceState.ENDED, "stopped")
-    for before, after in pairwise(told[:-1]):
+    assert changes[0] == StateChange(SourceState.CONNECTING)
+    assert (changes[-1].state, changes[-1].reason) == (SourceState.ENDED, "stopped")
+    for before, after in pairwise(changes[:-1]):
         assert before != after
         assert (before.state, after.state) in LEGAL
-    states = [change.state for change in told]
+    states = [change.state for change in changes]
     first = states.index(SourceState.STREAMING) if SourceState.STREAMING in states else len(states)
-    assert told[-1].reconnects == sum(
+    assert changes[-1].reconnects == sum(
         (before, after) == (SourceState.RECONNECTING, SourceState.STREAMING)
         for before, after in pairwise(states[first:])
     )
 
 
 def test_silence_stalls_until_the_next_frame() -> None:
-    told: list[StateChange] = []
-    machine = StateMachine(2.0, told.append)
+    changes: list[StateChange] = []
+    machine = StateMachine(2.0, changes.append)
     machine.begin()
     machine.silent(60.0)  # a source that has not begun is not stalled
     machine.frame()
     machine.silent(1.9)
     assert machine.state is SourceState.STREAMING
     machine.silent(2.1)
-    assert told[-1] == StateChange(SourceState.STALLED, "no frame for 2.1 s")
+    assert changes[-1] == StateChange(SourceState.STALLED, "no frame for 2.1 s")
     machine.silent(3.0)
     machine.frame()
-    assert [change.state for change in told] == ["connecting", "streaming", "stalled", "streaming"]
+    assert [change.state for change in changes] == [
+        "connecting",
+        "streaming",
+        "stalled",
+        "streaming",
+    ]
 
 
 def test_only_a_new_reason_is_reported() -> None:
-    told: list[StateChange] = []
-    machine = StateMachine(2.0, told.append)
+    changes: list[StateChange] = []
+    machine = StateMachine(2.0, changes.append)
     machine.begin()
     for reason in ("refused", "refused", "denied", "denied"):
         machine.lost(reason)
-    assert [change.reason for change in told] == ["", "refused", "denied"]
+    assert [change.reason for change in changes] == ["", "refused", "denied"]
 
 
 def test_nothing_follows_the_end() -> None:

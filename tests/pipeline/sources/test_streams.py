@@ -75,7 +75,7 @@ def test_a_stream_over_udp_is_read_and_reconnected(free_port: int) -> None:
             watched.wait_for_state("streaming")
             watched.wait_for_frames(10)
         watched.assert_in_order()
-    assert (frames[0].picture.width, watched.frames[-1].picture.width) == (160, 320)
+    assert (frames[0].decoded.width, watched.frames[-1].decoded.width) == (160, 320)
 
 
 def test_a_port_where_nothing_arrives_is_named(free_port: int) -> None:
@@ -154,7 +154,7 @@ def test_the_screen_is_read(display: str, monkeypatch) -> None:
         with watch(url) as watched:
             (*_, frame) = watched.wait_for_frames(5)
             watched.assert_in_order()
-        assert (frame.picture.width, frame.picture.height) == (320, 240)
+        assert (frame.decoded.width, frame.decoded.height) == (320, 240)
         assert watched.frames[0].pts_s == 0.0
         assert frame.clock == "receipt"
 

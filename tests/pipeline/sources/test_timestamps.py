@@ -31,7 +31,7 @@ def test_the_steps_of_increasing_times_are_kept(start_s: float, steps_s: list[fl
 @pytest.mark.parametrize(
     ("stream_s", "expected_s"),
     [
-        ([10.0, 10.1, 0.0, 0.1], [0, 0.1, 0.6, 0.7]),  # a camera that was started anew
+        ([10.0, 10.1, 0.0, 0.1], [0, 0.1, 0.6, 0.7]),  # a camera that was restarted
         ([10.0, 10.1, 10.1, 10.2], [0, 0.1, 0.6, 0.7]),  # a repeat
         ([10.0, 10.1, 9999.0, 9999.1], [0, 0.1, 0.6, 0.7]),  # a jump
         ([47721.8, 47721.9, 0.0, 0.1], [0, 0.1, 0.6, 0.7]),  # RTP's 32 bits at 90 kHz wrap

@@ -20,9 +20,9 @@ def open_video(url: Path | str, **options) -> VideoSource:
     return VideoSource(SourceConfig(url=str(url), **options))
 
 
-def level(picture: av.VideoFrame) -> int:
-    """Read the index back out of a numbered picture."""
-    return round((float(picture.reformat(format="gray").to_ndarray().mean()) - 2) / 4)
+def level(decoded: av.VideoFrame) -> int:
+    """Read the index back out of a numbered frame."""
+    return round((float(decoded.reformat(format="gray").to_ndarray().mean()) - 2) / 4)
 
 
 def test_a_file_yields_every_frame_in_order(make_clip) -> None:
@@ -69,7 +69,7 @@ def test_unusual_pixel_formats_and_codecs_are_read(
     with open_video(clip) as source:
         frames = list(source)
     assert len(frames) == 5
-    assert {(frame.picture.width, frame.picture.height) for frame in frames} == {(width, height)}
+    assert {(frame.decoded.width, frame.decoded.height) for frame in frames} == {(width, height)}
 
 
 @pytest.mark.parametrize(("display", "rotation"), [(90, 90), (-90, 270), (180, 180), (0, 0)])
@@ -80,7 +80,7 @@ def test_the_rotation_is_that_of_the_display_matrix(make_clip, display: int, rot
 
 def test_the_frames_are_those_that_were_encoded(make_clip) -> None:
     with open_video(make_clip(frames=30)) as source:
-        assert [level(frame.picture) for frame in source] == list(range(30))
+        assert [level(frame.decoded) for frame in source] == list(range(30))
 
 
 def test_a_colon_in_a_file_name_is_not_a_protocol(make_clip, tmp_path, monkeypatch) -> None:
@@ -109,7 +109,7 @@ def test_the_videos_of_a_folder_follow_one_another_in_the_order_of_their_names(
         frames = list(source)
         assert source.corrupt == 1
     assert [frame.file for frame in frames] == 4 * ["a.mp4"] + 4 * ["b.mkv"] + 4 * ["d.mp4"]
-    assert [frame.picture.width for frame in frames] == 4 * [64] + 4 * [96] + 4 * [64]
+    assert [frame.decoded.width for frame in frames] == 4 * [64] + 4 * [96] + 4 * [64]
     assert [frame.index for frame in frames] == list(range(12))
     assert [frame.pts_s for frame in frames] == pytest.approx([i / 10 for i in range(12)], abs=2e-3)
     (record,) = caplog.records
@@ -141,7 +141,7 @@ def test_the_frame_size_may_change(make_clip, tmp_path: Path) -> None:
     parts = [make_clip("a.h264", frames=5), make_clip("b.h264", frames=5, width=96, height=80)]
     (tmp_path / "both.h264").write_bytes(b"".join(part.read_bytes() for part in parts))
     with open_video(tmp_path / "both.h264") as source:
-        sizes = [(frame.picture.width, frame.picture.height) for frame in source]
+        sizes = [(frame.decoded.width, frame.decoded.height) for frame in source]
     assert sizes == [(64, 48)] * 5 + [(96, 80)] * 5
 
 

@@ -19,7 +19,7 @@ def mode_of(*urls: str, **settings: Any) -> str:
 
 
 def test_files_are_run_for_throughput() -> None:
-    assert mode_of("a.mp4", "pictures") == "throughput"
+    assert mode_of("a.mp4", "images") == "throughput"
 
 
 @pytest.mark.parametrize("camera", ["rtsp://cam/1", "/dev/video0", "http://cam/mjpeg", "test://"])

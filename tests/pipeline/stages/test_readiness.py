@@ -1,4 +1,4 @@
-"""What becomes of pictures that an engine would first have to make itself ready for."""
+"""What becomes of images that an engine would first have to make itself ready for."""
 
 import time
 from collections.abc import Callable
@@ -44,7 +44,7 @@ def test_a_camera_counts_from_when_the_engine_is_ready(preparing) -> None:
     pipeline.stop()
     pipeline.join()
     assert pipeline.stats().processed > 0
-    assert asked == {(96, 96)}  # the network's input, not the picture
+    assert asked == {(96, 96)}  # the network's input, not the image
 
 
 def test_a_camera_of_a_new_shape_loses_frames_and_others_lose_none(
@@ -57,7 +57,7 @@ def test_a_camera_of_a_new_shape_loses_frames_and_others_lose_none(
         {"url": str(changing), "name": "camera", "policy": "latest"},
         {"url": str(make_clip("file.mp4", frames=30)), "name": "file"},
     ]
-    # An upright picture makes an upright input.
+    # An upright image makes an upright input.
     pipeline = Pipeline(make_config({"sources": sources}), preparing(lambda h, w: h <= w))
     pipeline.run()
     camera, file = pipeline.stats().sources

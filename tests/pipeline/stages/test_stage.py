@@ -95,7 +95,7 @@ def test_an_error_is_reported_once_and_the_next_inbox_stays_open(inbox: Inbox) -
     assert stage.calls[-1] == "close on doubling"
 
 
-def test_how_long_a_stage_has_been_at_work_is_told_while_it_is() -> None:
+def test_how_long_a_stage_has_been_at_work_is_known_while_it_works() -> None:
     class Hanging(Doubling):
         let_go = threading.Event()
 

@@ -46,7 +46,7 @@ def test_losses_are_kept_apart_by_source():
     assert tracker.add_instances("a", instances(4)).lost == 2
 
 
-def test_a_restarted_publisher_is_told_of_once_and_nothing_is_lost():
+def test_a_restarted_publisher_is_reported_once_and_nothing_is_lost():
     tracker = LossTracker()
     tracker.add_instances("cam1", instances(100))
     assert tracker.add_instances("cam1", instances(0, B)) == SequenceGap(0, restarted=True)

@@ -123,7 +123,7 @@ def test_silence_is_a_timeout_in_one_line_that_tells_where(publisher):
         assert "\n" not in str(caught.value)
 
 
-def test_silence_of_a_source_that_told_why_says_so(publisher):
+def test_a_timeout_gives_the_reason_that_the_source_published(publisher):
     with subscribe(publisher.endpoint, "cam1") as frames:
         publisher.wait_for_subscribers(1, 60, ["cam1"])
         publisher.event("cam1", "state", state="reconnecting")
@@ -216,17 +216,17 @@ def test_a_fault_of_ours_in_the_thread_is_loud(script, monkeypatch):
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
-def test_the_picture_that_was_sent_along_is_decoded(script):
+def test_the_image_that_was_sent_along_is_decoded(script):
     jpeg = io.BytesIO()
     Image.new("RGB", (32, 24), (200, 30, 40)).save(jpeg, "JPEG", quality=95)
     with subscribe(script.endpoint, policy="all") as frames:
         script.wait()
-        for seq, picture in enumerate((jpeg.getvalue(), None, b"no jpeg", jpeg.getvalue()[:300])):
-            script.instances(seq, jpeg=picture)
-        picture = frames.receive().image()
-        assert picture.shape == (24, 32, 3)
-        assert picture.dtype == np.uint8
-        assert np.abs(picture.astype(int) - (200, 30, 40)).max() < 12
+        for seq, part in enumerate((jpeg.getvalue(), None, b"no jpeg", jpeg.getvalue()[:300])):
+            script.instances(seq, jpeg=part)
+        image = frames.receive().image()
+        assert image.shape == (24, 32, 3)
+        assert image.dtype == np.uint8
+        assert np.abs(image.astype(int) - (200, 30, 40)).max() < 12
         assert frames.receive().image() is None
         for _ in range(2):
             with pytest.raises(WireError, match="image"):

@@ -11,7 +11,7 @@ from maskcast.pipeline.publisher.publisher import Publisher
 from maskcast.pipeline.subscriber.subscribe import subscribe
 
 
-def test_a_gap_is_told_of_exactly(script):
+def test_a_gap_is_reported_exactly(script):
     with subscribe(script.endpoint, policy="all") as frames:
         script.wait()
         for seq in (5, 6, 9, 10, 20):
@@ -42,7 +42,7 @@ def test_messages_that_come_twice_are_handed_out_once(script):
         assert (frames.tally.received, frames.tally.lost) == (5, 0)
 
 
-def test_a_publisher_started_anew_is_told_of_and_nothing_counts_as_lost(script):
+def test_a_publisher_that_restarts_is_reported_and_nothing_counts_as_lost(script):
     with subscribe(script.endpoint, policy="all") as frames:
         script.wait()
         script.instances(41)

@@ -370,7 +370,7 @@ def test_a_hundred_instances_keep_to_their_budget_of_bytes():
         assert sum(map(len, encode(message(seen(100), form)))) <= most
 
 
-def test_boxes_are_clipped_to_the_picture():
+def test_boxes_are_clipped_to_the_image():
     instances = seen(1)
     instances.boxes[0] = [-0.5, 3, 640.25, 480.5]
     assert decode(encode(message(instances, "none"))).instances.boxes.tolist() == [[0, 3, 640, 480]]
@@ -445,7 +445,7 @@ def test_a_malformed_header_is_refused(change):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1.0, 641.0])
-def test_an_outline_that_leaves_the_picture_is_refused(value):
+def test_an_outline_that_leaves_the_image_is_refused(value):
     ring = np.array([[1, 1], [9, 1], [9, 9]], dtype=np.float32)
     one = seen(1)
     masks = PolygonMasks(((ring,),))

@@ -58,7 +58,7 @@ def pyramid(rng, images, channels, height, width, dtype="f4"):
 
 
 def random_rois(rng, count, height, width, images):
-    """Boxes of all sizes, from a pixel to the whole picture, some reaching far outside."""
+    """Boxes of all sizes, from a pixel to the whole image, some reaching far outside."""
     centre = rng.uniform(-0.1, 1.1, (count, 2)) * (width, height)
     half = np.exp(rng.uniform(np.log(0.5), np.log(max(height, width)), (count, 2))) / 2
     return np.concatenate([centre - half, centre + half], 1), rng.integers(0, images, count)
@@ -132,7 +132,7 @@ def test_boxes_without_area_and_inside_out_boxes_behave_as_in_torchvision(host_k
         np.testing.assert_allclose(pooled, wanted, atol=1e-5)
 
 
-def test_a_box_outside_the_picture_or_of_nan_pools_to_zeros(host_kernels):
+def test_a_box_outside_the_image_or_of_nan_pools_to_zeros(host_kernels):
     features = pyramid(np.random.default_rng(0), 1, 4, 64, 64)
     rois = np.array([[900, 900, 950, 950], [-500, -500, -400, -400], [np.nan] * 4])
     assert (pool(host_kernels, features, rois, np.zeros(3)) == 0).all()

@@ -9,11 +9,11 @@ import pytest
 @pytest.mark.parametrize("count", [1, 16, 17, 40])
 def test_bytes_become_planar_floats_exactly(host_kernels, count):
     rng = np.random.default_rng(count)
-    pictures = rng.integers(0, 256, (count, 32, 64, 3), np.uint8)
+    frames = rng.integers(0, 256, (count, 32, 64, 3), np.uint8)
     images = np.full((count + 1, 3, 32, 64), 77, "f4")
-    pointers = [picture.ctypes.data for picture in pictures]
+    pointers = [frame.ctypes.data for frame in frames]
     host_kernels.preprocess(pointers, images.ctypes.data, 32 * 64, 0)
-    np.testing.assert_array_equal(images[:-1], pictures.transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(images[:-1], frames.transpose(0, 3, 1, 2))
     assert (images[-1] == 77).all()
 
 
