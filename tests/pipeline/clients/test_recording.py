@@ -1,18 +1,22 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from keyring import admit
 from publishers import NAMES, frame, seen
 from recordings import Background, made
 from witnesses import wait_until
@@ -25,10 +29,12 @@ from maskcast.pipeline.clients.segments import segments
 from maskcast.pipeline.publisher.publisher import Publisher
 from maskcast.pipeline.subscriber.subscribe import subscribe
 from maskcast.pipeline.subscriber.subscription import PublishedFrame, StreamEvent
+from maskcast.pipeline.wire.curve import new_keys
 from maskcast.pipeline.wire.message import (
     decode_header,
 )
 from maskcast.pipeline.wire.recording import RawMessage, RecordingWriter, read_recording
+from maskcast.pipeline.wire.server_keys import ServerKeys
 
 
 def free_endpoint(tmp_path: Path, name: str = "socket") -> str:
@@ -122,6 +128,94 @@ def test_what_is_replayed_and_recorded_again_is_identical(
     with Background(lambda: replay(first, endpoint, speed="max")):
         record(endpoint, folder / "second.mcap")
     assert parts_of(folder / "second.mcap") == parts_of(first) == made(choices)
+
+
+def test_encrypted_messages_are_recorded_and_replayed_with_keys(tmp_path: Path) -> None:
+    for name in ("server", "friend"):
+        new_keys(tmp_path / name)
+    (tmp_path / "clients").mkdir()
+    admit(tmp_path / "friend.key", tmp_path / "clients")
+    server, friend = tmp_path / "server.key_secret", tmp_path / "friend.key_secret"
+    given = {"server_key": tmp_path / "server.key", "client_key": friend}
+    keys = ServerKeys.read(server, tmp_path / "clients")
+    first, second = tmp_path / "first.mcap", tmp_path / "second.mcap"
+    with Publisher("tcp://127.0.0.1:0", NAMES, keys=keys) as publisher:
+        endpoint = publisher.endpoint
+        with Background(lambda: record(endpoint, first, **given)) as recorder:
+            assert publisher.wait_for_subscribers(1, 60, ["cam1"])
+            publish_some(publisher)
+            publisher.event("cam1", "ended", reason="limit")
+    assert recorder.result.received == 20
+    again = free_endpoint(tmp_path)
+    allowed = {"secret_key": server, "allowed_clients": tmp_path / "clients"}
+    with (
+        subscribe(again, timeout_s=1) as uninvited,
+        Background(lambda: replay(first, again, speed="max", **allowed)),
+    ):
+        record(again, second, **given)
+        assert uninvited.tally.received == 0
+    assert parts_of(second) == parts_of(first)
+
+
+def test_a_recording_goes_on_through_a_restart_of_the_publisher(tmp_path: Path) -> None:
+    path, endpoint = tmp_path / "restart.mcap", free_endpoint(tmp_path)
+    live = subscribe(endpoint, policy="all", events=True, timeout_s=60).open()
+    with Background(lambda: record(endpoint, path)) as recorder:
+        for count in (5, 7):  # the first one is gone without a word
+            with Publisher(endpoint, NAMES) as publisher:
+                assert publisher.wait_for_subscribers(2, 60, ["cam1"])
+                publish_some(publisher, count)
+                if count == 7:
+                    publisher.event("cam1", "ended", reason="limit")
+        received = list(live)
+    live.close()
+    assert recorder.result.received == 12
+    recorded = list(subscribe(f"file:{path}", events=True))
+    assert [described(item) for item in recorded] == [described(item) for item in received]
+    frames = [item for item in recorded if isinstance(item, PublishedFrame)]
+    assert [item.index for item in frames] == [*range(5), *range(7)]
+    assert [item.restarted for item in frames] == [index == 5 for index in range(12)]
+    assert len({item.publisher for item in frames}) == 2
+    replayed, again = tmp_path / "again.mcap", free_endpoint(tmp_path, "again")
+    with Background(lambda: replay(path, again, speed="max")):
+        record(again, replayed)
+    assert parts_of(replayed) == parts_of(path)
+
+
+def test_another_mcap_reader_finds_every_message_with_its_times(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Foxglove's reader in JavaScript, which shares no code with the Python package."""
+    if not shutil.which("npm"):
+        pytest.skip("npm is not installed")
+    folder = tmp_path_factory.mktemp("node")
+    script = shutil.copy(Path(__file__).parents[2] / "reference" / "mcap_reader.mjs", folder)
+    install = ["npm", "install", "--no-audit", "--no-fund", "@mcap/core@2", "fzstd@0.1"]
+    done = subprocess.run(install, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"npm packages cannot be installed: {done.stderr[-300:]}")
+    path = tmp_path / "run.mcap"
+    with Publisher("tcp://127.0.0.1:0", NAMES) as publisher:
+        endpoint = publisher.endpoint
+        with Background(lambda: record(endpoint, path)):
+            assert publisher.wait_for_subscribers(1, 60, ["cam1"])
+            publish_some(publisher, 200)  # more than one chunk
+            publisher.event("cam1", "ended", reason="limit")
+    command = ["node", str(script), str(path)]
+    read = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = [json.loads(line) for line in read.stdout.splitlines()]
+    messages = list(read_recording(path))
+    assert len(found) == len(messages) > 200
+    for printed, (parts, received_ns) in zip(found, messages, strict=True):
+        header = decode_header(parts)[1]
+        assert printed == {
+            "topic": parts[0].decode(),
+            "messageEncoding": "maskcast-v1",
+            "sequence": header.seq,
+            "logTime": str(received_ns),
+            "publishTime": str(header.publish_ns),
+            "sha256": sha256(msgspec.msgpack.encode(parts[1:])).hexdigest(),
+        }
 
 
 def test_a_replay_keeps_the_intervals_or_shortens_them(tmp_path: Path) -> None:
