@@ -144,7 +144,8 @@ class PublishConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         masks: the format of the masks in messages.
         jpeg_quality: add each frame's image as JPEG of this quality; no image by default.
         high_water_mark: messages queued for each subscriber; a slower one loses messages.
-        wait_subscribers: start the sources when each has this many subscribers.
+        wait_subscribers: start the sources when each has this many subscribers; behind a gateway,
+            those with the same subscription count as one.
         curve: encryption keys; by default anyone who can connect can subscribe.
     """
 

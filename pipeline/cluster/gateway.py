@@ -19,7 +19,7 @@ from maskcast.pipeline.publisher.outlet import BoundOutlet
 from maskcast.pipeline.subscriber.losses import LossTracker
 from maskcast.pipeline.wire.curve import ClientKeys
 from maskcast.pipeline.wire.kept import KeptEvents
-from maskcast.pipeline.wire.message import EventHeader, WireError, decode_header
+from maskcast.pipeline.wire.message import EventHeader, WireError, decode_header, topic
 from maskcast.pipeline.wire.server_keys import ServerKeys
 
 MAX_SOURCES = 16_384
@@ -276,12 +276,13 @@ class Gateway:
             return
         followed = [inlet.follow(prefixes) for inlet in inlets]
         if all(followed):
-            is_less = not self._followed <= prefixes
+            cancelled = tuple(self._followed - prefixes)
             self._followed = prefixes
-            if is_less:  # what nobody has subscribed to is not sent, and not lost
+            if cancelled:  # what nobody has subscribed to is not sent, and not lost
                 with self._lock:
                     for publisher, source in self._losses.publishers():
-                        if not outlet.count(source):
+                        name = topic(source, "instances")
+                        if name.startswith(cancelled) and not outlet.count(source):
                             self._losses.restart(source, publisher)
 
     def _count(self, parts: list[bytes], outlet: BoundOutlet) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -32,6 +33,9 @@ MAX_SUBSCRIPTION_BYTES = 128
 
 MAX_HANDSHAKE_BYTES = 512
 """The same limit with CURVE, whose handshake needs more."""
+
+SILENT_FOR_S = 5.0
+"""A gateway that has not been connected for this long is reported."""
 
 _logger = logging.getLogger(__name__)
 
@@ -202,6 +206,7 @@ class GatewayOutlet(ReconnectingSocket):
     ) -> None:
         self._high_water_mark = high_water_mark
         self._linger_ms = linger_ms
+        self._connected_at_s = time.monotonic()
         self._subscribers = GatewaySubscribers()
         super().__init__(context, endpoint, kind=zmq.XPUB, keys=keys, peer="gateway")
 
@@ -224,6 +229,10 @@ class GatewayOutlet(ReconnectingSocket):
         """Connect again if libzmq does not, and send a gateway that has connected kept events."""
         self.process_events()
         self.replace_if_due()
+        if self.connected:
+            self._connected_at_s = time.monotonic()
+        elif time.monotonic() - self._connected_at_s > SILENT_FOR_S and not self.problem:
+            self._report_failure(f"no connection for {SILENT_FOR_S:g} s; is the gateway running?")
         if self._subscribers.answer(self.socket, within_s, kept):
             self._backoff_s = MIN_BACKOFF_S
 

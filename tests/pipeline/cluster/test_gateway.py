@@ -1,5 +1,6 @@
 import contextlib
 import threading
+import time
 
 import pytest
 import zmq
@@ -10,6 +11,7 @@ from witnesses import wait_until
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.cluster import gateway as gateway_module
 from maskcast.pipeline.cluster.gateway import Gateway
+from maskcast.pipeline.publisher import outlet as outlet_module
 from maskcast.pipeline.publisher.publisher import Publisher
 from maskcast.pipeline.subscriber.connection import receive_parts
 from maskcast.pipeline.subscriber.subscribe import subscribe
@@ -380,6 +382,25 @@ def test_a_publisher_whose_key_is_allowed_later_needs_no_restart(guarded, keys):
         feed.until(lambda: "does not allow" in publisher._outlets[0].problem)
         (keys / "publishers" / "stranger.key").write_bytes((keys / "stranger.key").read_bytes())
         feed.until(lambda: guarded.stats().messages > 0)
+
+
+def test_a_gateway_that_does_not_answer_is_reported_once_each_time(monkeypatch, free_port, caplog):
+    monkeypatch.setattr(outlet_module, "SILENT_FOR_S", 0.3)
+    endpoint = f"tcp://127.0.0.1:{free_port}"
+
+    def reports():
+        return caplog.messages.count("gateway_connection_failed")
+
+    with Publisher("", NAMES, gateways=[endpoint]) as publisher:
+        for expected in (1, 2):
+            wait_until(
+                lambda count=expected: publisher.answer_subscriptions() or reports() == count
+            )
+            time.sleep(0.5)
+            publisher.answer_subscriptions()
+            assert reports() == expected
+            with Gateway(ANY, endpoint) as gateway:
+                Feed(publisher).until(lambda: gateway.stats().messages > 0)
 
 
 def test_a_gateway_connects_upstream_with_its_key(guarded, keys):
