@@ -21,8 +21,9 @@ _POSITIVE, _NEGATIVE = 1.1875, -0.1875
 """Largest sum of the positive weights of four taps, half way between two cells, and the rest."""
 _RADIUS = 3
 """The score counts the cells up to this far from the keypoint's own."""
-_MOST_VALUES = 1 << 18
-"""Values that are interpolated at once: 1 MiB."""
+_BLOCK = 64
+"""Rows and columns that are interpolated at once. OpenBLAS computes larger products on several
+threads, which wait for one another in loops: with the cores in use, a hundred times as long."""
 
 Name = Annotated[str, Meta(min_length=1, max_length=64)]
 Place = Annotated[int, Meta(ge=0, le=255)]
@@ -129,16 +130,16 @@ def find_peaks(heatmaps: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDA
     for found, maps, box in zip(points, heatmaps, boxes, strict=True):
         sides = np.maximum(box[2:] - box[:2], np.float32(1))
         columns, rows = (_Taps(int(np.ceil(side))) for side in sides)
-        cells = _candidates(maps, rows, columns)
-        for k, (heatmap, chosen) in enumerate(zip(maps, cells, strict=True)):
-            x, y, found[k, 2] = _peak(heatmap, rows.inside(chosen, 1), columns.inside(chosen, 0))
-            found[k, :2] = x + 0.5, y + 0.5
+        chosen = _candidates(maps, rows, columns)
+        chosen_rows = chosen.max(axis=2)[:, rows.cell]  # [K, pixels]
+        chosen_columns = chosen.max(axis=1)[:, columns.cell]
+        for k, heatmap in enumerate(maps):
+            y, x = np.flatnonzero(chosen_rows[k]), np.flatnonzero(chosen_columns[k])
+            found[k] = _peak(heatmap, y, rows.weights[y], x, columns.weights[x])
+        found[:, :2] += np.float32(0.5)
         found[:, :2] *= sides / np.array([len(columns), len(rows)], np.float32)
         found[:, :2] += box[:2]
     return points
-
-
-Weights = NDArray[np.float32]
 
 
 class _Taps:
@@ -170,12 +171,6 @@ class _Taps:
         """Find the pixel nearest to the centre of each cell."""
         pixel = (source + 0.5) * len(self) / HEATMAP_SIZE - 0.5
         return np.clip(np.rint(pixel).astype(np.intp), 0, len(self) - 1)
-
-    def inside(self, cells: NDArray[np.bool_], axis: int) -> tuple[NDArray[np.intp], Weights]:
-        """Select the pixels in the chosen intervals, and their weights."""
-        chosen: NDArray[np.bool_] = cells.max(axis=axis)
-        pixels = np.flatnonzero(chosen[self.cell])
-        return pixels, self.weights[pixels]
 
 
 def _cubic(distance: NDArray[np.float32], *, is_near: bool) -> NDArray[np.float32]:
@@ -226,19 +221,28 @@ def _of_sixteen(extreme: np.ufunc, padded: NDArray[np.float32]) -> NDArray[np.fl
 
 def _peak(
     heatmap: NDArray[np.float32],
-    rows: tuple[NDArray[np.intp], Weights],
-    columns: tuple[NDArray[np.intp], Weights],
-) -> tuple[int, int, float]:
-    """Interpolate at some rows and columns of pixels: x, y and the value of the largest."""
-    (y, down), (x, across) = rows, columns
-    narrow = heatmap @ across.T  # [56, columns]
-    best = (0, 0, -np.inf)
-    step = max(1, _MOST_VALUES // len(x))
-    for first in range(0, len(y), step):
-        values = down[first : first + step] @ narrow
-        row, column = divmod(int(values.argmax()), len(x))
-        if values[row, column] > best[2]:
-            best = int(x[column]), int(y[first + row]), float(values[row, column])
+    y: NDArray[np.intp],
+    down: NDArray[np.float32],
+    x: NDArray[np.intp],
+    across: NDArray[np.float32],
+) -> tuple[float, float, float]:
+    """Interpolate at some rows and columns of pixels: x, y and the value of the largest.
+
+    Args:
+        heatmap: ``[56, 56]``.
+        y: ``[H]``, the rows.
+        down: ``[H, 56]``, their weights.
+        x: ``[W]``, the columns.
+        across: ``[W, 56]``, their weights.
+    """
+    best = (0.0, 0.0, -np.inf)
+    for left in range(0, len(x), _BLOCK):
+        narrow = heatmap @ across[left : left + _BLOCK].T
+        for top in range(0, len(y), _BLOCK):
+            values = down[top : top + _BLOCK] @ narrow
+            row, column = divmod(int(values.argmax()), values.shape[1])
+            if values[row, column] > best[2]:
+                best = (x[left + column], y[top + row], values[row, column])
     return best
 
 

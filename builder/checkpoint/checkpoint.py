@@ -228,14 +228,16 @@ def load_bundle_weights(network: Any, bundle: Bundle) -> None:
     those of the network are set to the identity.
 
     Args:
-        network: from ``maskcast.builder.network.network.build_network``.
+        network: from ``maskcast.builder.network.network.build_network``; without a keypoint branch
+            it takes the other weights.
         bundle: of any backend and precision.
 
     Raises:
         InputError: the bundle was built from another network.
     """
     state: dict[str, Tensor] = {}
-    for path in filter(None, (bundle.detector, bundle.segmenter, bundle.poser)):
+    poser = bundle.poser if network.roi_heads.has_keypoint() else None
+    for path in filter(None, (bundle.detector, bundle.segmenter, poser)):
         graph = onnx.load(path)
         restore_float(graph)
         state |= _weights(graph)

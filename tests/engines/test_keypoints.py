@@ -115,9 +115,9 @@ def test_only_a_part_of_a_clear_heatmap_is_upsampled(monkeypatch: pytest.MonkeyP
     sizes = []
     peak = keypoints._peak
 
-    def watched(heatmap: Any, rows: Any, columns: Any) -> Any:
-        sizes.append(len(rows[0]) * len(columns[0]))
-        return peak(heatmap, rows, columns)
+    def watched(heatmap: Any, y: Any, down: Any, x: Any, across: Any) -> Any:
+        sizes.append(len(y) * len(x))
+        return peak(heatmap, y, down, x, across)
 
     monkeypatch.setattr(keypoints, "_peak", watched)
     find_peaks(draw_hill(20, 30, 1.0)[None, None], np.float32([[0, 0, 560, 560]]))

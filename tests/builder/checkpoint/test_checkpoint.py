@@ -3,8 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchvision.models import WeightsEnum
 from torchvision.models.detection import (
+    KeypointRCNN_ResNet50_FPN_Weights,
     fasterrcnn_resnet50_fpn,
+    keypointrcnn_resnet50_fpn,
     maskrcnn_resnet50_fpn,
     maskrcnn_resnet50_fpn_v2,
 )
@@ -20,6 +23,7 @@ from maskcast.builder.checkpoint.checkpoint import (
 from maskcast.builder.network.network import build_network, network_config
 from maskcast.engines.bundle import default_bundle
 from maskcast.engines.errors import InputError
+from maskcast.engines.keypoints import COCO_PERSON
 
 CONFIG = network_config("lite0-fpn", ("person", "dog"))
 
@@ -81,6 +85,41 @@ def test_torchvisions_weights_are_recognised(
     name = "roi_heads.box_head.fc7.weight"
     if name in state:
         assert torch.equal(state[name], theirs.state_dict()[name])
+
+
+@pytest.mark.parametrize(("points", "epsilon"), [(17, 0.0), (5, 1e-5)])
+def test_torchvisions_keypoint_weights_are_recognised(
+    tmp_path: Path, points: int, epsilon: float
+) -> None:
+    theirs = keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_keypoints=points)
+    path = tmp_path / "weights.pth"
+    torch.save(theirs.state_dict(), path)
+    config, state = load_checkpoint(path)
+    assert not config.with_masks
+    assert config.frozen_norm_epsilon == epsilon
+    assert (config.keypoint_head_channels, config.keypoint_head_layers) == (512, 8)
+    assert config.keypoints is not None
+    if points == 17:
+        assert config.keypoints == COCO_PERSON
+        assert config.labels == ("person",)
+    else:
+        assert config.keypoints.names == tuple(f"keypoint {i}" for i in range(1, 6))
+        assert config.labels == ("class 1",)
+    name = "roi_heads.keypoint_predictor.kps_score_lowres.weight"
+    assert torch.equal(state[name], theirs.state_dict()[name])
+
+
+def test_torchvisions_keypoint_weights_have_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict()
+
+    def download(weights: WeightsEnum, **options: bool) -> dict[str, torch.Tensor]:
+        assert weights is KeypointRCNN_ResNet50_FPN_Weights.COCO_V1
+        assert options["check_hash"]
+        return theirs
+
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", download)
+    config, _ = load_checkpoint("keypointrcnn_resnet50_fpn/COCO_V1")
+    assert config.keypoints == COCO_PERSON
 
 
 def test_the_old_names_of_torchvisions_first_weights_load(tmp_path: Path) -> None:

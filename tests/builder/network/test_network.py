@@ -4,6 +4,7 @@ import pytest
 import torch
 from torchvision.models.detection import (
     fasterrcnn_resnet50_fpn,
+    keypointrcnn_resnet50_fpn,
     maskrcnn_resnet50_fpn,
     maskrcnn_resnet50_fpn_v2,
 )
@@ -14,30 +15,38 @@ from maskcast.builder.network.network import (
     ExactAnchorGenerator,
     NetworkConfig,
     build_network,
+    freeze_all_but_keypoints,
     network_config,
 )
 from maskcast.builder.network.roi_align import AlignedMultiScaleRoIAlign
 from maskcast.engines.errors import InputError
+from maskcast.engines.keypoints import COCO_PERSON, Keypoints
 
 COCO_LABELS = tuple(f"class {i}" for i in range(1, 91))
 
 
 @pytest.mark.parametrize(
-    ("preset", "with_masks", "original"),
+    ("preset", "branches", "original"),
     [
-        ("resnet50-fpn", True, maskrcnn_resnet50_fpn),
-        ("resnet50-fpn", False, fasterrcnn_resnet50_fpn),
-        ("resnet50-fpn-v2", True, maskrcnn_resnet50_fpn_v2),
+        ("resnet50-fpn", {}, maskrcnn_resnet50_fpn),
+        ("resnet50-fpn", {"with_masks": False}, fasterrcnn_resnet50_fpn),
+        ("resnet50-fpn-v2", {}, maskrcnn_resnet50_fpn_v2),
+        (
+            "resnet50-fpn",
+            {"with_masks": False, "keypoints": COCO_PERSON},
+            keypointrcnn_resnet50_fpn,
+        ),
     ],
 )
-def test_a_resnet_preset_is_torchvisions_network(preset, with_masks, original) -> None:
+def test_a_resnet_preset_is_torchvisions_network(preset, branches, original) -> None:
     theirs = original(weights=None, weights_backbone=None).eval()
     if preset == "resnet50-fpn":
         # Without weights torchvision builds trainable norms; its checkpoints are of frozen ones.
         state = {k: v for k, v in theirs.state_dict().items() if "num_batches_tracked" not in k}
     else:
         state = theirs.state_dict()
-    ours = build_network(network_config(preset, COCO_LABELS, with_masks)).eval()
+    labels = ("person",) if "keypoints" in branches else COCO_LABELS
+    ours = build_network(network_config(preset, labels, **branches)).eval()
     assert {k: v.shape for k, v in ours.state_dict().items()} == {
         k: v.shape for k, v in state.items()
     }
@@ -58,7 +67,7 @@ def test_a_resnet_preset_is_torchvisions_network(preset, with_masks, original) -
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_survives_msgpack(preset: str) -> None:
-    config = network_config(preset, ("a", "b"), with_masks=False)
+    config = network_config(preset, ("a", "b"), with_masks=False, keypoints=COCO_PERSON)
     assert msgspec.convert(msgspec.to_builtins(config), NetworkConfig) == config
 
 
@@ -71,6 +80,23 @@ def test_a_lite_network_finds_boxes_and_masks_in_the_images_size(preset: str) ->
     assert 0 < len(found["boxes"]) <= config.detections_per_image
     assert found["masks"].shape == (len(found["boxes"]), 1, 60, 100)
     assert set(found["labels"].tolist()) == {1}
+
+
+def test_a_mask_r_cnn_may_have_a_keypoint_branch_too() -> None:
+    config = network_config("lite0-fpn", ("person",), keypoints=Keypoints(("head", "tail")))
+    network = build_network(msgspec.structs.replace(config, score_threshold=0.0)).eval()
+    with torch.inference_mode():
+        found = network([torch.rand(3, 60, 100)])[0]
+    assert found["masks"].shape == (len(found["boxes"]), 1, 60, 100)
+    assert found["keypoints"].shape == (len(found["boxes"]), 2, 3)
+
+
+def test_freezing_leaves_the_keypoint_branch_to_learn() -> None:
+    network = build_network(network_config("lite0-fpn", ("person",), keypoints=COCO_PERSON))
+    freeze_all_but_keypoints(network)
+    learns = [name for name, value in network.named_parameters() if value.requires_grad]
+    assert len(learns) == 18
+    assert all("keypoint_head" in name or "keypoint_predictor" in name for name in learns)
 
 
 def test_an_unknown_preset_is_an_input_error_that_lists_the_presets() -> None:
