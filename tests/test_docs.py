@@ -19,6 +19,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 import maskcast
+from maskcast.engines import load as load_module
 from maskcast.pipeline.cli.configuration import keys
 from maskcast.pipeline.cluster.gateway import Gateway
 from maskcast.pipeline.cluster.metrics import make_gateway_registry
@@ -238,22 +239,31 @@ def test_every_log_event_is_documented_and_no_other() -> None:
     assert sorted(documented) == sorted(logged)
 
 
-def thread_names(*without: str) -> set[str]:
-    """The names of all threads, apart from those in some folders."""
-    names = {"preprocess", "infer", "masks", "publish", "record"}  # those of ``Stage``
+@functools.cache
+def threads() -> set[tuple[str, Path]]:
+    """The names of all threads, and the files that start them."""
+    found = set()
     for file in (file for folder in PACKAGES for file in (ROOT / folder).rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if not isinstance(node, ast.Call) or {*without} & {*file.parts}:
+        if "daemon=" not in (text := file.read_text()):
+            continue
+        for node in ast.walk(ast.parse(text)):
+            if not isinstance(node, ast.Call):
                 continue
             given = {keyword.arg: keyword.value for keyword in node.keywords}
             name = given.get("name")
             if "daemon" in given and isinstance(name, ast.Constant):
-                names.add(str(name.value))
+                found.add((str(name.value), file))
             elif "daemon" in given and isinstance(name, ast.JoinedStr):
                 first = name.values[0]
                 assert isinstance(first, ast.Constant)
-                names.add(f"{first.value}NAME")
-    return names
+                found.add((f"{first.value}NAME", file))
+    return found
+
+
+def thread_names(*without: str) -> set[str]:
+    """The names of all threads, apart from those in some folders."""
+    of_stages = {"preprocess", "infer", "masks", "publish", "record"}
+    return of_stages | {name for name, file in threads() if not {*without} & {*file.parts}}
 
 
 def test_the_table_of_threads_names_those_that_exist() -> None:
@@ -301,14 +311,15 @@ def test_every_python_example_runs(
         exec(compile(code, request.node.name, "exec"), names)
         pipeline.join()
     else:
-        if "README" not in request.node.name:  # those of the README run the real model
-            load = "maskcast.pipeline.pipeline.load_engine_for"
-            monkeypatch.setattr(load, lambda config: timed_engine())
-            monkeypatch.setattr(
-                maskcast,
-                "load_engine",
-                lambda *_, pose=False, **__: timed_engine(pose_s=0.0 if pose else None),
-            )
+
+        def load(*_: Any, pose: bool = False, **__: Any) -> Any:
+            return timed_engine(pose_s=0.0 if pose else None)
+
+        # Loading the real model takes seconds; tests of the command and of `predict` do so.
+        for name in ("pipeline.pipeline.load_engine_for", "engines.load.load_engine"):
+            monkeypatch.setattr(f"maskcast.{name}", load)
+        monkeypatch.setattr(maskcast, "load_engine", load)
+        monkeypatch.setattr(load_module, "_kept_engine", load_module._KeptEngine())
         exec(compile(code, request.node.name, "exec"), names)
 
 
