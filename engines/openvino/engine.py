@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_IN_FLIGHT = 3
-"""Batches that can wait for their masks: one in each of the two stages, and one between."""
+_IN_FLIGHT = 2
+"""Batches that can wait for their masks: one in each of the two stages. The infer stage begins no
+batch while another waits between them."""
 _IMAGES_OF_A_STREAM = 2
 """In a batch: a stream that finishes early takes another image while the others finish."""
 _MOST_STREAMS = 4

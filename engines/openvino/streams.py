@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from maskcast.engines.bundle import Bundle
 from maskcast.engines.instances import MASK_SIZE
 from maskcast.engines.keypoints import decode_heatmaps
+from maskcast.engines.memory import give_back_memory
 from maskcast.engines.openvino.cache import DamagedEntryError, Entry, GraphCache
 from maskcast.engines.openvino.compiled import (
     FEATURES,
@@ -30,7 +31,7 @@ from maskcast.engines.openvino.compiled import (
 )
 from maskcast.engines.openvino.operators import read_graph
 
-BOXES_AT_ONCE = (32, 16, 8, 4, 2, 1)
+BOXES_AT_ONCE = (16, 4, 1)
 """Numbers of boxes that the graphs of boxes are compiled for; other numbers are sums of them."""
 _DETECTOR = "detector"
 MASKS, HEATMAPS = "masks", "heatmaps"
@@ -268,6 +269,7 @@ def compile_shape(
         cache.store(size, Entry.make(compiled[0].export(), outputs))
     shown = _fields(size, streams=streams, cached=is_cached, s=round(time.monotonic() - began_s, 3))
     _logger.info("graphs_ready", extra=shown)
+    give_back_memory()  # compiling and loading leave tens of megabytes unused
     features = [ov.Tensor(ov.Type.f32, compiled[0].features_shape) for _ in range(in_flight)]
     return CompiledShape(compiled, features)
 
