@@ -124,8 +124,8 @@ class CurveConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     Attributes:
         secret_key: the publisher's ``.key_secret`` file, made by ``maskcast keys new``.
-        allowed_clients: a folder of subscribers' ``.key`` files, or a list of such files, each
-            with a rights file next to it (docs/operations.md); needed unless there are
+        allowed_clients: a folder of subscribers' ``.key`` files, or a list of files and folders,
+            each key with a rights file next to it (docs/operations.md); needed unless there are
             ``gateways``.
         gateway_key: the ``.key`` file of the ``gateways``, needed with them.
     """

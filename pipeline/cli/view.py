@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import typer
 
@@ -10,8 +12,10 @@ from maskcast.engines.errors import InputError
 from maskcast.pipeline.cli.run import run_to_end
 from maskcast.pipeline.clients.view.listener import Listener
 from maskcast.pipeline.clients.view.process import ViewProcess, check_packages
-from maskcast.pipeline.config import Config
+from maskcast.pipeline.config import Config, CurveConfig
 from maskcast.pipeline.config_file import override
+from maskcast.pipeline.wire.curve import new_keys, read_key_pair, write_public_key
+from maskcast.pipeline.wire.rights import ClientRights, write_rights
 
 JPEG_QUALITY = 80
 """Quality of the images that ``--view`` adds, unless the configuration has one."""
@@ -39,25 +43,51 @@ def show_page(
 def run_with_view(config: Config, http: str, limit: int | None) -> None:
     """Run a pipeline, with images in its messages, and serve the view in a process of its own.
 
+    If the messages are encrypted, the view gets a key of its own, which is valid for this run.
+
     Raises:
-        InputError: as ``run_to_end`` and ``ViewProcess`` do; or the messages are encrypted, or are
-            not published.
+        InputError: as ``run_to_end`` and ``ViewProcess`` do; or the messages are not published.
     """
     publish = config.publish
     if publish is None:
         raise InputError("--view: nothing is published; give --publish ENDPOINT")
     if publish.gateways:
         raise InputError("--view: the messages go to a gateway; give maskcast view its endpoint")
-    if publish.curve is not None:
-        raise InputError(
-            "--view: the messages are encrypted; start maskcast view with --server-key and "
-            "--client-key, and give this run --jpeg-quality"
-        )
     if publish.jpeg_quality is None:
         config = override(config, {"publish.jpeg_quality": JPEG_QUALITY})
-    with ViewProcess(publish.endpoint, http) as process:
+    with ExitStack() as closing:
+        keys: tuple[Path | None, Path | None] = (None, None)
+        if publish.curve is not None:
+            folder = Path(closing.enter_context(TemporaryDirectory(prefix="maskcast-view-")))
+            config, keys = _admit_view(config, publish.curve, folder)
+        process = closing.enter_context(ViewProcess(publish.endpoint, http, *keys))
         _print_url(process.url, process.needs_token)
         run_to_end(config, limit=limit, note=process.note)
+
+
+def _admit_view(
+    config: Config, curve: CurveConfig, folder: Path
+) -> tuple[Config, tuple[Path, Path]]:
+    """Make a key for the view of this run and allow it, besides the configured clients.
+
+    Args:
+        config: what is to run.
+        curve: its keys.
+        folder: where the key is kept, readable by this user only.
+
+    Returns:
+        The configuration, and the files of the publisher's and the view's keys.
+
+    Raises:
+        InputError: the publisher's key cannot be read.
+    """
+    server = write_public_key(folder / "server.key", read_key_pair(curve.secret_key).public)
+    public, secret = new_keys(folder / "view")
+    write_rights(public, ClientRights(sources=("*",), control=False))
+    given = curve.allowed_clients or ()
+    allowed = [given] if isinstance(given, str) else list(given)
+    changed = {"publish.curve.allowed_clients": [*allowed, str(public)]}
+    return override(config, changed), (server, secret)
 
 
 def _print_url(url: str, needs_token: bool) -> None:

@@ -75,13 +75,26 @@ def new_keys(name: Path) -> tuple[Path, Path]:
         if os.path.lexists(file):
             raise InputError(f"{file} exists already: choose another name, or remove it")
     public, secret = (key.decode("ascii") for key in zmq.curve_keypair())
-    text = f'metadata\ncurve\n    public-key = "{public}"\n'
+    text = _public_text(public)
     try:
         _write_new(files[1], f'{text}    secret-key = "{secret}"\n', 0o600)
         _write_new(files[0], text, 0o644)
     except OSError as error:
         raise InputError(f"cannot write {error.filename}: {error.strerror}") from None
     return files
+
+
+def write_public_key(path: Path, public: bytes) -> Path:
+    """Write a public key to a new ``.key`` file (0644), and return the file.
+
+    Raises:
+        InputError: the file exists, or cannot be written.
+    """
+    try:
+        _write_new(path, _public_text(public.decode("ascii")), 0o644)
+    except OSError as error:
+        raise InputError(f"cannot write {error.filename}: {error.strerror}") from None
+    return path
 
 
 def read_public_key(path: str | Path) -> bytes:
@@ -111,6 +124,10 @@ def read_key_pair(path: str | Path) -> KeyPair:
     if zmq.curve_public(secret) != public:
         raise InputError(f"the keys in {path} are no pair: make new ones with maskcast keys new")
     return KeyPair(public, secret)
+
+
+def _public_text(public: str) -> str:
+    return f'metadata\ncurve\n    public-key = "{public}"\n'
 
 
 def _write_new(file: Path, text: str, mode: int) -> None:

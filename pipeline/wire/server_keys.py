@@ -17,7 +17,7 @@ Purpose = Literal["subscribe", "control", "publish"]
 """What clients connect for. A client that publishes to a gateway needs no rights file."""
 
 KeyFiles = str | Path | tuple[str, ...]
-"""A folder of ``.key`` files, or the files."""
+"""A folder of ``.key`` files, or files and folders."""
 
 _logger = logging.getLogger(__name__)
 
@@ -49,8 +49,8 @@ class ServerKeys:
 
         Args:
             secret_key: the server's ``.key_secret`` file.
-            allowed_clients: a folder of ``.key`` files, or the files; each with a rights file
-                next to it (``maskcast keys allow``), unless clients publish.
+            allowed_clients: a folder of ``.key`` files, or files and folders; each key with a
+                rights file next to it (``maskcast keys allow``), unless clients publish.
             purpose: what clients connect for; "control" admits only those with that right.
 
         Raises:
@@ -150,4 +150,7 @@ def _admitted(clients: Mapping[bytes, ClientRights], purpose: Purpose) -> dict[b
 def _key_files(read_from: KeyFiles) -> Sequence[str | Path]:
     if isinstance(read_from, (str, Path)):
         return sorted(Path(read_from).glob(f"*{PUBLIC}"))
-    return read_from
+    files: list[str | Path] = []
+    for given in read_from:
+        files += _key_files(given) if Path(given).is_dir() else [given]
+    return files

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Self
 
 from maskcast.engines.errors import InputError
@@ -65,6 +66,8 @@ class ViewProcess:
     Args:
         endpoint: the endpoint that the publisher binds.
         http: where to serve the page, HOST:PORT.
+        server_key: the publisher's ``.key`` file, if it uses keys.
+        client_key: the ``.key_secret`` file of the view.
 
     Attributes:
         url: the page's URL.
@@ -74,7 +77,13 @@ class ViewProcess:
         InputError: a package is missing, or the page cannot be served there.
     """
 
-    def __init__(self, endpoint: str, http: str) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        http: str,
+        server_key: Path | None = None,
+        client_key: Path | None = None,
+    ) -> None:
         check_packages()
         endpoint = local_endpoint(endpoint)
         # Bound here, so that an address in use is reported before the run starts.
@@ -84,8 +93,9 @@ class ViewProcess:
         self._problem = ""
         with listener.socket as listening:
             number = listening.fileno()
+            keys = [str(key) for key in (server_key, client_key) if key is not None]
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, endpoint, http, str(number)],
+                [sys.executable, "-m", __name__, endpoint, http, str(number), *keys],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -130,13 +140,20 @@ class ViewProcess:
                 self._problem = line.decode(errors="replace").strip() or self._problem
 
 
-def main(endpoint: str, http: str, number: str) -> None:
+def main(
+    endpoint: str,
+    http: str,
+    number: str,
+    server_key: str | None = None,
+    client_key: str | None = None,
+) -> None:
     """Serve on a socket that this process inherited, until standard input is closed."""
     from maskcast.pipeline.clients.view.server import ViewServer, subscribe_for_view
 
     with socket.socket(fileno=int(number)) as listening:
         listener = Listener(http, os.environ.get(TOKEN_VARIABLE), listening)
-        server = ViewServer(subscribe_for_view(endpoint), listener)
+        keys = [None if key is None else Path(key) for key in (server_key, client_key)]
+        server = ViewServer(subscribe_for_view(endpoint, *keys), listener)
 
         def stop_with_parent() -> None:
             sys.stdin.buffer.read()
