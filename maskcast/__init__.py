@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from maskcast.pipeline.clients.replay import replay as replay
     from maskcast.pipeline.cluster.gateway import Gateway as Gateway
     from maskcast.pipeline.cluster.gateway import GatewayStats as GatewayStats
+    from maskcast.pipeline.config import ClusterConfig as ClusterConfig
     from maskcast.pipeline.config import Config as Config
     from maskcast.pipeline.config import ControlConfig as ControlConfig
     from maskcast.pipeline.config import CurveConfig as CurveConfig
@@ -120,6 +121,7 @@ _HOMES = {
         "GatewayStats",
     ),
     "maskcast.pipeline.config": (
+        "ClusterConfig",
         "Config",
         "ControlConfig",
         "CurveConfig",

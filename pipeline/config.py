@@ -252,13 +252,31 @@ class ControlConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     allow: tuple[str, ...] | None = None
 
 
+class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Sources on the nodes of a Ray cluster: ``maskcast cluster run`` (docs/cluster.md).
+
+    Attributes:
+        gateway: the endpoint to bind for subscribers.
+        gateway_sources: the endpoint to bind for the workers, ``tcp://HOST:PORT``; by default this
+            machine's address, as the nodes reach it, and a free port.
+        cpus_per_source: cores that Ray reserves for each source.
+        gpus_per_source: GPUs that Ray reserves for each source; several can share one.
+    """
+
+    gateway: Annotated[str, Meta(min_length=1)] = "tcp://127.0.0.1:5555"
+    gateway_sources: Annotated[str, Meta(min_length=1)] | None = None
+    cpus_per_source: Annotated[float, Meta(ge=0, le=1024)] = 0.5
+    gpus_per_source: Annotated[float, Meta(ge=0, le=16)] = 0.0
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole configuration of a pipeline.
 
     ``publish=None`` runs without a socket: for recorders and callbacks alone. Without ``metrics``
     nothing is served over HTTP, without ``tracing`` no spans are made. ``control`` is the endpoint
     for adding and removing sources while the pipeline runs, or a section that limits who may do
-    that; with it there may be no sources, and a run ends only when it is stopped.
+    that; with it there may be no sources, and a run ends only when it is stopped. ``cluster`` is
+    for ``maskcast cluster run`` only.
     """
 
     sources: tuple[SourceConfig, ...] = ()
@@ -268,6 +286,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     metrics: MetricsConfig | None = None
     tracing: TracingConfig | None = None
     control: ControlConfig | Annotated[str, Meta(min_length=1)] | None = None
+    cluster: ClusterConfig | None = None
 
     if TYPE_CHECKING:  # more is accepted than the attributes hold
 
@@ -281,6 +300,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             metrics: MetricsConfig | None = None,
             tracing: TracingConfig | None = None,
             control: str | None = None,
+            cluster: ClusterConfig | None = None,
         ) -> None: ...
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ import yaml
 
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.config import (
+    ClusterConfig,
     Config,
     ControlConfig,
     CurveConfig,
@@ -42,6 +43,7 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "outputs": OutputConfig,
     "metrics": MetricsConfig,
     "control": ControlConfig,
+    "cluster": ClusterConfig,
 }
 
 

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """End the run: publish what the engine has begun, drop what waits before it."""
+    """End the run: publish what the engine has begun, drop what waits before it.
+
+    Attributes:
+        reason: the reason with which the sources end.
+    """
+
+    reason: str = "stopped"
 
 
 @dataclass(frozen=True, slots=True)

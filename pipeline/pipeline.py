@@ -20,6 +20,7 @@ from maskcast.engines.engine import Engine
 from maskcast.engines.errors import InputError
 from maskcast.engines.image import input_shape
 from maskcast.pipeline.config import Config, SourceConfig, name_sources
+from maskcast.pipeline.control.controllable import PipelineControl
 from maskcast.pipeline.control.server import ControlServer, control_config, secret_key_of
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.monitor.health import Health, check_health
@@ -27,6 +28,7 @@ from maskcast.pipeline.orders import Failed, Order, Review, SourceRemoved, Stage
 from maskcast.pipeline.outputs.audio import audio_file
 from maskcast.pipeline.outputs.outputs import make_recorders
 from maskcast.pipeline.outputs.recorder import Recorder
+from maskcast.pipeline.sources.state import MOVED
 from maskcast.pipeline.stages.chain import StageChain
 from maskcast.pipeline.stages.infer import load_engine_for
 from maskcast.pipeline.stages.record import OnFrame
@@ -151,6 +153,10 @@ class Pipeline:
         A pipeline that is stopped before it starts ends as soon as it has started.
         """
         self._orders.put(Stop())
+
+    def hand_over(self) -> None:
+        """End as ``stop`` does, without ``ended``: another pipeline goes on with the sources."""
+        self._orders.put(Stop(MOVED))
 
     def add(self, source: SourceConfig) -> None:
         """Read one more source while the pipeline runs. If it fails, it alone ends.
@@ -300,8 +306,8 @@ class Pipeline:
                     self._attempt(parts.stages.decoders.on_removed, name)
                 case Review():
                     self._attempt(parts.stages.decoders.review)
-                case Stop():
-                    self._end(parts, "stopped")
+                case Stop(reason):
+                    self._end(parts, reason)
                     drained_by_s = min(drained_by_s, time.monotonic() + DRAIN_S)
                 case Failed(error):
                     self._error = self._error or error
@@ -346,7 +352,7 @@ class Pipeline:
         return ControlServer(
             control_config(self.config.control),
             secret_key_of(self.config),
-            self,
+            PipelineControl(self),
             lambda error: self._orders.put(Failed(error)),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from maskcast.engines.bundle import Manifest, open_bundle
+from maskcast.engines.errors import InputError
 from maskcast.pipeline.address import split_address
 from maskcast.pipeline.config import Config, PublishConfig
 from maskcast.pipeline.control.server import check_control, control_config, secret_key_of
@@ -24,8 +25,11 @@ def check_config(config: Config, manifest: Manifest | None = None) -> None:
     Raises:
         InputError: a required source is certainly wrong (``check_source``), an output cannot be
             written or is an input, an address is malformed, anyone could control the run, a key
-            cannot be read, a package is missing, or there is no such bundle or class.
+            cannot be read, a package is missing, there is no such bundle or class, or it is a
+            cluster's.
     """
+    if config.cluster is not None:
+        raise InputError("cluster: start it with maskcast cluster run, or remove this section")
     for source in config.sources:
         if source.required:
             check_source(source)

@@ -21,9 +21,11 @@ from prometheus_client.parser import text_string_to_metric_families
 import maskcast
 from maskcast.engines import load as load_module
 from maskcast.pipeline.cli.configuration import keys
+from maskcast.pipeline.cluster.cluster_metrics import make_cluster_registry
 from maskcast.pipeline.cluster.gateway import Gateway
 from maskcast.pipeline.cluster.metrics import make_gateway_registry
 from maskcast.pipeline.config_file import make_config
+from maskcast.pipeline.control.messages import ClusterReport, GatewayReport, SourceReport
 from maskcast.pipeline.monitor.metrics import make_registry
 from maskcast.pipeline.stats import Meter
 from maskcast.pipeline.wire.rights import make_rights
@@ -199,7 +201,7 @@ def test_every_configuration_in_the_documents_is_valid() -> None:
 
 def test_every_key_in_the_text_exists() -> None:
     known = {f"{key.section}.{key.name}".lstrip(".").replace("[]", "") for key in keys()}
-    sections = {"model", "publish", "outputs", "metrics", "control"}
+    sections = {"model", "publish", "outputs", "metrics", "control", "cluster"}
     for page in PAGES:
         for name in re.findall(r"`([a-z]+\.[a-z_.]+)`", prose(page)):
             if name.split(".")[0] in sections and not name.endswith((".py", ".md", ".prom")):
@@ -209,11 +211,27 @@ def test_every_key_in_the_text_exists() -> None:
 # ---- Operations and architecture
 
 
+class EmptyCluster:
+    """A cluster without nodes and sources, whose gateway is down."""
+
+    gateway_stats = None
+
+    def reports(self) -> list[SourceReport]:
+        return []
+
+    def metrics(self) -> list[Any]:
+        return []
+
+    def cluster(self) -> ClusterReport:
+        return ClusterReport([], GatewayReport("", None, 0, 0, 0, 0))
+
+
 def test_every_metric_is_documented_and_no_other(timed_engine: Any) -> None:
     gateway = Gateway("tcp://127.0.0.1:0", "tcp://127.0.0.1:0")
     registries = [
         make_registry(Meter(["cam"]).stats, timed_engine()),
         make_gateway_registry(gateway.stats),
+        make_cluster_registry(EmptyCluster()),
     ]
     served = set()
     for registry in registries:

@@ -20,6 +20,7 @@ PUBLIC = [
     "Bundle",
     "ClientKeys",
     "ClientRights",
+    "ClusterConfig",
     "Config",
     "ControlConfig",
     "CurveConfig",
@@ -232,7 +233,7 @@ PIPELINE_ARROWS = {
     "monitor": {"sources"},
     "control": {"publisher", "sources", "wire"},  # publisher: to know and limit the peers
     "clients": {"outputs", "publisher", "subscriber", "tracking", "wire"},  # outputs: to draw clips
-    "cluster": {"monitor", "publisher", "subscriber", "wire"},
+    "cluster": {"control", "monitor", "publisher", "sources", "stages", "subscriber", "wire"},
 }
 """Which folders of pipeline/ import which; its root modules are open to all."""
 PIPELINE_ARROWS["cli"] = {*PIPELINE_ARROWS}  # everything

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
 import typer
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.cli import client_commands, control_commands, key_commands, options
+from maskcast.pipeline.cli import (
+    client_commands,
+    cluster_commands,
+    control_commands,
+    key_commands,
+    options,
+)
 
 if TYPE_CHECKING:
     from maskcast.pipeline.config import SourceConfig
@@ -36,6 +42,7 @@ def mount(app: typer.Typer) -> None:
     app.add_typer(config, name="config", no_args_is_help=True)
     key_commands.mount(app)
     control_commands.mount(app)
+    cluster_commands.mount(app)
 
 
 def run(

@@ -117,10 +117,17 @@ def check(path: Path) -> str:
         InputError: it cannot be read, a key is wrong, or ``check_config`` refuses it.
     """
     config = load_config(path)
-    check_config(config)
+    if config.cluster is not None:
+        from maskcast.pipeline.cluster.fleet import check_fleet
+
+        cluster, _ = check_fleet(config)
+        where = cluster.gateway
+    else:
+        check_config(config)
+        where = "nowhere"
+        if config.publish is not None:
+            where = ", ".join(config.publish.gateways) or config.publish.endpoint
     sources = ", ".join(f"{s.name} ({redact(s.url)})" for s in name_sources(config.sources))
-    publish = config.publish
-    where = "nowhere" if publish is None else ", ".join(publish.gateways) or publish.endpoint
     return f"{path}: valid; publishes to {where}; sources: {sources or 'none'}"
 
 

@@ -11,10 +11,14 @@ import msgspec
 import zmq
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.control.server import (
+from maskcast.pipeline.control.messages import (
+    NOT_MOVED,
     AddSource,
     Answer,
+    ClusterReport,
     ListSources,
+    MoveSource,
+    Placement,
     RemoveSource,
     Request,
     SourceReport,
@@ -98,9 +102,40 @@ class ControlClient:
             raise InputError(answer.error)
         return answer
 
+    def status(self) -> tuple[ClusterReport, list[SourceReport]]:
+        """Return the nodes and the gateway of a cluster, and its sources.
+
+        Raises:
+            InputError: it is one pipeline, or it does not answer.
+        """
+        answer = self.ask(ListSources())
+        if answer.cluster is None:
+            raise InputError(f"{self._endpoint} is one pipeline: use maskcast ctl")
+        return answer.cluster, answer.sources or []
+
     def list(self) -> list[SourceReport]:
         """Return the sources with their states and figures."""
         return self.ask(ListSources()).sources or []
+
+    def move(self, name: str, node: str) -> SourceReport:
+        """Move a source and wait until it runs elsewhere; return its report.
+
+        Raises:
+            InputError: it cannot be moved there, or that takes longer than ``timeout_s``.
+        """
+        before = {source.name: source for source in self.list()}.get(name)
+        self.ask(MoveSource(name, node))
+        deadline_s = time.monotonic() + self._timeout_s
+        while time.monotonic() < deadline_s:
+            found = {source.name: source for source in self.list()}.get(name)
+            if found is None or before is None:
+                break
+            if found.detail.startswith(NOT_MOVED):
+                raise InputError(f"{name}: {found.detail}")
+            if found.pid != before.pid and found.placement is Placement.RUNNING:
+                return found
+            time.sleep(_POLL_S)
+        raise InputError(f"{name}: not moved after {self._timeout_s:g} s; see its status later")
 
     def add(self, source: Mapping[str, Any]) -> SourceReport | None:
         """Add a source and wait until it has been opened, or the first attempt has failed.
@@ -118,7 +153,11 @@ class ControlClient:
         deadline_s = time.monotonic() + self._timeout_s
         while True:
             found = next((one for one in self.list() if one.name == source["name"]), None)
-            is_opening = found is not None and found.state is SourceState.CONNECTING
+            is_opening = (
+                found is not None
+                and found.state is SourceState.CONNECTING
+                and found.placement not in (Placement.UNPLACED, Placement.SET_ASIDE)
+            )
             if not is_opening or time.monotonic() >= deadline_s:
                 return found
             time.sleep(_POLL_S)
@@ -146,12 +185,15 @@ def describe_added(found: SourceReport) -> str:
     """
     size = f" {found.width}x{found.height}" if found.width else ""
     detail = f": {found.detail}" if found.detail else ""
+    if found.placement is Placement.UNPLACED:
+        return f"{found.name}: added, but there is no place for it yet{detail}"
+    has_failed = found.state is SourceState.ENDED and found.detail not in FINISHED
+    if has_failed or found.placement is Placement.SET_ASIDE:
+        raise InputError(
+            f"{found.name}: added, but it has failed, and keeps its name until you remove it"
+            f"{detail}"
+        )
     match found.state:
-        case SourceState.ENDED if found.detail not in FINISHED:
-            raise InputError(
-                f"{found.name}: added, but it has failed, and keeps its name until you remove it"
-                f"{detail}"
-            )
         case SourceState.CONNECTING:
             return f"{found.name}: added, not connected yet; see the list later"
         case SourceState.RECONNECTING:

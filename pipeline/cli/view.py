@@ -36,7 +36,7 @@ def show_page(
     with subscription:
         pass  # an endpoint that cannot be connected to is reported now
     listener = Listener(http, token)
-    _print_url(listener.url, listener.access.needs_token)
+    print_url(listener.url, listener.access.needs_token)
     ViewServer(subscription, listener).run()
 
 
@@ -59,13 +59,13 @@ def run_with_view(config: Config, http: str, limit: int | None) -> None:
         keys: tuple[Path | None, Path | None] = (None, None)
         if publish.curve is not None:
             folder = Path(closing.enter_context(TemporaryDirectory(prefix="maskcast-view-")))
-            config, keys = _admit_view(config, publish.curve, folder)
+            config, keys = admit_view(config, publish.curve, folder)
         process = closing.enter_context(ViewProcess(publish.endpoint, http, *keys))
-        _print_url(process.url, process.needs_token)
+        print_url(process.url, process.needs_token)
         run_to_end(config, limit=limit, note=process.note)
 
 
-def _admit_view(
+def admit_view(
     config: Config, curve: CurveConfig, folder: Path
 ) -> tuple[Config, tuple[Path, Path]]:
     """Make a key for the view of this run and allow it, besides the configured clients.
@@ -90,7 +90,8 @@ def _admit_view(
     return override(config, changed), (server, secret)
 
 
-def _print_url(url: str, needs_token: bool) -> None:
+def print_url(url: str, needs_token: bool) -> None:
+    """Print where the page is."""
     note = ""
     if needs_token:
         url += "#token=TOKEN"

@@ -6,27 +6,27 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Protocol
 
 import msgspec
 import zmq
-from msgspec import Meta
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import (
-    Config,
-    ConfinedSourceConfig,
-    ControlConfig,
-    Policy,
-    SourceConfig,
-)
+from maskcast.pipeline.config import Config, ConfinedSourceConfig, ControlConfig
 from maskcast.pipeline.config_file import make_source
 from maskcast.pipeline.control.allow_list import REMOTE_DEFAULT, AllowList
+from maskcast.pipeline.control.controllable import Controllable
+from maskcast.pipeline.control.messages import (
+    AddSource,
+    Answer,
+    ListSources,
+    MoveSource,
+    RemoveSource,
+    Request,
+    decode_request,
+)
 from maskcast.pipeline.log import fields
 from maskcast.pipeline.publisher.peers import PeerGuard
-from maskcast.pipeline.sources.state import SourceState
-from maskcast.pipeline.stats import SourceStats, Stats
-from maskcast.pipeline.url import redact, shorten
+from maskcast.pipeline.url import shorten
 from maskcast.pipeline.wire.endpoint import (
     bind,
     check_endpoint,
@@ -38,76 +38,12 @@ from maskcast.pipeline.wire.endpoint import (
 from maskcast.pipeline.wire.rights import EVERYTHING, ClientRights
 from maskcast.pipeline.wire.server_keys import ServerKeys
 
-LONGEST_REQUEST = 16 << 10
-"""Bytes of a request at most."""
-
 LONGEST_PART = 1 << 20
 """A client that sends a longer part is disconnected."""
 
 LINGER_MS = 200
 
 _logger = logging.getLogger(__name__)
-
-
-class ListSources(msgspec.Struct, tag="list", tag_field="request", forbid_unknown_fields=True):
-    """Ask for all sources with their states and figures."""
-
-
-class AddSource(msgspec.Struct, tag="add", tag_field="request", forbid_unknown_fields=True):
-    """Ask for one more source; ``source`` has the keys of the configuration's sources."""
-
-    source: dict[str, Any]
-
-
-class RemoveSource(msgspec.Struct, tag="remove", tag_field="request", forbid_unknown_fields=True):
-    """Ask to remove a source."""
-
-    name: Annotated[str, Meta(max_length=64)]
-
-
-Request = ListSources | AddSource | RemoveSource
-
-
-class SourceReport(msgspec.Struct, frozen=True):
-    """A source's state and figures; docs/wire.md describes each key."""
-
-    name: str
-    url: str
-    state: SourceState
-    detail: str
-    policy: Policy | None
-    width: int | None
-    height: int | None
-    fps: float
-    captured: int
-    processed: int
-    dropped: int
-    reconnects: int
-    skipped: int = 0
-
-
-class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The answer to a request: ``error`` is one line without credentials, "" on success."""
-
-    ok: bool
-    error: str = ""
-    sources: list[SourceReport] | None = None
-
-
-class Controllable(Protocol):
-    """A pipeline whose sources can be added and removed."""
-
-    def add(self, source: SourceConfig) -> None:
-        """Read one more source."""
-
-    def remove(self, name: str) -> None:
-        """Remove a source."""
-
-    def sources(self) -> list[SourceConfig]:
-        """Return the sources' configurations."""
-
-    def stats(self) -> Stats:
-        """Return the current figures."""
 
 
 class ControlServer:
@@ -220,14 +156,16 @@ class ControlServer:
             case RemoveSource(name=name):
                 _check_right(rights, name)
                 self._pipeline.remove(name)
+            case MoveSource(name=name, node=node):
+                _check_right(rights, name)
+                self._pipeline.move(name, node)
             case ListSources():
-                stats = {source.name: source for source in self._pipeline.stats().sources}
-                reports = [
-                    report_source(config, stats[config.name])
-                    for config in self._pipeline.sources()
-                    if config.name in stats and rights.allows(config.name)
-                ]
-                return Answer(ok=True, sources=reports)
+                reports = self._pipeline.reports()
+                return Answer(
+                    ok=True,
+                    sources=[report for report in reports if rights.allows(report.name)],
+                    cluster=self._pipeline.cluster(),
+                )
         return Answer(ok=True)
 
 
@@ -268,42 +206,6 @@ def _too_open(endpoint: str) -> InputError:
     return InputError(
         f"{endpoint}: anyone on the network could control this; use "
         "ipc:///path/to/socket or tcp://127.0.0.1:<port>, or set control.allowed_clients"
-    )
-
-
-def decode_request(data: bytes) -> Request:
-    """Read a request.
-
-    Raises:
-        InputError: it is too long, not a msgpack map, or an unknown request.
-    """
-    if len(data) > LONGEST_REQUEST:
-        raise InputError(f"a request has {LONGEST_REQUEST} bytes at most, not {len(data)}")
-    try:
-        request: Request = msgspec.msgpack.decode(data, type=Request)
-        return request
-    except msgspec.ValidationError as error:
-        raise InputError(f"not a request: {shorten(redact(str(error)))}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
-        raise InputError("not a request: expected a msgpack map with the key 'request'") from None
-
-
-def report_source(config: SourceConfig, stats: SourceStats) -> SourceReport:
-    """Make the report of a source."""
-    return SourceReport(
-        name=stats.name,
-        url=redact(config.url),
-        state=stats.state,
-        detail=shorten(stats.detail),
-        policy=config.policy,
-        width=stats.last.width if stats.last is not None else None,
-        height=stats.last.height if stats.last is not None else None,
-        fps=round(stats.fps, 2),
-        captured=stats.captured,
-        processed=stats.processed,
-        dropped=sum(stats.dropped.values()),
-        reconnects=stats.reconnects,
-        skipped=sum(stats.skipped.values()),
     )
 
 

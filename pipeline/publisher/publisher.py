@@ -35,8 +35,8 @@ from maskcast.pipeline.wire.server_keys import ServerKeys
 if TYPE_CHECKING:
     from maskcast.pipeline.frame import Frame
 
-LINGER_MS, LOSSLESS_LINGER_MS = 200, 10_000
-"""Time that ``close`` gives to queued messages."""
+LINGER_MS, GATEWAY_LINGER_MS, LOSSLESS_LINGER_MS = 200, 1000, 10_000
+"""Time that ``close`` gives to queued messages; for an absent gateway nothing is queued."""
 
 ANSWER_WITHIN_S, DRAIN_S = 0.0005, 0.005
 """Time that ``publish`` and ``event`` spend on new subscriptions, and ``answer_subscriptions``."""
@@ -122,7 +122,8 @@ class Publisher:
         self.endpoint = ""
         self._context = zmq.Context()  # of the connections to gateways
         self._outlets: list[Outlet] = []
-        linger_ms = LOSSLESS_LINGER_MS if lossless else LINGER_MS
+        linger_ms = GATEWAY_LINGER_MS if gateways else LINGER_MS
+        linger_ms = LOSSLESS_LINGER_MS if lossless else linger_ms
         try:
             for gateway in gateways:
                 outlet = GatewayOutlet(

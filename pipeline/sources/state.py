@@ -9,6 +9,9 @@ from enum import StrEnum
 REMOVED = "removed"
 """The reason with which a source ends that was removed while the pipeline runs."""
 
+MOVED = "moved"
+"""The reason with which a source ends here that another pipeline goes on with. Nothing is published
+about it, so that subscribers do not take it for the end."""
 
 FINISHED = frozenset({"end of stream", "limit"})
 """The reasons with which a source ends that has delivered all of its frames."""

@@ -19,7 +19,7 @@ from maskcast.pipeline.inbox import Inbox
 from maskcast.pipeline.orders import SourceRemoved
 from maskcast.pipeline.outputs.recorder import Published
 from maskcast.pipeline.publisher.publisher import Publisher
-from maskcast.pipeline.sources.state import REMOVED
+from maskcast.pipeline.sources.state import MOVED, REMOVED
 from maskcast.pipeline.stages.masks import Seen
 from maskcast.pipeline.stages.record import Recorded
 from maskcast.pipeline.stages.stage import Event, PipelineContext, Stage
@@ -135,7 +135,7 @@ class PublishStage(Stage[Seen, None]):
 
     def event(self, event: Event) -> None:
         """Publish an event; behind the last of a source, keep nothing more of it."""
-        if self._publisher is not None:
+        if self._publisher is not None and event.data.get("reason") != MOVED:
             self._publisher.event(event.source, event.name, **event.data)
         if event.name == "ended":
             if self._recording is not None:
@@ -180,7 +180,8 @@ class PublishStage(Stage[Seen, None]):
         for name in self._sources.names():
             if name not in self._ended:
                 event = known.get(name) or Event(name, "ended", {"reason": "failed"})
-                publisher.event(name, event.name, **event.data)
+                if event.data["reason"] != MOVED:
+                    publisher.event(name, event.name, **event.data)
 
     def _publish(
         self, frame: Frame, instances: Instances, analysis: Analysis, traceparent: str

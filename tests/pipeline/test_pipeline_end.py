@@ -246,6 +246,32 @@ def test_a_source_that_ended_before_the_failure_keeps_its_reason(
     assert listener.ended() == {"file": "end of stream", "live": "failed"}
 
 
+def test_handing_over_publishes_no_end_so_that_another_pipeline_can_go_on(
+    timed_engine, free_port: int
+) -> None:
+    endpoint = f"tcp://127.0.0.1:{free_port}"
+    config = configured(
+        {"url": "test://64x48@50", "name": "cam"},
+        publish={"endpoint": endpoint, "wait_subscribers": 1},
+    )
+    listener = Listener(endpoint)
+    first = Pipeline(config, timed_engine())
+    first.start()
+    wait_until(lambda: len(listener.frames) > 3)
+    first.hand_over()
+    first.join()
+    assert listener.ended() == {}
+    publisher = listener.frames[-1].publisher
+    second = Pipeline(config, timed_engine())
+    second.start()
+    wait_until(lambda: listener.frames[-1].publisher != publisher)
+    second.stop()
+    second.join()
+    listener.finish()
+    assert listener.ended() == {"cam": "stopped"}
+    assert sum(frame.restarted for frame in listener.frames) == 1
+
+
 def test_a_signal_handler_may_stop_the_pipeline(timed_engine) -> None:
     pipeline = Pipeline(configured("test://64x48@30"), timed_engine())
     before = signal.signal(signal.SIGUSR1, lambda number, stack: pipeline.stop())

@@ -22,16 +22,17 @@ from maskcast.engines.errors import InputError
 from maskcast.pipeline.cli.control_client import ControlClient
 from maskcast.pipeline.config import ControlConfig, SourceConfig
 from maskcast.pipeline.config_file import make_config
-from maskcast.pipeline.control.server import (
-    LONGEST_PART,
+from maskcast.pipeline.control.controllable import PipelineControl
+from maskcast.pipeline.control.messages import (
     LONGEST_REQUEST,
     AddSource,
     Answer,
-    ControlServer,
     ListSources,
+    MoveSource,
     RemoveSource,
     decode_request,
 )
+from maskcast.pipeline.control.server import LONGEST_PART, ControlServer
 from maskcast.pipeline.pipeline import Pipeline
 from maskcast.pipeline.stats import Meter
 from maskcast.pipeline.subscriber.subscribe import subscribe
@@ -218,6 +219,13 @@ def test_a_mistake_in_add_is_one_line_and_affects_no_other_source(
         assert not pipeline.wait(0.1)
 
 
+def test_one_pipeline_moves_nothing(server: ControlServer) -> None:
+    request = msgspec.msgpack.encode(MoveSource("cam", "node"))
+    answer = msgspec.msgpack.decode(server.answer(request), type=Answer)
+    assert not answer.ok
+    assert "cannot move 'cam'" in answer.error
+
+
 def test_a_pipeline_with_a_control_socket_waits_for_its_first_source(
     endpoint, client, timed_engine, make_clip
 ) -> None:
@@ -290,7 +298,7 @@ def server() -> Iterator[ControlServer]:
             return Meter([]).stats()
 
     config = ControlConfig(endpoint="ipc://nowhere")
-    server = ControlServer(config, None, Nothing(), lambda error: None)
+    server = ControlServer(config, None, PipelineControl(Nothing()), lambda error: None)
     yield server
     server.close()
 

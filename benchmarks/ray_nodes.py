@@ -1,0 +1,58 @@
+"""Nodes of a Ray cluster on this machine's loopback, for tests and benchmarks.
+
+Runs in a process of its own: ``python -m benchmarks.ray_nodes``. Prints the cluster's address. Each
+line on standard input is the name of one more node; the answer is the process id of its raylet. The
+end of standard input ends everything.
+"""
+
+import os
+import select
+import sys
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+from ray._private.node import Node
+from ray.cluster_utils import Cluster
+
+from maskcast.pipeline.cluster.ray_cluster import HEALTH_CHECKS
+
+
+def add(cluster: Cluster, name: str, **options: object) -> Node:
+    """Add a node with one CPU."""
+    return cluster.add_node(
+        num_cpus=1,
+        node_name=name,
+        node_ip_address="127.0.0.1",
+        object_store_memory=80 << 20,
+        include_dashboard=False,
+        **options,
+    )
+
+
+def say(text: object) -> None:
+    """Answer."""
+    sys.stdout.write(f"said {text}\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    cluster = Cluster()
+    add(cluster, "head", num_gpus=0, _system_config=HEALTH_CHECKS)
+    say(cluster.address)
+    nodes = [cluster.head_node]
+    while True:
+        if select.select([sys.stdin], [], [], 0.1)[0]:
+            if not (name := sys.stdin.readline().strip()):
+                break
+            nodes.append(add(cluster, name))
+            say(nodes[-1].all_processes["raylet"][0].process.pid)
+        for node in nodes:  # a dead child that is not waited for would look alive to its workers
+            for processes in node.all_processes.values():
+                for process in processes:
+                    process.process.poll()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()

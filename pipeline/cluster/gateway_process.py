@@ -1,0 +1,205 @@
+"""GatewayProcess: a gateway in a process of its own, which is started again when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+from contextlib import suppress
+
+import msgspec
+
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.cluster.gateway import Gateway, GatewayStats
+from maskcast.pipeline.config import CurveConfig
+from maskcast.pipeline.log import configure, fields
+from maskcast.pipeline.sources.backoff import Backoff
+from maskcast.pipeline.wire.rights import EVERYTHING
+from maskcast.pipeline.wire.server_keys import ServerKeys
+
+REPORT_EVERY_S = 1.0
+
+_END_WITHIN_S = 1.5
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 10.0
+_LONGEST_LINE = 16 << 20
+
+_logger = logging.getLogger(__name__)
+
+
+class GatewaySettings(msgspec.Struct, frozen=True):
+    """What a gateway process needs, one line of JSON on its standard input.
+
+    Attributes:
+        publish: the endpoint for subscribers.
+        sources: the endpoint for workers.
+        curve: keys; workers have the key pair of the gateway itself.
+    """
+
+    publish: str
+    sources: str
+    curve: CurveConfig | None = None
+
+
+class GatewayReport(msgspec.Struct, frozen=True):
+    """What a gateway process says, one line of JSON each second on its standard output.
+
+    Attributes:
+        pid: its process id.
+        endpoint: the bound endpoint for subscribers.
+        sources_endpoint: the bound endpoint for workers.
+        stats: its figures.
+    """
+
+    pid: int
+    endpoint: str
+    sources_endpoint: str
+    stats: GatewayStats
+
+
+class GatewayProcess:
+    """Keeps a gateway running. Lives in the supervisor's loop.
+
+    The process ends when its standard input is closed, so also when this process dies.
+
+    Args:
+        settings: endpoints and keys. Ports that the system chooses are kept on a restart.
+
+    Attributes:
+        report: the last report; None while there is no process.
+        restarts: how often it was started again.
+    """
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._settings = settings
+        self.report: GatewayReport | None = None
+        self.restarts = 0
+        self._process: asyncio.subprocess.Process | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def sources_endpoint(self) -> str:
+        """The endpoint that workers connect to."""
+        return self._settings.sources
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint for subscribers."""
+        return self._settings.publish
+
+    async def start(self) -> None:
+        """Start it, and keep it running from now on.
+
+        Raises:
+            InputError: an endpoint cannot be bound, or a key cannot be read.
+        """
+        await self._launch()
+        self._task = asyncio.create_task(self._keep(), name="gateway")
+
+    async def close(self) -> None:
+        """End the process; queued messages are sent."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        if (process := self._process) is not None:
+            assert process.stdin is not None
+            process.stdin.close()
+            try:
+                await asyncio.wait_for(process.wait(), _END_WITHIN_S)
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+
+    async def _keep(self) -> None:
+        backoff = Backoff(_FIRST_WAIT_S, _LONGEST_WAIT_S)
+        while True:
+            assert self._process is not None
+            assert self._process.stdout is not None
+            while line := await self._process.stdout.readline():
+                self.report = msgspec.json.decode(line, type=GatewayReport)
+                backoff.reset()
+            self.report = None
+            code = await self._process.wait()
+            _logger.warning("gateway_lost", extra=fields(endpoint=self.endpoint, code=code))
+            while True:
+                await asyncio.sleep(backoff.next_s())
+                with suppress(InputError):  # the port may not be free yet
+                    await self._launch()
+                    break
+            self.restarts += 1
+
+    async def _launch(self) -> None:
+        self._process = process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", __name__),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the supervisor, which ends it last
+            limit=_LONGEST_LINE,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(msgspec.json.encode(self._settings) + b"\n")
+        first = await process.stdout.readline()
+        try:
+            self.report = msgspec.json.decode(first, type=GatewayReport)
+        except msgspec.MsgspecError:
+            await process.wait()
+            raise InputError(first.decode(errors="replace").strip() or "no gateway") from None
+        self._settings = msgspec.structs.replace(
+            self._settings,
+            publish=self.report.endpoint,
+            sources=self.report.sources_endpoint,
+        )
+        shown = fields(endpoint=self.endpoint, pid=self.report.pid)
+        _logger.info("gateway_started", extra=shown)
+
+
+def main() -> None:
+    """Run a gateway until standard input is closed."""
+    configure("info")
+    settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=GatewaySettings)
+    try:
+        gateway = make_gateway(settings)
+        gateway.start()
+    except InputError as error:
+        sys.stdout.write(f"{error}\n")
+        sys.exit(2)
+    over = threading.Event()
+
+    def wait_for_parent() -> None:
+        sys.stdin.buffer.read()
+        over.set()
+
+    threading.Thread(target=wait_for_parent, name="parent", daemon=True).start()
+    while True:
+        report = GatewayReport(
+            os.getpid(), gateway.endpoint, gateway.sources_endpoint, gateway.stats()
+        )
+        sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
+        sys.stdout.buffer.flush()
+        if over.wait(REPORT_EVERY_S) or gateway.wait(0):
+            break
+    gateway.stop()
+
+
+def make_gateway(settings: GatewaySettings) -> Gateway:
+    """Make the gateway of a cluster: workers need its own key pair, subscribers an allowed one.
+
+    Raises:
+        InputError: a key cannot be read.
+    """
+    keys = source_keys = None
+    if (curve := settings.curve) is not None:
+        if curve.allowed_clients is None:
+            raise InputError(
+                "publish.curve.allowed_clients: missing; give the subscribers' .key files"
+            )
+        keys = ServerKeys.read(curve.secret_key, curve.allowed_clients)
+        source_keys = ServerKeys(keys.own, {keys.own.public: EVERYTHING}, purpose="publish")
+    return Gateway(settings.publish, settings.sources, keys=keys, source_keys=source_keys)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""RayCluster: the only module that knows Ray. Nodes, actors, and the calls to them."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from typing import Any, Self
+
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.cluster.worker import Worker
+from maskcast.pipeline.control.messages import NodeReport
+from maskcast.pipeline.url import shorten
+
+LOCAL = "local"
+"""The address that starts a cluster on this machine."""
+
+_LOCAL_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray's name for "one machine": every port is bound to loopback only.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+}
+
+HEALTH_CHECKS = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 2000,
+    "health_check_failure_threshold": 3,
+}
+"""How a cluster that is started here finds a dead node within seconds; docs/cluster.md has the
+variables for ``ray start``."""
+
+_OBJECT_STORE_BYTES = 80 << 20
+"""Nearly Ray's minimum: nothing large is passed through Ray."""
+
+
+class WorkerLostError(Exception):
+    """An actor's process or node is gone, or it has not started yet.
+
+    Attributes:
+        for_good: Ray does not start it again.
+    """
+
+    def __init__(self, reason: str, *, for_good: bool) -> None:
+        super().__init__(reason)
+        self.for_good = for_good
+
+
+class RayCluster:
+    """A connection to a Ray cluster, and with the address ``local`` the cluster itself.
+
+    Open and close it on the main thread: Linux ends Ray's processes with the thread that has
+    started them.
+
+    Args:
+        address: "local" starts a cluster on this machine's loopback, which ends with ``close``;
+            "auto" is a running cluster on this machine; "ray://HOST:10001" is one elsewhere.
+        cpus: what each actor needs, in cores.
+        gpus: what each actor needs, in GPUs.
+
+    Raises:
+        InputError: Ray is not installed, or there is no cluster at the address.
+    """
+
+    def __init__(self, address: str, cpus: float, gpus: float) -> None:
+        if importlib.util.find_spec("ray") is None:
+            raise InputError(
+                "a cluster needs ray, which is not installed; install the cluster extra: "
+                "pip install 'maskcast[cluster]', or in a checkout pip install '.[cluster]'"
+            )
+        self.needs = {"CPU": cpus, "GPU": gpus}
+        self._ray = _connect(address)
+        self._worker = self._ray.remote(Worker)
+        self._options = {
+            "num_cpus": cpus,
+            "num_gpus": gpus,
+            "max_restarts": -1,
+            "max_task_retries": 0,
+            "max_concurrency": 4,  # while a worker's report is waited for, it may be stopped
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Disconnect; end the actors, and the cluster if it was started here."""
+        self._ray.shutdown()
+
+    def nodes(self) -> list[NodeReport]:
+        """Return all nodes that are alive."""
+        return [
+            NodeReport(
+                id=node["NodeID"],
+                name=node["NodeName"] or node["NodeManagerAddress"],
+                address=node["NodeManagerAddress"],
+                cpus=node["Resources"].get("CPU", 0.0),
+                gpus=node["Resources"].get("GPU", 0.0),
+            )
+            for node in self._ray.nodes()
+            if node["Alive"]
+        ]
+
+    def missing(self) -> str:
+        """Say which resource is not free for one more actor anywhere; "" if none is missing."""
+        free = self._ray.available_resources()
+        lacking = [
+            f"{count:g} {name}" for name, count in self.needs.items() if free.get(name, 0) < count
+        ]
+        return f"needs {' and '.join(lacking)}; no node has as much free" if lacking else ""
+
+    def address(self) -> str:
+        """Return this machine's address, as the nodes reach it."""
+        return str(self._ray.util.get_node_ip_address())
+
+    def place(self, node: str | None = None) -> Actor:
+        """Create an actor. Ray chooses its node and starts it again when its process has died.
+
+        Args:
+            node: the id of the node that it should be on while that node lives; None for any.
+        """
+        options = self._options
+        if node is not None:
+            strategies = self._ray.util.scheduling_strategies
+            strategy = strategies.NodeAffinitySchedulingStrategy(node, soft=True)
+            options = options | {"scheduling_strategy": strategy}
+        return Actor(self._ray, self._worker.options(**options).remote())
+
+
+class Actor:
+    """One ``Worker`` in the cluster; call its methods with ``call``."""
+
+    def __init__(self, ray: Any, handle: Any) -> None:
+        self._ray, self._handle = ray, handle
+
+    async def call(self, method: str, *arguments: object) -> Any:
+        """Call a method of the worker and return its result.
+
+        Raises:
+            WorkerLostError: the process is gone, or is not there yet.
+            Exception: what the method raised.
+        """
+        errors = self._ray.exceptions
+        try:
+            return await getattr(self._handle, method).remote(*arguments)
+        except errors.ActorUnavailableError:
+            raise WorkerLostError("its process or its node is gone", for_good=False) from None
+        except errors.RayActorError as error:
+            raise WorkerLostError(shorten(str(error)), for_good=True) from None
+        except errors.RayTaskError as error:
+            raise error.cause from None
+
+    def kill(self, *, restart: bool = False) -> None:
+        """End the process; ``restart`` lets Ray start it again."""
+        self._ray.kill(self._handle, no_restart=not restart)
+
+
+def _connect(address: str) -> Any:
+    for name, value in _LOCAL_ENVIRONMENT.items() if address == LOCAL else ():
+        os.environ.setdefault(name, value)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    import ray
+    import ray.util.scheduling_strategies
+
+    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    if address == LOCAL:
+        options |= {
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+            "_system_config": HEALTH_CHECKS,
+        }
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, ValueError, RuntimeError, ImportError) as error:
+        raise InputError(
+            f"no Ray cluster at {address}: {shorten(str(error))}; start one with ray start "
+            "--head, or use --address local"
+        ) from None
+    return ray

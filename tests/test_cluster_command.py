@@ -1,0 +1,429 @@
+"""``maskcast cluster`` as a user runs it, on Ray nodes of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from witnesses import wait_until
+
+import maskcast
+from maskcast.pipeline.cli.control_client import ControlClient
+from maskcast.pipeline.control.messages import Placement, SourceReport
+from maskcast.pipeline.subscriber.subscribe import subscribe
+from maskcast.pipeline.subscriber.subscription import PublishedFrame, StreamEvent
+
+pytest.importorskip("ray")
+
+ROOT = Path(maskcast.__file__).parents[1]
+COMMAND = [sys.executable, "-m", "maskcast"]
+SOON_S = 180.0
+"""Much longer than anything takes on a machine that has time for it."""
+
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": str(ROOT),
+    "COLUMNS": "160",
+    "RAY_AUTH_MODE": "disabled",  # everything is on loopback
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's way to say that it is
+}
+
+
+def processes_in(folder: Path) -> dict[int, str]:
+    """The processes that work in a folder, with their commands: all that a test has started there.
+
+    Ray's processes overwrite their environment and leave their parents, but not the folder.
+    """
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile, or is a zombie
+            if (process / "cwd").readlink() == folder:
+                found[int(process.name)] = (process / "cmdline").read_text().replace("\0", " ")
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """Where a test's processes work; none may be left at the end."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    yield folder
+    with contextlib.suppress(AssertionError):
+        wait_until(lambda: not processes_in(folder), 90)
+    left = processes_in(folder)
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
+class Nodes:
+    """Ray nodes with one CPU each; ``benchmarks.ray_nodes`` in a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.ray_nodes"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=ENVIRONMENT,
+            cwd=folder,
+        )
+        self.address = self._answer()
+
+    def add(self, name: str) -> int:
+        """Add a node; return its raylet's process id."""
+        assert self._process.stdin is not None
+        print(name, file=self._process.stdin, flush=True)
+        return int(self._answer())
+
+    def close(self) -> None:
+        self._process.communicate(timeout=SOON_S)
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:  # Ray prints there too
+            if line.startswith("said "):
+                return line.split()[1]
+        raise AssertionError("the nodes have ended")
+
+
+@pytest.fixture
+def nodes(folder: Path) -> Iterator[Nodes]:
+    nodes = Nodes(folder)
+    yield nodes
+    nodes.close()
+
+
+class Fleet:
+    """A running ``maskcast cluster run``."""
+
+    def __init__(self, folder: Path, address: str, sources: dict[str, str]) -> None:
+        control = f"ipc://{folder}/control"
+        self.endpoint = f"ipc://{folder}/messages"
+        config = folder / "fleet.yaml"
+        lines = [f"- {{name: {name}, url: '{url}'}}" for name, url in sources.items()]
+        config.write_text(
+            "sources:\n" + "\n".join(lines) + "\nmetrics: 127.0.0.1:0\n"
+            f"cluster: {{gateway: '{self.endpoint}', cpus_per_source: 0.5}}\n"
+        )
+        self._log = (folder / "log").open("w+")
+        self.process = subprocess.Popen(
+            [
+                *(*COMMAND, "cluster", "--control", control, "run", "--config", str(config)),
+                *("--address", address, "--log-level", "info", "--log-format", "json"),
+            ],
+            stderr=self._log,
+            env=ENVIRONMENT,
+            cwd=folder,
+        )
+        self.client = ControlClient(control, timeout_s=SOON_S)
+        self.words = ["cluster", "--control", control, "--timeout-s", str(SOON_S)]
+
+    def command(self, *words: str, code: int = 0) -> str:
+        result = subprocess.run(
+            [*COMMAND, *self.words, *words],
+            capture_output=True,
+            text=True,
+            env=ENVIRONMENT,
+            timeout=2 * SOON_S,
+            check=False,
+        )
+        assert result.returncode == code, result.stderr
+        assert code == 0 or len(result.stderr.splitlines()) == 1, result.stderr
+        return result.stdout if code == 0 else result.stderr
+
+    def source(self, name: str) -> SourceReport:
+        return next(source for source in self.client.list() if source.name == name)
+
+    def wait_for(self, name: str, condition: Callable[[SourceReport], bool]) -> SourceReport:
+        wait_until(lambda: self.process.poll() is not None or condition(self.source(name)), SOON_S)
+        assert self.process.poll() is None, self.log()
+        return self.source(name)
+
+    def wait_until_running(self, *names: str) -> None:
+        for name in names:
+            self.wait_for(name, is_streaming)
+
+    def log(self) -> str:
+        self._log.flush()
+        return Path(self._log.name).read_text()
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        lines = [line for line in self.log().splitlines() if line.startswith("{")]
+        return [event for event in map(json.loads, lines) if event["event"] == name]
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(SOON_S)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._log.close()
+
+
+def is_streaming(source: SourceReport) -> bool:
+    return source.placement is Placement.RUNNING and source.processed > 0
+
+
+@pytest.fixture
+def start(folder: Path) -> Iterator[Callable[..., Fleet]]:
+    started: list[Fleet] = []
+
+    def start(address: str, **sources: str) -> Fleet:
+        started.append(Fleet(folder, address, sources))
+        return started[-1]
+
+    yield start
+    for fleet in started:
+        fleet.close()
+
+
+class Audience:
+    """A subscriber that keeps the books about everything it receives."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.frames: dict[str, list[PublishedFrame]] = defaultdict(list)
+        self.events: dict[str, list[StreamEvent]] = defaultdict(list)
+        self._subscription: Any = subscribe(
+            endpoint, policy="all", events=True, until_ended=False, timeout_s=600
+        )
+        self._thread = threading.Thread(target=self._listen, name="audience")
+
+    def __enter__(self) -> Audience:
+        self._subscription.open()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._subscription.close()
+        self._thread.join()
+
+    def _listen(self) -> None:
+        for item in self._subscription:
+            kept: Any = self.events if isinstance(item, StreamEvent) else self.frames
+            kept[item.source].append(item)
+
+    def publisher(self, name: str) -> str:
+        wait_until(lambda: bool(self.frames[name]), SOON_S)
+        return self.frames[name][-1].publisher
+
+    def wait_for_more(self, name: str, count: int = 2) -> None:
+        seen = len(self.frames[name])
+        wait_until(lambda: len(self.frames[name]) >= seen + count, SOON_S)
+
+    def wait_for_another_publisher(self, name: str, before: str) -> None:
+        wait_until(lambda: self.publisher(name) != before, SOON_S)
+
+    def ended(self, name: str) -> list[str]:
+        return [event.data["reason"] for event in self.events[name] if event.name == "ended"]
+
+    def check_books(self) -> None:
+        """Every missing number is reported as lost, every new publisher as a restart."""
+        for frames in self.frames.values():
+            for before, frame in itertools.pairwise(frames):
+                is_same = before.publisher == frame.publisher
+                assert frame.restarted is not is_same
+                if is_same:
+                    assert frame.lost_before == frame.seq - before.seq - 1
+
+
+PATTERN = "test://64x48@4"
+
+
+def test_sources_survive_workers_nodes_and_the_gateway(
+    nodes: Nodes, start: Callable[..., Fleet]
+) -> None:
+    raylet = nodes.add("second")
+    fleet = start(nodes.address, door=PATTERN, yard=PATTERN)
+    with Audience(fleet.endpoint) as audience:
+        fleet.wait_until_running("door", "yard")
+        first = audience.publisher("door")
+        untouched = audience.publisher("yard")
+
+        # A worker dies: its source is back as a new publisher, the other source notices nothing.
+        os.kill(fleet.source("door").pid or 0, signal.SIGKILL)
+        audience.wait_for_another_publisher("door", first)
+        assert fleet.source("door").restarts == 1
+        assert fleet.source("yard").restarts == 0
+        assert audience.publisher("yard") == untouched
+        assert not any(frame.lost_before for frame in audience.frames["yard"])
+
+        # The gateway dies: the same publishers go on, and what was lost meanwhile is counted.
+        gateway = fleet.client.status()[0].gateway.pid
+        os.kill(gateway or 0, signal.SIGKILL)
+        wait_until(lambda: fleet.client.status()[0].gateway.pid not in (None, gateway), SOON_S)
+        audience.wait_for_more("yard")
+        assert audience.publisher("yard") == untouched
+
+        # A source moves, without an end.
+        there = "second" if fleet.source("yard").node == "head" else "head"
+        assert fleet.command("move", "yard", there).startswith("yard: moved, ")
+        audience.wait_for_another_publisher("yard", untouched)
+        assert fleet.source("yard").node == there
+        assert "is on that node already" in fleet.command("move", "yard", there, code=2)
+        assert "there is no node 'third'" in fleet.command("move", "yard", "third", code=2)
+
+        # A node dies: its sources are back on the other one.
+        for name in ("door", "yard"):
+            if fleet.source(name).node == "head":
+                fleet.command("move", name, "second")
+        before = {name: audience.publisher(name) for name in ("door", "yard")}
+        os.kill(raylet, signal.SIGKILL)
+        for name, publisher in before.items():
+            audience.wait_for_another_publisher(name, publisher)
+            assert fleet.source(name).node == "head"
+        assert [node.name for node in fleet.client.status()[0].nodes] == ["head"]
+
+        assert not audience.ended("door") + audience.ended("yard")
+        assert fleet.stop() == 0, fleet.log()
+        wait_until(lambda: bool(audience.ended("door") and audience.ended("yard")), SOON_S)
+    audience.check_books()
+    lost = {event["source"] for event in fleet.events("source_lost")}
+    assert lost == {"door", "yard"}
+    assert len(fleet.events("gateway_lost")) == 1
+
+
+def test_sources_are_added_and_removed_and_reported_when_there_is_no_place(
+    nodes: Nodes, start: Callable[..., Fleet]
+) -> None:
+    fleet = start(nodes.address, door=PATTERN)
+    with Audience(fleet.endpoint) as audience:
+        fleet.wait_until_running("door")
+        assert fleet.command("add", "yard", PATTERN).startswith("yard: added, ")
+        fleet.wait_until_running("yard")
+        audience.publisher("yard")
+        assert "there is a source 'yard'" in fleet.command("add", "yard", PATTERN, code=2)
+
+        # Both halves of the only CPU are taken.
+        assert "needs 0.5 CPU" in fleet.command("add", "roof", PATTERN)
+        assert fleet.source("roof").placement is Placement.UNPLACED
+        assert "roof is unplaced: needs 0.5 CPU" in str(health(fleet, 503)["problems"])
+        status = fleet.command("status")
+        assert "roof: unplaced" in status
+        assert "node head" in status
+
+        # A place becomes free.
+        assert fleet.command("remove", "yard") == "yard: removed\n"
+        wait_until(lambda: bool(audience.ended("yard")), SOON_S)
+        assert audience.ended("yard") == ["removed"]
+        fleet.wait_until_running("roof")
+        audience.publisher("roof")
+        assert health(fleet, 200)["healthy"]
+        assert [source.name for source in fleet.client.list()] == ["door", "roof"]
+
+        scraped = urllib.request.urlopen(f"{metrics_url(fleet)}/metrics").read().decode()
+        for name in ("door", "roof"):
+            sample = f'maskcast_frames_processed_total{{node="head",source="{name}"}}'
+            assert sample in scraped, scraped
+        assert "maskcast_gateway_publishers 2.0" in scraped
+        assert fleet.stop() == 0, fleet.log()
+    audience.check_books()
+    assert not any(frame.lost_before for frames in audience.frames.values() for frame in frames)
+
+
+def test_a_source_that_kills_its_worker_again_and_again_is_set_aside(
+    nodes: Nodes, start: Callable[..., Fleet]
+) -> None:
+    fleet = start(nodes.address, door=PATTERN)
+    pids: list[int] = []
+    while True:
+        found = fleet.wait_for(
+            "door",
+            lambda source: (
+                source.placement is Placement.SET_ASIDE
+                or (is_streaming(source) and source.pid not in pids)
+            ),
+        )
+        if found.placement is Placement.SET_ASIDE:
+            break
+        pids.append(found.pid or 0)
+        os.kill(pids[-1], signal.SIGKILL)
+    assert len(pids) == 5
+    assert [event["level"] for event in fleet.events("source_set_aside")] == ["error"]
+    assert fleet.source("door").restarts == 4
+    assert "door is set aside" in str(health(fleet, 503)["problems"])
+
+    # Removed and added, it has another chance.
+    fleet.command("remove", "door")
+    fleet.command("add", "door", PATTERN)
+    fleet.wait_until_running("door")
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
+def test_a_local_cluster_is_on_loopback_only_and_ends_with_the_command(
+    start: Callable[..., Fleet], folder: Path, ending: signal.Signals
+) -> None:
+    fleet = start("local", door=PATTERN)
+    fleet.wait_until_running("door")
+    processes = processes_in(folder)
+    assert len(processes) > 3
+    listening = subprocess.run(["ss", "-ltnp"], capture_output=True, text=True, check=True)
+    for line in listening.stdout.splitlines():
+        if any(f"pid={pid}," in line for pid in processes):
+            assert "127.0.0.1" in line.split()[3], line
+    fleet.process.send_signal(ending)
+    assert fleet.process.wait(SOON_S) == (0 if ending is signal.SIGTERM else -ending)
+    wait_until(lambda: not processes_in(folder), SOON_S)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sources: [test://8x8@1]", "cluster: missing"),
+        ("sources: [test://8x8@1]\ncluster: {gatway: x}", "unknown key 'gatway' in cluster"),
+        ("sources: [test://8x8@1]\ncluster: {gateway: x}", "invalid endpoint 'x'"),
+        ("sources: [test://8x8@1]\ncluster: {}\npublish: null", "publish: null"),
+        ("sources: [test://8x8@1]\ncluster: {}\noutputs: {save: a.mp4}", "outputs: not possible"),
+    ],
+)
+def test_what_the_user_got_wrong_is_one_line(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "fleet.yaml").write_text(text)
+    result = subprocess.run(
+        [*COMMAND, "cluster", "run", "--config", str(tmp_path / "fleet.yaml")],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT | {"XDG_RUNTIME_DIR": str(tmp_path)},
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert message in result.stderr
+
+
+def metrics_url(fleet: Fleet) -> str:
+    return str(fleet.events("metrics_served")[0]["url"])
+
+
+def health(fleet: Fleet, status: int) -> dict[str, Any]:
+    """What ``/healthz`` says, as soon as it says it with this status."""
+    body: dict[str, Any] = {}
+
+    def has_status() -> bool:
+        nonlocal body
+        try:
+            with urllib.request.urlopen(f"{metrics_url(fleet)}/healthz") as answer:
+                found, body = answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            with error:
+                found, body = error.code, json.load(error)
+        time.sleep(0.2)
+        return bool(found == status)
+
+    wait_until(has_status, SOON_S)
+    return body
