@@ -14,6 +14,7 @@ from maskcast.pipeline.publisher.publisher import Publisher
 
 ROOT = Path(__file__).parents[1]
 READERS = ROOT / "examples" / "readers"
+MALFORMED = sorted((ROOT / "tests" / "golden" / "malformed").glob("*.json"))
 GOLDEN = sorted((ROOT / "tests" / "golden").glob("instances_*.json"))
 
 
@@ -46,6 +47,15 @@ def test_a_reader_finds_the_areas_of_the_golden_masks_and_the_keypoints(reader: 
         assert printed["index"] == golden["header"]["index"]
         assert printed["areas"] == (golden.get("areas") or []), path.name
         assert printed.get("keypoints") == golden.get("keypoints"), path.name
+
+
+@pytest.mark.parametrize("path", MALFORMED, ids=[path.stem for path in MALFORMED])
+def test_a_reader_refuses_the_malformed_golden_messages_in_one_line(
+    reader: list[str], path: Path
+) -> None:
+    done = subprocess.run([*reader, str(path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_a_reader_receives_every_frame_of_a_publisher(reader: list[str]) -> None:
