@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import zmq
 from publishers import NAMES, frame, seen
 
 from maskcast.pipeline.publisher.publisher import Publisher
@@ -75,3 +76,26 @@ def test_a_reader_receives_every_frame_of_a_publisher(reader: list[str]) -> None
     for index, printed in enumerate(frames):
         expected = seen(index % 3)
         assert printed["areas"] == [int(expected.mask(i).sum()) for i in range(index % 3)]
+
+
+def test_a_reader_goes_on_behind_a_malformed_message(reader: list[str]) -> None:
+    def parts(path: Path) -> list[bytes]:
+        return [bytes.fromhex(part) for part in json.loads(path.read_text())["parts"]]
+
+    messages = [parts(path) for path in (MALFORMED[0], GOLDEN[0])]
+    messages.append(parts(ROOT / "tests" / "golden" / "event_ended.json"))
+    with zmq.Context() as context, context.socket(zmq.XPUB) as publisher:
+        publisher.linger = 0
+        port = publisher.bind_to_random_port("tcp://127.0.0.1")
+        command = [*reader, f"tcp://127.0.0.1:{port}"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            assert publisher.poll(60_000)
+            for message in messages:
+                publisher.send_multipart(message)
+            output, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+            process.wait()
+    assert len(output.splitlines()) == 1
+    assert len(errors.splitlines()) == 1

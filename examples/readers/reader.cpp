@@ -1,5 +1,5 @@
 // Reads maskcast's messages (docs/wire.md) and prints one JSON line per frame: the area of each mask,
-// and the keypoints (x, y, score) if poses are estimated.
+// and the keypoints (x, y, score) if poses are estimated. Malformed messages are reported and skipped.
 //
 //   g++ -std=c++17 -O2 reader.cpp -lzmq -o reader    (Debian: libzmq3-dev nlohmann-json3-dev)
 //   ./reader tcp://127.0.0.1:5555                    until a source has ended
@@ -13,6 +13,7 @@
 #include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <regex>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -20,9 +21,13 @@
 using Bytes = std::vector<uint8_t>;
 using Mask = std::vector<uint8_t>;  // 1 where the object is, width * height, row by row
 
+void require(bool is_true, const std::string& what) {
+    if (!is_true) throw std::runtime_error("malformed message: " + what);
+}
+
 template <typename T>
 T read(const Bytes& part, size_t offset) {  // the machine must be little-endian, as the wire is
-    if (offset + sizeof(T) > part.size()) throw std::runtime_error("a part is too short");
+    require(offset + sizeof(T) <= part.size(), "a part is too short");
     T value;
     std::memcpy(&value, part.data() + offset, sizeof(T));
     return value;
@@ -62,18 +67,19 @@ Mask run_lengths(const uint8_t* code, size_t length, int width, int height) {
         int shift = 0;
         int group;
         do {
-            if (at == length || shift > 55) throw std::runtime_error("a run length is malformed");
+            require(at < length && shift <= 55 && code[at] >= 48 && code[at] < 112, "a run length");
             group = code[at++] - 48;
             value |= int64_t(group & 31) << shift;
             shift += 5;
         } while (group & 32);
         if (group & 16) value -= int64_t(1) << shift;
         if (runs.size() > 2) value += runs[runs.size() - 2];
-        if (value < 0 || pixel + value > mask.size()) throw std::runtime_error("runs are too long");
+        require(value >= 0 && pixel + value <= mask.size(), "a run length");
         for (int64_t i = 0; i < value; ++i, ++pixel)  // down the columns
             mask[pixel % height * width + pixel / height] = runs.size() % 2;
         runs.push_back(value);
     }
+    require(pixel == mask.size(), "run lengths that do not fill the frame");
     return mask;
 }
 
@@ -114,7 +120,6 @@ std::vector<Mask> read_masks(const nlohmann::json& header, const Bytes& arrays, 
             masks.push_back(paste(crop, box, width, height));
         } else if (format == "coco_rle") {
             const uint32_t length = read<uint32_t>(part, 4 * i);
-            if (code + length > part.size()) throw std::runtime_error("part 3 is too short");
             masks.push_back(run_lengths(part.data() + code, length, width, height));
             code += length;
         } else if (format == "polygon") {
@@ -125,8 +130,6 @@ std::vector<Mask> read_masks(const nlohmann::json& header, const Bytes& arrays, 
                 flip_ring(mask, corners, width, height);
             }
             masks.push_back(mask);
-        } else {
-            throw std::runtime_error("unknown format of masks: " + format);
         }
     }
     return masks;
@@ -143,22 +146,120 @@ nlohmann::json read_keypoints(size_t names, size_t count, const Bytes& part) {
     return keypoints;
 }
 
+bool names(const nlohmann::json& header, const std::string& array) {
+    const auto arrays = header.value("arrays", nlohmann::json::array());
+    return std::find(arrays.begin(), arrays.end(), array) != arrays.end();
+}
+
+nlohmann::json read_header(const std::vector<Bytes>& parts, bool is_event) {
+    const auto header = nlohmann::json::from_msgpack(parts.at(1));  // bytes behind it are an error
+    require(header.is_object(), "the header");
+    header.dump();  // an error if a string is not UTF-8
+    static const std::regex id("[0-9a-f]{16}");
+    require(std::regex_match(header.at("publisher").get<std::string>(), id), "publisher");
+    std::vector<std::string> numbers{"seq", "publish_ns"};
+    if (!is_event) numbers.insert(numbers.end(), {"index", "capture_ns", "width", "height", "count"});
+    for (const auto& key : numbers) require(header.at(key).is_number_unsigned(), key);
+    if (is_event) return header;
+    for (const char* key : {"width", "height"})
+        require(header.at(key) >= 1 && header.at(key) <= 16384, key);
+    const std::string format = header.at("masks");
+    for (const char* known : {"none", "crop_u8", "crop_bits", "coco_rle", "polygon"})
+        if (format == known) {
+            const size_t each = names(header, "track_ids") ? 28 : 24;
+            require(header.at("count") <= parts.at(2).size() / each, "part 2 is too short");
+            return header;
+        }
+    throw std::runtime_error("malformed message: masks");
+}
+
+void check_arrays(const nlohmann::json& header, const Bytes& part) {
+    const size_t count = header.at("count");
+    const float width = header.at("width"), height = header.at("height");
+    for (size_t i = 0; i < count; ++i) {  // comparisons with NaN are false
+        const float x1 = read<float>(part, 16 * i), y1 = read<float>(part, 16 * i + 4);
+        const float x2 = read<float>(part, 16 * i + 8), y2 = read<float>(part, 16 * i + 12);
+        require(0 <= x1 && x1 <= x2 && x2 <= width && 0 <= y1 && y1 <= y2 && y2 <= height, "a box");
+        const float score = read<float>(part, 16 * count + 4 * i);
+        require(0 <= score && score <= 1, "a score");
+        require(read<int32_t>(part, 20 * count + 4 * i) >= 0, "a label");
+    }
+}
+
+// The length of part 3 follows from the number of instances, or from the tables in it.
+void check_masks(const nlohmann::json& header, const Bytes& part) {
+    const size_t count = header.at("count");
+    const float width = header.at("width"), height = header.at("height");
+    const std::string format = header.at("masks");
+    size_t length = format == "none"        ? 0
+                    : format == "crop_u8"   ? 784 * count
+                    : format == "crop_bits" ? 98 * count
+                                            : 4 * count;
+    if (format == "coco_rle")
+        for (size_t i = 0; i < count; ++i) length += read<uint32_t>(part, 4 * i);
+    if (format == "polygon") {
+        size_t rings = 0, points = 0;
+        for (size_t i = 0; i < count; ++i) rings += read<uint32_t>(part, 4 * i);
+        for (size_t i = 0; i < rings; ++i) {
+            const uint32_t corners = read<uint32_t>(part, 4 * (count + i));
+            require(corners >= 3, "a ring");
+            points += corners;
+        }
+        length += 4 * rings + 8 * points;
+        require(part.size() == length, "the length of part 3");
+        for (size_t at = 4 * (count + rings); at < length; at += 8) {
+            const float x = read<float>(part, at), y = read<float>(part, at + 4);
+            require(0 <= x && x <= width && 0 <= y && y <= height, "a point");
+        }
+    }
+    require(part.size() == length, "the length of part 3");
+}
+
+void check_keypoints(const nlohmann::json& header, const Bytes& part) {
+    const size_t count = header.at("count"), k = header.at("keypoints").at("names").size();
+    const float width = header.at("width"), height = header.at("height");
+    for (const auto& ends : header.at("keypoints").value("skeleton", nlohmann::json::array()))
+        for (const auto& end : ends) require(end.is_number_unsigned() && end < k, "skeleton");
+    require(part.size() == 12 * k * count, "the length of part 5");
+    for (size_t at = 0; at < part.size(); at += 12) {
+        const float x = read<float>(part, at), y = read<float>(part, at + 4);
+        const float score = read<float>(part, at + 8);
+        require(0 <= x && x <= width && 0 <= y && y <= height, "a keypoint");
+        require(0 <= score && score <= 1, "a keypoint's score");
+    }
+}
+
 // Returns false when the message says that its source has ended.
 bool show(const std::vector<Bytes>& parts) {
     const std::string topic(parts.at(0).begin(), parts.at(0).end());
-    const auto header = nlohmann::json::from_msgpack(parts.at(1));
-    if (topic.size() > 6 && topic.substr(topic.size() - 6) == "/event")
-        return header.at("event") != "ended";
-    if (parts.size() < 4) throw std::runtime_error("a message has too few parts");
+    static const std::regex form("v1/[A-Za-z0-9][A-Za-z0-9._-]{0,63}/(instances|event)");
+    std::smatch found;
+    require(std::regex_match(topic, found, form), "the topic");
+    const bool is_event = found[1] == "event";
+    require(parts.size() >= (is_event ? 2 : 4), "too few parts");
+    const auto header = read_header(parts, is_event);
+    if (is_event) return header.at("event") != "ended";
+    check_arrays(header, parts[2]);
+    check_masks(header, parts[3]);
     auto areas = nlohmann::json::array();
     for (const Mask& mask : read_masks(header, parts[2], parts[3]))
         areas.push_back(std::count(mask.begin(), mask.end(), 1));
     nlohmann::json shown{{"index", header.at("index")}, {"areas", areas}};
-    const auto arrays = header.value("arrays", nlohmann::json::array());
-    if (std::find(arrays.begin(), arrays.end(), "keypoints") != arrays.end())
+    if (names(header, "keypoints")) {
+        require(parts.size() > 5, "keypoints without part 5");
+        check_keypoints(header, parts[5]);
         shown["keypoints"] = read_keypoints(header.at("keypoints").at("names").size(),
-                                            header.at("count"), parts.at(5));
+                                            header.at("count"), parts[5]);
+    }
     std::cout << shown << std::endl;
+    return true;
+}
+
+// Messages of a later version, or of a faulty publisher, must not end the reader.
+bool try_to_show(const std::vector<Bytes>& parts) try {
+    return show(parts);
+} catch (const std::exception& error) {
+    std::cerr << error.what() << "\n";
     return true;
 }
 
@@ -195,7 +296,7 @@ int main(int, char** arguments) try {
             is_last = !zmq_msg_more(&part);
             zmq_msg_close(&part);
         }
-    } while (show(parts));
+    } while (try_to_show(parts));
     zmq_close(socket);
     zmq_ctx_term(context);
 } catch (const std::exception& error) {
