@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import warnings
 from typing import Any, Self
 
 from maskcast.engines.errors import InputError
@@ -172,7 +173,9 @@ def _connect(address: str) -> Any:
             "_system_config": HEALTH_CHECKS,
         }
     try:
-        ray.init(address=address, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what they say is in the error
+            ray.init(address=address, **options)
     except (ConnectionError, ValueError, RuntimeError, ImportError) as error:
         raise InputError(
             f"no Ray cluster at {address}: {shorten(str(error))}; start one with ray start "
