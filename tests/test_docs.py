@@ -334,9 +334,13 @@ def test_every_python_example_runs(
             return timed_engine(pose_s=0.0 if pose else None)
 
         # Loading the real model takes seconds; tests of the command and of `predict` do so.
-        for name in ("pipeline.pipeline.load_engine_for", "engines.load.load_engine"):
+        # The name of the package comes first: it is looked up in its module when it is first used.
+        for name in (
+            "load_engine",
+            "engines.load.load_engine",
+            "pipeline.pipeline.load_engine_for",
+        ):
             monkeypatch.setattr(f"maskcast.{name}", load)
-        monkeypatch.setattr(maskcast, "load_engine", load)
         monkeypatch.setattr(load_module, "_kept_engine", load_module._KeptEngine())
         exec(compile(code, request.node.name, "exec"), names)
 
