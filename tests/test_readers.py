@@ -19,7 +19,7 @@ MALFORMED = sorted((ROOT / "tests" / "golden" / "malformed").glob("*.json"))
 GOLDEN = sorted((ROOT / "tests" / "golden").glob("instances_*.json"))
 
 
-@pytest.fixture(scope="module", params=["cpp", "mjs"])
+@pytest.fixture(scope="module", params=["cpp", "mjs", "rs"])
 def reader(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("reader")
     source = shutil.copy(READERS / f"reader.{request.param}", folder)
@@ -30,6 +30,13 @@ def reader(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         program = str(folder / "reader")
         flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror"]
         subprocess.run(["g++", *flags, source, "-lzmq", "-o", program], check=True)
+        return [program]
+    if request.param == "rs":
+        if not shutil.which("rustc") or not Path("/usr/include/zmq.h").exists():
+            pytest.skip("rustc or libzmq3-dev is not installed")
+        program = str(folder / "reader")
+        flags = ["--edition", "2021", "-O", "-D", "warnings"]
+        subprocess.run(["rustc", *flags, source, "-o", program], check=True)
         return [program]
     if not shutil.which("npm"):
         pytest.skip("npm is not installed")
