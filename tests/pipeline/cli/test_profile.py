@@ -225,3 +225,9 @@ def test_a_profile_touches_no_file_before_it_has_something_to_write(
     assert not (tmp_path / "new.json").exists()
     show_profile(str(clip), None, None, "auto", False, old, None)
     assert json.loads(old.read_bytes())["frames"] == 10
+
+
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="a pipe can be read once only; profile a file"):
+        show_profile(str(tmp_path / "pipe"), None, None, "auto", False, None, None)
