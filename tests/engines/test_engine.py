@@ -55,7 +55,6 @@ def test_without_a_pose_there_are_no_keypoints(detections):
 
 
 def test_an_engine_without_a_poser_says_how_to_load_one(timed_engine, detections):
-    engine: Engine = timed_engine()
-    assert not engine.has_pose
+    assert not Engine.has_pose
     with pytest.raises(RuntimeError, match="pose=True"):
-        engine.estimate_pose(detections)
+        Engine.estimate_pose(timed_engine(), detections)
