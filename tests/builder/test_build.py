@@ -16,6 +16,7 @@ from maskcast.builder.checkpoint.checkpoint import load_bundle_weights, save_mod
 from maskcast.builder.graph import export as export_module
 from maskcast.builder.graph.quantization import is_quantised
 from maskcast.builder.network.network import build_network, network_config
+from maskcast.builder.training.initial import read_initial
 from maskcast.engines.bundle import (
     Bundle,
     FixedInput,
@@ -25,7 +26,9 @@ from maskcast.engines.bundle import (
     open_bundle,
 )
 from maskcast.engines.errors import InputError
+from maskcast.engines.keypoints import COCO_PERSON
 from maskcast.engines.load import load_engine
+from maskcast.engines.onnxruntime import OnnxRuntimeEngine
 from maskcast.engines.openvino.compiled import levels
 
 
@@ -73,6 +76,67 @@ def test_a_bundle_gives_its_weights_back(calibrated_bundle: Bundle, parity: Any)
     for key, value in parity.network.state_dict().items():
         if not key.endswith("num_batches_tracked"):
             np.testing.assert_array_equal(network.state_dict()[key], value)
+
+
+def test_a_bundle_with_keypoints_says_so_and_gives_its_weights_back(
+    keypoint_bundle: Bundle, parity: Any
+) -> None:
+    manifest = keypoint_bundle.manifest
+    assert manifest.keypoints == COCO_PERSON
+    assert manifest.graphs.poser is not None
+    assert manifest.graphs.segmenter is None
+    initial = read_initial(keypoint_bundle.path, "resnet50-fpn")
+    assert initial.config.keypoints == COCO_PERSON
+    for key, value in parity.posing_network.state_dict().items():
+        if not key.endswith("num_batches_tracked"):
+            np.testing.assert_array_equal(initial.state[key], value)
+
+
+def test_a_network_without_keypoints_takes_the_rest_of_a_bundle_that_has_them(
+    keypoint_bundle: Bundle, parity: Any
+) -> None:
+    labels = keypoint_bundle.manifest.labels[1:]
+    network = build_network(network_config("resnet50-fpn", labels, with_masks=False))
+    load_bundle_weights(network, keypoint_bundle)
+    name = "roi_heads.box_head.fc6.weight"
+    assert torch.equal(network.state_dict()[name], parity.posing_network.state_dict()[name])
+
+
+def test_a_poser_is_quantised_but_for_its_last_layer(
+    posing_bundle: Bundle, parity: Any, tmp_path: Path
+) -> None:
+    images = [parity.fit(parity.draw_picture(160, 224, seed)) for seed in range(2)]
+    bundle = build(posing_bundle.path, tmp_path / "b", precision="int8", calibration=images)
+    assert bundle.manifest.keypoints == posing_bundle.manifest.keypoints
+    assert bundle.poser is not None
+    assert posing_bundle.poser is not None
+    assert bundle.poser.stat().st_size < 0.75 * posing_bundle.poser.stat().st_size
+    made_by = {name: n for n in onnx.load(bundle.poser).graph.node for name in n.output}
+    kinds = {
+        (node.op_type, made_by[node.input[0]].op_type)
+        for node in made_by.values()
+        if node.op_type in ("Conv", "ConvTranspose")
+    }
+    assert kinds == {("Conv", "DequantizeLinear"), ("ConvTranspose", "Relu")}
+    detections = OnnxRuntimeEngine(posing_bundle, pose=True).detect(images[:1], 0.0)
+    expected, found = (
+        OnnxRuntimeEngine(one, pose=True).estimate_pose(detections).keypoints
+        for one in (posing_bundle, bundle)
+    )
+    assert expected is not None
+    assert found is not None
+    assert not np.array_equal(found, expected)
+    apart = np.abs(found[..., :2] - expected[..., :2]).max(axis=2)
+    assert (apart < 5).mean() > 0.8
+
+
+def test_a_poser_stores_its_weights_in_half_the_space(
+    posing_bundle: Bundle, tmp_path: Path
+) -> None:
+    bundle = build(posing_bundle.path, tmp_path / "b", fp16_weights=True)
+    assert bundle.poser is not None
+    assert posing_bundle.poser is not None
+    assert bundle.poser.stat().st_size < 0.6 * posing_bundle.poser.stat().st_size
 
 
 def test_the_default_bundle_turns_back_into_a_network() -> None:

@@ -7,9 +7,11 @@ from typer.testing import CliRunner
 from maskcast.builder.commands import mount
 from maskcast.builder.training import train as train_module
 from maskcast.builder.training.config import TrainConfig
+from maskcast.builder.training.recipe import RECIPES
 from maskcast.engines.errors import InputError
 
-REQUIRED = ("train", "--images", "photos", "--annotations", "a.json", "--out", "run")
+REQUIRED = ("train", "--images", "photos", "--out", "run")
+ANNOTATIONS = ("--annotations", "a.json")
 
 
 @pytest.fixture
@@ -26,7 +28,8 @@ def configured(monkeypatch: pytest.MonkeyPatch):
     mount(app)
 
     def invoke(*options: str) -> TrainConfig:
-        CliRunner().invoke(app, [*REQUIRED, *options], catch_exceptions=False)
+        given = [] if "--keypoints" in options else ANNOTATIONS
+        CliRunner().invoke(app, [*REQUIRED, *given, *options], catch_exceptions=False)
         return configs.pop()
 
     return invoke
@@ -44,3 +47,14 @@ def test_options_change_the_recipe_of_the_network(configured) -> None:
 def test_two_lengths_of_a_run_are_refused(configured) -> None:
     with pytest.raises(InputError, match="give one of --epochs, --iterations and --minutes"):
         configured("--epochs", "2", "--minutes", "5")
+
+
+def test_keypoints_without_annotations_have_a_recipe_of_their_own(configured) -> None:
+    alone = configured("--keypoints", "k.json", "--keypoints", "l.json", "--initial", "default")
+    assert alone.annotations is None
+    assert alone.keypoint_annotations == (Path("k.json"), Path("l.json"))
+    assert alone.recipe == RECIPES["lite-cpu-pose"]
+    together = configured("--keypoints", "k.json", *ANNOTATIONS)
+    assert together.annotations == Path("a.json")
+    assert together.recipe == RECIPES["lite-cpu"]
+    assert configured().keypoint_annotations == ()

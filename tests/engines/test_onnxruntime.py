@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from maskcast.engines.bundle import Bundle
@@ -37,3 +39,47 @@ def test_the_default_model_runs_as_it_is(unthresholded_bundle: Bundle, parity: A
     assert len(found)
     assert found.masks.shape == (len(found), 28, 28)
     engine.close()
+
+
+def test_poses_match_torchvision(keypoint_bundle: Bundle, parity: Any) -> None:
+    engine = OnnxRuntimeEngine(keypoint_bundle, pose=True)
+    assert engine.has_pose
+    for rgb, truth in parity.poses:
+        detections = engine.detect([parity.fit(rgb)], min_score=0.0)
+        given = replace(detections, boxes=truth.boxes, image_index=np.zeros(len(truth.boxes), "i4"))
+        found = engine.estimate_pose(given).keypoints
+        assert found is not None
+        truth.assert_posed(found)
+        (instances,) = engine.segment(engine.estimate_pose(detections))
+        truth.assert_seen(instances.boxes, instances.scores, instances.labels, None)
+        assert instances.keypoints is not None
+        assert instances.keypoints.shape == (len(instances), 17, 3)
+
+
+def test_each_image_of_a_batch_gets_its_own_pose(keypoint_bundle: Bundle, parity: Any) -> None:
+    engine = OnnxRuntimeEngine(keypoint_bundle, pose=True)
+    images = [parity.fit(parity.draw_picture(120, 160, seed=seed)) for seed in (2, 3)]
+    together = engine.segment(engine.estimate_pose(engine.detect(images, min_score=0.3)))
+    for image, instances in zip(images, together, strict=True):
+        (alone,) = engine.segment(engine.estimate_pose(engine.detect([image], min_score=0.3)))
+        assert len(alone) == len(instances) > 0
+        moved = np.abs(alone.keypoints - instances.keypoints)[..., :2].max(axis=2)
+        assert (moved < 0.1).mean() > 0.97
+
+
+def test_no_boxes_have_no_pose(keypoint_bundle: Bundle, parity: Any) -> None:
+    engine = OnnxRuntimeEngine(keypoint_bundle, pose=True)
+    nothing = engine.detect([parity.fit(parity.draw_picture(64, 64))], min_score=1.0)
+    (found,) = engine.segment(engine.estimate_pose(nothing))
+    assert found.keypoints is not None
+    assert found.keypoints.shape == (0, 17, 3)
+
+
+def test_a_pose_needs_a_poser_that_is_loaded(keypoint_bundle: Bundle, parity: Any) -> None:
+    engine = OnnxRuntimeEngine(keypoint_bundle)
+    assert not engine.has_pose
+    detections = engine.detect([parity.fit(parity.draw_picture(64, 64))], min_score=0.0)
+    with pytest.raises(RuntimeError, match="pose=True"):
+        engine.estimate_pose(detections)
+    (found,) = engine.segment(detections)
+    assert found.keypoints is None

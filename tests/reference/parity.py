@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from maskcast.engines.bundle import Bundle, GraphFile, open_bundle
 from maskcast.engines.image import NetworkImage
+from maskcast.engines.keypoints import COCO_PERSON, decode_heatmaps
 
 PORTRAIT = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
 
@@ -60,6 +61,28 @@ class Truth(NamedTuple):
     scores: NDArray[np.float32]
     labels: NDArray[np.int64]
     masks: NDArray[np.float32] | None
+    keypoints: NDArray[np.float32] | None = None
+    """``[N, K, 3]``: x, y and the logit there."""
+    heatmaps: NDArray[np.float32] | None = None
+
+    def assert_posed(self, keypoints: NDArray[np.float32]) -> None:
+        """Each keypoint of each box, in the same order, is within 0.1 px and its score within 1e-3.
+
+        Where two places of a heatmap have almost the same value, either may be found.
+        """
+        assert self.keypoints is not None
+        assert self.heatmaps is not None
+        expected = decode_heatmaps(self.heatmaps, self.boxes)
+        np.testing.assert_allclose(expected[..., :2], self.keypoints[..., :2], atol=0.1)
+        assert keypoints.shape == expected.shape
+        is_near = (np.abs(keypoints[..., :2] - expected[..., :2]) < 0.1).all(axis=2)
+        assert is_near.mean() > 0.97
+        np.testing.assert_allclose(keypoints[is_near, 2], expected[is_near, 2], atol=1e-3)
+        for box, k in np.argwhere(~is_near):
+            x1, y1, x2, y2 = self.boxes[box]
+            column, row = (keypoints[box, k, :2] - (x1, y1)) / (x2 - x1, y2 - y1) * 56
+            cell = self.heatmaps[box, k, min(int(row), 55), min(int(column), 55)]
+            assert cell > self.heatmaps[box, k].max() - 0.2
 
     def assert_seen(
         self,
@@ -111,8 +134,15 @@ def see_with_torchvision(
         features = network.backbone(batch)
         proposals, _ = network.rpn(images, features)
         (found,), _ = network.roi_heads(features, proposals, images.image_sizes)
+        heatmaps = None
+        if "keypoints" in found:
+            heads, boxes = network.roi_heads, [found["boxes"]]
+            pooled = heads.keypoint_roi_pool(features, boxes, images.image_sizes)
+            heatmaps = heads.keypoint_predictor(heads.keypoint_head(pooled)).numpy()
     masks = found["masks"][:, 0].numpy() if "masks" in found else None
-    return Truth(found["boxes"].numpy(), found["scores"].numpy(), found["labels"].numpy(), masks)
+    keypoints = found["keypoints"].numpy() if "keypoints" in found else None
+    boxes, scores, labels = (found[name].numpy() for name in ("boxes", "scores", "labels"))
+    return Truth(boxes, scores, labels, masks, keypoints, heatmaps)
 
 
 def fit(rgb: NDArray[np.uint8], pad_value: int = 99) -> NetworkImage:
@@ -121,6 +151,20 @@ def fit(rgb: NDArray[np.uint8], pad_value: int = 99) -> NetworkImage:
     rows, columns = -height % 32, -width % 32
     pixels = np.pad(rgb, ((0, rows), (0, columns), (0, 0)), constant_values=pad_value)
     return NetworkImage(pixels, (height, width), (height, width))
+
+
+def posing_config() -> Any:
+    """torchvision's keypointrcnn_resnet50_fpn with the classes of ``parity.network``.
+
+    Of 100 boxes a frame, its keypoint branch would take most of the tests' time.
+    """
+    from msgspec.structs import replace
+
+    from maskcast.builder.network.network import network_config
+
+    labels = tuple("abcdefghijklmnopqrst")
+    config = network_config("resnet50-fpn", labels, with_masks=False, keypoints=COCO_PERSON)
+    return replace(config, detections_per_image=8)
 
 
 @pytest.fixture(scope="session")
@@ -192,6 +236,34 @@ class Parity:
         return network
 
     @functools.cached_property
+    def posing_network(self) -> Any:
+        """The same with the keypoint branch of torchvision's keypointrcnn_resnet50_fpn, no masks.
+
+        Of random weights too, scaled so that heatmaps have clear peaks.
+        """
+        import torch
+
+        from maskcast.builder.network.network import build_network
+
+        torch.manual_seed(0)
+        network = build_network(posing_config()).eval()
+        network.load_state_dict(self.network.state_dict(), strict=False)
+        network.transform.min_size, network.transform.max_size = (320,), 576
+        predictor = network.roi_heads.keypoint_predictor.kps_score_lowres
+        torch.nn.init.normal_(predictor.weight)
+        found = see_with_torchvision(network, draw_picture(320, 576))
+        assert found.heatmaps is not None
+        with torch.no_grad():
+            predictor.weight.mul_(4 / float(found.heatmaps.std()))
+        return network
+
+    @functools.cached_property
+    def poses(self) -> list[tuple[NDArray[np.uint8], Truth]]:
+        """The pictures of ``truths``, and what torchvision's keypoint network sees in them."""
+        pictures = [rgb for rgb, _ in self.truths]
+        return [(rgb, see_with_torchvision(self.posing_network, rgb)) for rgb in pictures]
+
+    @functools.cached_property
     def default_network(self) -> Any:
         """The network of the bundle that comes with the package."""
         from maskcast.builder.checkpoint.checkpoint import load_bundle_weights
@@ -249,6 +321,18 @@ def calibrated_bundle(parity: Parity, tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("calibrated")
     config = network_config("resnet50-fpn", tuple("abcdefghijklmnopqrst"))
     save_model(folder / "model.pth", config, parity.network.state_dict(), {})
+    return build(folder / "model.pth", folder / "bundle", size=(320, 576))
+
+
+@pytest.fixture(scope="session")
+def keypoint_bundle(parity: Parity, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The bundle of ``parity.posing_network``, built from a checkpoint."""
+    from maskcast.builder.build import build
+    from maskcast.builder.checkpoint.checkpoint import save_model
+
+    folder = tmp_path_factory.mktemp("keypoints")
+    state = parity.posing_network.state_dict()
+    save_model(folder / "model.pth", posing_config(), state, {})
     return build(folder / "model.pth", folder / "bundle", size=(320, 576))
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,27 @@ def test_batch_size_and_number_of_boxes_are_free(graphs: dict[str, ModelProto]) 
     assert detector["p2"] == segmenter["p2"] == ["batch", 256, "8*h", "8*w"]
     assert segmenter["boxes"] == ["r", 4]
     assert segmenter["masks"] == ["r", 28, 28]
+
+
+def test_the_poser_takes_what_the_segmenter_takes_except_labels(
+    graphs: dict[str, ModelProto], keypoint_bundle: Bundle
+) -> None:
+    assert keypoint_bundle.poser is not None
+    poser = onnx.load(keypoint_bundle.poser)
+    onnx.checker.check_model(poser, full_check=True)
+
+    def ports(values: Iterable[onnx.ValueInfoProto]) -> dict[str, tuple[int, list[str | int]]]:
+        kinds = {value.name: value.type.tensor_type for value in values}
+        return {
+            name: (kind.elem_type, [side.dim_param or side.dim_value for side in kind.shape.dim])
+            for name, kind in kinds.items()
+        }
+
+    wanted = ports(graphs["segmenter"].graph.input)
+    del wanted["labels"]
+    assert ports(poser.graph.input) == wanted
+    assert ports(poser.graph.output) == {"heatmaps": (TensorProto.FLOAT, ["r", 17, 56, 56])}
+    assert [node.op_type for node in poser.graph.node if node.domain] == ["MultiscaleRoiAlign"]
 
 
 def test_nodes_of_the_own_domain_tell_tensorrt_its_plugins(graphs: dict[str, ModelProto]) -> None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
-from maskcast.builder.network.detector import Detector, Segmenter
+from maskcast.builder.network.detector import Detector, Poser, Segmenter
 from maskcast.builder.network.network import build_network, network_config
 from maskcast.engines.errors import InputError
+from maskcast.engines.keypoints import decode_heatmaps
 
 
 def detect(detector: Detector, *images: Any) -> list[torch.Tensor]:
@@ -46,6 +47,17 @@ def test_detector_and_segmenter_see_what_torchvision_sees(parity: Any) -> None:
             labels[0, :count].numpy(),
             masks.numpy(),
         )
+
+
+def test_the_poser_sees_what_torchvision_sees(parity: Any) -> None:
+    detector, poser = Detector(parity.posing_network), Poser(parity.posing_network)
+    for rgb, truth in parity.poses:
+        *_, p2, p3, p4, p5 = detect(detector, parity.fit(rgb))
+        boxes = torch.from_numpy(truth.boxes)
+        with torch.no_grad():
+            heatmaps = poser(p2, p3, p4, p5, boxes, torch.zeros(len(boxes)).int())
+        np.testing.assert_allclose(heatmaps.numpy(), truth.heatmaps, atol=1e-3)
+        truth.assert_posed(decode_heatmaps(heatmaps.numpy(), truth.boxes))
 
 
 def test_each_image_of_a_batch_is_seen_as_if_it_were_alone(parity: Any) -> None:

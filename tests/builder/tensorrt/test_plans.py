@@ -269,7 +269,7 @@ def test_the_segmenter_takes_as_many_boxes_as_the_detector_gives(tmp_path, monke
 
 
 @needs_rtx
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_the_poser_is_built_for_the_detectors_features_and_boxes(
     posing_bundle, tmp_path, monkeypatch, precision
 ):
@@ -283,6 +283,12 @@ def test_the_poser_is_built_for_the_detectors_features_and_boxes(
         return Built(version="1.0", parse_s=0, build_s=0, peak_rss_bytes=0, plan_bytes=0, **none)
 
     monkeypatch.setattr(plans_module, "_run", run_poser_alone)
+    if precision == "int8":
+        noise = np.random.default_rng(0).integers(0, 256, (160, 256, 3), np.uint8)
+        images = [NetworkImage(noise, (160, 256), (160, 256))]
+        posing_bundle = build(
+            posing_bundle.path, tmp_path / "int8", precision="int8", calibration=images
+        )
     folder = Path(shutil.copytree(posing_bundle.path, tmp_path / "bundle"))
     manifest = replace(
         posing_bundle.manifest,
@@ -295,7 +301,8 @@ def test_the_poser_is_built_for_the_detectors_features_and_boxes(
     assert (plan.graph, plan.file, plan.max_boxes) == ("poser", "poser.plan", 200)
     assert plan.graph_sha256 == posing_bundle.manifest.graphs.poser.sha256
     poser = built["poser"]
-    computes = {"fp32": "FLOAT", "fp16": "HALF"}[precision]
+    computes = "FLOAT" if precision == "fp32" else "HALF"
+    assert ("QUANTIZE" in poser.layers) == (precision == "int8")
     assert poser.computes_in == {computes: 9}  # eight convolutions and a transposed one
     assert {poser.tensors[name] for name in ("p2", "p3", "p4", "p5")} == {computes}
     assert poser.tensors["heatmaps"] == poser.tensors["boxes"] == "FLOAT"

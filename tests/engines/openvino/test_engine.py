@@ -358,6 +358,20 @@ def test_predict_accepts_an_image_of_any_size(small_engine: OpenVinoEngine) -> N
     assert (found.width, found.height) == (53, 37)
 
 
+def test_poses_match_torchvision(keypoint_bundle: Bundle, parity: Any) -> None:
+    engine = OpenVinoEngine(keypoint_bundle, pose=True)
+    for rgb, truth in parity.poses:
+        mine = engine.detect([parity.fit(rgb)], min_score=0.0)
+        given = dataclasses.replace(
+            mine, boxes=truth.boxes, image_index=np.zeros(len(truth.boxes), np.int32)
+        )
+        found = engine.estimate_pose(given).keypoints
+        mine.release()
+        assert found is not None
+        truth.assert_posed(found)
+    engine.close()
+
+
 @pytest.mark.parametrize("mode", ["latency", "throughput"])
 def test_poses_are_those_of_onnxruntime_for_any_number_of_boxes(
     posing_bundle: Bundle, parity: Any, mode: Any, monkeypatch: pytest.MonkeyPatch
