@@ -97,8 +97,8 @@ def check_source(config: SourceConfig) -> None:
                 _check_path(local_path(url))
         case "srt" | "rtmps" as kind:
             raise InputError(
-                f"{redact(url)}: the FFmpeg that comes with PyAV does not read {kind}; let another "
-                "program pass the stream on, for example ffmpeg: see docs/sources.md"
+                f"{redact(url)}: maskcast does not read {kind}; let another program pass the "
+                "stream on, for example ffmpeg: see docs/sources.md"
             )
         case unknown:
             raise InputError(

@@ -105,7 +105,7 @@ def test_a_network_without_keypoints_takes_the_rest_of_a_bundle_that_has_them(
 def test_a_poser_is_quantised_but_for_its_last_layer(
     posing_bundle: Bundle, parity: Any, tmp_path: Path
 ) -> None:
-    images = [parity.fit(parity.draw_picture(160, 224, seed)) for seed in range(2)]
+    images = [parity.fit(parity.draw_image(160, 224, seed)) for seed in range(2)]
     bundle = build(posing_bundle.path, tmp_path / "b", precision="int8", calibration=images)
     assert bundle.manifest.keypoints == posing_bundle.manifest.keypoints
     assert bundle.poser is not None

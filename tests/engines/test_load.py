@@ -43,7 +43,7 @@ def test_a_bundle_for_another_backend_says_what_to_do() -> None:
 
 
 def test_engines_agree_on_an_image(unthresholded_bundle: Bundle, parity: Any) -> None:
-    rgb = parity.draw_picture(270, 480, seed=288)
+    rgb = parity.draw_image(270, 480, seed=288)
     found = []
     for name in ("openvino", "onnxruntime"):
         engine = load_engine(unthresholded_bundle, name)
@@ -70,7 +70,7 @@ def test_the_device_names_the_precision_that_runs(engine: str, float_default: Bu
 def test_the_bundles_own_threshold_is_the_default(
     unthresholded_bundle: Bundle, parity: Any
 ) -> None:
-    rgb = parity.draw_picture(270, 480, seed=288)
+    rgb = parity.draw_image(270, 480, seed=288)
     everything = predict(rgb, load_engine(unthresholded_bundle), min_score=0.0)
     threshold = float(everything.scores[len(everything) // 2])
     manifest = replace(unthresholded_bundle.manifest, score_threshold=threshold)
@@ -120,7 +120,7 @@ def test_predict_names_the_argument_that_is_wrong(default_engine: Engine, tmp_pa
 def test_predict_takes_a_file_an_array_or_a_pillow_image(
     unthresholded_bundle: Bundle, parity: Any, tmp_path: Path
 ) -> None:
-    rgb = parity.draw_picture(270, 480, seed=288)
+    rgb = parity.draw_image(270, 480, seed=288)
     lying = Image.fromarray(np.rot90(rgb))
     lying.getexif()[0x0112] = 6  # to be turned clockwise
     lying.save(tmp_path / "photo.png", exif=lying.getexif())
@@ -171,7 +171,7 @@ def test_a_pose_of_a_bundle_without_a_poser_is_refused(unthresholded_bundle: Bun
 def test_predict_estimates_poses_of_a_bundle_and_of_an_engine_that_was_loaded_for_it(
     posing_bundle: Bundle, parity: Any
 ) -> None:
-    rgb = parity.draw_picture(64, 96)
+    rgb = parity.draw_image(64, 96)
     found = predict(rgb, posing_bundle, 0.0, pose=True)
     assert found.keypoints is not None
     assert found.keypoints.shape == (len(found), 17, 3)

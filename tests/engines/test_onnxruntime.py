@@ -24,7 +24,7 @@ def test_results_match_torchvision(engine: OnnxRuntimeEngine, parity: Any) -> No
 def test_each_image_of_a_batch_gets_its_own_instances(
     engine: OnnxRuntimeEngine, parity: Any
 ) -> None:
-    images = [parity.fit(parity.draw_picture(120, 160, seed=seed)) for seed in (2, 3, 4)]
+    images = [parity.fit(parity.draw_image(120, 160, seed=seed)) for seed in (2, 3, 4)]
     together = engine.segment(engine.detect(images, min_score=0.3))
     for image, instances in zip(images, together, strict=True):
         (alone,) = engine.segment(engine.detect([image], min_score=0.3))
@@ -35,7 +35,7 @@ def test_each_image_of_a_batch_gets_its_own_instances(
 
 def test_the_default_model_runs_as_it_is(unthresholded_bundle: Bundle, parity: Any) -> None:
     engine = OnnxRuntimeEngine(unthresholded_bundle)
-    (found,) = engine.segment(engine.detect([parity.fit(parity.draw_picture(128, 160))], 0.0))
+    (found,) = engine.segment(engine.detect([parity.fit(parity.draw_image(128, 160))], 0.0))
     assert len(found)
     assert found.masks.shape == (len(found), 28, 28)
     engine.close()
@@ -58,7 +58,7 @@ def test_poses_match_torchvision(keypoint_bundle: Bundle, parity: Any) -> None:
 
 def test_each_image_of_a_batch_gets_its_own_pose(keypoint_bundle: Bundle, parity: Any) -> None:
     engine = OnnxRuntimeEngine(keypoint_bundle, pose=True)
-    images = [parity.fit(parity.draw_picture(120, 160, seed=seed)) for seed in (2, 3)]
+    images = [parity.fit(parity.draw_image(120, 160, seed=seed)) for seed in (2, 3)]
     together = engine.segment(engine.estimate_pose(engine.detect(images, min_score=0.3)))
     for image, instances in zip(images, together, strict=True):
         (alone,) = engine.segment(engine.estimate_pose(engine.detect([image], min_score=0.3)))
@@ -69,7 +69,7 @@ def test_each_image_of_a_batch_gets_its_own_pose(keypoint_bundle: Bundle, parity
 
 def test_no_boxes_have_no_pose(keypoint_bundle: Bundle, parity: Any) -> None:
     engine = OnnxRuntimeEngine(keypoint_bundle, pose=True)
-    nothing = engine.detect([parity.fit(parity.draw_picture(64, 64))], min_score=1.0)
+    nothing = engine.detect([parity.fit(parity.draw_image(64, 64))], min_score=1.0)
     (found,) = engine.segment(engine.estimate_pose(nothing))
     assert found.keypoints is not None
     assert found.keypoints.shape == (0, 17, 3)
@@ -78,7 +78,7 @@ def test_no_boxes_have_no_pose(keypoint_bundle: Bundle, parity: Any) -> None:
 def test_a_pose_needs_a_poser_that_is_loaded(keypoint_bundle: Bundle, parity: Any) -> None:
     engine = OnnxRuntimeEngine(keypoint_bundle)
     assert not engine.has_pose
-    detections = engine.detect([parity.fit(parity.draw_picture(64, 64))], min_score=0.0)
+    detections = engine.detect([parity.fit(parity.draw_image(64, 64))], min_score=0.0)
     with pytest.raises(RuntimeError, match="pose=True"):
         engine.estimate_pose(detections)
     (found,) = engine.segment(detections)

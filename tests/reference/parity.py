@@ -1,4 +1,4 @@
-"""What torchvision sees: pictures, networks and bundles for tests that compare with it."""
+"""What torchvision sees: images, networks and bundles for tests that compare with it."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from maskcast.engines.keypoints import COCO_PERSON, decode_heatmaps
 PORTRAIT = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
 
 
-def draw_picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+def draw_image(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     """Something like a photograph: shapes of many sizes on a smooth background, and noise."""
     from PIL import Image, ImageDraw, ImageFilter
 
     rng = np.random.default_rng(seed)
     blots = rng.integers(0, 256, (height // 32 + 2, width // 32 + 2, 3), dtype=np.uint8)
-    picture = Image.fromarray(blots).resize((width, height), Image.Resampling.BICUBIC)
-    pen = ImageDraw.Draw(picture)
+    image = Image.fromarray(blots).resize((width, height), Image.Resampling.BICUBIC)
+    pen = ImageDraw.Draw(image)
     for _ in range(14):
         x, y = rng.uniform(0, width), rng.uniform(0, height)
         rx, ry = np.exp(rng.uniform(np.log(8), np.log(height / 3), 2))
         colour = tuple(int(value) for value in rng.integers(0, 256, 3))
         shape = pen.ellipse if rng.random() < 0.5 else pen.rectangle
         shape((x - rx, y - ry, x + rx, y + ry), fill=colour, outline=(0, 0, 0))
-    blurred = np.asarray(picture.filter(ImageFilter.GaussianBlur(1)), np.float64)
+    blurred = np.asarray(image.filter(ImageFilter.GaussianBlur(1)), np.float64)
     return (blurred + rng.normal(0, 6, blurred.shape)).clip(0, 255).astype(np.uint8)
 
 
 def draw_people(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
-    """A drawn picture into which the photograph of a person is pasted three times."""
+    """Draw an image into which the photograph of a person is pasted three times."""
     from PIL import Image, ImageOps
 
     rng = np.random.default_rng(seed)
-    picture = Image.fromarray(draw_picture(height, width, seed))
+    image = Image.fromarray(draw_image(height, width, seed))
     with Image.open(PORTRAIT) as photograph:
         portrait = photograph.convert("RGB")
     for place in range(3):
@@ -50,12 +50,12 @@ def draw_people(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
         if rng.random() < 0.5:
             person = ImageOps.mirror(person)
         left = int((place + rng.uniform(0.2, 0.4)) * width / 3 - person.width / 4)
-        picture.paste(person, (left, height - rows))
-    return np.asarray(picture)
+        image.paste(person, (left, height - rows))
+    return np.asarray(image)
 
 
 class Truth(NamedTuple):
-    """What torchvision's own modules see in a picture, in the network's input pixels."""
+    """What torchvision's own modules see in a image, in the network's input pixels."""
 
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
@@ -117,7 +117,7 @@ class Truth(NamedTuple):
 def see_with_torchvision(
     network: Any, rgb: NDArray[np.uint8], canvas: tuple[int, int] | None = None
 ) -> Truth:
-    """Run torchvision's modules on a picture that is not resized, and not paste its masks.
+    """Run torchvision's modules on a image that is not resized, and not paste its masks.
 
     It lies at the top left of the canvas, by default of the next multiples of 32.
     """
@@ -127,9 +127,9 @@ def see_with_torchvision(
     height, width = rgb.shape[:2]
     rows, columns = canvas or (height + -height % 32, width + -width % 32)
     with torch.no_grad():
-        picture = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1) / 255
+        image = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1) / 255
         batch = torch.zeros(1, 3, rows, columns)
-        batch[0, :, :height, :width] = network.transform.normalize(picture)
+        batch[0, :, :height, :width] = network.transform.normalize(image)
         images = ImageList(batch, [(height, width)])
         features = network.backbone(batch)
         proposals, _ = network.rpn(images, features)
@@ -146,7 +146,7 @@ def see_with_torchvision(
 
 
 def fit(rgb: NDArray[np.uint8], pad_value: int = 99) -> NetworkImage:
-    """A picture as it is, padded to multiples of 32."""
+    """A image as it is, padded to multiples of 32."""
     height, width = rgb.shape[:2]
     rows, columns = -height % 32, -width % 32
     pixels = np.pad(rgb, ((0, rows), (0, columns), (0, 0)), constant_values=pad_value)
@@ -169,13 +169,13 @@ def posing_config() -> Any:
 
 @pytest.fixture(scope="session")
 def parity() -> Parity:
-    """What parity tests share: pictures, torchvision's answers, and networks worth comparing."""
+    """What parity tests share: images, torchvision's answers, and networks worth comparing."""
     return Parity()
 
 
 class Parity:
     truth = Truth
-    draw_picture = staticmethod(draw_picture)
+    draw_image = staticmethod(draw_image)
     draw_people = staticmethod(draw_people)
     see_with_torchvision = staticmethod(see_with_torchvision)
     fit = staticmethod(fit)
@@ -230,7 +230,7 @@ class Parity:
         hooks += [layer.register_forward_hook(scale) for layer in spread]
         with torch.no_grad():
             network.eval()
-            network([torch.from_numpy(draw_picture(320, 576)).permute(2, 0, 1) / 255])
+            network([torch.from_numpy(draw_image(320, 576)).permute(2, 0, 1) / 255])
         for hook in hooks:
             hook.remove()
         return network
@@ -251,7 +251,7 @@ class Parity:
         network.transform.min_size, network.transform.max_size = (320,), 576
         predictor = network.roi_heads.keypoint_predictor.kps_score_lowres
         torch.nn.init.normal_(predictor.weight)
-        found = see_with_torchvision(network, draw_picture(320, 576))
+        found = see_with_torchvision(network, draw_image(320, 576))
         assert found.heatmaps is not None
         with torch.no_grad():
             predictor.weight.mul_(4 / float(found.heatmaps.std()))
@@ -259,9 +259,9 @@ class Parity:
 
     @functools.cached_property
     def poses(self) -> list[tuple[NDArray[np.uint8], Truth]]:
-        """The pictures of ``truths``, and what torchvision's keypoint network sees in them."""
-        pictures = [rgb for rgb, _ in self.truths]
-        return [(rgb, see_with_torchvision(self.posing_network, rgb)) for rgb in pictures]
+        """The images of ``truths``, and what torchvision's keypoint network sees in them."""
+        images = [rgb for rgb, _ in self.truths]
+        return [(rgb, see_with_torchvision(self.posing_network, rgb)) for rgb in images]
 
     @functools.cached_property
     def default_network(self) -> Any:
@@ -276,9 +276,9 @@ class Parity:
 
     @functools.cached_property
     def truths(self) -> list[tuple[NDArray[np.uint8], Truth]]:
-        """Two pictures, one of which must be padded, and what torchvision sees in them."""
-        pictures = [draw_picture(320, 576), draw_picture(250, 440, seed=1)]
-        return [(rgb, see_with_torchvision(self.network, rgb)) for rgb in pictures]
+        """Two images, one of which must be padded, and what torchvision sees in them."""
+        images = [draw_image(320, 576), draw_image(250, 440, seed=1)]
+        return [(rgb, see_with_torchvision(self.network, rgb)) for rgb in images]
 
 
 @pytest.fixture(scope="session")

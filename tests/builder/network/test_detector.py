@@ -62,8 +62,8 @@ def test_the_poser_sees_what_torchvision_sees(parity: Any) -> None:
 
 def test_each_image_of_a_batch_is_seen_as_if_it_were_alone(parity: Any) -> None:
     detector = Detector(parity.network)
-    left = parity.fit(parity.draw_picture(128, 160, seed=2))
-    right = parity.fit(parity.draw_picture(100, 150, seed=3))
+    left = parity.fit(parity.draw_image(128, 160, seed=2))
+    right = parity.fit(parity.draw_image(100, 150, seed=3))
     together = detect(detector, left, right)
     for index, image in enumerate((left, right)):
         alone = detect(detector, image)
@@ -73,7 +73,7 @@ def test_each_image_of_a_batch_is_seen_as_if_it_were_alone(parity: Any) -> None:
 
 
 def test_what_the_padding_holds_does_not_matter(parity: Any) -> None:
-    rgb = parity.draw_picture(100, 150, seed=3)
+    rgb = parity.draw_image(100, 150, seed=3)
     detector = Detector(parity.network)
     black, white = (detect(detector, parity.fit(rgb, pad_value=value)) for value in (0, 255))
     for output, other in zip(black, white, strict=True):
@@ -82,7 +82,7 @@ def test_what_the_padding_holds_does_not_matter(parity: Any) -> None:
 
 def test_boxes_end_where_the_content_ends(parity: Any) -> None:
     boxes, _, _, counts, *_ = detect(
-        Detector(parity.network), parity.fit(parity.draw_picture(100, 150, seed=3))
+        Detector(parity.network), parity.fit(parity.draw_image(100, 150, seed=3))
     )
     found = boxes[0, : int(counts[0])]
     assert len(found)
@@ -94,7 +94,7 @@ def test_boxes_end_where_the_content_ends(parity: Any) -> None:
 def test_places_without_a_detection_are_zero(parity: Any) -> None:
     with changed(parity.network.roi_heads, score_thresh=0.9):
         boxes, scores, labels, counts, *_ = detect(
-            Detector(parity.network), parity.fit(parity.draw_picture(128, 160, seed=2))
+            Detector(parity.network), parity.fit(parity.draw_image(128, 160, seed=2))
         )
     count = int(counts[0])
     assert 0 < count < 100
@@ -106,7 +106,7 @@ def test_places_without_a_detection_are_zero(parity: Any) -> None:
 
 def test_padded_proposals_never_become_detections(parity: Any) -> None:
     # A small image has fewer proposals than there are places for.
-    rgb = parity.draw_picture(64, 64, seed=4)
+    rgb = parity.draw_image(64, 64, seed=4)
     with changed(parity.network.roi_heads, score_thresh=0.0):
         truth = parity.see_with_torchvision(parity.network, rgb)
         boxes, scores, labels, counts, *_ = detect(Detector(parity.network), parity.fit(rgb))
@@ -118,7 +118,7 @@ def test_padded_proposals_never_become_detections(parity: Any) -> None:
 
 def test_few_candidates_give_a_prefix_of_the_detections(parity: Any) -> None:
     # The cut before the last NMS may cost detections at the end of the list, never at its head.
-    image = parity.fit(parity.draw_picture(128, 160, seed=2))
+    image = parity.fit(parity.draw_image(128, 160, seed=2))
     whole = detect(Detector(parity.network), image)
     cut = detect(Detector(parity.network, candidates=40), image)
     count = int(cut[3][0])

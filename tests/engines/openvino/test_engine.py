@@ -73,7 +73,7 @@ def test_results_match_torchvision(engine: OpenVinoEngine, parity: Any) -> None:
 def test_results_of_the_default_model_match_torchvision(
     small_engine: OpenVinoEngine, default_network: Any, parity: Any, height: int, width: int
 ) -> None:
-    rgb = parity.draw_picture(height, width, seed=height)
+    rgb = parity.draw_image(height, width, seed=height)
     truth = parity.see_with_torchvision(default_network, rgb)
     found = see(small_engine, parity.fit(rgb))
     truth.assert_seen(found.boxes, found.scores, found.labels, found.masks / 255)
@@ -98,7 +98,7 @@ def test_results_on_photographs_match_torchvision(
 def test_bf16_stays_near_fp32(
     small_engine: OpenVinoEngine, unthresholded_bundle: Bundle, parity: Any
 ) -> None:
-    image = parity.fit(parity.draw_picture(288, 512, seed=288))
+    image = parity.fit(parity.draw_image(288, 512, seed=288))
     coarse_engine = OpenVinoEngine(in_bf16(unthresholded_bundle))
     exact, coarse = (engine.detect([image], 0.0) for engine in (small_engine, coarse_engine))
     from maskcast.engines.openvino.compiled import levels
@@ -149,7 +149,7 @@ def test_bf16_pools_where_fp32_pools(calibrated_bundle: Bundle) -> None:
 def test_boxes_below_the_minimum_score_are_dropped(
     small_engine: OpenVinoEngine, parity: Any
 ) -> None:
-    image = parity.fit(parity.draw_picture(288, 512, seed=288))
+    image = parity.fit(parity.draw_image(288, 512, seed=288))
     everything = see(small_engine, image, 0.0)
     threshold = float(np.median(everything.scores))
     some = see(small_engine, image, threshold)
@@ -161,7 +161,7 @@ def test_boxes_below_the_minimum_score_are_dropped(
 
 
 def test_boxes_come_back_in_source_pixels(small_engine: OpenVinoEngine, parity: Any) -> None:
-    image = parity.fit(parity.draw_picture(288, 512, seed=288))
+    image = parity.fit(parity.draw_image(288, 512, seed=288))
     larger = NetworkImage(image.pixels, image.content, (1080, 1920))
     near, far = see(small_engine, image), see(small_engine, larger)
     assert len(near)
@@ -172,7 +172,7 @@ def test_boxes_come_back_in_source_pixels(small_engine: OpenVinoEngine, parity: 
 def test_detect_and_segment_overlap_on_two_threads(
     small_engine: OpenVinoEngine, parity: Any
 ) -> None:
-    images = [parity.fit(parity.draw_picture(288, 512, seed=seed)) for seed in range(6)]
+    images = [parity.fit(parity.draw_image(288, 512, seed=seed)) for seed in range(6)]
     alone = [see(small_engine, image) for image in images]
     with ThreadPoolExecutor(1) as masks:
         waiting = [
@@ -191,7 +191,7 @@ def test_a_batch_in_throughput_mode_matches_latency_mode(
     engine = OpenVinoEngine(unthresholded_bundle, "throughput")
     assert engine.max_batch == 2 * min(len(os.sched_getaffinity(0)), 4)
     images = [
-        parity.fit(parity.draw_picture(288, 512, seed=seed)) for seed in range(engine.max_batch)
+        parity.fit(parity.draw_image(288, 512, seed=seed)) for seed in range(engine.max_batch)
     ]
     found = engine.segment(engine.detect(images, 0.0))
     for image, instances in zip(images, found, strict=True):
@@ -205,7 +205,7 @@ def test_throughput_mode_keeps_two_batches_in_flight(
     unthresholded_bundle: Bundle, parity: Any
 ) -> None:
     engine = OpenVinoEngine(unthresholded_bundle, "throughput")
-    image = parity.fit(parity.draw_picture(96, 160))
+    image = parity.fit(parity.draw_image(96, 160))
     held = [engine.detect([image] * engine.max_batch, 0.0) for _ in range(2)]
     boxes = [instances.boxes for one in held for instances in engine.segment(one)]
     assert len(boxes) == 2 * engine.max_batch
@@ -219,7 +219,7 @@ def test_a_failure_on_one_stream_is_raised_when_no_stream_runs_any_more(
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     engine = OpenVinoEngine(unthresholded_bundle, "throughput")
-    image = parity.fit(parity.draw_picture(96, 160))
+    image = parity.fit(parity.draw_image(96, 160))
     engine.detect([image], 0.5).release()
     shape = engine._compiled(image.pixels.shape[:2]).result()
     free = shape.features.qsize()
@@ -247,14 +247,14 @@ def test_a_failure_on_one_stream_is_raised_when_no_stream_runs_any_more(
 
 
 def test_a_batch_of_the_wrong_length_is_refused(small_engine: OpenVinoEngine, parity: Any) -> None:
-    image = parity.fit(parity.draw_picture(96, 160))
+    image = parity.fit(parity.draw_image(96, 160))
     for images in ([], [image, image]):
         with pytest.raises(ValueError, match="takes 1 to 1"):
             small_engine.detect(images, 0.5)
 
 
 def test_a_closed_engine_says_so(unthresholded_bundle: Bundle, parity: Any) -> None:
-    image = parity.fit(parity.draw_picture(96, 160))
+    image = parity.fit(parity.draw_image(96, 160))
     engine = OpenVinoEngine(unthresholded_bundle)
     detections = engine.detect([image], 0.5)
     engine.close()
@@ -266,7 +266,7 @@ def test_a_closed_engine_says_so(unthresholded_bundle: Bundle, parity: Any) -> N
 def test_detect_waits_until_a_detection_is_released(
     small_engine: OpenVinoEngine, parity: Any
 ) -> None:
-    image = parity.fit(parity.draw_picture(288, 512, seed=288))
+    image = parity.fit(parity.draw_image(288, 512, seed=288))
     held = [small_engine.detect([image], 0.5) for _ in range(2)]
     third = threading.Thread(target=lambda: small_engine.detect([image], 0.5).release())
     third.start()
@@ -285,9 +285,9 @@ def test_the_number_of_compiled_shapes_is_limited(
     small_engine: OpenVinoEngine, parity: Any
 ) -> None:
     for width in range(64, 352, 32):
-        see(small_engine, parity.fit(parity.draw_picture(64, width)))
+        see(small_engine, parity.fit(parity.draw_image(64, width)))
     assert len(small_engine._shapes) == 8
-    first = see(small_engine, parity.fit(parity.draw_picture(64, 64)))
+    first = see(small_engine, parity.fit(parity.draw_image(64, 64)))
     assert first.width == 64
 
 
@@ -295,7 +295,7 @@ def test_prepare_compiles_a_shape_before_it_is_used(
     unthresholded_bundle: Bundle, parity: Any
 ) -> None:
     engine = OpenVinoEngine(unthresholded_bundle)
-    image = parity.fit(parity.draw_picture(160, 160))
+    image = parity.fit(parity.draw_image(160, 160))
     size = image.pixels.shape[:2]
     assert not engine.prepare(*size)  # that takes a while, for which nobody waits
     deadline_s = time.monotonic() + 60
@@ -307,7 +307,7 @@ def test_prepare_compiles_a_shape_before_it_is_used(
 
 
 def test_other_threads_run_while_it_computes(small_engine: OpenVinoEngine, parity: Any) -> None:
-    image = parity.fit(parity.draw_picture(512, 512))
+    image = parity.fit(parity.draw_image(512, 512))
     see(small_engine, image)
     ticks, over = [0], threading.Event()
 
@@ -348,7 +348,7 @@ def test_a_model_without_masks_passes_through(unthresholded_bundle: Bundle, pari
     bundle = unthresholded_bundle
     boxes_only = replace(bundle.manifest, graphs=replace(bundle.manifest.graphs, segmenter=None))
     engine = OpenVinoEngine(Bundle(bundle.path, boxes_only))
-    found = see(engine, parity.fit(parity.draw_picture(288, 512, seed=288)))
+    found = see(engine, parity.fit(parity.draw_image(288, 512, seed=288)))
     assert found.masks is None
     assert len(found)
 
@@ -379,7 +379,7 @@ def test_poses_are_those_of_onnxruntime_for_any_number_of_boxes(
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     reference = OnnxRuntimeEngine(posing_bundle, pose=True)
     engine = OpenVinoEngine(posing_bundle, mode, pose=True)
-    images = [parity.fit(parity.draw_picture(160, 224, seed)) for seed in range(3)]
+    images = [parity.fit(parity.draw_image(160, 224, seed)) for seed in range(3)]
     min_scores = (0.0, 0.05, 1.0)  # 100 boxes an image, some, none
     for min_score in min_scores:
         for batch in (images[:1], images[: engine.max_batch]):
@@ -416,7 +416,7 @@ def test_keypoints_come_with_the_instances_that_they_belong_to(
     posing_bundle: Bundle, parity: Any
 ) -> None:
     engine = OpenVinoEngine(posing_bundle, pose=True)
-    rgb = parity.draw_picture(160, 224)
+    rgb = parity.draw_image(160, 224)
     found = predict(rgb, engine, 0.0)
     assert found.keypoints is not None
     assert found.keypoints.shape == (len(found), 17, 3)
@@ -431,7 +431,7 @@ def test_keypoints_come_with_the_instances_that_they_belong_to(
 
 def test_a_poser_that_was_not_asked_for_is_not_compiled(posing_bundle: Bundle, parity: Any) -> None:
     engine = OpenVinoEngine(posing_bundle)
-    image = parity.fit(parity.draw_picture(64, 64))
+    image = parity.fit(parity.draw_image(64, 64))
     detections = engine.detect([image], 0.0)
     with pytest.raises(RuntimeError, match="pose=True"):
         engine.estimate_pose(detections)
@@ -442,7 +442,7 @@ def test_a_poser_that_was_not_asked_for_is_not_compiled(posing_bundle: Bundle, p
 
 @needs_bf16
 def test_poses_in_bf16_lie_where_those_in_fp32_lie(posing_bundle: Bundle, parity: Any) -> None:
-    image = parity.fit(parity.draw_picture(160, 224))
+    image = parity.fit(parity.draw_image(160, 224))
     precise = OpenVinoEngine(posing_bundle, pose=True)
     engine = OpenVinoEngine(in_bf16(posing_bundle), pose=True)
     detections = precise.detect([image], 0.0)
