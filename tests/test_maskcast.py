@@ -165,17 +165,17 @@ def test_every_public_name_is_documented() -> None:
             assert getattr(maskcast, name).__doc__, name
 
 
-def test_importing_takes_less_than_300_ms_beyond_numpy() -> None:
+def test_importing_loads_few_modules_beyond_numpy() -> None:
+    # The time is measured by benchmarks/startup.py: it depends on what else the machine does.
     code = """
-import time
+import sys
 import numpy
-began = time.process_time()
+before = len(sys.modules)
 import maskcast
 maskcast.subscribe, maskcast.Instances, maskcast.Pipeline, maskcast.load_engine
-print(time.process_time() - began)
+print(len(sys.modules) - before)
 """
-    # The fastest of a few: other work on the machine only ever adds time.
-    assert min(float(run_python(code)) for _ in range(3)) < 0.3
+    assert int(run_python(code)) < 400
 
 
 def test_importing_needs_no_torch_and_no_inference_library() -> None:
