@@ -14,7 +14,7 @@ from recordings import Background
 from witnesses import Listener, configured
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.cli.profile import profile
+from maskcast.pipeline.cli.report import _busy
 from maskcast.pipeline.clients.recording import record
 from maskcast.pipeline.frame import POSE, STAGES, STEPS
 from maskcast.pipeline.monitor.trace import Trace, trace_events
@@ -92,13 +92,15 @@ def test_the_pose_is_a_step_between_boxes_and_masks_with_figures_of_its_own(
     assert {event["name"] for event in events if event["ph"] == "C"} >= {"waiting for pose"}
 
 
-def test_a_thread_that_is_busy_with_poses_and_masks_is_the_bottleneck(
-    make_clip, timed_engine
+def test_poses_count_as_work_of_the_masks_stage_when_the_bottleneck_is_named(
+    make_clip, posing
 ) -> None:
-    engine = timed_engine(segment_s=0.01, pose_s=0.01)
-    report = profile(str(make_clip(frames=30)), engine)
-    assert report.bottleneck.startswith("masks is busy")
-    assert set(report.stages) == {*STAGES, POSE}
+    pipeline = Pipeline(configured(make_clip(frames=10)), posing)
+    pipeline.run()
+    stages = pipeline.stats().stages
+    busy = _busy(stages)
+    assert tuple(busy) == STAGES
+    assert busy["masks"] == stages["masks"].busy + stages[POSE].busy
 
 
 def test_an_error_in_the_pose_ends_the_run_and_releases_the_features(make_clip, posing) -> None:
