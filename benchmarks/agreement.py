@@ -2,11 +2,12 @@
 
     python -m benchmarks.agreement --engines 100 --hogs 2 --nice 10 --perturb
 
-Loads engines one after the other, a few in each child process, and compares every image of every
-batch with the answers of one engine in latency mode. Prints how many engines were loaded, how many
-images answered, how often an engine rejected its own graphs and compiled them again, how many
-answers differ, and how many children were ended by a signal, such as an abort in a library. Ends
-with exit code 1 at the first child that saw a difference, or at the end if a child was ended.
+Loads engines one after the other, a few in each child process; each compiles its graphs, or with
+``--cached`` loads those that the first ones compiled. Compares every image of every batch with the
+answers of one engine in latency mode. Prints how many engines were loaded, how many images
+answered, how often an engine rejected its own graphs and compiled them again, how many answers
+differ, and how many children were ended by a signal, such as an abort in a library. Ends with exit
+code 1 at the first child that saw a difference, or at the end if a child was ended.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--perturb", action="store_true", help="fill freed memory (MALLOC_PERTURB_)"
     )
+    parser.add_argument("--cached", action="store_true", help="load graphs from a cache")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -96,7 +98,8 @@ def _sentence(total: dict[str, int]) -> str:
 
 
 def _child(options: argparse.Namespace, folder: str, first: int, count: int) -> dict[str, int]:
-    environment = {**os.environ, "PYTHONFAULTHANDLER": "1"}
+    cache = folder if options.cached else os.devnull  # where nothing can be stored
+    environment = {**os.environ, "PYTHONFAULTHANDLER": "1", "XDG_CACHE_HOME": cache}
     if options.perturb:
         environment["MALLOC_PERTURB_"] = str(random.randint(1, 255))
     command = [sys.executable, "-m", "benchmarks.agreement", "--child", folder]
@@ -119,7 +122,7 @@ class _Rejections(logging.Handler):
         self.count = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.count += record.getMessage() == "streams_disagree"
+        self.count += record.getMessage() in ("streams_disagree", "stored_graphs_disagree")
 
 
 def _run_engines(options: argparse.Namespace) -> dict[str, int]:
