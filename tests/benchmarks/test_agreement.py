@@ -49,6 +49,6 @@ def test_a_child_ended_by_a_signal_is_counted(
     aborting.write_text("#!/bin/sh\nkill -ABRT $$\n")
     aborting.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(aborting))
-    asked = argparse.Namespace(bundle="default", perturb=False)
+    asked = argparse.Namespace(bundle="default", perturb=False, cached=False)
     assert agreement._child(asked, str(tmp_path), 10, 5) == {"aborts": 1}
     assert capsys.readouterr().err == "engines 10 to 14: ended by SIGABRT\n"
