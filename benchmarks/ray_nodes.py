@@ -1,8 +1,8 @@
 """Nodes of a Ray cluster on this machine's loopback, for tests and benchmarks.
 
-Runs in a process of its own: ``python -m benchmarks.ray_nodes``. Prints the cluster's address. Each
-line on standard input is the name of one more node; the answer is the process id of its raylet. The
-end of standard input ends everything.
+Runs in a process of its own: ``python -m benchmarks.ray_nodes [PORT]``. Ray Client connects to
+PORT. Prints the cluster's address. Each line on standard input is the name of one more node; the
+answer is the process id of its raylet. The end of standard input ends everything.
 """
 
 import os
@@ -38,7 +38,8 @@ def say(text: object) -> None:
 def main() -> None:
     """Serve until standard input ends."""
     cluster = Cluster()
-    add(cluster, "head", num_gpus=0, _system_config=HEALTH_CHECKS)
+    port = int(sys.argv[1]) if sys.argv[1:] else None
+    add(cluster, "head", _system_config=HEALTH_CHECKS, ray_client_server_port=port)
     say(cluster.address)
     nodes = [cluster.head_node]
     while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import itertools
 import json
 import os
@@ -14,9 +15,9 @@ import time
 import urllib.error
 import urllib.request
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 from witnesses import wait_until
@@ -70,20 +71,44 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     assert not left
 
 
+def listening_addresses(pids: Iterable[int]) -> list[str]:
+    """The IP addresses that processes listen on, once for each TCP socket."""
+    sockets = set()
+    for pid in pids:
+        for file in Path(f"/proc/{pid}/fd").glob("*"):
+            with contextlib.suppress(OSError):  # closed meanwhile
+                sockets.add(str(file.readlink()))
+    found = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and f"socket:[{inode}]" in sockets:
+                words = bytes.fromhex(local.partition(":")[0])  # of 32 bits each
+                address = b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4))
+                given = ipaddress.ip_address(address)
+                found.append(str(getattr(given, "ipv4_mapped", None) or given))
+    return found
+
+
 class Nodes:
     """Ray nodes with one CPU each; ``benchmarks.ray_nodes`` in a process of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *client_port: int) -> None:
+        self._log = folder / "nodes.log"
+        with self._log.open("w") as log:
+            self._start(folder, log, client_port)
+        self.address = self._answer()
+
+    def _start(self, folder: Path, log: TextIO, client_port: tuple[int, ...]) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.ray_nodes"],
+            [sys.executable, "-m", "benchmarks.ray_nodes", *map(str, client_port)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=log,
             text=True,
             env=ENVIRONMENT,
             cwd=folder,
         )
-        self.address = self._answer()
 
     def add(self, name: str) -> int:
         """Add a node; return its raylet's process id."""
@@ -99,7 +124,7 @@ class Nodes:
         for line in self._process.stdout:  # Ray prints there too
             if line.startswith("said "):
                 return line.split()[1]
-        raise AssertionError("the nodes have ended")
+        raise AssertionError(f"the nodes have ended: {self._log.read_text()[-2000:]}")
 
 
 @pytest.fixture
@@ -154,6 +179,13 @@ class Fleet:
         wait_until(lambda: self.process.poll() is not None or condition(self.source(name)), SOON_S)
         assert self.process.poll() is None, self.log()
         return self.source(name)
+
+    def has_started(self) -> bool:
+        """Wait until it has started or ended, and return which."""
+        wait_until(
+            lambda: self.process.poll() is not None or bool(self.events("control_open")), SOON_S
+        )
+        return self.process.poll() is None
 
     def wait_until_running(self, *names: str) -> None:
         for name in names:
@@ -365,6 +397,26 @@ def test_a_source_that_kills_its_worker_again_and_again_is_set_aside(
     fleet.wait_until_running("door")
 
 
+def test_a_cluster_elsewhere_is_used_through_ray_client(
+    folder: Path, start: Callable[..., Fleet], free_port: int
+) -> None:
+    nodes = Nodes(folder, free_port)
+    try:
+        for _ in range(5):  # on a busy machine, Ray gives up starting its server for a client
+            fleet = start(f"ray://127.0.0.1:{free_port}", door=PATTERN)
+            if fleet.has_started():
+                break
+        with Audience(fleet.endpoint) as audience:
+            fleet.wait_until_running("door")
+            first = audience.publisher("door")
+            os.kill(fleet.source("door").pid or 0, signal.SIGKILL)
+            audience.wait_for_another_publisher("door", first)
+            assert fleet.stop() == 0, fleet.log()
+        assert "Traceback" not in fleet.log()
+    finally:
+        nodes.close()
+
+
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
 def test_a_local_cluster_is_on_loopback_only_and_ends_with_the_command(
     start: Callable[..., Fleet], folder: Path, ending: signal.Signals
@@ -373,10 +425,9 @@ def test_a_local_cluster_is_on_loopback_only_and_ends_with_the_command(
     fleet.wait_until_running("door")
     processes = processes_in(folder)
     assert len(processes) > 3
-    listening = subprocess.run(["ss", "-ltnp"], capture_output=True, text=True, check=True)
-    for line in listening.stdout.splitlines():
-        if any(f"pid={pid}," in line for pid in processes):
-            assert "127.0.0.1" in line.split()[3], line
+    listening = listening_addresses(processes)
+    assert len(listening) > 5
+    assert all(ipaddress.ip_address(address).is_loopback for address in listening), listening
     fleet.process.send_signal(ending)
     assert fleet.process.wait(SOON_S) == (0 if ending is signal.SIGTERM else -ending)
     wait_until(lambda: not processes_in(folder), SOON_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import logging
 import os
@@ -145,7 +146,10 @@ class Actor:
         """
         errors = self._ray.exceptions
         try:
-            return await getattr(self._handle, method).remote(*arguments)
+            # Ray Client's thread fails if its future is cancelled. Only the wait may be.
+            answer = asyncio.ensure_future(getattr(self._handle, method).remote(*arguments))
+            answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+            return await asyncio.shield(answer)
         except errors.ActorUnavailableError:
             raise WorkerLostError("its process or its node is gone", for_good=False) from None
         except errors.RayActorError as error:
