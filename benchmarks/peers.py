@@ -11,8 +11,6 @@ every frame, and sends the result to one receiver in another process, over TCP o
 - ``imagezmq``: the same loop; frames with the masks drawn in, and the boxes as text, by
   ``imagezmq.ImageSender`` (PUB/SUB).
 - ``vidgear``: frames from ``CamGear`` and to ``NetGear`` (publish/subscribe, JPEG), with the boxes.
-- ``inference``: Roboflow's ``InferencePipeline.init_with_custom_logic``; boxes and polygons as
-  JSON, by pyzmq.
 
 A program runs in this interpreter, or in the one that ``--python`` names for it, so that each peer
 can have an environment of its own: it needs the peer, and numpy, av, openvino, msgspec, pillow,
@@ -47,7 +45,6 @@ PACKAGES = {
     "cv2": ("opencv-python-headless", "pyzmq"),
     "imagezmq": ("imagezmq", "opencv-python-headless"),
     "vidgear": ("vidgear", "opencv-python-headless"),
-    "inference": ("inference", "opencv-python-headless"),
 }
 END = "end"
 STALL_S = 2.0
@@ -254,51 +251,6 @@ def send_vidgear(clip: str, port: int, meter: Meter) -> None:
     server.close()
 
 
-def send_inference(clip: str, port: int, meter: Meter) -> None:
-    """Run Roboflow's pipeline with the engine as its model."""
-    import zmq
-    from inference import InferencePipeline
-
-    detect = make_detector()
-    context = zmq.Context()
-    publisher = context.socket(zmq.PUB)
-    publisher.bind(f"tcp://127.0.0.1:{port}")
-    wait_for_receiver()
-    pipeline: Any = None
-
-    def infer(frames: Any) -> Any:
-        meter.start()
-        return [(detect(frame.image), frame) for frame in frames]
-
-    def publish(found: Any, frame: Any) -> None:
-        instances, frame = found
-        if meter.frames >= meter.limit:
-            pipeline.terminate()
-            return
-        message = {
-            "decoded_ns": int(frame.frame_timestamp.timestamp() * 1e9),
-            "boxes": instances.boxes.tolist(),
-            "scores": instances.scores.tolist(),
-            "polygons": [
-                [ring.tolist() for ring in instances.polygons(number)]
-                for number in range(len(instances))
-            ],
-        }
-        encoded = json.dumps(message).encode()
-        publisher.send(encoded)
-        meter.sent(len(encoded))
-
-    pipeline = InferencePipeline.init_with_custom_logic(
-        video_reference=clip, on_video_frame=infer, on_prediction=publish
-    )
-    pipeline.start(use_main_thread=False)
-    pipeline.join()
-    time.sleep(0.5)
-    publisher.send(json.dumps(END).encode())
-    publisher.close()
-    context.term()
-
-
 # ---- Receivers: each yields the time of decoding of every frame, and what it knows to be lost
 
 
@@ -311,7 +263,7 @@ def receive_maskcast(port: int) -> Iterator[tuple[int, int]]:
         yield frame.capture_ns, frame.lost_before
 
 
-def receive_zmq(port: int, decode: Callable[[Any], Any]) -> Iterator[tuple[int, int]]:
+def receive_cv2(port: int) -> Iterator[tuple[int, int]]:
     """Receive with a SUB socket."""
     import zmq
 
@@ -319,7 +271,7 @@ def receive_zmq(port: int, decode: Callable[[Any], Any]) -> Iterator[tuple[int, 
     subscriber = context.socket(zmq.SUB)
     subscriber.subscribe(b"")
     subscriber.connect(f"tcp://127.0.0.1:{port}")
-    while (message := decode(subscriber)) != END:
+    while (message := subscriber.recv_pyobj()) != END:
         yield message["decoded_ns"], 0
     subscriber.close()
     context.term()
@@ -357,14 +309,12 @@ SENDERS = {
     "cv2": send_cv2,
     "imagezmq": send_imagezmq,
     "vidgear": send_vidgear,
-    "inference": send_inference,
 }
 RECEIVERS: dict[str, Callable[[int], Iterator[tuple[int, int]]]] = {
     "maskcast": receive_maskcast,
-    "cv2": lambda port: receive_zmq(port, lambda socket: socket.recv_pyobj()),
+    "cv2": receive_cv2,
     "imagezmq": receive_imagezmq,
     "vidgear": receive_vidgear,
-    "inference": lambda port: receive_zmq(port, lambda socket: socket.recv_json()),
 }
 
 
