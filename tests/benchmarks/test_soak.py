@@ -55,7 +55,7 @@ def test_a_real_process_is_soaked_and_ends_well(tmp_path: Path):
     assert result.returncode == 0, result.stderr
     found = json.loads((tmp_path / "soak.json").read_bytes())
     assert (found["exit_code"], found["delivering_at_the_end"]) == (0, 2)
-    assert found["ended_within_s"] < 5
+    assert found["ended_within_s"] < 60  # it takes half a second on a quiet machine
     assert found["frames"] > 3
     assert 50 < found["rss_mib"] <= found["rss_peak_mib"] < 4000
     assert len(found["samples_all"]) >= 4
