@@ -15,6 +15,7 @@ from maskcast.pipeline.cli.configuration import check
 from maskcast.pipeline.config_file import load_config, make_config
 from maskcast.pipeline.pipeline import Pipeline
 from maskcast.pipeline.wire.curve import new_keys
+from maskcast.pipeline.wire.rights import make_rights, write_rights
 
 CAMERA = "rtsp://192.0.2.1/stream"
 PROBLEMS: list[tuple[dict[str, Any], str]] = [
@@ -70,6 +71,7 @@ def folder(make_clip, tmp_path: Path, monkeypatch) -> Path:
     (tmp_path / "damaged" / "manifest.json").write_text("{")
     new_keys(tmp_path / "own")
     new_keys(tmp_path / "clients" / "friend")
+    write_rights(tmp_path / "clients" / "friend.key", make_rights(["*"], control=True))
     return tmp_path
 
 

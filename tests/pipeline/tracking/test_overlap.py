@@ -31,7 +31,7 @@ def test_the_overlap_is_that_of_full_size_masks(box_a, box_b, crop_a, crop_b):
     expected = (a & b).sum() / (a | b).sum()
     boxes = np.array([box_a], np.float64), np.array([box_b], np.float64)
     found = mask_iou(crop_a[None], boxes[0], crop_b[None], boxes[1])
-    assert found[0, 0] == pytest.approx(expected, abs=0.08)
+    assert found[0, 0] == pytest.approx(expected, abs=0.12)  # 12 samples a side
 
 
 def test_every_pair_has_its_place():
