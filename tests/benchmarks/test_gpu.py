@@ -32,7 +32,7 @@ def test_the_dry_form_builds_compares_and_writes_both_reports(tmp_path, capsys, 
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert report["dry"] is True
     fp16 = report["precisions"]["fp16"]
-    assert set(fp16["built"]) == {"detector", "segmenter"}
+    assert set(fp16["built"]) == {"detector", "segmenter", "poser"}
     assert fp16["built"]["detector"]["computes_in"]["HALF"] > 70
     assert fp16["parity"]["matched"] == fp16["parity"]["torch"] == fp16["parity"]["engine"]
     assert fp16["time"]["1"]["total_ms_100_boxes"] > 0

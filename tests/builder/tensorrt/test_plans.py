@@ -204,7 +204,7 @@ class TestDefaultModel:
     def test_progress_time_and_memory_are_reported(self, default_plans):
         _, built, progress = default_plans
         of_tensorrt = {phase.split(":")[0] for phase, _, total in progress if total}
-        assert of_tensorrt == {"detector", "segmenter"}
+        assert of_tensorrt == {"detector", "segmenter", "poser"}
         assert all(0 <= done <= total for _, done, total in progress)
         assert built["detector"].build_s > 0
         assert built["detector"].peak_rss_bytes > 100e6
