@@ -219,12 +219,17 @@ def encode_masks(masks: npt.NDArray[np.bool_]) -> list[Rle]:
     return encoded
 
 
+def to_pixels(image: npt.NDArray[np.uint8]) -> torch.Tensor:
+    """Convert an image, uint8 ``[H, W, 3]``, to a network's form: float ``[3, H, W]``, 0..1."""
+    return torch.from_numpy(image.transpose(2, 0, 1).copy()).float().div_(255)
+
+
 def torch_predictor(network: Any) -> Predictor:
     """Return a predictor that runs a torchvision detection network in evaluation mode."""
     device = next(network.parameters()).device
 
     def predict(image: npt.NDArray[np.uint8]) -> Prediction:
-        pixels = torch.from_numpy(image.transpose(2, 0, 1).copy()).to(device).float().div_(255)
+        pixels = to_pixels(image).to(device)
         with torch.inference_mode():
             output = {name: value.cpu() for name, value in network([pixels])[0].items()}
         masks = None

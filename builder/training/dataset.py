@@ -19,6 +19,7 @@ from maskcast.builder.evaluation.coco import (
     read_annotations,
     read_keypoints,
 )
+from maskcast.builder.evaluation.evaluate import to_pixels
 from maskcast.builder.training import augment
 from maskcast.builder.training.augment import Example
 from maskcast.builder.training.recipe import Recipe
@@ -242,7 +243,6 @@ def augment_example(
 
 def to_tensors(example: Example) -> tuple[Tensor, dict[str, Tensor]]:
     """Convert an example to an image and a target of ``compute_losses``."""
-    pixels = np.ascontiguousarray(example.image.transpose(2, 0, 1))
     target = {
         "boxes": torch.from_numpy(example.boxes),
         "labels": torch.from_numpy(example.labels),
@@ -251,7 +251,7 @@ def to_tensors(example: Example) -> tuple[Tensor, dict[str, Tensor]]:
         target["masks"] = torch.from_numpy(np.ascontiguousarray(example.masks))
     if example.keypoints is not None:
         target["keypoints"] = torch.from_numpy(example.keypoints)
-    return torch.from_numpy(pixels).float().div_(255), target
+    return to_pixels(example.image), target
 
 
 def collate(

@@ -6,6 +6,8 @@ student trained on them learns outlines from images that nobody outlined.
 """
 
 import json
+import math
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.ops import box_iou
 
 from maskcast.builder.evaluation.coco import Annotation, check_size, read_annotations
-from maskcast.builder.evaluation.evaluate import encode_masks
+from maskcast.builder.evaluation.evaluate import encode_masks, to_pixels
+from maskcast.builder.training.augment import boxes_of_masks
 from maskcast.engines.image_file import read_image
 
 _LONGEST_SIDE = 640
@@ -59,29 +63,36 @@ def predict_masks(
     content = read_annotations(annotations)
     label_of_name = {name: label for label, name in enumerate(labels, start=1)}
     label_of_category = {c["id"]: label_of_name.get(str(c["name"])) for c in content["categories"]}
-    of_image: dict[Any, list[Annotation]] = {}
+    of_image: defaultdict[Any, list[Annotation]] = defaultdict(list)
     for annotation in content["annotations"]:
         annotation["segmentation"] = []
         if label_of_category.get(annotation["category_id"]) and not annotation.get("iscrowd"):
-            of_image.setdefault(annotation["image_id"], []).append(annotation)
+            of_image[annotation["image_id"]].append(annotation)
     network.eval()
     kept = 0
     for entry in content["images"]:
-        instances = of_image.get(entry["id"])
+        scale = _LONGEST_SIDE / max(entry["height"], entry["width"])
+        instances = [a for a in of_image[entry["id"]] if _has_useful_size(a["bbox"], scale)]
         if not instances:
             continue
         image = read_image(images / entry["file_name"])
         check_size(image, entry, annotations)
-        boxes = np.array([a["bbox"] for a in instances], np.float32)
+        boxes = torch.tensor([a["bbox"] for a in instances], dtype=torch.float32)
         boxes[:, 2:] += boxes[:, :2]
         classes = torch.tensor([label_of_category[a["category_id"]] for a in instances])
-        probabilities = _predict(network, image, torch.from_numpy(boxes), classes)
-        pasted = paste_masks_in_image(
-            probabilities, torch.from_numpy(boxes), (image.shape[0], image.shape[1])
-        )[:, 0].numpy()
-        for annotation, box, pixels in zip(instances, boxes, pasted, strict=True):
-            if _is_credible(pixels, box, annotation):
-                (rle,) = encode_masks((pixels > 0.5)[None])
+        crops = _predict(network, image, boxes, classes)
+        pasted = paste_masks_in_image(crops, boxes, image.shape[:2])[:, 0].numpy()
+        masks = pasted > 0.5
+        fills = box_iou(torch.from_numpy(boxes_of_masks(masks)), boxes).diagonal().tolist()
+        rles = encode_masks(masks)
+        for annotation, rle, fill, mask, probability in zip(
+            instances, rles, fills, masks, pasted, strict=True
+        ):
+            if (
+                fill >= _MIN_FILL
+                and probability[mask].mean() >= _MIN_CERTAINTY
+                and _holds_keypoints(mask, annotation)
+            ):
                 annotation["segmentation"] = {**rle, "counts": rle["counts"].decode("ascii")}
                 kept += 1
     partial = output.with_suffix(".partial")
@@ -92,9 +103,8 @@ def predict_masks(
 
 def _predict(network: Any, image: npt.NDArray[np.uint8], boxes: Tensor, classes: Tensor) -> Tensor:
     """Return mask probabilities float ``[N, 1, M, M]``, averaged over the image and its mirror."""
-    device = next(network.parameters()).device
-    pixels = torch.from_numpy(image.transpose(2, 0, 1).copy()).to(device).float().div_(255)
-    boxes, width = boxes.to(device), pixels.shape[2]
+    pixels = to_pixels(image).to(next(network.parameters()).device)
+    boxes, width = boxes.to(pixels.device), pixels.shape[2]
     mirrored = boxes.clone()
     mirrored[:, [0, 2]] = width - boxes[:, [2, 0]]
     straight = _forward(network, pixels, boxes, classes)
@@ -117,22 +127,15 @@ def _forward(network: Any, pixels: Tensor, boxes: Tensor, classes: Tensor) -> Te
     return torch.sigmoid(logits[torch.arange(len(boxes)), classes][:, None].float())
 
 
-def _is_credible(
-    probability: npt.NDArray[np.float32], box: npt.NDArray[np.float32], annotation: Annotation
-) -> bool:
-    """Judge a pasted mask, float ``[H, W]``, of a box, xyxy pixels."""
-    mask = probability > 0.5
-    sides = box[2:] - box[:2]
-    enlarged = np.sqrt(sides.prod()) * _LONGEST_SIDE / max(mask.shape)
-    if sides.min() < _MIN_SIDE or enlarged > _MAX_SIDE or not mask.any():
-        return False
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    found = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
-    common = np.minimum(found[2:], box[2:]) - np.maximum(found[:2], box[:2])
-    inside = float(common.clip(0).prod())
-    union = float((found[2:] - found[:2]).prod() + sides.prod()) - inside
-    if inside < _MIN_FILL * union or probability[mask].mean() < _MIN_CERTAINTY:
-        return False
+def _has_useful_size(box: list[float], scale: float) -> bool:
+    """Judge a box, x, y, width and height in pixels of an image that is enlarged by ``scale``."""
+    _, _, width, height = box
+    is_learnable = min(width, height) >= _MIN_SIDE
+    return is_learnable and math.sqrt(width * height) * scale <= _MAX_SIDE
+
+
+def _holds_keypoints(mask: npt.NDArray[np.bool_], annotation: Annotation) -> bool:
+    """Return whether most of the visible keypoints, if any are known, lie in a mask ``[H, W]``."""
     points = np.array(annotation.get("keypoints") or [], np.float32).reshape(-1, 3)
     visible = points[points[:, 2] == 2, :2].astype(np.int64)
     if not len(visible):
