@@ -5,19 +5,18 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from msgspec.structs import replace
-
+from maskcast.pipeline.cli.cluster_status import shown_state
 from maskcast.pipeline.cli.live_table import LiveTable
 from maskcast.pipeline.cli.signals import stopping_on_signals
-from maskcast.pipeline.cli.view import JPEG_QUALITY, admit_view, print_url
+from maskcast.pipeline.cli.view import prepare_view, print_url
+from maskcast.pipeline.clients.view.process import ViewProcess
 from maskcast.pipeline.cluster.fleet import check_fleet
 from maskcast.pipeline.cluster.ray_cluster import RayCluster
 from maskcast.pipeline.cluster.supervisor import Supervisor
-from maskcast.pipeline.config import Config, ControlConfig
-from maskcast.pipeline.control.messages import Placement, SourceReport
-from maskcast.pipeline.control.server import ControlServer, secret_key_of
+from maskcast.pipeline.config import Config
+from maskcast.pipeline.control.messages import SourceReport
+from maskcast.pipeline.control.server import ControlServer, control_config, secret_key_of
 
 COLUMNS = ("source", "node", "fps", "processed", "dropped", "restarts", "now")
 
@@ -37,13 +36,10 @@ def run_cluster(config: Config, address: str, control: str, http: str | None) ->
         InputError: the configuration cannot be run, or there is no cluster.
     """
     needs, publish = check_fleet(config)
-    if http is not None and publish.jpeg_quality is None:
-        config = replace(config, publish=replace(publish, jpeg_quality=JPEG_QUALITY))
     with ExitStack() as closing:
         keys: tuple[Path | None, Path | None] = (None, None)
-        if http is not None and publish.curve is not None:
-            folder = Path(closing.enter_context(TemporaryDirectory(prefix="maskcast-view-")))
-            config, keys = admit_view(config, publish.curve, folder)
+        if http is not None:
+            config, keys = prepare_view(config, publish, closing)
         # Ray writes its notes about lost processes to standard output.
         closing.enter_context(redirect_stdout(sys.stderr))
         cluster = closing.enter_context(
@@ -53,15 +49,11 @@ def run_cluster(config: Config, address: str, control: str, http: str | None) ->
         supervisor = closing.enter_context(Supervisor(config, cluster))
         note = f"subscribe at {supervisor.endpoint}"
         if http is not None:
-            from maskcast.pipeline.clients.view.process import ViewProcess
-
             view = closing.enter_context(ViewProcess(supervisor.endpoint, http, *keys))
             print_url(view.url, view.needs_token)
         faults: list[BaseException] = []
         server = ControlServer(
-            config.control
-            if isinstance(config.control, ControlConfig)
-            else ControlConfig(endpoint=config.control or control),
+            control_config(config.control or control),
             secret_key_of(config),
             supervisor,
             faults.append,
@@ -83,7 +75,7 @@ def run_cluster(config: Config, address: str, control: str, http: str | None) ->
 
 
 def _row(source: SourceReport) -> list[str]:
-    state = source.state if source.placement is Placement.RUNNING else str(source.placement)
+    state = shown_state(source)
     return [
         source.name,
         source.node or "",

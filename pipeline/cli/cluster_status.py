@@ -38,8 +38,13 @@ def status_lines(cluster: ClusterReport, sources: Sequence[SourceReport]) -> Ite
         yield f"{source.name}: " + ", ".join(_describe(source))
 
 
+def shown_state(source: SourceReport) -> str:
+    """Return the state of a source that runs, and else where it stands."""
+    return source.state if source.placement is Placement.RUNNING else str(source.placement)
+
+
 def _describe(source: SourceReport) -> Iterator[str]:
-    yield source.state if source.placement is Placement.RUNNING else str(source.placement)
+    yield shown_state(source)
     if source.node:
         yield f"on {source.node}"
     yield f"{source.fps:.1f} fps"

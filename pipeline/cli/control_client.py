@@ -117,17 +117,20 @@ class ControlClient:
         """Return the sources with their states and figures."""
         return self.ask(ListSources()).sources or []
 
+    def _find(self, name: str) -> SourceReport | None:
+        return next((source for source in self.list() if source.name == name), None)
+
     def move(self, name: str, node: str) -> SourceReport:
         """Move a source and wait until it runs elsewhere; return its report.
 
         Raises:
             InputError: it cannot be moved there, or that takes longer than ``timeout_s``.
         """
-        before = {source.name: source for source in self.list()}.get(name)
+        before = self._find(name)
         self.ask(MoveSource(name, node))
         deadline_s = time.monotonic() + self._timeout_s
         while time.monotonic() < deadline_s:
-            found = {source.name: source for source in self.list()}.get(name)
+            found = self._find(name)
             if found is None or before is None:
                 break
             if found.detail.startswith(NOT_MOVED):
@@ -152,7 +155,7 @@ class ControlClient:
         self.ask(AddSource(dict(source)))
         deadline_s = time.monotonic() + self._timeout_s
         while True:
-            found = next((one for one in self.list() if one.name == source["name"]), None)
+            found = self._find(source["name"])
             is_opening = (
                 found is not None
                 and found.state is SourceState.CONNECTING

@@ -12,7 +12,7 @@ from maskcast.engines.errors import InputError
 from maskcast.pipeline.cli.run import run_to_end
 from maskcast.pipeline.clients.view.listener import Listener
 from maskcast.pipeline.clients.view.process import ViewProcess, check_packages
-from maskcast.pipeline.config import Config, CurveConfig
+from maskcast.pipeline.config import Config, CurveConfig, PublishConfig
 from maskcast.pipeline.config_file import override
 from maskcast.pipeline.wire.curve import new_keys, read_key_pair, write_public_key
 from maskcast.pipeline.wire.rights import ClientRights, write_rights
@@ -53,16 +53,35 @@ def run_with_view(config: Config, http: str, limit: int | None) -> None:
         raise InputError("--view: nothing is published; give --publish ENDPOINT")
     if publish.gateways:
         raise InputError("--view: the messages go to a gateway; give maskcast view its endpoint")
-    if publish.jpeg_quality is None:
-        config = override(config, {"publish.jpeg_quality": JPEG_QUALITY})
     with ExitStack() as closing:
-        keys: tuple[Path | None, Path | None] = (None, None)
-        if publish.curve is not None:
-            folder = Path(closing.enter_context(TemporaryDirectory(prefix="maskcast-view-")))
-            config, keys = admit_view(config, publish.curve, folder)
+        config, keys = prepare_view(config, publish, closing)
         process = closing.enter_context(ViewProcess(publish.endpoint, http, *keys))
         print_url(process.url, process.needs_token)
         run_to_end(config, limit=limit, note=process.note)
+
+
+def prepare_view(
+    config: Config, publish: PublishConfig, closing: ExitStack
+) -> tuple[Config, tuple[Path | None, Path | None]]:
+    """Add images to the messages, and a key for the view if they are encrypted.
+
+    Args:
+        config: what is to run.
+        publish: its section.
+        closing: the key is kept until this is closed.
+
+    Returns:
+        The configuration, and the files of the publisher's and the view's keys.
+
+    Raises:
+        InputError: the publisher's key cannot be read.
+    """
+    if publish.jpeg_quality is None:
+        config = override(config, {"publish.jpeg_quality": JPEG_QUALITY})
+    if publish.curve is None:
+        return config, (None, None)
+    folder = Path(closing.enter_context(TemporaryDirectory(prefix="maskcast-view-")))
+    return admit_view(config, publish.curve, folder)
 
 
 def admit_view(
