@@ -50,6 +50,7 @@ class PlacedSource:
         config: what its worker runs.
 
     Attributes:
+        source: its configuration.
         placement: where it stands.
         node: the id of the node that its worker is on; "" before it has one.
         pid: the process id of its worker.
@@ -60,7 +61,7 @@ class PlacedSource:
 
     def __init__(self, cluster: RayCluster, name: str, config: Config) -> None:
         self._cluster, self._config = cluster, config
-        self.name = name
+        self.name, self.source = name, config.sources[0]
         self.placement = Placement.PLACING
         self.node, self.pid = "", 0
         self.restarts = 0

@@ -49,7 +49,6 @@ class Supervisor:
         check_fleet(config)
         self._config, self._cluster = config, cluster
         self._sources: dict[str, PlacedSource] = {}
-        self._configs: dict[str, SourceConfig] = {}
         self._removals: set[asyncio.Task[None]] = set()
         self._node_names: dict[str, str] = {}
         self._gateway = GatewayProcess(gateway_settings(config, cluster.address()))
@@ -148,12 +147,11 @@ class Supervisor:
         problems = [] if self._gateway.report else [f"no gateway at {self._gateway.endpoint}"]
         states = {}
         for source in list(self._sources.values()):
-            config = self._configs[source.name]
             states[source.name] = str(source.placement)
             if source.placement is Placement.RUNNING and source.report is not None:
                 found = source.report.source
                 states[source.name] = str(found.state) if found else states[source.name]
-            if not config.required:
+            if not source.source.required:
                 continue
             if source.placement is Placement.RUNNING:
                 problems += source.report.problems if source.report else []
@@ -177,7 +175,6 @@ class Supervisor:
                 "name"
             )
         config = worker_config(self._config, source, self._gateway.sources_endpoint)
-        self._configs[source.name] = source
         self._sources[source.name] = PlacedSource(self._cluster, source.name, config)
 
     async def _remove(self, name: str) -> None:
@@ -188,7 +185,7 @@ class Supervisor:
 
         async def finish() -> None:
             await source.end("remove")
-            del self._sources[name], self._configs[name]
+            del self._sources[name]
 
         self._removals.add(task := asyncio.create_task(finish(), name=f"remove {name}"))
         task.add_done_callback(self._removals.discard)
@@ -237,9 +234,8 @@ class Supervisor:
         return self._sources[name]
 
     def _report(self, source: PlacedSource, nodes: dict[str, str]) -> SourceReport:
-        config = self._configs[source.name]
         last = source.report.source if source.report is not None else None
-        report = last or SourceReport.unread(config)
+        report = last or SourceReport.unread(source.source)
         is_running = source.placement in (Placement.RUNNING, Placement.ENDED)
         return replace(
             report,

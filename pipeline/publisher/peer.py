@@ -54,15 +54,8 @@ def connection_of(handle: int, name: Any) -> Iterator[posix_socket.socket | None
         handle: a file descriptor that libzmq owns.
         name: the peer's name when it connected; None for a UNIX socket.
     """
-    try:
-        own = os.dup(handle)
-    except OSError:
-        yield None
-        return
-    try:
-        connection = posix_socket.socket(fileno=own)
-    except OSError:  # not a socket
-        os.close(own)
+    connection = _duplicate(handle)
+    if connection is None:
         yield None
         return
     with connection:
@@ -71,14 +64,8 @@ def connection_of(handle: int, name: Any) -> Iterator[posix_socket.socket | None
 
 def look_up(handle: int, local: bool) -> Peer:
     """Find out who is connected; ``local`` tells that it is an ``ipc://`` peer."""
-    try:
-        own = os.dup(handle)
-    except OSError:
-        return Peer(LOCAL if local else UNKNOWN, None)
-    try:
-        connection = posix_socket.socket(fileno=own)
-    except OSError:  # not a socket any more
-        os.close(own)
+    connection = _duplicate(handle)
+    if connection is None:
         return Peer(LOCAL if local else UNKNOWN, None)
     if local:
         return Peer(LOCAL, None, held=connection)
@@ -86,6 +73,19 @@ def look_up(handle: int, local: bool) -> Peer:
         connection.close()
         return Peer(UNKNOWN, None)
     return Peer(str(name[0]), name, bytes_received(connection), held=connection)
+
+
+def _duplicate(handle: int) -> posix_socket.socket | None:
+    """Return a second descriptor of libzmq's connection; None if it is gone, or no socket."""
+    try:
+        own = os.dup(handle)
+    except OSError:
+        return None
+    try:
+        return posix_socket.socket(fileno=own)
+    except OSError:  # not a socket any more
+        os.close(own)
+        return None
 
 
 def was_cut_off(peer: Peer) -> bool:
