@@ -73,8 +73,8 @@ def main() -> None:
         for count in arguments.sources:
             sources = make_sources(arguments.clip, count, plain=arguments.plain)
             times = [measure(engine, sources, arguments.limit) for _ in range(arguments.repeat)]
-            shares = [100 * (one.run / one.alone - 1) for one in times]
-            middle = sorted(times, key=lambda one: one.run / one.alone)[len(times) // 2]
+            shares = [100 * one.overhead for one in times]
+            middle = sorted(times, key=lambda one: one.overhead)[len(times) // 2]
             if arguments.json:
                 parts = {name: getattr(middle, name) for name in middle.__struct_fields__}
                 print(json.dumps({"mode": mode, "sources": count, "percent": shares, "ms": parts}))

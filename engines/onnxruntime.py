@@ -10,12 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from maskcast.engines.bundle import Bundle
-from maskcast.engines.engine import (
-    Detections,
-    Engine,
-    keep_detections,
-    to_instances,
-)
+from maskcast.engines.engine import Detections, Engine, keep_detections, to_instances
 from maskcast.engines.errors import InputError
 from maskcast.engines.image import NetworkImage
 from maskcast.engines.instances import MASK_SIZE, Instances

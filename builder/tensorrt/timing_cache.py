@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from maskcast.engines.user_cache import write_whole
 
 
 def timing_cache_path() -> Path:
@@ -34,7 +35,4 @@ def save_timing_cache(config: Any, path: Path) -> None:
         return
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file, name = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(file, "wb") as written:
-            written.write(bytes(memoryview(cache.serialize())))
-        Path(name).replace(path)
+        write_whole(path, bytes(memoryview(cache.serialize())))

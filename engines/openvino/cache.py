@@ -11,7 +11,6 @@ import functools
 import hashlib
 import os
 import re
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +20,8 @@ from typing import Any
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
+from maskcast.engines.user_cache import user_cache, write_whole
 
 LIMIT_BYTES = 1 << 30
 """Size of the folder; the entries that were not used for the longest time are deleted."""
@@ -127,16 +128,8 @@ class GraphCache:
             return False
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            number, name = tempfile.mkstemp(_PENDING_SUFFIX, dir=path.parent)
-            pending = Path(name)
-            try:
-                with os.fdopen(number, "wb") as file:
-                    file.write(hashlib.sha256(packed).digest())
-                    file.write(packed)
-                pending.replace(path)
-            except BaseException:
-                pending.unlink(missing_ok=True)
-                raise
+            digest = hashlib.sha256(packed).digest()
+            write_whole(path, digest, packed, suffix=_PENDING_SUFFIX)
             _delete_old(path.parent, keep=path)
         except OSError:
             return False
@@ -150,13 +143,8 @@ class GraphCache:
 
 def cache_folder() -> Path | None:
     """Return the folder of the user's compiled graphs; None if the user has no home."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    if not root:
-        try:
-            root = str(Path.home() / ".cache")
-        except RuntimeError:
-            return None
-    return Path(root) / "maskcast" / "openvino"
+    folder = user_cache()
+    return None if folder is None else folder / "openvino"
 
 
 def describe(graphs: Sequence[Path], *details: object) -> str:

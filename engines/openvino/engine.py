@@ -83,7 +83,7 @@ class OpenVinoEngine(Engine):
     def __init__(self, bundle: Bundle, mode: Mode = "latency", *, pose: bool = False) -> None:
         import openvino as ov
 
-        from maskcast.engines.openvino.streams import Models
+        from maskcast.engines.openvino.models import Models
 
         self.manifest = bundle.manifest
         precision = "f32"

@@ -7,15 +7,12 @@ import queue
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from maskcast.engines.bundle import Bundle
 from maskcast.engines.instances import MASK_SIZE
 from maskcast.engines.keypoints import decode_heatmaps
 from maskcast.engines.memory import give_back_memory
@@ -29,13 +26,11 @@ from maskcast.engines.openvino.compiled import (
     fix_detector,
     split,
 )
-from maskcast.engines.openvino.operators import read_graph
+from maskcast.engines.openvino.models import HEATMAPS, MASKS, Models
 
 BOXES_AT_ONCE = (16, 4, 1)
 """Numbers of boxes that the graphs of boxes are compiled for; other numbers are sums of them."""
 _DETECTOR = "detector"
-MASKS, HEATMAPS = "masks", "heatmaps"
-"""Outputs of the graphs of boxes: the segmenter's and the poser's."""
 _ATTEMPTS = 3
 _TOLERANCE = 0.01
 """Largest difference of an output between two streams, as a fraction of its largest value."""
@@ -45,49 +40,6 @@ _STORED_CELLS = 4096
 _logger = logging.getLogger(__name__)
 
 Outputs = dict[str, NDArray[Any]]
-
-
-class Models:
-    """A bundle's graphs, which OpenVINO reads when they are needed, and how to compile them.
-
-    Args:
-        bundle: whose portable graphs are read.
-        precision: "f32" or "bf16".
-        pose: read the poser too.
-
-    Attributes:
-        outputs: "masks" and "heatmaps", as far as there is a graph for them.
-    """
-
-    def __init__(self, bundle: Bundle, precision: str, *, pose: bool = False) -> None:
-        self._bundle = bundle
-        self.precision = precision
-        graphs = {MASKS: bundle.segmenter, HEATMAPS: bundle.poser if pose else None}
-        self._paths = {output: path for output, path in graphs.items() if path is not None}
-        self.outputs = tuple(self._paths)
-
-    @property
-    def paths(self) -> list[Path]:
-        """The files of the graphs."""
-        return [self._bundle.detector, *self._paths.values()]
-
-    @cached_property
-    def detector(self) -> ov.Model:
-        """Images to boxes and features."""
-        return read_graph(self._bundle.detector)
-
-    @cached_property
-    def of_boxes(self) -> dict[str, ov.Model]:
-        """Features and boxes to each of the outputs."""
-        return {output: read_graph(path) for output, path in self._paths.items()}
-
-    def read(self) -> None:
-        """Read the graphs now.
-
-        Raises:
-            InputError: OpenVINO cannot read them.
-        """
-        _ = self.detector, self.of_boxes
 
 
 class Stream:

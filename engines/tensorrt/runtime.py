@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from maskcast.engines.user_cache import write_whole
 
 _logger = logging.getLogger("maskcast.engines.tensorrt.engine")
 _runtimes: dict[str, Any] = {}
@@ -42,10 +42,7 @@ class RuntimeCache:
             return
         try:
             self._path.parent.mkdir(exist_ok=True)
-            file, name = tempfile.mkstemp(dir=self._path.parent)
-            with os.fdopen(file, "wb") as written:
-                written.write(content)
-            Path(name).replace(self._path)
+            write_whole(self._path, content)
             self._saved = content
         except OSError as error:
             _logger.info("%s: not written (%s); it is compiled again next time", self._path, error)

@@ -81,6 +81,11 @@ class ProcessorTimes(msgspec.Struct, frozen=True):
         """The sum of the parts."""
         return self.decode + self.resize + self.engine + self.encode
 
+    @property
+    def overhead(self) -> float:
+        """What the pipeline itself costs, as a share of the parts."""
+        return self.run / self.alone - 1
+
 
 class Report(msgspec.Struct, frozen=True):
     """What a profile found.
@@ -154,7 +159,7 @@ def make_report(
         latency_ms=LatencyReport(*(stats.latency_ms or (0.0, 0.0, 0.0))),
         stages=_stage_reports(stats.stages),
         processor_ms=processor_ms,
-        overhead=None if processor_ms is None else processor_ms.run / processor_ms.alone - 1,
+        overhead=None if processor_ms is None else processor_ms.overhead,
         rss_bytes=memory.rss_bytes,
         peak_bytes=memory.peak_bytes,
         bottleneck=name_bottleneck(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import logging
 import os
 import warnings
@@ -12,6 +11,7 @@ from typing import Any, Self
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.cluster.worker import Worker
 from maskcast.pipeline.control.messages import NodeReport
+from maskcast.pipeline.packages import check_installed
 from maskcast.pipeline.url import shorten
 
 LOCAL = "local"
@@ -65,11 +65,7 @@ class RayCluster:
     """
 
     def __init__(self, address: str, cpus: float, gpus: float) -> None:
-        if importlib.util.find_spec("ray") is None:
-            raise InputError(
-                "a cluster needs ray, which is not installed; install the cluster extra: "
-                "pip install 'maskcast[cluster]', or in a checkout pip install '.[cluster]'"
-            )
+        check_installed(("ray",), "a cluster", "cluster")
         self.needs = {"CPU": cpus, "GPU": gpus}
         self._ray = _connect(address)
         self._worker = self._ray.remote(Worker)

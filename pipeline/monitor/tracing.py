@@ -7,16 +7,15 @@ that a subscriber can continue the trace.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import random
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from maskcast.engines.errors import InputError
 from maskcast.pipeline.config import TracingConfig
 from maskcast.pipeline.frame import Frame
+from maskcast.pipeline.packages import check_installed
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
@@ -33,16 +32,7 @@ def check_tracing_packages() -> None:
     Raises:
         InputError: one is missing.
     """
-    for package in _PACKAGES:
-        try:
-            found = importlib.util.find_spec(package)
-        except ModuleNotFoundError:  # the package above it is missing
-            found = None
-        if found is None:
-            raise InputError(
-                f"tracing needs {package}, which is not installed; install the tracing extra: "
-                "pip install 'maskcast[tracing]', or in a checkout pip install '.[tracing]'"
-            )
+    check_installed(_PACKAGES, "tracing", "tracing")
 
 
 class FrameTracer:

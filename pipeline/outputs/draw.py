@@ -97,7 +97,11 @@ def palette(number: int) -> Colour:
 
     Hues advance by the golden ratio, which spreads any run of them evenly around the circle.
     """
-    red, green, blue = colorsys.hsv_to_rgb((0.56 + number * 0.618034) % 1, 0.78, 1.0)
+    return _colour((0.56 + number * 0.618034) % 1, 0.78)
+
+
+def _colour(hue: float, saturation: float) -> Colour:
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
@@ -161,8 +165,7 @@ def _square(x: float, y: float, radius: float) -> Rectangle:
 @lru_cache(maxsize=1024)
 def limb_colour(number: int, count: int) -> Colour:
     """Return the colour of line ``number`` of a skeleton of ``count``: the hues in their order."""
-    red, green, blue = colorsys.hsv_to_rgb(number / count, 0.9, 1.0)
-    return round(255 * red), round(255 * green), round(255 * blue)
+    return _colour(number / count, 0.9)
 
 
 def place_tag(

@@ -36,14 +36,14 @@ class ServerKeys:
     own: KeyPair
     clients: Mapping[bytes, ClientRights]
     read_from: str | Path | tuple[str, ...] | None = None
-    purpose: Literal["subscribe", "control", "publish"] = "subscribe"
+    purpose: Purpose = "subscribe"
 
     @classmethod
     def read(
         cls,
         secret_key: str | Path,
         allowed_clients: str | Path | Sequence[str],
-        purpose: Literal["subscribe", "control", "publish"] = "subscribe",
+        purpose: Purpose = "subscribe",
     ) -> Self:
         """Read them from files.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import socket
 import subprocess
@@ -14,6 +13,7 @@ from typing import Self
 
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.clients.view.listener import Listener
+from maskcast.pipeline.packages import check_installed
 from maskcast.pipeline.wire.endpoint import check_endpoint
 
 TOKEN_VARIABLE = "MASKCAST_VIEW_TOKEN"
@@ -32,12 +32,7 @@ def check_packages() -> None:
     Raises:
         InputError: one is missing.
     """
-    for package in PACKAGES:
-        if importlib.util.find_spec(package) is None:
-            raise InputError(
-                f"the view needs {package}, which is not installed; install the view extra: "
-                "pip install 'maskcast[view]', or in a checkout pip install '.[view]'"
-            )
+    check_installed(PACKAGES, "the view", "view")
 
 
 def local_endpoint(endpoint: str) -> str:

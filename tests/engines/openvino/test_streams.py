@@ -13,7 +13,8 @@ from maskcast.engines.image import NetworkImage
 from maskcast.engines.openvino import streams
 from maskcast.engines.openvino.cache import GraphCache
 from maskcast.engines.openvino.engine import OpenVinoEngine, has_bf16, openvino_core
-from maskcast.engines.openvino.streams import CompiledShape, Models, Stream, compile_shape
+from maskcast.engines.openvino.models import Models
+from maskcast.engines.openvino.streams import CompiledShape, Stream, compile_shape
 
 SIZE = (96, 160)
 
