@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from maskcast.engines.bundle import Bundle, FixedInput, open_bundle
 from maskcast.engines.engine import Engine, Mode
 from maskcast.engines.image import NetworkImage, fit_image
-from maskcast.engines.instances import Instances
+from maskcast.engines.instances.instances import Instances
 from maskcast.engines.load import load_engine
 
 _ENGINES_OF_A_CHILD = 10

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.configuration.config import SourceConfig
 from maskcast.pipeline.sources.live import LiveSource
 from maskcast.pipeline.sources.state import SourceState, StateChange
 

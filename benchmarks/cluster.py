@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.cli.control_client import ControlClient
+from maskcast.pipeline.control.client import ControlClient
 from maskcast.pipeline.control.messages import Placement, SourceReport
 from maskcast.pipeline.subscriber.subscribe import subscribe
 

@@ -23,8 +23,8 @@ import numpy as np
 from maskcast.engines.bundle import GraphFile, Graphs, LongestSideInput, Manifest
 from maskcast.engines.engine import Detections, Engine
 from maskcast.engines.image import NetworkImage
-from maskcast.engines.instances import Instances
-from maskcast.pipeline.config_file import make_config
+from maskcast.engines.instances.instances import Instances
+from maskcast.pipeline.configuration.config_file import make_config
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.outputs.recorder import Published
 from maskcast.pipeline.pipeline import Pipeline

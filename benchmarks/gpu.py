@@ -38,7 +38,7 @@ from maskcast.engines.bundle import Bundle
 from maskcast.engines.engine import Detections, Engine
 from maskcast.engines.image import NetworkImage
 from maskcast.engines.openvino.engine import OpenVinoEngine
-from maskcast.pipeline.config_file import make_config
+from maskcast.pipeline.configuration.config_file import make_config
 from maskcast.pipeline.pipeline import Pipeline
 
 PRECISIONS: tuple[str, ...] = ("fp32", "fp16", "int8")

@@ -24,9 +24,9 @@ import numpy as np
 from prometheus_client import generate_latest
 
 from benchmarks.pipeline import make_clip
-from maskcast.engines.instances import Instances
+from maskcast.engines.instances.instances import Instances
 from maskcast.engines.load import load_engine
-from maskcast.pipeline.cli.profile import profile
+from maskcast.pipeline.cli.profile.profile import profile
 from maskcast.pipeline.frame import STAGES, Frame
 from maskcast.pipeline.monitor.metrics import make_registry
 from maskcast.pipeline.monitor.trace import Trace

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from maskcast.engines.instances import Instances
-from maskcast.engines.masks import MASK_SIZE
+from maskcast.engines.instances.instances import Instances
+from maskcast.engines.instances.masks import MASK_SIZE
 
 WIDTH, HEIGHT, FPS = 854, 480, 25
 FRAMES = 300

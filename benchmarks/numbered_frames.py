@@ -35,10 +35,10 @@ from PIL import Image
 import maskcast
 from maskcast.engines.bundle import Bundle, FixedInput, open_bundle
 from maskcast.engines.engine import Mode
-from maskcast.engines.keypoints import Keypoints
+from maskcast.engines.instances.keypoints import Keypoints
 from maskcast.engines.openvino import streams
 from maskcast.engines.openvino.engine import OpenVinoEngine
-from maskcast.pipeline.config import Config, ModelConfig, PublishConfig, SourceConfig
+from maskcast.pipeline.configuration.config import Config, ModelConfig, PublishConfig, SourceConfig
 from maskcast.pipeline.pipeline import Pipeline
 from maskcast.pipeline.subscriber.received import PublishedFrame
 from maskcast.pipeline.subscriber.subscription import Subscription

@@ -22,11 +22,11 @@ from typing import Any
 
 from maskcast.engines.load import load_engine
 from maskcast.engines.memory import limit_heaps
-from maskcast.pipeline.cli.alone import measure_file
-from maskcast.pipeline.cli.profile import run_pipeline
-from maskcast.pipeline.cli.report import ProcessorTimes, processor_times
-from maskcast.pipeline.config import SourceConfig
-from maskcast.pipeline.tracking.config import LineConfig, ZoneConfig
+from maskcast.pipeline.cli.profile.alone import measure_file
+from maskcast.pipeline.cli.profile.profile import run_pipeline
+from maskcast.pipeline.cli.profile.report import ProcessorTimes, processor_times
+from maskcast.pipeline.configuration.config import SourceConfig
+from maskcast.pipeline.configuration.zones import LineConfig, ZoneConfig
 
 
 def make_sources(clip: str, count: int, *, plain: bool) -> list[SourceConfig]:

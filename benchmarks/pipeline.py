@@ -17,7 +17,7 @@ from pathlib import Path
 import av
 
 from maskcast.engines.load import load_engine
-from maskcast.pipeline.cli.profile import Report, profile
+from maskcast.pipeline.cli.profile.profile import Report, profile
 from maskcast.pipeline.sources.pattern import draw_pattern
 
 

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from maskcast.engines.engine import Engine
 from maskcast.engines.load import load_engine
-from maskcast.pipeline.config import Config, PublishConfig, SourceConfig
+from maskcast.pipeline.configuration.config import Config, PublishConfig, SourceConfig
 from maskcast.pipeline.pipeline import Pipeline
 from maskcast.pipeline.subscriber.subscribe import subscribe
 

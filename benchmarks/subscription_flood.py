@@ -22,7 +22,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from maskcast.engines.instances import Instances
+from maskcast.engines.instances.instances import Instances
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.publisher.publisher import Publisher
 from maskcast.pipeline.subscriber.subscribe import subscribe

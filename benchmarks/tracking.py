@@ -33,9 +33,9 @@ from benchmarks.moving_people import (
     silhouettes,
 )
 from maskcast.engines.engine import Engine
-from maskcast.engines.instances import Instances
+from maskcast.engines.instances.instances import Instances
 from maskcast.engines.load import load_engine
-from maskcast.pipeline.tracking.config import ZoneConfig
+from maskcast.pipeline.configuration.zones import ZoneConfig
 from maskcast.pipeline.tracking.regions import Regions
 from maskcast.pipeline.tracking.tracker import Tracker
 

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 from websockets.sync.client import connect
 
-from maskcast.engines.instances import Instances
+from maskcast.engines.instances.instances import Instances
 from maskcast.pipeline.clients.view.process import ViewProcess
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.publisher.publisher import Publisher

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from maskcast.engines.errors import InputError
-from maskcast.engines.keypoints import Keypoints
+from maskcast.engines.instances.keypoints import Keypoints
 from maskcast.engines.onnx_file import GraphPorts, check_graph
 from maskcast.engines.plan import FileName, Plan, Precision, Sha256, ShortText, Side
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from maskcast.engines.bundle import Manifest
 from maskcast.engines.image import NetworkImage
-from maskcast.engines.instances import Instances
+from maskcast.engines.instances.instances import Instances
 
 Mode = Literal["latency", "throughput"]
 """What an engine optimises for: the time of each image, or the number of images per second."""

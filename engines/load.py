@@ -16,7 +16,7 @@ from maskcast.engines.engine import Engine, Mode
 from maskcast.engines.errors import InputError
 from maskcast.engines.image import fit_image
 from maskcast.engines.image_file import read_image
-from maskcast.engines.instances import Instances
+from maskcast.engines.instances.instances import Instances
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -13,8 +13,8 @@ from maskcast.engines.bundle import Bundle
 from maskcast.engines.engine import Detections, Engine, keep_detections, to_instances
 from maskcast.engines.errors import InputError
 from maskcast.engines.image import NetworkImage
-from maskcast.engines.instances import MASK_SIZE, Instances
-from maskcast.engines.keypoints import HEATMAP_SIZE, decode_heatmaps
+from maskcast.engines.instances.instances import MASK_SIZE, Instances
+from maskcast.engines.instances.keypoints import HEATMAP_SIZE, decode_heatmaps
 from maskcast.engines.onnx_file import is_quantised
 
 if TYPE_CHECKING:

@@ -27,29 +27,31 @@ if TYPE_CHECKING:
     from maskcast.engines.engine import Engine as Engine
     from maskcast.engines.errors import InputError as InputError
     from maskcast.engines.image import NetworkImage as NetworkImage
-    from maskcast.engines.instances import Instances as Instances
-    from maskcast.engines.instances import PolygonMasks as PolygonMasks
-    from maskcast.engines.instances import RleMasks as RleMasks
-    from maskcast.engines.keypoints import Keypoints as Keypoints
+    from maskcast.engines.instances.instances import Instances as Instances
+    from maskcast.engines.instances.instances import PolygonMasks as PolygonMasks
+    from maskcast.engines.instances.instances import RleMasks as RleMasks
+    from maskcast.engines.instances.keypoints import Keypoints as Keypoints
+    from maskcast.engines.instances.masks import Patch as Patch
     from maskcast.engines.load import load_engine as load_engine
     from maskcast.engines.load import predict as predict
-    from maskcast.engines.masks import Patch as Patch
     from maskcast.engines.plan import Plan as Plan
     from maskcast.pipeline.clients.recording import record as record
     from maskcast.pipeline.clients.replay import replay as replay
     from maskcast.pipeline.cluster.gateway import Gateway as Gateway
     from maskcast.pipeline.cluster.gateway import GatewayStats as GatewayStats
-    from maskcast.pipeline.config import ClusterConfig as ClusterConfig
-    from maskcast.pipeline.config import Config as Config
-    from maskcast.pipeline.config import ControlConfig as ControlConfig
-    from maskcast.pipeline.config import CurveConfig as CurveConfig
-    from maskcast.pipeline.config import MetricsConfig as MetricsConfig
-    from maskcast.pipeline.config import ModelConfig as ModelConfig
-    from maskcast.pipeline.config import OutputConfig as OutputConfig
-    from maskcast.pipeline.config import PublishConfig as PublishConfig
-    from maskcast.pipeline.config import SourceConfig as SourceConfig
-    from maskcast.pipeline.config import TracingConfig as TracingConfig
-    from maskcast.pipeline.config_file import load_config as load_config
+    from maskcast.pipeline.configuration.config import ClusterConfig as ClusterConfig
+    from maskcast.pipeline.configuration.config import Config as Config
+    from maskcast.pipeline.configuration.config import ControlConfig as ControlConfig
+    from maskcast.pipeline.configuration.config import CurveConfig as CurveConfig
+    from maskcast.pipeline.configuration.config import MetricsConfig as MetricsConfig
+    from maskcast.pipeline.configuration.config import ModelConfig as ModelConfig
+    from maskcast.pipeline.configuration.config import OutputConfig as OutputConfig
+    from maskcast.pipeline.configuration.config import PublishConfig as PublishConfig
+    from maskcast.pipeline.configuration.config import SourceConfig as SourceConfig
+    from maskcast.pipeline.configuration.config import TracingConfig as TracingConfig
+    from maskcast.pipeline.configuration.config_file import load_config as load_config
+    from maskcast.pipeline.configuration.zones import LineConfig as LineConfig
+    from maskcast.pipeline.configuration.zones import ZoneConfig as ZoneConfig
     from maskcast.pipeline.durations import Distribution as Distribution
     from maskcast.pipeline.durations import Percentiles as Percentiles
     from maskcast.pipeline.frame import Frame as Frame
@@ -75,8 +77,6 @@ if TYPE_CHECKING:
     from maskcast.pipeline.subscriber.subscription import Subscription as Subscription
     from maskcast.pipeline.tracking.analysis import Analysis as Analysis
     from maskcast.pipeline.tracking.analysis import TrackEvent as TrackEvent
-    from maskcast.pipeline.tracking.config import LineConfig as LineConfig
-    from maskcast.pipeline.tracking.config import ZoneConfig as ZoneConfig
     from maskcast.pipeline.wire.curve import ClientKeys as ClientKeys
     from maskcast.pipeline.wire.curve import KeyPair as KeyPair
     from maskcast.pipeline.wire.message import WireError as WireError
@@ -102,17 +102,17 @@ _HOMES = {
     ),
     "maskcast.engines.errors": ("InputError",),
     "maskcast.engines.image": ("NetworkImage",),
-    "maskcast.engines.instances": (
+    "maskcast.engines.instances.instances": (
         "Instances",
         "PolygonMasks",
         "RleMasks",
     ),
-    "maskcast.engines.keypoints": ("Keypoints",),
+    "maskcast.engines.instances.keypoints": ("Keypoints",),
     "maskcast.engines.load": (
         "load_engine",
         "predict",
     ),
-    "maskcast.engines.masks": ("Patch",),
+    "maskcast.engines.instances.masks": ("Patch",),
     "maskcast.engines.plan": ("Plan",),
     "maskcast.pipeline.clients.recording": ("record",),
     "maskcast.pipeline.clients.replay": ("replay",),
@@ -120,7 +120,7 @@ _HOMES = {
         "Gateway",
         "GatewayStats",
     ),
-    "maskcast.pipeline.config": (
+    "maskcast.pipeline.configuration.config": (
         "ClusterConfig",
         "Config",
         "ControlConfig",
@@ -132,7 +132,7 @@ _HOMES = {
         "SourceConfig",
         "TracingConfig",
     ),
-    "maskcast.pipeline.config_file": ("load_config",),
+    "maskcast.pipeline.configuration.config_file": ("load_config",),
     "maskcast.pipeline.durations": (
         "Distribution",
         "Percentiles",
@@ -172,7 +172,7 @@ _HOMES = {
         "Analysis",
         "TrackEvent",
     ),
-    "maskcast.pipeline.tracking.config": (
+    "maskcast.pipeline.configuration.zones": (
         "ZoneConfig",
         "LineConfig",
     ),

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from maskcast.pipeline.config import Policy
+from maskcast.pipeline.configuration.config import Policy
 
 T = TypeVar("T")
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 from maskcast.engines.engine import Engine
 from maskcast.engines.errors import InputError
 from maskcast.engines.image import input_shape
-from maskcast.pipeline.config import Config, SourceConfig, name_sources
+from maskcast.pipeline.configuration.config import Config, SourceConfig, name_sources
 from maskcast.pipeline.control.controllable import PipelineControl
 from maskcast.pipeline.control.server import ControlServer, control_config, secret_key_of
 from maskcast.pipeline.frame import Frame

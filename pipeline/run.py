@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from maskcast.engines.engine import Engine
-from maskcast.pipeline.config import Config, ModelConfig, OutputConfig, PublishConfig, SourceConfig
+from maskcast.pipeline.configuration.config import (
+    Config,
+    ModelConfig,
+    OutputConfig,
+    PublishConfig,
+    SourceConfig,
+)
 from maskcast.pipeline.pipeline import Pipeline
 from maskcast.pipeline.stages.record import OnFrame
 from maskcast.pipeline.stats import Stats

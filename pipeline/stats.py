@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise, takewhile
 from typing import Protocol
 
-from maskcast.engines.instances import Instances
+from maskcast.engines.instances.instances import Instances
 from maskcast.pipeline.durations import Distribution, Durations, Percentiles, percentiles_ms
 from maskcast.pipeline.frame import STEPS, Frame
 from maskcast.pipeline.sources.state import FINISHED, SourceState, StateChange

@@ -5,7 +5,7 @@ from __future__ import annotations
 from maskcast.engines.bundle import Manifest, open_bundle
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.address import split_address
-from maskcast.pipeline.config import Config, PublishConfig
+from maskcast.pipeline.configuration.config import Config, PublishConfig
 from maskcast.pipeline.control.server import check_control, control_config, secret_key_of
 from maskcast.pipeline.outputs.outputs import check_outputs
 from maskcast.pipeline.sources.open import check_source

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from maskcast.engines.bundle import GraphFile, Graphs, LongestSideInput, Manifest
 from maskcast.engines.engine import Detections, Engine
 from maskcast.engines.image import NetworkImage
-from maskcast.engines.instances import Instances
-from maskcast.engines.keypoints import Keypoints
+from maskcast.engines.instances.instances import Instances
+from maskcast.engines.instances.keypoints import Keypoints
 
 pytest_plugins = ("parity",)
 

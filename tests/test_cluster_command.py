@@ -23,7 +23,7 @@ import pytest
 from witnesses import wait_until
 
 import maskcast
-from maskcast.pipeline.cli.control_client import ControlClient
+from maskcast.pipeline.control.client import ControlClient
 from maskcast.pipeline.control.messages import Placement, SourceReport
 from maskcast.pipeline.subscriber.subscribe import subscribe
 from maskcast.pipeline.subscriber.subscription import PublishedFrame, StreamEvent

@@ -20,11 +20,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import maskcast
 from maskcast.engines import load as load_module
-from maskcast.pipeline.cli.configuration import keys
+from maskcast.pipeline.cli.setup.configuration import keys
 from maskcast.pipeline.cluster.cluster_metrics import make_cluster_registry
 from maskcast.pipeline.cluster.gateway import Gateway
 from maskcast.pipeline.cluster.metrics import make_gateway_registry
-from maskcast.pipeline.config_file import make_config
+from maskcast.pipeline.configuration.config_file import make_config
 from maskcast.pipeline.control.messages import ClusterReport, GatewayReport, SourceReport
 from maskcast.pipeline.monitor.metrics import make_registry
 from maskcast.pipeline.stats import Meter

@@ -16,7 +16,7 @@ from publishers import frame, seen
 
 import maskcast
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config_file import make_config
+from maskcast.pipeline.configuration.config_file import make_config
 from maskcast.pipeline.pipeline import Pipeline
 from maskcast.pipeline.publisher.publisher import Publisher
 from maskcast.pipeline.wire.server_keys import ServerKeys

@@ -197,7 +197,8 @@ from maskcast import subscribe
 subscription = subscribe("tcp://127.0.0.1:9").open()
 subscription.close()
 unwanted = [*{HEAVY}, "av", "typer", "rich", "yaml", "prometheus_client"]
-unwanted += ["maskcast.pipeline.config", "maskcast.pipeline.pipeline", "maskcast.engines.engine"]
+unwanted += ["maskcast.pipeline.configuration.config", "maskcast.pipeline.pipeline"]
+unwanted += ["maskcast.engines.engine"]
 print([name for name in unwanted if name in sys.modules])
 """
     assert run_python(code).strip() == "[]"
@@ -224,16 +225,18 @@ def test_the_rooms_know_only_those_they_may() -> None:
 
 PIPELINE_ARROWS = {
     "wire": set(),
+    "configuration": {"wire"},
     "publisher": {"wire"},
     "subscriber": {"wire"},
-    "tracking": set(),
-    "sources": set(),
-    "outputs": {"tracking"},
-    "stages": {"outputs", "publisher", "sources", "tracking", "wire"},
-    "monitor": {"sources"},
-    "control": {"publisher", "sources", "wire"},  # publisher: to know and limit the peers
+    "tracking": {"configuration"},
+    "sources": {"configuration"},
+    "outputs": {"configuration", "tracking"},
+    "stages": {"configuration", "outputs", "publisher", "sources", "tracking", "wire"},
+    "monitor": {"configuration", "sources"},
+    "control": {"configuration", "publisher", "sources", "wire"},  # publisher: to limit the peers
     "clients": {"outputs", "publisher", "subscriber", "tracking", "wire"},  # outputs: to draw clips
-    "cluster": {"control", "monitor", "publisher", "sources", "stages", "subscriber", "wire"},
+    "cluster": {"configuration", "control", "monitor", "publisher", "sources", "stages"}
+    | {"subscriber", "wire"},
 }
 """Which folders of pipeline/ import which; its root modules are open to all."""
 PIPELINE_ARROWS["cli"] = {*PIPELINE_ARROWS}  # everything

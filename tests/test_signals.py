@@ -21,7 +21,7 @@ import yaml
 
 import maskcast
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.cli.control_client import ControlClient
+from maskcast.pipeline.control.client import ControlClient
 from maskcast.pipeline.subscriber.subscribe import subscribe
 from maskcast.pipeline.subscriber.subscription import StreamEvent
 

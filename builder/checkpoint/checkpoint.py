@@ -21,7 +21,7 @@ from maskcast.builder.graph.quantization import restore_float
 from maskcast.builder.network.network import NetworkConfig, build_network, network_config
 from maskcast.engines.bundle import Bundle
 from maskcast.engines.errors import InputError
-from maskcast.engines.keypoints import COCO_PERSON, Keypoints
+from maskcast.engines.instances.keypoints import COCO_PERSON, Keypoints
 
 FORMAT = 1
 

@@ -12,8 +12,8 @@ from faster_coco_eval import mask as coco_mask
 from numpy.typing import NDArray
 
 from maskcast.engines.errors import InputError
-from maskcast.engines.keypoints import Keypoints
-from maskcast.engines.rle import compress_runs, decompress_runs
+from maskcast.engines.instances.keypoints import Keypoints
+from maskcast.engines.instances.rle import compress_runs, decompress_runs
 
 Annotation = dict[str, Any]
 Rle = dict[str, Any]

@@ -25,7 +25,7 @@ from maskcast.builder.evaluation.coco import (
 from maskcast.builder.evaluation.operating_point import measure_operating_point
 from maskcast.engines.errors import InputError
 from maskcast.engines.image_file import read_image
-from maskcast.engines.keypoints import COCO_PERSON, Keypoints
+from maskcast.engines.instances.keypoints import COCO_PERSON, Keypoints
 
 Scores = dict[str, Any]
 

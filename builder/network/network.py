@@ -31,7 +31,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from maskcast.builder.network.backbone import EfficientNetLite
 from maskcast.builder.network.roi_align import AlignedMultiScaleRoIAlign
 from maskcast.engines.errors import InputError
-from maskcast.engines.keypoints import HEATMAP_SIZE, Keypoints
+from maskcast.engines.instances.keypoints import HEATMAP_SIZE, Keypoints
 
 ROI_LEVELS = ("0", "1", "2", "3")  # P2 to P5; the coarsest level, P6, serves the RPN alone
 

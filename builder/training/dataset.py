@@ -25,7 +25,7 @@ from maskcast.builder.training.augment import Example
 from maskcast.builder.training.recipe import Recipe
 from maskcast.engines.errors import InputError
 from maskcast.engines.image_file import read_image
-from maskcast.engines.keypoints import Keypoints
+from maskcast.engines.instances.keypoints import Keypoints
 
 Masks = Literal["all", "some", "none"]
 

@@ -10,7 +10,7 @@ from maskcast.builder.checkpoint.checkpoint import load_bundle_weights, load_che
 from maskcast.builder.network.network import NetworkConfig, build_network, network_config
 from maskcast.engines.bundle import is_bundle, open_bundle
 from maskcast.engines.errors import InputError
-from maskcast.engines.keypoints import Keypoints
+from maskcast.engines.instances.keypoints import Keypoints
 
 
 class InitialModel(NamedTuple):

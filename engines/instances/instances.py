@@ -9,9 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskcast.engines.masks import MASK_SIZE, Crossings, Patch, crop_crossings, fill_crossings
-from maskcast.engines.polygons import ring_crossings, trace_mask, trace_patch
-from maskcast.engines.rle import compress_runs, decode_runs, decompress_runs, encode_runs
+from maskcast.engines.instances.masks import (
+    MASK_SIZE,
+    Crossings,
+    Patch,
+    crop_crossings,
+    fill_crossings,
+)
+from maskcast.engines.instances.polygons import ring_crossings, trace_mask, trace_patch
+from maskcast.engines.instances.rle import compress_runs, decode_runs, decompress_runs, encode_runs
 
 __all__ = ["MASK_SIZE", "Instances", "PolygonMasks", "RleMasks"]
 

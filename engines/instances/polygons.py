@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskcast.engines.masks import HALF, MASK_SIZE, Crossings, Patch, mask_grid
+from maskcast.engines.instances.masks import HALF, MASK_SIZE, Crossings, Patch, mask_grid
 
 
 def _segments() -> NDArray[np.int8]:

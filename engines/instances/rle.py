@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from maskcast.engines.masks import Crossings, Patch
+from maskcast.engines.instances.masks import Crossings, Patch
 
 MOST_GROUPS = 7
 """Groups of five bits that a number may have: 34 bits and a sign, more than any image needs."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from maskcast.engines.bundle import Bundle, FixedInput
 from maskcast.engines.engine import Detections, Engine, Mode, keep_detections, to_instances
 from maskcast.engines.image import NetworkImage
-from maskcast.engines.instances import Instances
+from maskcast.engines.instances.instances import Instances
 from maskcast.engines.onnx_file import is_quantised
 from maskcast.engines.openvino.cache import GraphCache, cache_folder, describe
 from maskcast.engines.threads import mark_abandonable

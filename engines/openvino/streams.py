@@ -13,8 +13,8 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from maskcast.engines.instances import MASK_SIZE
-from maskcast.engines.keypoints import decode_heatmaps
+from maskcast.engines.instances.instances import MASK_SIZE
+from maskcast.engines.instances.keypoints import decode_heatmaps
 from maskcast.engines.memory import give_back_memory
 from maskcast.engines.openvino.cache import DamagedEntryError, Entry, GraphCache
 from maskcast.engines.openvino.compiled import (

@@ -22,8 +22,8 @@ from maskcast.engines.bundle import Bundle
 from maskcast.engines.engine import Detections, Engine, keep_detections, to_instances
 from maskcast.engines.errors import InputError
 from maskcast.engines.image import NetworkImage
-from maskcast.engines.instances import Instances
-from maskcast.engines.keypoints import decode_heatmaps
+from maskcast.engines.instances.instances import Instances
+from maskcast.engines.instances.keypoints import decode_heatmaps
 from maskcast.engines.tensorrt.device import Gpu, Memory
 from maskcast.engines.tensorrt.image_ring import ImageRing
 from maskcast.engines.tensorrt.plan import DeviceError, LoadedPlan, open_plans

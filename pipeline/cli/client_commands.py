@@ -45,7 +45,7 @@ def gateway(
       maskcast gateway --sources tcp://127.0.0.1:5556 --publish tcp://127.0.0.1:5555
       maskcast gateway --upstream tcp://cam1:5555 --upstream tcp://cam2:5555
     """
-    from maskcast.pipeline.cli.gateway import run_gateway
+    from maskcast.pipeline.cli.cluster.gateway import run_gateway
     from maskcast.pipeline.log import configure
 
     configure(log_level, log_format)
@@ -86,8 +86,8 @@ def record(
       maskcast record tcp://cam:5555 door.mcap --on zone_entered --before 5 --after 10 --video
     """
     from maskcast.pipeline.clients.recording import record as run
+    from maskcast.pipeline.configuration.quantities import parse_bytes, parse_seconds
     from maskcast.pipeline.log import configure
-    from maskcast.pipeline.quantities import parse_bytes, parse_seconds
 
     configure()
     tally = run(

@@ -12,16 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
 import typer
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.cli import (
-    client_commands,
-    cluster_commands,
-    control_commands,
-    key_commands,
-    options,
-)
+from maskcast.pipeline.cli import client_commands, control_commands, key_commands, options
+from maskcast.pipeline.cli.cluster import commands as cluster_commands
 
 if TYPE_CHECKING:
-    from maskcast.pipeline.config import SourceConfig
+    from maskcast.pipeline.configuration.config import SourceConfig
     from maskcast.pipeline.subscriber.subscription import PublishedFrame, Subscription
 
 
@@ -89,7 +84,7 @@ def run(
       maskcast run rtsp://camera/stream --view
     """
     from maskcast.pipeline.cli.run import run_to_end
-    from maskcast.pipeline.config_file import load_config, make_config, override
+    from maskcast.pipeline.configuration.config_file import load_config, make_config, override
     from maskcast.pipeline.log import configure
 
     configure(log_level, log_format)
@@ -240,7 +235,7 @@ def zones(
       maskcast zones clip.mp4
       maskcast zones --config cameras.yaml --out zones.png
     """
-    from maskcast.pipeline.cli.zones import draw_zones
+    from maskcast.pipeline.cli.setup.zones import draw_zones
 
     shown = draw_zones(source, config, out)
     what = ", ".join(
@@ -274,8 +269,8 @@ def profile(
     A live source is measured for 300 frames, unless --limit says otherwise. Ctrl-C prints the
     report of the frames so far.
     """
-    from maskcast.pipeline.cli.profile import show_profile
-    from maskcast.pipeline.config_file import make_config
+    from maskcast.pipeline.cli.profile.profile import show_profile
+    from maskcast.pipeline.configuration.config_file import make_config
     from maskcast.pipeline.log import configure
 
     configure()
@@ -356,14 +351,14 @@ def open_text(path: str | None) -> Iterator[TextIO]:
 
 def doctor() -> None:
     """Show what is installed, and which backends and codecs work."""
-    from maskcast.pipeline.cli.doctor import report
+    from maskcast.pipeline.cli.setup.doctor import report
 
     typer.echo(report())
 
 
 def config_example() -> None:
     """Print a configuration with every key, its default and what it does."""
-    from maskcast.pipeline.cli.configuration import example
+    from maskcast.pipeline.cli.setup.configuration import example
 
     typer.echo(example(), nl=False)
 
@@ -375,6 +370,6 @@ def config_check(
 
     Cameras, other machines and the contents of videos are not checked.
     """
-    from maskcast.pipeline.cli.configuration import check
+    from maskcast.pipeline.cli.setup.configuration import check
 
     typer.echo(check(file))

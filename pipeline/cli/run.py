@@ -17,7 +17,7 @@ from maskcast.engines.threads import mark_abandonable
 from maskcast.pipeline.cli.live_table import LiveTable
 from maskcast.pipeline.cli.signals import stopping_on_signals
 from maskcast.pipeline.cli.watch import count_labels
-from maskcast.pipeline.config import Config
+from maskcast.pipeline.configuration.config import Config
 from maskcast.pipeline.pipeline import Pipeline
 from maskcast.pipeline.sources.state import SourceState
 from maskcast.pipeline.stages.infer import load_engine_for

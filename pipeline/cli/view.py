@@ -12,8 +12,8 @@ from maskcast.engines.errors import InputError
 from maskcast.pipeline.cli.run import run_to_end
 from maskcast.pipeline.clients.view.listener import Listener
 from maskcast.pipeline.clients.view.process import ViewProcess, check_packages
-from maskcast.pipeline.config import Config, CurveConfig, PublishConfig
-from maskcast.pipeline.config_file import override
+from maskcast.pipeline.configuration.config import Config, CurveConfig, PublishConfig
+from maskcast.pipeline.configuration.config_file import override
 from maskcast.pipeline.wire.curve import new_keys, read_key_pair, write_public_key
 from maskcast.pipeline.wire.rights import ClientRights, write_rights
 

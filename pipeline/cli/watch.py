@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from maskcast.engines.instances import Instances
+from maskcast.engines.instances.instances import Instances
 from maskcast.pipeline.cli.live_table import LiveTable
 from maskcast.pipeline.outputs.jsonl import FrameRecord, instance_records, label_name
 from maskcast.pipeline.subscriber.received import PublishedFrame, StreamEvent

@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.cluster.gateway_process import GatewaySettings
-from maskcast.pipeline.config import (
+from maskcast.pipeline.configuration.config import (
     ClusterConfig,
     Config,
     CurveConfig,

@@ -13,7 +13,7 @@ import msgspec
 
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.cluster.gateway import Gateway, GatewayStats
-from maskcast.pipeline.config import CurveConfig
+from maskcast.pipeline.configuration.config import CurveConfig
 from maskcast.pipeline.log import configure, fields
 from maskcast.pipeline.sources.backoff import Backoff
 from maskcast.pipeline.wire.rights import EVERYTHING

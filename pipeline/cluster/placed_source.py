@@ -11,7 +11,7 @@ from typing import Literal
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.cluster.ray_cluster import Actor, RayCluster, WorkerLostError
 from maskcast.pipeline.cluster.worker import END_WITHIN_S, WorkerReport
-from maskcast.pipeline.config import Config
+from maskcast.pipeline.configuration.config import Config
 from maskcast.pipeline.control.messages import NOT_MOVED, Placement
 from maskcast.pipeline.log import fields
 from maskcast.pipeline.sources.backoff import Backoff

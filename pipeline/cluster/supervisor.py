@@ -15,7 +15,7 @@ from maskcast.pipeline.cluster.gateway import GatewayStats
 from maskcast.pipeline.cluster.gateway_process import GatewayProcess
 from maskcast.pipeline.cluster.placed_source import PlacedSource
 from maskcast.pipeline.cluster.ray_cluster import RayCluster, WorkerLostError
-from maskcast.pipeline.config import Config, SourceConfig, name_sources
+from maskcast.pipeline.configuration.config import Config, SourceConfig, name_sources
 from maskcast.pipeline.control.messages import (
     ClusterReport,
     GatewayReport,

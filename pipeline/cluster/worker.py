@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from maskcast.engines.engine import Engine
 from maskcast.engines.errors import InputError
 from maskcast.engines.memory import limit_heaps
-from maskcast.pipeline.config import Config
+from maskcast.pipeline.configuration.config import Config
 from maskcast.pipeline.control.messages import SourceReport, report_source
 from maskcast.pipeline.log import configure
 from maskcast.pipeline.pipeline import Pipeline

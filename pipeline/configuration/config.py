@@ -16,8 +16,8 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import force_setattr
 
-from maskcast.pipeline.quantities import parse_bytes, parse_seconds
-from maskcast.pipeline.tracking.config import LineConfig, ZoneConfig, check_regions
+from maskcast.pipeline.configuration.quantities import parse_bytes, parse_seconds
+from maskcast.pipeline.configuration.zones import LineConfig, ZoneConfig, check_regions
 from maskcast.pipeline.url import MAX_URL_LENGTH, redact, source_name
 from maskcast.pipeline.wire.message import MaskFormat
 
@@ -331,7 +331,9 @@ def _as_sources(sources: object) -> tuple[SourceConfig, ...]:
         elif isinstance(source, Path):
             source = {"url": str(source)}
         if isinstance(source, Mapping):
-            from maskcast.pipeline.config_file import make_source  # which needs this module
+            from maskcast.pipeline.configuration.config_file import (
+                make_source,  # which needs this module
+            )
 
             source = make_source(source)
         if not isinstance(source, SourceConfig):

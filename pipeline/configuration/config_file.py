@@ -14,7 +14,7 @@ import msgspec
 import yaml
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import (
+from maskcast.pipeline.configuration.config import (
     ClusterConfig,
     Config,
     ControlConfig,
@@ -25,7 +25,7 @@ from maskcast.pipeline.config import (
     PublishConfig,
     SourceConfig,
 )
-from maskcast.pipeline.tracking.config import LineConfig, ZoneConfig
+from maskcast.pipeline.configuration.zones import LineConfig, ZoneConfig
 from maskcast.pipeline.url import redact
 
 T = TypeVar("T")

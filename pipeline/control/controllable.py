@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.configuration.config import SourceConfig
 from maskcast.pipeline.control.messages import ClusterReport, SourceReport, report_source
 from maskcast.pipeline.stats import Stats
 

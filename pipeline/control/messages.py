@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import Policy, SourceConfig
+from maskcast.pipeline.configuration.config import Policy, SourceConfig
 from maskcast.pipeline.sources.state import SourceState
 from maskcast.pipeline.stats import SourceStats
 from maskcast.pipeline.url import redact, shorten

@@ -11,8 +11,8 @@ import msgspec
 import zmq
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import Config, ConfinedSourceConfig, ControlConfig
-from maskcast.pipeline.config_file import make_source
+from maskcast.pipeline.configuration.config import Config, ConfinedSourceConfig, ControlConfig
+from maskcast.pipeline.configuration.config_file import make_source
 from maskcast.pipeline.control.allow_list import REMOTE_DEFAULT, AllowList
 from maskcast.pipeline.control.controllable import Controllable
 from maskcast.pipeline.control.messages import (

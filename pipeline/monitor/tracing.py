@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from maskcast.pipeline.config import TracingConfig
+from maskcast.pipeline.configuration.config import TracingConfig
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.packages import check_installed
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from maskcast.engines.instances import VISIBLE, Instances
-from maskcast.engines.keypoints import Keypoints
-from maskcast.engines.masks import Patch
+from maskcast.engines.instances.instances import VISIBLE, Instances
+from maskcast.engines.instances.keypoints import Keypoints
+from maskcast.engines.instances.masks import Patch
 
 FILL = 0.42
 """How much of a mask's colour covers the image."""

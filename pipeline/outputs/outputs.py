@@ -7,7 +7,7 @@ from pathlib import Path
 
 from maskcast.engines.bundle import Manifest
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import Config, OutputConfig, name_sources
+from maskcast.pipeline.configuration.config import Config, OutputConfig, name_sources
 from maskcast.pipeline.outputs.files import check_not_input, check_writable, is_pattern
 from maskcast.pipeline.outputs.jsonl import STDOUT, JsonlRecorder
 from maskcast.pipeline.outputs.recorder import Recorder

@@ -6,7 +6,7 @@ from collections import deque
 
 from PIL import Image, ImageDraw
 
-from maskcast.engines.instances import Instances
+from maskcast.engines.instances.instances import Instances
 from maskcast.pipeline.outputs.draw import palette
 
 MAX_POINTS = 256

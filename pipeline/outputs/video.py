@@ -17,9 +17,9 @@ from av.video.stream import VideoStream
 from PIL import Image, ImageOps
 
 from maskcast.engines.errors import InputError
-from maskcast.engines.instances import Instances
-from maskcast.engines.keypoints import Keypoints
-from maskcast.pipeline.config import VIDEO_SUFFIXES
+from maskcast.engines.instances.instances import Instances
+from maskcast.engines.instances.keypoints import Keypoints
+from maskcast.pipeline.configuration.config import VIDEO_SUFFIXES
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.outputs.audio import AudioReader
 from maskcast.pipeline.outputs.draw import Annotator

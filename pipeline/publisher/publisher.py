@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import zmq
 
-from maskcast.engines.instances import Instances
-from maskcast.engines.keypoints import Keypoints
+from maskcast.engines.instances.instances import Instances
+from maskcast.engines.instances.keypoints import Keypoints
 from maskcast.pipeline.publisher.outlet import BoundOutlet, GatewayOutlet, Outlet
 from maskcast.pipeline.wire.curve import ClientKeys
 from maskcast.pipeline.wire.endpoint import check_endpoint

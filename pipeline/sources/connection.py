@@ -9,7 +9,7 @@ import msgspec
 
 from maskcast.engines.memory import give_back_memory
 from maskcast.engines.threads import mark_abandonable
-from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.configuration.config import SourceConfig
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.inbox import Inbox
 from maskcast.pipeline.sources.errors import probe_tcp

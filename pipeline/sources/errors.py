@@ -8,8 +8,8 @@ import socket
 import av.error
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import SourceConfig
-from maskcast.pipeline.sources.fifo import is_fifo
+from maskcast.pipeline.configuration.config import SourceConfig
+from maskcast.pipeline.sources.files import is_fifo
 from maskcast.pipeline.sources.source import AccessDeniedError
 from maskcast.pipeline.url import host_and_port, is_device, is_local, local_path, redact, scheme
 

@@ -13,10 +13,10 @@ import av
 
 from maskcast.engines.errors import InputError
 from maskcast.engines.image_file import read_image
-from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.configuration.config import SourceConfig
 from maskcast.pipeline.frame import Frame, Timeline
 from maskcast.pipeline.log import fields
-from maskcast.pipeline.sources.folder import IMAGE_SUFFIXES, list_files
+from maskcast.pipeline.sources.files import IMAGE_SUFFIXES, list_files
 from maskcast.pipeline.sources.source import Source, SourceLostError, oversize
 from maskcast.pipeline.url import local_path, shorten
 

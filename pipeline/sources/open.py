@@ -7,8 +7,8 @@ import threading
 from pathlib import Path
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import SourceConfig
-from maskcast.pipeline.sources.folder import IMAGE_SUFFIXES, holds_videos
+from maskcast.pipeline.configuration.config import SourceConfig
+from maskcast.pipeline.sources.files import IMAGE_SUFFIXES, holds_videos
 from maskcast.pipeline.sources.images import ImageSource
 from maskcast.pipeline.sources.live import LiveSource
 from maskcast.pipeline.sources.pattern import PatternSource, pattern_format

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.configuration.config import SourceConfig
 from maskcast.pipeline.frame import Frame, Timeline
 from maskcast.pipeline.sources.source import Pace, Source
 

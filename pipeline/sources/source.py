@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import Policy, SourceConfig
+from maskcast.pipeline.configuration.config import Policy, SourceConfig
 from maskcast.pipeline.frame import MAX_SIDE, Frame
 from maskcast.pipeline.url import source_name
 

@@ -19,12 +19,11 @@ import msgspec
 from av.video.stream import VideoStream
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import ConfinedSourceConfig, SourceConfig
+from maskcast.pipeline.configuration.config import ConfinedSourceConfig, SourceConfig
 from maskcast.pipeline.frame import Clock, Frame, Timeline
 from maskcast.pipeline.log import fields
 from maskcast.pipeline.sources.errors import PIPE_ADVICE, opening_error, reading_problem
-from maskcast.pipeline.sources.fifo import Fifo, is_fifo
-from maskcast.pipeline.sources.folder import VIDEO_SUFFIXES, list_files
+from maskcast.pipeline.sources.files import VIDEO_SUFFIXES, Fifo, is_fifo, list_files
 from maskcast.pipeline.sources.host_proxy import HostProxy
 from maskcast.pipeline.sources.source import Source, SourceLostError, oversize
 from maskcast.pipeline.url import (

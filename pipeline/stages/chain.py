@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from maskcast.engines.engine import Engine
-from maskcast.pipeline.config import Config, ModelConfig, SourceConfig
+from maskcast.pipeline.configuration.config import Config, ModelConfig, SourceConfig
 from maskcast.pipeline.inbox import Inbox, RoundRobin
 from maskcast.pipeline.outputs.recorder import Recorder
 from maskcast.pipeline.sources.open import is_tracked

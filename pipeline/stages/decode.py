@@ -9,7 +9,7 @@ from functools import partial
 
 from maskcast.engines.errors import InputError
 from maskcast.engines.threads import mark_abandonable
-from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.configuration.config import SourceConfig
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.inbox import Inbox
 from maskcast.pipeline.log import fields

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.configuration.config import SourceConfig
 
 
 class FrameRateLimiter(Protocol):

@@ -13,7 +13,7 @@ from maskcast.engines.engine import Detections, Engine, Mode
 from maskcast.engines.errors import InputError
 from maskcast.engines.load import load_engine
 from maskcast.engines.threads import mark_abandonable
-from maskcast.pipeline.config import Config, ModelConfig
+from maskcast.pipeline.configuration.config import Config, ModelConfig
 from maskcast.pipeline.frame import Frame, begin_batch, end_batch
 from maskcast.pipeline.inbox import Inbox
 from maskcast.pipeline.sources.open import is_live

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from maskcast.engines.engine import Engine
-from maskcast.engines.instances import Instances
+from maskcast.engines.instances.instances import Instances
 from maskcast.engines.threads import mark_abandonable
 from maskcast.pipeline.frame import POSE, Frame, begin_batch, end_batch
 from maskcast.pipeline.inbox import Inbox

@@ -12,8 +12,8 @@ from typing import Protocol
 from PIL import Image
 
 from maskcast.engines.bundle import Manifest
-from maskcast.engines.instances import Instances
-from maskcast.pipeline.config import PublishConfig
+from maskcast.engines.instances.instances import Instances
+from maskcast.pipeline.configuration.config import PublishConfig
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.inbox import Inbox
 from maskcast.pipeline.orders import SourceRemoved

@@ -12,7 +12,7 @@ from functools import partial
 
 import av
 
-from maskcast.engines.instances import Instances
+from maskcast.engines.instances.instances import Instances
 from maskcast.engines.threads import mark_abandonable
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.inbox import Inbox

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from maskcast.engines.instances import Instances
-from maskcast.pipeline.config import SourceConfig
+from maskcast.engines.instances.instances import Instances
+from maskcast.pipeline.configuration.config import SourceConfig
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.tracking.lines import Crossed
 from maskcast.pipeline.tracking.regions import Met, Regions

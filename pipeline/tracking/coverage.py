@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from maskcast.engines.masks import MASK_SIZE
+from maskcast.engines.instances.masks import MASK_SIZE
 
 _ROWS = np.arange(MASK_SIZE, dtype=np.float64)
 

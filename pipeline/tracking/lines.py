@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from maskcast.pipeline.tracking.config import LineConfig
+from maskcast.pipeline.configuration.zones import LineConfig
 from maskcast.pipeline.tracking.settling import Settling, Sight
 
 ACROSS = 0.6

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from maskcast.engines.instances import Instances
-from maskcast.engines.masks import HALF, MASK_SIZE
+from maskcast.engines.instances.instances import Instances
+from maskcast.engines.instances.masks import HALF, MASK_SIZE
 
 SAMPLES = 12
 """Points a side at which two masks are compared, over what their boxes have in common."""

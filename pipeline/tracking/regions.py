@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskcast.engines.errors import InputError
-from maskcast.engines.instances import Instances
-from maskcast.pipeline.tracking.config import LineConfig, Point, ZoneConfig
+from maskcast.engines.instances.instances import Instances
+from maskcast.pipeline.configuration.zones import LineConfig, Point, ZoneConfig
 from maskcast.pipeline.tracking.coverage import Coverage, centres, feet
 from maskcast.pipeline.tracking.lines import Crossed, Direction, LineWatch
 from maskcast.pipeline.tracking.overlap import binary_crops

@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from maskcast.engines.instances import Instances
-from maskcast.engines.masks import MASK_SIZE
+from maskcast.engines.instances.instances import Instances
+from maskcast.engines.instances.masks import MASK_SIZE
 from maskcast.pipeline.tracking.assignment import best_pairs
 from maskcast.pipeline.tracking.motion import MOST_DEVIATIONS, Motion
 from maskcast.pipeline.tracking.overlap import binary_crops, mask_iou

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from maskcast.pipeline.tracking.config import ZoneConfig
+from maskcast.pipeline.configuration.zones import ZoneConfig
 from maskcast.pipeline.tracking.settling import Settling, Sight
 
 STAYS = 0.7

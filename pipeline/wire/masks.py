@@ -7,9 +7,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from maskcast.engines.instances import Instances, PolygonMasks, RleMasks
-from maskcast.engines.masks import MASK_SIZE, PACKED_BYTES, pack_crops, unpack_crops
-from maskcast.engines.rle import decompress_runs
+from maskcast.engines.instances.instances import Instances, PolygonMasks, RleMasks
+from maskcast.engines.instances.masks import MASK_SIZE, PACKED_BYTES, pack_crops, unpack_crops
+from maskcast.engines.instances.rle import decompress_runs
 
 MaskFormat = Literal["crop_u8", "crop_bits", "coco_rle", "polygon", "none"]
 """How part 3 carries masks; docs/wire.md has the layouts."""

@@ -18,8 +18,8 @@ from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from maskcast.engines.errors import InputError
-from maskcast.engines.instances import Instances
-from maskcast.engines.keypoints import Keypoints
+from maskcast.engines.instances.instances import Instances
+from maskcast.engines.instances.keypoints import Keypoints
 from maskcast.pipeline.wire.masks import MaskFormat, WireError, decode_masks, encode_masks
 
 __all__ = [

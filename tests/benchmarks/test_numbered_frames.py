@@ -10,7 +10,7 @@ from PIL import Image
 from benchmarks import numbered_frames as numbered
 from maskcast.engines.engine import Mode
 from maskcast.engines.openvino.engine import OpenVinoEngine
-from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.configuration.config import SourceConfig
 
 
 def test_a_number_survives_scaling_and_jpeg(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from maskcast.engines.bundle import (
     open_bundle,
 )
 from maskcast.engines.errors import InputError
-from maskcast.engines.keypoints import COCO_PERSON
+from maskcast.engines.instances.keypoints import COCO_PERSON
 from maskcast.engines.load import load_engine
 from maskcast.engines.onnxruntime import OnnxRuntimeEngine
 from maskcast.engines.openvino.compiled import levels

@@ -27,7 +27,7 @@ from maskcast.engines.bundle import (
     open_bundle,
     sha256,
 )
-from maskcast.engines.keypoints import Keypoints
+from maskcast.engines.instances.keypoints import Keypoints
 from maskcast.engines.plan import Plan
 from maskcast.engines.tensorrt.plan import LoadedPlan
 

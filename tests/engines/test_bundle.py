@@ -25,7 +25,7 @@ from maskcast.engines.bundle import (
     sha256,
 )
 from maskcast.engines.errors import InputError
-from maskcast.engines.keypoints import COCO_PERSON
+from maskcast.engines.instances.keypoints import COCO_PERSON
 from maskcast.engines.load import load_engine
 
 DETECTOR = """

@@ -13,8 +13,8 @@ from witnesses import Listener, Log, configured, wait_until
 
 from maskcast.engines.errors import InputError
 from maskcast.pipeline import pipeline as module
-from maskcast.pipeline.config import SourceConfig
-from maskcast.pipeline.config_file import override
+from maskcast.pipeline.configuration.config import SourceConfig
+from maskcast.pipeline.configuration.config_file import override
 from maskcast.pipeline.control.server import ControlServer
 from maskcast.pipeline.monitor.server import MetricsServer
 from maskcast.pipeline.pipeline import Pipeline

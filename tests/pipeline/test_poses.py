@@ -14,7 +14,7 @@ from recordings import Background
 from witnesses import Listener, configured
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.cli.report import _busy
+from maskcast.pipeline.cli.profile.report import _busy
 from maskcast.pipeline.clients.recording import record
 from maskcast.pipeline.frame import POSE, STAGES, STEPS
 from maskcast.pipeline.monitor.trace import Trace, trace_events

@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 
-from maskcast.engines.instances import Instances
+from maskcast.engines.instances.instances import Instances
 from maskcast.pipeline.frame import STAGES, Frame, Timeline
 from maskcast.pipeline.sources.state import SourceState, StateChange
 from maskcast.pipeline.stats import Meter

@@ -12,7 +12,7 @@ from PIL import Image
 from witnesses import Listener, configured
 
 from maskcast.engines.errors import InputError
-from maskcast.engines.instances import Instances
+from maskcast.engines.instances.instances import Instances
 from maskcast.pipeline.pipeline import Pipeline
 
 CROPS = np.full((2, 28, 28), 255, np.uint8)

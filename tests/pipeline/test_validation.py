@@ -11,8 +11,8 @@ import yaml
 
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.cli import run
-from maskcast.pipeline.cli.configuration import check
-from maskcast.pipeline.config_file import load_config, make_config
+from maskcast.pipeline.cli.setup.configuration import check
+from maskcast.pipeline.configuration.config_file import load_config, make_config
 from maskcast.pipeline.pipeline import Pipeline
 from maskcast.pipeline.wire.curve import new_keys
 from maskcast.pipeline.wire.rights import make_rights, write_rights

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from witnesses import wait_until
 
-from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.configuration.config import SourceConfig
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.sources.live import LiveSource
 from maskcast.pipeline.sources.source import SourceLostError

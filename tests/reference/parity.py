@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from maskcast.engines.bundle import Bundle, GraphFile, open_bundle
 from maskcast.engines.image import NetworkImage
-from maskcast.engines.keypoints import COCO_PERSON, decode_heatmaps
+from maskcast.engines.instances.keypoints import COCO_PERSON, decode_heatmaps
 
 PORTRAIT = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
 
@@ -292,7 +292,7 @@ def posing_bundle(unthresholded_bundle: Bundle, tmp_path_factory: pytest.TempPat
     from maskcast.builder.graph.export import export_poser
     from maskcast.builder.network.network import build_network, network_config
     from maskcast.engines.bundle import MANIFEST, sha256
-    from maskcast.engines.keypoints import COCO_PERSON
+    from maskcast.engines.instances.keypoints import COCO_PERSON
 
     folder = tmp_path_factory.mktemp("posing")
     for name in ("detector.onnx", "segmenter.onnx"):

@@ -6,7 +6,7 @@ import av
 import numpy as np
 import zmq
 
-from maskcast.engines.instances import Instances
+from maskcast.engines.instances.instances import Instances
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.wire.message import (
     EventHeader,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import av
 import numpy as np
 
-from maskcast.engines.instances import Instances
+from maskcast.engines.instances.instances import Instances
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.outputs.recorder import Published
 

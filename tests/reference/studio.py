@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from publishers import DECODED
 
-from maskcast.engines.instances import Instances
-from maskcast.engines.keypoints import COCO_PERSON
+from maskcast.engines.instances.instances import Instances
+from maskcast.engines.instances.keypoints import COCO_PERSON
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.publisher.publisher import Publisher
 from maskcast.pipeline.wire.server_keys import ServerKeys

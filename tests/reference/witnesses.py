@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from maskcast.pipeline.config import Config
-from maskcast.pipeline.config_file import make_config
+from maskcast.pipeline.configuration.config import Config
+from maskcast.pipeline.configuration.config_file import make_config
 from maskcast.pipeline.outputs.recorder import Published
 from maskcast.pipeline.subscriber.subscribe import subscribe
 from maskcast.pipeline.subscriber.subscription import PublishedFrame, StreamEvent

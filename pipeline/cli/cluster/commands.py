@@ -42,8 +42,8 @@ def connect(
     """
     if context.resilient_parsing:
         return
-    from maskcast.pipeline.cli.cluster_status import default_control
-    from maskcast.pipeline.cli.control_client import ControlClient
+    from maskcast.pipeline.cli.cluster.status import default_control
+    from maskcast.pipeline.control.client import ControlClient
 
     endpoint = control or default_control()
     if context.invoked_subcommand == "run":
@@ -75,8 +75,8 @@ def run(
       maskcast cluster run --config fleet.yaml
       maskcast cluster run --config fleet.yaml --address ray://head:10001
     """
-    from maskcast.pipeline.cli.cluster import run_cluster
-    from maskcast.pipeline.config_file import load_config
+    from maskcast.pipeline.cli.cluster.run import run_cluster
+    from maskcast.pipeline.configuration.config_file import load_config
     from maskcast.pipeline.log import configure
 
     configure(log_level, log_format)
@@ -92,7 +92,7 @@ def status(
     """Show the nodes, the gateway and the sources of a running cluster."""
     import msgspec
 
-    from maskcast.pipeline.cli.cluster_status import status_lines
+    from maskcast.pipeline.cli.cluster.status import status_lines
 
     cluster, sources = context.obj.status()
     if as_json:

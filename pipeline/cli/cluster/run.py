@@ -6,7 +6,7 @@ import sys
 from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 
-from maskcast.pipeline.cli.cluster_status import shown_state
+from maskcast.pipeline.cli.cluster.status import shown_state
 from maskcast.pipeline.cli.live_table import LiveTable
 from maskcast.pipeline.cli.signals import stopping_on_signals
 from maskcast.pipeline.cli.view import prepare_view, print_url
@@ -14,7 +14,7 @@ from maskcast.pipeline.clients.view.process import ViewProcess
 from maskcast.pipeline.cluster.fleet import check_fleet
 from maskcast.pipeline.cluster.ray_cluster import RayCluster
 from maskcast.pipeline.cluster.supervisor import Supervisor
-from maskcast.pipeline.config import Config
+from maskcast.pipeline.configuration.config import Config
 from maskcast.pipeline.control.messages import SourceReport
 from maskcast.pipeline.control.server import ControlServer, control_config, secret_key_of
 

@@ -11,9 +11,9 @@ from typing import Self
 
 from maskcast.engines.engine import Engine
 from maskcast.engines.image import NetworkImage, fit_image
-from maskcast.engines.instances import Instances
-from maskcast.engines.keypoints import Keypoints
-from maskcast.pipeline.config import SourceConfig
+from maskcast.engines.instances.instances import Instances
+from maskcast.engines.instances.keypoints import Keypoints
+from maskcast.pipeline.configuration.config import SourceConfig
 from maskcast.pipeline.sources.open import create_source
 from maskcast.pipeline.wire.message import InstancesHeader, InstancesMessage, array_names, encode
 

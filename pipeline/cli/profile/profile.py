@@ -24,16 +24,16 @@ from maskcast.engines.errors import InputError
 from maskcast.engines.image import NetworkImage, fit_image
 from maskcast.engines.load import load_engine
 from maskcast.engines.memory import read_memory
-from maskcast.pipeline.cli.alone import Alone, measure_file, measure_images
-from maskcast.pipeline.cli.report import Report, make_report, report_table
+from maskcast.pipeline.cli.profile.alone import Alone, measure_file, measure_images
+from maskcast.pipeline.cli.profile.report import Report, make_report, report_table
 from maskcast.pipeline.cli.signals import stopping_on_signals
-from maskcast.pipeline.config import Config, ModelConfig, PublishConfig, SourceConfig
+from maskcast.pipeline.configuration.config import Config, ModelConfig, PublishConfig, SourceConfig
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.log import fields
 from maskcast.pipeline.monitor.trace import Trace, write_trace
 from maskcast.pipeline.outputs.files import PendingFile, check_not_input, check_writable
 from maskcast.pipeline.pipeline import Pipeline
-from maskcast.pipeline.sources.fifo import is_fifo
+from maskcast.pipeline.sources.files import is_fifo
 from maskcast.pipeline.sources.open import check_source, create_source
 from maskcast.pipeline.sources.source import SourceLostError
 from maskcast.pipeline.sources.state import SourceState, StateChange
@@ -351,7 +351,7 @@ def run_pipeline(
 @contextmanager
 def _listener(endpoint: str) -> Iterator[subprocess.Popen[bytes]]:
     """Start a subscriber in a process of its own; Ctrl-C does not reach it."""
-    command = [sys.executable, "-m", "maskcast.pipeline.cli.listen", endpoint]
+    command = [sys.executable, "-m", "maskcast.pipeline.cli.profile.listen", endpoint]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         yield process

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 
 from maskcast.engines.memory import Memory
-from maskcast.pipeline.cli.alone import Alone
+from maskcast.pipeline.cli.profile.alone import Alone
 from maskcast.pipeline.durations import Distribution
 from maskcast.pipeline.frame import POSE
 from maskcast.pipeline.stats import RECORD, StageStats, Stats

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 import msgspec
 
-from maskcast.pipeline.config import Config, name_sources
-from maskcast.pipeline.config_file import alternatives, load_config
+from maskcast.pipeline.configuration.config import Config, name_sources
+from maskcast.pipeline.configuration.config_file import alternatives, load_config
 from maskcast.pipeline.url import redact
 from maskcast.pipeline.validation import check_config
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import SourceConfig, name_sources
-from maskcast.pipeline.config_file import load_config
+from maskcast.pipeline.configuration.config import SourceConfig, name_sources
+from maskcast.pipeline.configuration.config_file import load_config
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.outputs.draw import tag_font
 from maskcast.pipeline.outputs.regions import draw_regions

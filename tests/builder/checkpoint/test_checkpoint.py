@@ -23,7 +23,7 @@ from maskcast.builder.checkpoint.checkpoint import (
 from maskcast.builder.network.network import build_network, network_config
 from maskcast.engines.bundle import default_bundle
 from maskcast.engines.errors import InputError
-from maskcast.engines.keypoints import COCO_PERSON
+from maskcast.engines.instances.keypoints import COCO_PERSON
 
 CONFIG = network_config("lite0-fpn", ("person", "dog"))
 

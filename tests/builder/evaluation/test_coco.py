@@ -13,7 +13,7 @@ from maskcast.builder.evaluation.coco import (
     read_keypoints,
 )
 from maskcast.engines.errors import InputError
-from maskcast.engines.keypoints import Keypoints
+from maskcast.engines.instances.keypoints import Keypoints
 
 HEIGHT, WIDTH = 16, 20
 FILE = Path("a.json")

@@ -7,7 +7,7 @@ from maskcast.builder.evaluation.evaluate import Prediction, encode_masks, evalu
 from maskcast.builder.network.network import build_network, network_config
 from maskcast.builder.training.dataset import InstanceDataset
 from maskcast.engines.errors import InputError
-from maskcast.engines.keypoints import COCO_PERSON, Keypoints
+from maskcast.engines.instances.keypoints import COCO_PERSON, Keypoints
 
 LABELS = ("blue", "red")
 

@@ -12,7 +12,7 @@ from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 from maskcast.builder.network.detector import Detector, Poser, Segmenter
 from maskcast.builder.network.network import build_network, network_config
 from maskcast.engines.errors import InputError
-from maskcast.engines.keypoints import decode_heatmaps
+from maskcast.engines.instances.keypoints import decode_heatmaps
 
 
 def detect(detector: Detector, *images: Any) -> list[torch.Tensor]:

@@ -20,7 +20,7 @@ from maskcast.builder.network.network import (
 )
 from maskcast.builder.network.roi_align import AlignedMultiScaleRoIAlign
 from maskcast.engines.errors import InputError
-from maskcast.engines.keypoints import COCO_PERSON, Keypoints
+from maskcast.engines.instances.keypoints import COCO_PERSON, Keypoints
 
 COCO_LABELS = tuple(f"class {i}" for i in range(1, 91))
 

@@ -13,7 +13,7 @@ from maskcast.builder.training.dataset import (
 )
 from maskcast.builder.training.recipe import Recipe
 from maskcast.engines.errors import InputError
-from maskcast.engines.keypoints import Keypoints
+from maskcast.engines.instances.keypoints import Keypoints
 
 RECIPE = Recipe(canvas=64, colour_jitter=0.2)
 

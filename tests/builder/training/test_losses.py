@@ -5,7 +5,7 @@ from torchvision.ops import box_iou
 from maskcast.builder.network.network import build_network, network_config
 from maskcast.builder.training import losses
 from maskcast.builder.training.losses import compute_keypoint_loss, compute_losses
-from maskcast.engines.keypoints import COCO_PERSON
+from maskcast.engines.instances.keypoints import COCO_PERSON
 
 
 @pytest.fixture(scope="module")

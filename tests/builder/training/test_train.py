@@ -23,7 +23,7 @@ from maskcast.builder.training.recipe import RECIPES, Recipe
 from maskcast.builder.training.train import train
 from maskcast.engines.bundle import open_bundle
 from maskcast.engines.errors import InputError
-from maskcast.engines.keypoints import COCO_PERSON
+from maskcast.engines.instances.keypoints import COCO_PERSON
 
 RECIPE = Recipe(
     optimizer="adamw",

@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 from faster_coco_eval import mask as coco
 
-from maskcast.engines.instances import MASK_SIZE, VISIBLE, Instances, PolygonMasks, RleMasks
+from maskcast.engines.instances.instances import (
+    MASK_SIZE,
+    VISIBLE,
+    Instances,
+    PolygonMasks,
+    RleMasks,
+)
 
 # supervision says at its first import that it would rather have OpenCV.
 pytestmark = pytest.mark.filterwarnings("ignore:OpenCV:UserWarning")

@@ -14,8 +14,8 @@ from torch.nn.functional import interpolate
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNN_ResNet50_FPN_Weights
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints
 
-from maskcast.engines import keypoints
-from maskcast.engines.keypoints import COCO_PERSON, Keypoints, decode_heatmaps, find_peaks
+from maskcast.engines.instances import keypoints
+from maskcast.engines.instances.keypoints import COCO_PERSON, Keypoints, decode_heatmaps, find_peaks
 
 CELLS = np.mgrid[:56, :56].astype(np.float32)
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from maskcast.engines.masks import (
+from maskcast.engines.instances.masks import (
     MASK_SIZE,
     PACKED_BYTES,
     crop_crossings,

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskcast.engines.masks import MASK_SIZE, Patch, fill_crossings, paste_mask
-from maskcast.engines.polygons import contours, ring_crossings, trace_mask, trace_patch
+from maskcast.engines.instances.masks import MASK_SIZE, Patch, fill_crossings, paste_mask
+from maskcast.engines.instances.polygons import contours, ring_crossings, trace_mask, trace_patch
 
 
 def blob(seed, softness):

@@ -4,8 +4,8 @@ from faster_coco_eval import mask as coco
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskcast.engines.masks import Crossings, fill_crossings
-from maskcast.engines.rle import compress_runs, decode_runs, decompress_runs, encode_runs
+from maskcast.engines.instances.masks import Crossings, fill_crossings
+from maskcast.engines.instances.rle import compress_runs, decode_runs, decompress_runs, encode_runs
 
 
 @st.composite

@@ -18,7 +18,7 @@ from PIL import Image
 from maskcast.engines.bundle import Bundle
 from maskcast.engines.engine import Detections
 from maskcast.engines.image import NetworkImage
-from maskcast.engines.instances import Instances
+from maskcast.engines.instances.instances import Instances
 from maskcast.engines.load import predict
 from maskcast.engines.onnxruntime import OnnxRuntimeEngine
 from maskcast.engines.openvino.engine import OpenVinoEngine, has_bf16, openvino_core

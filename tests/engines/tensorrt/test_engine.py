@@ -55,7 +55,7 @@ def make_images(count, seed=0):
 def reference(bundle, images, min_score, *, pose=False):
     """The same, one image at a time, straight through onnxruntime."""
     from maskcast.engines.engine import Detections, keep_detections, to_instances
-    from maskcast.engines.keypoints import decode_heatmaps
+    from maskcast.engines.instances.keypoints import decode_heatmaps
 
     found = []
     for image in images:

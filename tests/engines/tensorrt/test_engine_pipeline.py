@@ -11,7 +11,7 @@ from host_tensorrt import HEIGHT, MAX_BATCH, WIDTH, Doubles, make_bundle
 from maskcast.engines.openvino.engine import OpenVinoEngine
 from maskcast.engines.tensorrt.engine import TensorRTEngine
 from maskcast.engines.tensorrt.plan import DeviceError
-from maskcast.pipeline.config_file import make_config
+from maskcast.pipeline.configuration.config_file import make_config
 from maskcast.pipeline.pipeline import Pipeline
 
 pytestmark = [pytest.mark.host_gpu, pytest.mark.timeout(120)]

@@ -7,8 +7,8 @@ from maskcast.engines.engine import Engine
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.cli import run as module
 from maskcast.pipeline.cli.run import run_to_end
-from maskcast.pipeline.config import Config
-from maskcast.pipeline.config_file import make_config
+from maskcast.pipeline.configuration.config import Config
+from maskcast.pipeline.configuration.config_file import make_config
 
 
 def test_a_run_that_ends_with_an_error_prints_its_final_figures(

@@ -10,8 +10,8 @@ import pytest
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.cluster.fleet import check_fleet, gateway_settings, worker_config
 from maskcast.pipeline.cluster.gateway_process import make_gateway
-from maskcast.pipeline.config import Config, OutputConfig
-from maskcast.pipeline.config_file import make_config
+from maskcast.pipeline.configuration.config import Config, OutputConfig
+from maskcast.pipeline.configuration.config_file import make_config
 from maskcast.pipeline.stages.publish import read_keys
 from maskcast.pipeline.wire.curve import new_keys
 from maskcast.pipeline.wire.rights import ClientRights, write_rights

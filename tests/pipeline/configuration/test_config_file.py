@@ -6,10 +6,10 @@ from rich.console import Console
 from rich.pretty import pprint
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import Config, CurveConfig, SourceConfig, name_sources
-from maskcast.pipeline.config_file import load_config, make_config, override
+from maskcast.pipeline.configuration.config import Config, CurveConfig, SourceConfig, name_sources
+from maskcast.pipeline.configuration.config_file import load_config, make_config, override
 
-SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+SHIPPED = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 
 
 def written(tmp_path: Path, text: str) -> Path:

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config_file import make_config, make_source
+from maskcast.pipeline.configuration.config_file import make_config, make_source
 
 DOOR = {"name": "door", "polygon": [[0, 0], [0.5, 0], [0.5, 1], [0, 1]]}
 GATE = {"name": "gate", "points": [[0.5, 0], [0.5, 1]]}

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from keyring import allow, new_client
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.cli.control_client import ControlClient
-from maskcast.pipeline.config import ControlConfig, SourceConfig
-from maskcast.pipeline.config_file import make_config
+from maskcast.pipeline.configuration.config import ControlConfig, SourceConfig
+from maskcast.pipeline.configuration.config_file import make_config
+from maskcast.pipeline.control.client import ControlClient
 from maskcast.pipeline.control.controllable import PipelineControl
 from maskcast.pipeline.control.messages import (
     LONGEST_REQUEST,

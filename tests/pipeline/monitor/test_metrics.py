@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from maskcast.pipeline.config_file import make_config
+from maskcast.pipeline.configuration.config_file import make_config
 from maskcast.pipeline.monitor.metrics import make_registry
 from maskcast.pipeline.pipeline import Pipeline
 from maskcast.pipeline.sources.state import SourceState, StateChange

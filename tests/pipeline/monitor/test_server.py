@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config_file import make_config
+from maskcast.pipeline.configuration.config_file import make_config
 from maskcast.pipeline.monitor import health, server
 from maskcast.pipeline.monitor.health import Health
 from maskcast.pipeline.monitor.server import MOST_CLIENTS, MetricsServer

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from maskcast.pipeline.config_file import make_config
+from maskcast.pipeline.configuration.config_file import make_config
 from maskcast.pipeline.frame import STAGES
 from maskcast.pipeline.monitor.trace import Trace, trace_events, write_trace
 from maskcast.pipeline.pipeline import Pipeline

@@ -17,8 +17,13 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 import maskcast
-from maskcast.pipeline.config import Config, PublishConfig, SourceConfig, TracingConfig
-from maskcast.pipeline.config_file import make_config
+from maskcast.pipeline.configuration.config import (
+    Config,
+    PublishConfig,
+    SourceConfig,
+    TracingConfig,
+)
+from maskcast.pipeline.configuration.config_file import make_config
 from maskcast.pipeline.monitor import tracing
 from maskcast.pipeline.monitor.tracing import FrameTracer
 from maskcast.pipeline.pipeline import Pipeline

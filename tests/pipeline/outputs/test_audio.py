@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from maskcast.pipeline.config import Config, OutputConfig, SourceConfig
+from maskcast.pipeline.configuration.config import Config, OutputConfig, SourceConfig
 from maskcast.pipeline.outputs.audio import audio_file
 from maskcast.pipeline.pipeline import Pipeline
 

@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from maskcast.engines.instances import Instances
-from maskcast.engines.keypoints import Keypoints
+from maskcast.engines.instances.instances import Instances
+from maskcast.engines.instances.keypoints import Keypoints
 from maskcast.pipeline.outputs.draw import (
     Annotator,
     Rectangle,

@@ -14,7 +14,7 @@ import av
 import pytest
 from witnesses import Log, wait_until
 
-from maskcast.pipeline.config_file import make_config
+from maskcast.pipeline.configuration.config_file import make_config
 from maskcast.pipeline.outputs.hanging import HANGS_AFTER_S, SLOW_AFTER_S, HangWatch
 from maskcast.pipeline.pipeline import Pipeline
 

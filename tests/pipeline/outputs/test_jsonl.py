@@ -12,8 +12,8 @@ from faster_coco_eval import mask as coco_mask
 from recorded import NAMES, frame, instances, published
 
 from maskcast.engines.errors import InputError
-from maskcast.engines.instances import Instances
-from maskcast.engines.keypoints import Keypoints
+from maskcast.engines.instances.instances import Instances
+from maskcast.engines.instances.keypoints import Keypoints
 from maskcast.pipeline.outputs.jsonl import JsonlRecorder, instance_records
 from maskcast.pipeline.outputs.video import VideoRecorder
 from maskcast.pipeline.tracking.analysis import Analysis

@@ -14,8 +14,8 @@ import pytest
 from witnesses import configured
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import Config, OutputConfig, SourceConfig
-from maskcast.pipeline.config_file import make_config, override
+from maskcast.pipeline.configuration.config import Config, OutputConfig, SourceConfig
+from maskcast.pipeline.configuration.config_file import make_config, override
 from maskcast.pipeline.outputs.outputs import check_outputs
 from maskcast.pipeline.pipeline import Pipeline
 
@@ -135,7 +135,7 @@ def test_times_and_sizes_are_read() -> None:
 FULL = """
 import resource, sys
 from tests.conftest import TimedEngine
-from maskcast.pipeline.config_file import make_config
+from maskcast.pipeline.configuration.config_file import make_config
 from maskcast.pipeline.log import configure
 from maskcast.pipeline.pipeline import Pipeline
 

@@ -5,7 +5,7 @@ import numpy as np
 from PIL import Image
 from recorded import frame, published
 
-from maskcast.engines.instances import Instances
+from maskcast.engines.instances.instances import Instances
 from maskcast.pipeline.outputs.draw import palette
 from maskcast.pipeline.outputs.trails import MAX_POINTS, Trails
 from maskcast.pipeline.outputs.video import VideoRecorder

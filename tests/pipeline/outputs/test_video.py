@@ -15,7 +15,7 @@ import pytest
 from recorded import NAMES, frame, instances, published
 
 from maskcast.engines.errors import InputError
-from maskcast.engines.instances import Instances
+from maskcast.engines.instances.instances import Instances
 from maskcast.pipeline.outputs.video import VideoRecorder
 
 
@@ -120,7 +120,7 @@ KILLED = """
 import sys
 from pathlib import Path
 import av, numpy
-from maskcast.engines.instances import Instances
+from maskcast.engines.instances.instances import Instances
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.outputs.recorder import Published
 from maskcast.pipeline.outputs.video import VideoRecorder
@@ -247,7 +247,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 import av, numpy
-from maskcast.engines.instances import Instances
+from maskcast.engines.instances.instances import Instances
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.outputs.recorder import Published
 from maskcast.pipeline.outputs.video import VideoRecorder

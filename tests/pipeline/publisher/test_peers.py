@@ -12,7 +12,7 @@ from keyring import admit, new_client
 from witnesses import wait_until
 
 from maskcast.engines.errors import InputError
-from maskcast.engines.instances import Instances
+from maskcast.engines.instances.instances import Instances
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.publisher import peers
 from maskcast.pipeline.publisher.peers import LOCAL, UNKNOWN

@@ -9,7 +9,7 @@ import zmq
 from keyring import new_client
 
 from maskcast.engines.errors import InputError
-from maskcast.engines.instances import Instances
+from maskcast.engines.instances.instances import Instances
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.publisher import publisher as publisher_module
 from maskcast.pipeline.publisher.publisher import Publisher

@@ -19,7 +19,7 @@ import zmq
 from numpy.typing import NDArray
 
 import maskcast
-from maskcast.engines.instances import Instances
+from maskcast.engines.instances.instances import Instances
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.publisher.publisher import Publisher
 from maskcast.pipeline.subscriber.subscribe import subscribe
@@ -64,7 +64,7 @@ sys.stdin.read()
 PUBLISH_FOREVER = """
 import itertools, sys, time
 import av, numpy as np
-from maskcast.engines.instances import Instances
+from maskcast.engines.instances.instances import Instances
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.publisher.publisher import Publisher
 nothing = Instances(

@@ -6,7 +6,7 @@ import weakref
 import pytest
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.configuration.config import SourceConfig
 from maskcast.pipeline.inbox import InboxClosed
 from maskcast.pipeline.sources import connection as connection_module
 from maskcast.pipeline.sources import live as live_source

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import ConfinedSourceConfig, SourceConfig
+from maskcast.pipeline.configuration.config import ConfinedSourceConfig, SourceConfig
 from maskcast.pipeline.sources.host_proxy import HostProxy
 from maskcast.pipeline.sources.video import VideoSource
 

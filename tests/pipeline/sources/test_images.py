@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.configuration.config import SourceConfig
 from maskcast.pipeline.sources.images import ImageSource
 from maskcast.pipeline.sources.open import create_source
 

@@ -12,7 +12,7 @@ import pytest
 from cameras import PATIENCE_S, watch
 from witnesses import wait_until
 
-from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.configuration.config import SourceConfig
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.sources import live as live_source
 from maskcast.pipeline.sources.connection import Connection

@@ -20,7 +20,7 @@ from PIL import Image
 from witnesses import configured, wait_until
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.configuration.config import SourceConfig
 from maskcast.pipeline.pipeline import Pipeline
 from maskcast.pipeline.sources import images as images_module
 from maskcast.pipeline.sources.images import ImageSource
@@ -115,7 +115,7 @@ def test_a_named_pipe_is_read_to_its_end(make_clip, tmp_path: Path) -> None:
 def test_standard_input_is_read_to_its_end(make_clip, monkeypatch) -> None:
     clip = make_clip("a.mkv")
     script = (
-        "from maskcast.pipeline.config import SourceConfig\n"
+        "from maskcast.pipeline.configuration.config import SourceConfig\n"
         "from maskcast.pipeline.sources.open import create_source\n"
         "with create_source(SourceConfig(url='-')) as source:\n"
         "    print(source.name, len(list(source)))\n"

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.configuration.config import SourceConfig
 from maskcast.pipeline.sources.images import ImageSource
 from maskcast.pipeline.sources.live import LiveSource
 from maskcast.pipeline.sources.open import check_source, create_source

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.configuration.config import SourceConfig
 from maskcast.pipeline.sources.pattern import PatternSource, draw_pattern
 
 

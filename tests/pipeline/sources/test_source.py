@@ -1,7 +1,7 @@
 import threading
 import time
 
-from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.configuration.config import SourceConfig
 from maskcast.pipeline.sources.open import create_source
 from maskcast.pipeline.sources.source import Pace
 

@@ -15,7 +15,7 @@ import pytest
 from cameras import watch
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.configuration.config import SourceConfig
 from maskcast.pipeline.sources.open import check_source
 from maskcast.pipeline.sources.video import VideoSource
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.configuration.config import SourceConfig
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.sources import video
 from maskcast.pipeline.sources.open import create_source

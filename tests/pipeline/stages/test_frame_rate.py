@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config import SourceConfig
-from maskcast.pipeline.config_file import make_config
+from maskcast.pipeline.configuration.config import SourceConfig
+from maskcast.pipeline.configuration.config_file import make_config
 from maskcast.pipeline.stages.frame_rate import EveryNth, MaxFps, frame_rate_limiters
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from maskcast.engines.engine import Detections
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.config_file import make_config
+from maskcast.pipeline.configuration.config_file import make_config
 from maskcast.pipeline.stages.infer import labels_of, load_engine_for, mode_for, select
 
 

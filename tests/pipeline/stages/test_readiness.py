@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from maskcast.pipeline.config_file import make_config
+from maskcast.pipeline.configuration.config_file import make_config
 from maskcast.pipeline.pipeline import Pipeline
 
 Prepare = Callable[[int, int], bool]

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskcast.engines.instances import Instances
+from maskcast.engines.instances.instances import Instances
 from maskcast.pipeline.tracking.overlap import binary_crops, mask_areas, mask_iou
 
 AXIS = np.linspace(-1, 1, 28)

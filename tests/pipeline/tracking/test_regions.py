@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from maskcast.engines.errors import InputError
-from maskcast.engines.instances import Instances
-from maskcast.pipeline.tracking.config import LineConfig, ZoneConfig
+from maskcast.engines.instances.instances import Instances
+from maskcast.pipeline.configuration.zones import LineConfig, ZoneConfig
 from maskcast.pipeline.tracking.lines import Crossed
 from maskcast.pipeline.tracking.regions import Regions, check_labels
 from maskcast.pipeline.tracking.zones import Entered, Left

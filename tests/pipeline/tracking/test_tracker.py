@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from maskcast.engines.instances import Instances
+from maskcast.engines.instances.instances import Instances
 from maskcast.pipeline.tracking.tracker import LOST_AFTER_S, MOST_TRACKS, Tracker
 
 AXIS = np.linspace(-1, 1, 28)

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskcast.engines.errors import InputError
-from maskcast.engines.instances import Instances, PolygonMasks
-from maskcast.engines.keypoints import COCO_PERSON, Keypoints
+from maskcast.engines.instances.instances import Instances, PolygonMasks
+from maskcast.engines.instances.keypoints import COCO_PERSON, Keypoints
 from maskcast.pipeline.wire.message import (
     EventHeader,
     EventMessage,

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.cli import profile as module
-from maskcast.pipeline.cli.profile import ProfileInterrupted, profile, show_profile
-from maskcast.pipeline.config import SourceConfig
+from maskcast.pipeline.cli.profile import profile as module
+from maskcast.pipeline.cli.profile.profile import ProfileInterrupted, profile, show_profile
+from maskcast.pipeline.configuration.config import SourceConfig
 from maskcast.pipeline.monitor.trace import Trace
 
 

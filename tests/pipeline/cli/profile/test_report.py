@@ -5,8 +5,8 @@ import pytest
 from rich.console import Console
 
 from maskcast.engines.memory import Memory, read_memory
-from maskcast.pipeline.cli.alone import Alone
-from maskcast.pipeline.cli.report import (
+from maskcast.pipeline.cli.profile.alone import Alone
+from maskcast.pipeline.cli.profile.report import (
     Report,
     make_report,
     name_bottleneck,

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.cli.configuration import check, example, keys
-from maskcast.pipeline.config import Config
-from maskcast.pipeline.config_file import load_config
+from maskcast.pipeline.cli.setup.configuration import check, example, keys
+from maskcast.pipeline.configuration.config import Config
+from maskcast.pipeline.configuration.config_file import load_config
 
 
 def test_the_example_is_a_configuration_of_defaults(tmp_path: Path) -> None:

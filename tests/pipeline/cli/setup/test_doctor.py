@@ -1,5 +1,5 @@
 from maskcast import __version__
-from maskcast.pipeline.cli.doctor import examine, report
+from maskcast.pipeline.cli.setup.doctor import examine, report
 
 
 def test_the_report_has_a_line_for_each_part() -> None:
@@ -11,7 +11,7 @@ def test_the_report_has_a_line_for_each_part() -> None:
 
 
 def test_what_is_missing_comes_with_what_to_install(monkeypatch) -> None:
-    monkeypatch.setattr("maskcast.pipeline.cli.doctor.find_spec", lambda name: None)
+    monkeypatch.setattr("maskcast.pipeline.cli.setup.doctor.find_spec", lambda name: None)
     missing = {finding.name: finding for finding in examine() if not finding.usable}
     assert "maskcast[builder]" in missing["builder"].detail
     assert "maskcast[rtx]" in missing["tensorrt_rtx"].detail

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.cli.zones import choose_source, draw_zones
+from maskcast.pipeline.cli.setup.zones import choose_source, draw_zones
 
 CONFIG = """
 sources:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from studio import HEIGHT, NAMES, WIDTH, Scene, Studio, blobs, jpeg, union, wait_until
 
-from maskcast.engines.instances import Instances, PolygonMasks
-from maskcast.engines.keypoints import COCO_PERSON
+from maskcast.engines.instances.instances import Instances, PolygonMasks
+from maskcast.engines.instances.keypoints import COCO_PERSON
 from maskcast.pipeline.clients.view.packet import Packet
 from maskcast.pipeline.outputs.draw import Annotator, draw_skeleton, limb_colour, palette
 from maskcast.pipeline.subscriber.received import PublishedFrame

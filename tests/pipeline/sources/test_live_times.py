@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskcast.pipeline.sources.timestamps import LARGEST_STEP_S, PresentationClock
+from maskcast.pipeline.sources.live import LARGEST_STEP_S, PresentationClock
 
 TIMES = st.one_of(st.none(), st.floats(-1e9, 1e9), st.sampled_from([0.0, 1.0, 86400.0]))
 

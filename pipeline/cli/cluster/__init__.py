@@ -1,0 +1,1 @@
+"""``maskcast cluster`` and ``maskcast gateway``: sources and publishers on many machines."""

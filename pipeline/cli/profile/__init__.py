@@ -1,0 +1,1 @@
+"""``maskcast profile``: measures a pipeline and reports where its time goes."""

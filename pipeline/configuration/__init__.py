@@ -1,0 +1,1 @@
+"""The configuration of a pipeline: its values, the reader of its files, and units."""
