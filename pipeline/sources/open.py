@@ -8,13 +8,14 @@ from pathlib import Path
 
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.configuration.config import SourceConfig
+from maskcast.pipeline.sources.ffmpeg import screen_name
 from maskcast.pipeline.sources.files import IMAGE_SUFFIXES, holds_videos
 from maskcast.pipeline.sources.images import ImageSource
 from maskcast.pipeline.sources.live import LiveSource
 from maskcast.pipeline.sources.pattern import PatternSource, pattern_format
 from maskcast.pipeline.sources.source import Source
 from maskcast.pipeline.sources.state import OnStateChange
-from maskcast.pipeline.sources.video import VideoSource, screen_name
+from maskcast.pipeline.sources.video import VideoSource
 from maskcast.pipeline.url import (
     STDIN,
     host_and_port,

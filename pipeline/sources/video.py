@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
-import os
-import re
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -23,12 +20,11 @@ from maskcast.pipeline.configuration.config import ConfinedSourceConfig, SourceC
 from maskcast.pipeline.frame import Clock, Frame, Timeline
 from maskcast.pipeline.log import fields
 from maskcast.pipeline.sources.errors import PIPE_ADVICE, opening_error, reading_problem
+from maskcast.pipeline.sources.ffmpeg import ffmpeg_address, ffmpeg_format, ffmpeg_options
 from maskcast.pipeline.sources.files import VIDEO_SUFFIXES, Fifo, is_fifo, list_files
 from maskcast.pipeline.sources.host_proxy import HostProxy
 from maskcast.pipeline.sources.source import Source, SourceLostError, oversize
 from maskcast.pipeline.url import (
-    host_and_port,
-    is_device,
     is_local,
     local_path,
     redact,
@@ -44,10 +40,6 @@ _FULL_HD = 1920 * 1088
 _DAMAGED_READS_LIMIT = 100
 """After this many unreadable stretches in a row, without one packet between them, a file ends."""
 
-_ANALYSIS_US = 250_000
-"""FFmpeg would analyse a camera for a second and a stream over RTMP for five before the first
-frame; the SDP of the one and the first packets of the other say enough."""
-
 _SENDER_CLOCK_TOLERANCE_NS = 10_000_000_000
 """A camera whose clock differs by more than this has never been set."""
 
@@ -56,18 +48,6 @@ _NO_TIMESTAMPS = 0x80
 
 _ENDLESS_FORMATS = frozenset({"mpjpeg", "hls", "dash"})
 """FFmpeg formats whose size over HTTP is that of a playlist, or means nothing."""
-
-_PROTOCOLS = {
-    "": "file,crypto,data",
-    "file": "file,crypto,data",
-    "http": "http,https,tcp,tls,crypto,httpproxy,data",
-    "https": "http,https,tcp,tls,crypto,httpproxy,data",
-    "rtsp": "rtsp,rtp,rtcp,srtp,udp,tcp,tls",
-    "rtsps": "rtsp,rtsps,rtp,rtcp,srtp,udp,tcp,tls",
-    "rtmp": "rtmp,tcp",
-    "udp": "udp",
-}
-"""What FFmpeg may open for a URL: playlists and redirects cannot reach files, files no network."""
 
 
 class VideoSource(Source):
@@ -187,14 +167,14 @@ class VideoSource(Source):
         if is_local(config.url) and is_fifo(local_path(config.url)):
             self._fifo = Fifo(local_path(config.url), self._stopping)
             return av.open(self._fifo, "r")
-        options = _ffmpeg_options(config)
+        options = ffmpeg_options(config)
         if isinstance(config, ConfinedSourceConfig) and scheme(config.url) in ("http", "https"):
             self._proxy = HostProxy(config.url, self.name, config.open_timeout_s)
             options["http_proxy"] = self._proxy.url
         return av.open(
-            _ffmpeg_address(config.url),
+            ffmpeg_address(config.url),
             "r",
-            format=_ffmpeg_format(config.url),
+            format=ffmpeg_format(config.url),
             container_options=options,
             timeout=(config.open_timeout_s, config.read_timeout_s),
         )
@@ -326,53 +306,3 @@ def _is_finite(container: av.container.InputContainer) -> bool:
     if container.duration:
         return True
     return container.format.name not in _ENDLESS_FORMATS and container.size > 0
-
-
-def screen_name(url: str) -> str:
-    """Return the X11 display of ``screen://`` (that of ``$DISPLAY``) or ``screen://:0``.
-
-    Raises:
-        InputError: it is not a display, or there is none.
-    """
-    name = url.partition("://")[2] or os.environ.get("DISPLAY", "")
-    if not re.fullmatch(r"[A-Za-z0-9.-]*:\d+(\.\d+)?", name):
-        problem = f"{name!r} is not an X11 display" if name else "there is no $DISPLAY"
-        raise InputError(f"{redact(url)}: {problem}; give one, for example screen://:0")
-    return name
-
-
-def _ffmpeg_address(url: str) -> str:
-    """Return the address for FFmpeg, which would read ``a:b.mp4`` as a protocol ``a``."""
-    if is_device(url):
-        return str(local_path(url))
-    if scheme(url) == "screen":
-        return screen_name(url)
-    return f"file:{local_path(url)}" if is_local(url) else url
-
-
-def _ffmpeg_format(url: str) -> str | None:
-    if is_device(url):
-        return "v4l2"
-    return "x11grab" if scheme(url) == "screen" else None
-
-
-def _ffmpeg_options(config: SourceConfig) -> dict[str, str]:
-    kind = scheme(config.url)
-    options = {"protocol_whitelist": _PROTOCOLS.get(kind, "")}
-    if kind.startswith("rtsp"):
-        options["rtsp_transport"] = config.rtsp_transport
-    if kind.startswith("rtsp") or kind == "rtmp":
-        options["analyzeduration"] = str(_ANALYSIS_US)
-    if kind == "udp":
-        options["overrun_nonfatal"] = "1"  # packets are lost, as any network may lose them
-        host, _ = host_and_port(config.url)
-        if not _is_multicast(host):
-            options["localaddr"] = host  # else FFmpeg listens on every interface
-    return options
-
-
-def _is_multicast(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_multicast
-    except ValueError:
-        return False

@@ -1,0 +1,79 @@
+"""What FFmpeg is given to open a URL: an address, a format, options."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+
+from maskcast.engines.errors import InputError
+from maskcast.pipeline.configuration.config import SourceConfig
+from maskcast.pipeline.url import host_and_port, is_device, is_local, local_path, redact, scheme
+
+_ANALYSIS_US = 250_000
+"""FFmpeg would analyse a camera for a second and a stream over RTMP for five before the first
+frame; the SDP of the one and the first packets of the other say enough."""
+
+_PROTOCOLS = {
+    "": "file,crypto,data",
+    "file": "file,crypto,data",
+    "http": "http,https,tcp,tls,crypto,httpproxy,data",
+    "https": "http,https,tcp,tls,crypto,httpproxy,data",
+    "rtsp": "rtsp,rtp,rtcp,srtp,udp,tcp,tls",
+    "rtsps": "rtsp,rtsps,rtp,rtcp,srtp,udp,tcp,tls",
+    "rtmp": "rtmp,tcp",
+    "udp": "udp",
+}
+"""What FFmpeg may open for a URL: playlists and redirects cannot reach files, files no network."""
+
+
+def screen_name(url: str) -> str:
+    """Return the X11 display of ``screen://`` (that of ``$DISPLAY``) or ``screen://:0``.
+
+    Raises:
+        InputError: it is not a display, or there is none.
+    """
+    name = url.partition("://")[2] or os.environ.get("DISPLAY", "")
+    if not re.fullmatch(r"[A-Za-z0-9.-]*:\d+(\.\d+)?", name):
+        problem = f"{name!r} is not an X11 display" if name else "there is no $DISPLAY"
+        raise InputError(f"{redact(url)}: {problem}; give one, for example screen://:0")
+    return name
+
+
+def ffmpeg_address(url: str) -> str:
+    """Return the address for FFmpeg, which would read ``a:b.mp4`` as a protocol ``a``."""
+    if is_device(url):
+        return str(local_path(url))
+    if scheme(url) == "screen":
+        return screen_name(url)
+    return f"file:{local_path(url)}" if is_local(url) else url
+
+
+def ffmpeg_format(url: str) -> str | None:
+    """Return the input format that a URL names, None where FFmpeg finds it out."""
+    if is_device(url):
+        return "v4l2"
+    return "x11grab" if scheme(url) == "screen" else None
+
+
+def ffmpeg_options(config: SourceConfig) -> dict[str, str]:
+    """Return the options with which FFmpeg opens a source."""
+    kind = scheme(config.url)
+    options = {"protocol_whitelist": _PROTOCOLS.get(kind, "")}
+    if kind.startswith("rtsp"):
+        options["rtsp_transport"] = config.rtsp_transport
+    if kind.startswith("rtsp") or kind == "rtmp":
+        options["analyzeduration"] = str(_ANALYSIS_US)
+    if kind == "udp":
+        options["overrun_nonfatal"] = "1"  # packets are lost, as any network may lose them
+        host, _ = host_and_port(config.url)
+        if not _is_multicast(host):
+            options["localaddr"] = host  # else FFmpeg listens on every interface
+    return options
+
+
+def _is_multicast(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_multicast
+    except ValueError:
+        return False
