@@ -60,6 +60,8 @@ class Engine(ABC):
     """What runs it, for people: "OpenVINO CPU bf16"."""
     max_batch: int
     """Maximum number of images of one ``detect``."""
+    decode_device: Literal["cuda"] | None = None
+    """Hardware on the engine's own device that can decode video."""
     has_pose: bool = False
     """Whether the bundle's poser is loaded, so that ``estimate_pose`` can be called."""
 

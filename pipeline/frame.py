@@ -64,6 +64,7 @@ class Frame:
         clock: which clock ``capture_ns`` was read from.
         skipped: frames of the source before this one that the configuration leaves out.
         file: the name of the file, for a frame from a folder or a single image.
+        decoder: what decoded it: ``software``, ``cuda`` or ``vaapi``.
     """
 
     source: str
@@ -76,6 +77,7 @@ class Frame:
     clock: Clock = "receipt"
     skipped: int = 0
     file: str | None = None
+    decoder: str = "software"
 
     def image(self) -> NDArray[np.uint8]:
         """Return the frame's pixels, upright: uint8 RGB ``[height, width, 3]``."""

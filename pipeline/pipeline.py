@@ -256,6 +256,7 @@ class Pipeline:
             is_ready,
             self._limit,
             saves_video=self.config.outputs.save is not None,
+            decode_device=engine.decode_device,
         )
         stages = StageChain(
             self.config,

@@ -77,6 +77,8 @@ class SourceStats:
         lines: crossings of each of its lines, by direction.
         unrecorded: published frames that are missing in an output, by reason: ``replaced`` (the
             record stage was behind a live source) or ``failed`` (the output could not be written).
+        decoder: what decoded its last frame: ``software``, ``cuda`` or ``vaapi``; "" before the
+            first one.
     """
 
     name: str
@@ -96,6 +98,7 @@ class SourceStats:
     zones: Mapping[str, int] = field(default_factory=dict)
     lines: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     unrecorded: Mapping[str, int] = field(default_factory=dict)
+    decoder: str = ""
 
     @property
     def latency_ms(self) -> Percentiles | None:
@@ -183,6 +186,7 @@ class _SourceMeter:
     last: Instances | None = None
     analysis: Analysis = UNTRACKED
     unrecorded: Counter[str] = field(default_factory=Counter)
+    decoder: str = ""
     first_ns: int = 0
     published_ns: deque[int] = field(default_factory=lambda: deque(maxlen=_MOST_RATED))
     latency: Durations = field(default_factory=Durations)
@@ -230,7 +234,7 @@ class Meter:
                 self._first_ns = frame.timeline.start_ns["decode"]
             if (source := self._sources.get(frame.source)) is not None:
                 source.captured += 1
-                source.corrupt = corrupt
+                source.corrupt, source.decoder = corrupt, frame.decoder
 
     def skipped(self, frame: Frame, reason: str) -> None:
         """Count a frame that the configuration leaves out."""
@@ -376,6 +380,7 @@ def _source_stats(name: str, meter: _SourceMeter) -> SourceStats:
         zones=meter.analysis.zones,
         lines=meter.analysis.lines,
         unrecorded=dict(meter.unrecorded),
+        decoder=meter.decoder,
     )
 
 

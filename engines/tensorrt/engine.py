@@ -51,6 +51,8 @@ class TensorRTEngine(Engine):
         InputError: no GPU, a package missing, a plan that does not fit, too little GPU memory.
     """
 
+    decode_device = "cuda"
+
     def __init__(
         self,
         bundle: Bundle,

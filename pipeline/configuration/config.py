@@ -10,6 +10,7 @@ from typing import (
     Any,
     Literal,
     TypeVar,
+    get_args,
 )
 
 import msgspec
@@ -28,6 +29,11 @@ VIDEO_SUFFIXES = (".mp4", ".mkv")
 
 Policy = Literal["latest", "block"]
 """What a full inbox does: replace the frame that waits, or let the source wait."""
+
+DecodeDevice = Literal["cuda", "vaapi"]
+"""Hardware that decodes video: NVDEC of an NVIDIA GPU, or VA-API."""
+
+DECODE_DEVICES: tuple[DecodeDevice, ...] = get_args(DecodeDevice)
 
 SourceName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 Seconds = Annotated[float, Meta(gt=0)]
@@ -51,6 +57,9 @@ class SourceConfig(
         max_fps: process at most this many frames per second.
         fps: frame rate of a folder of images, 25 by default; not for other sources.
         loop: start a file again when it ends.
+        decode: where video is decoded: ``software``, ``cuda`` (NVDEC) or ``vaapi``; without the
+            device, in software. ``auto`` is ``cuda`` if the engine runs on an NVIDIA GPU, otherwise
+            ``software`` (docs/sources.md).
         rtsp_transport: RTSP transport; ``udp`` starts faster, but lost packets damage frames.
         open_timeout_s: maximum time to open the source, seconds.
         read_timeout_s: reconnect a live source after this many seconds without data.
@@ -69,6 +78,7 @@ class SourceConfig(
     max_fps: Annotated[float, Meta(ge=0.001, le=1000)] | None = None
     fps: Annotated[float, Meta(ge=0.001, le=1000)] | None = None
     loop: bool = False
+    decode: Literal["auto", "software", "cuda", "vaapi"] = "auto"
     rtsp_transport: Literal["tcp", "udp"] = "tcp"
     open_timeout_s: Seconds = 10.0
     read_timeout_s: Seconds = 5.0

@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from maskcast.engines.engine import Engine
 from maskcast.engines.memory import read_memory
+from maskcast.pipeline.configuration.config import DECODE_DEVICES
 from maskcast.pipeline.durations import BOUNDS_S, Distribution
 from maskcast.pipeline.frame import STAGES
 from maskcast.pipeline.sources.state import SourceState
@@ -24,6 +25,8 @@ from maskcast.pipeline.stats import RECORD, SourceStats, StageStats, Stats
 
 _ORDINARY_DROP = ("preprocess", "replaced")
 """Reported from the start, as 0: a rate needs a first value."""
+
+_DECODERS = ("software", *DECODE_DEVICES)
 
 _BUCKETS = (*(str(bound_s) for bound_s in BOUNDS_S), "+Inf")
 _NOTHING = Distribution()
@@ -93,6 +96,9 @@ _OF_A_SOURCE: tuple[_Family[SourceStats], ...] = (
     (Gauge, "maskcast_source_state", ("state",),
      lambda source: _by_name({state: source.state is state for state in SourceState}),
      "1 for the current state, 0 for the others."),
+    (Gauge, "maskcast_source_decoder", ("decoder",),
+     lambda source: _by_name({name: source.decoder == name for name in _DECODERS}),
+     "1 for what decodes the source, 0 for the others."),
     (Histogram, "maskcast_latency_seconds", (), lambda source: source.latency,
      "From the start of decoding to publication."),
     (Gauge, "maskcast_zone_instances", ("zone",), lambda source: _by_name(source.zones),

@@ -1,13 +1,18 @@
-"""What FFmpeg is given to open a URL: an address, a format, options."""
+"""What FFmpeg is given to open a source: an address, options, a device to decode on."""
 
 from __future__ import annotations
 
 import ipaddress
 import os
 import re
+from functools import cache
+
+import av.error
+from av.codec import Codec
+from av.codec.hwaccel import HWAccel, hwdevices_available
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.configuration.config import SourceConfig
+from maskcast.pipeline.configuration.config import DecodeDevice, SourceConfig
 from maskcast.pipeline.url import host_and_port, is_device, is_local, local_path, redact, scheme
 
 _ANALYSIS_US = 250_000
@@ -25,6 +30,10 @@ _PROTOCOLS = {
     "udp": "udp",
 }
 """What FFmpeg may open for a URL: playlists and redirects cannot reach files, files no network."""
+
+
+_DEVICE_OPTIONS: dict[DecodeDevice, dict[str, object]] = {"cuda": {"primary_ctx": "1"}}
+"""All sources, and the engine, share one CUDA context: each would take some hundred megabytes."""
 
 
 def screen_name(url: str) -> str:
@@ -77,3 +86,33 @@ def _is_multicast(host: str) -> bool:
         return ipaddress.ip_address(host).is_multicast
     except ValueError:
         return False
+
+
+def accelerator(device: DecodeDevice) -> HWAccel:
+    """Return what makes ``av.open`` decode on a device.
+
+    Frames are copied down to ordinary memory. What the device does not decode, FFmpeg decodes in
+    software.
+    """
+    return HWAccel(device, allow_software_fallback=True, options=_DEVICE_OPTIONS.get(device))
+
+
+@cache
+def device_problem(device: DecodeDevice) -> str:
+    """Return why a device cannot be opened, "" if it can; tried once, at the first call."""
+    return open_device(device)
+
+
+def open_device(device: DecodeDevice) -> str:
+    """Open a device and close it again; return why that fails, "" if it does not."""
+    if device not in hwdevices_available():
+        return f"PyAV's FFmpeg is built without {device}"
+    try:
+        accelerator(device).create(Codec("h264", "r"))
+    except NotImplementedError:
+        return f"PyAV's FFmpeg is built without {device}"
+    except (av.error.FFmpegError, OSError) as error:
+        if device == "cuda" and isinstance(error, PermissionError):
+            return "libcuda.so.1 cannot be loaded: there is no NVIDIA driver"
+        return f"the device cannot be opened: {error.strerror}"
+    return ""

@@ -111,6 +111,8 @@ def check_source(config: SourceConfig) -> None:
         raise InputError(
             f"{redact(url)}: 'fps' is for folders of images; to limit the rate use 'max_fps'"
         )
+    if config.decode not in ("auto", "software") and (scheme(url) == "test" or _is_of_images(url)):
+        raise InputError(f"{redact(url)}: 'decode' is for video; leave it out")
 
 
 def _is_of_images(url: str) -> bool:

@@ -13,14 +13,27 @@ import av
 import av.container
 import av.error
 import msgspec
+from av.codec.hwaccel import HWAccel
 from av.video.stream import VideoStream
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.configuration.config import ConfinedSourceConfig, SourceConfig
+from maskcast.pipeline.configuration.config import (
+    DECODE_DEVICES,
+    ConfinedSourceConfig,
+    DecodeDevice,
+    SourceConfig,
+)
 from maskcast.pipeline.frame import Clock, Frame, Timeline
 from maskcast.pipeline.log import fields
 from maskcast.pipeline.sources.errors import PIPE_ADVICE, opening_error, reading_problem
-from maskcast.pipeline.sources.ffmpeg import ffmpeg_address, ffmpeg_format, ffmpeg_options
+from maskcast.pipeline.sources.ffmpeg import (
+    accelerator,
+    device_problem,
+    ffmpeg_address,
+    ffmpeg_format,
+    ffmpeg_options,
+    open_device,
+)
 from maskcast.pipeline.sources.files import VIDEO_SUFFIXES, Fifo, is_fifo, list_files
 from maskcast.pipeline.sources.host_proxy import HostProxy
 from maskcast.pipeline.sources.source import Source, SourceLostError, oversize
@@ -57,6 +70,10 @@ class VideoSource(Source):
     cannot be read is skipped, counted in ``corrupt``, and named in the log. With the policy
     ``latest`` a file is played at its own speed, like a camera.
 
+    With ``decode: cuda`` or ``vaapi`` it is decoded in software where the device cannot be opened,
+    does not decode this video, or gives no first frame; ``Frame.decoder`` tells. Here ``auto`` is
+    ``software``: what it means for a run, the decode stage decides.
+
     Args:
         config: the source.
         stopping: an event that stops the source when it is set, at the next packet.
@@ -77,6 +94,9 @@ class VideoSource(Source):
         self._url = config.url  # of the video that is open: in a folder there are several
         self._is_folder = is_local(config.url) and local_path(config.url).is_dir()
         self._stream: VideoStream | None = None
+        self._device: DecodeDevice | None = None
+        if config.decode in DECODE_DEVICES and not device_problem(config.decode):
+            self._device = config.decode
         self._has_clock = True
         self._index = 0
         self._first: Iterator[Frame] = iter(())
@@ -136,6 +156,10 @@ class VideoSource(Source):
         try:
             container = self._open_container(config)
         except (av.error.FFmpegError, OSError, ValueError) as error:
+            if self._device is not None and open_device(self._device):  # it was there before
+                self._device = None
+                self._close_container()
+                return self._open()
             if self._proxy is not None and self._proxy.refused:
                 raise InputError(
                     f"{url}: it leads to another host, {self._proxy.refused!r}; add the URL there, "
@@ -161,12 +185,14 @@ class VideoSource(Source):
         # on the model.
         is_large = stream.width * stream.height > _FULL_HD
         stream.thread_type = "SLICE" if self.live else "AUTO" if is_large else "NONE"
+        if self._device is not None and stream.codec_context.is_hwaccel:
+            stream.thread_type = "NONE"  # each thread would take one more frame of the device
         return stream
 
     def _open_container(self, config: SourceConfig) -> av.container.InputContainer:
         if is_local(config.url) and is_fifo(local_path(config.url)):
             self._fifo = Fifo(local_path(config.url), self._stopping)
-            return av.open(self._fifo, "r")
+            return av.open(self._fifo, "r", hwaccel=self._accelerator())
         options = ffmpeg_options(config)
         if isinstance(config, ConfinedSourceConfig) and scheme(config.url) in ("http", "https"):
             self._proxy = HostProxy(config.url, self.name, config.open_timeout_s)
@@ -177,7 +203,11 @@ class VideoSource(Source):
             format=ffmpeg_format(config.url),
             container_options=options,
             timeout=(config.open_timeout_s, config.read_timeout_s),
+            hwaccel=self._accelerator(),
         )
+
+    def _accelerator(self) -> HWAccel | None:
+        return None if self._device is None else accelerator(self._device)
 
     def _read(self) -> Generator[Frame]:
         """Yield all frames; times go on from one video of a folder, or round, to the next."""
@@ -187,8 +217,7 @@ class VideoSource(Source):
             for url in self._urls():
                 self._url, last_s = url, None
                 try:
-                    stream = self._stream = self._open()
-                    for frame in self._decode(stream):
+                    for frame in self._decode_video():
                         if frame.pts_s is not None:
                             frame.pts_s += offset_s
                             last_s = frame.pts_s
@@ -203,7 +232,8 @@ class VideoSource(Source):
                 if self._stopping.is_set():
                     return
                 if last_s is not None:
-                    offset_s = last_s + 1.0 / float(stream.average_rate or 25)
+                    assert self._stream is not None
+                    offset_s = last_s + 1.0 / float(self._stream.average_rate or 25)
                 self._close_container()
             if not self._config.loop or self._index == index_before:
                 return
@@ -217,6 +247,31 @@ class VideoSource(Source):
         self.corrupt += 1
         shown = fields(source=self.name, file=Path(self._url).name, reason=shorten(str(error)))
         _logger.warning("video_unreadable", extra=shown)
+
+    def _decode_video(self) -> Iterator[Frame]:
+        """Open the video and decode it, in software if the device gives no frame of it."""
+        index_before = self._index
+        try:
+            self._stream = self._open()
+            yield from self._decode(self._stream)
+        except SourceLostError:
+            if not self._is_device_at_fault(index_before):
+                raise
+        if self._is_device_at_fault(index_before):
+            self._close_container()
+            device, self._device = self._device, None
+            self._stream = self._open()
+            yield from self._decode(self._stream)
+            if self._index == index_before:  # a video without frames: the next one has some
+                self._device = device
+
+    def _is_device_at_fault(self, index_before: int) -> bool:
+        return (
+            self._device is not None
+            and self._index == index_before
+            and self._fifo is None  # which can be read only once
+            and not self._stopping.is_set()
+        )
 
     def _decode(self, stream: VideoStream) -> Iterator[Frame]:
         begin_ns = time.monotonic_ns()
@@ -273,9 +328,16 @@ class VideoSource(Source):
             timeline=timeline,
             clock=clock,
             file=Path(self._url).name if self._is_folder else None,
+            decoder=self._decoder(),
         )
         self._index += 1
         return frame
+
+    def _decoder(self) -> str:
+        """Return what decodes: in software, FFmpeg replaces the device's own pixel format."""
+        assert self._stream is not None
+        device, pixel_format = self._device, self._stream.codec_context.pix_fmt
+        return device if device is not None and pixel_format == device else "software"
 
     def _capture(self, decoded: av.VideoFrame) -> tuple[int, Clock]:
         """Return when a frame was captured, UTC nanoseconds, and by which clock.

@@ -7,14 +7,17 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
+from msgspec.structs import replace
+
 from maskcast.engines.errors import InputError
 from maskcast.engines.threads import mark_abandonable
-from maskcast.pipeline.configuration.config import SourceConfig
+from maskcast.pipeline.configuration.config import DecodeDevice, SourceConfig
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.inbox import Inbox
 from maskcast.pipeline.log import fields
 from maskcast.pipeline.orders import Review
 from maskcast.pipeline.outputs.audio import audio_file
+from maskcast.pipeline.sources.ffmpeg import device_problem
 from maskcast.pipeline.sources.open import create_source
 from maskcast.pipeline.sources.source import Source, SourceLostError
 from maskcast.pipeline.sources.state import FINISHED, SourceState, StateChange
@@ -69,6 +72,7 @@ class DecodeStage(threading.Thread):
         self._state: SourceState | None = None
         self._has_answered = False
         self._skipped = 0
+        self._is_decoder_logged = False
         self._limiters = frame_rate_limiters(config)
         self._stopping = threading.Event()
 
@@ -77,7 +81,9 @@ class DecodeStage(threading.Thread):
         corrupt = 0
         reason, detail = "failed", ""
         try:
-            with create_source(self.config, self._on_change, self._stopping) as source:
+            device = self._device()
+            config = replace(self.config, decode=device or "software")
+            with create_source(config, self._on_change, self._stopping) as source:
                 if self._state is not SourceState.STREAMING:
                     self._on_change(StateChange(SourceState.STREAMING))
                 self._context.meter.opened(self._source_name, self._frame_count(source))
@@ -144,6 +150,7 @@ class DecodeStage(threading.Thread):
         for frame in source:
             if self._stopping.is_set():
                 return "stopped"
+            self._check_decoder(frame)
             if first_index is None:
                 if source.live and not (context.is_ready(frame) and context.reading.is_set()):
                     continue
@@ -171,6 +178,29 @@ class DecodeStage(threading.Thread):
             if count == context.limit:
                 return "limit"
         return "stopped" if self._stopping.is_set() else "end of stream"
+
+    def _device(self) -> DecodeDevice | None:
+        """Return the hardware that the source is to be decoded by, if any."""
+        match self.config.decode:
+            case "auto":
+                return self._context.decode_device
+            case "software":
+                return None
+            case device:
+                return device
+
+    def _check_decoder(self, frame: Frame) -> None:
+        """Log, once, that a source is decoded in software and not by the device."""
+        device = self._device()
+        if self._is_decoder_logged or device is None or frame.decoder == device:
+            return
+        self._is_decoder_logged = True
+        reason = device_problem(device) or "the device does not decode this video"
+        shown = fields(source=self._source_name, device=device, reason=reason)
+        if self.config.decode == "auto":
+            _logger.info("decoded_in_software", extra=shown)
+        else:
+            _logger.warning("decoded_in_software", extra=shown)
 
     def _wait(self, condition: Callable[[], bool]) -> bool:
         """Wait until a condition holds; return False if the source is stopped first."""

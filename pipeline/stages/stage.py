@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from maskcast.pipeline.configuration.config import DecodeDevice
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.inbox import Inbox, InboxClosed
 from maskcast.pipeline.orders import Failed, Order, StageEnded
@@ -32,6 +33,7 @@ class PipelineContext:
             prepares for them in the background.
         limit: the number of frames to read from each source; None for all.
         saves_video: whether annotated video is written; a source's missing audio is then logged.
+        decode_device: the hardware of sources with ``decode: auto``; None for software.
     """
 
     meter: Meter
@@ -40,6 +42,7 @@ class PipelineContext:
     is_ready: Callable[[Frame], bool]
     limit: int | None = None
     saves_video: bool = False
+    decode_device: DecodeDevice | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ NAMES = {
     "maskcast_frames_dropped_total": "counter",
     "maskcast_latency_seconds": "histogram",
     "maskcast_source_state": "gauge",
+    "maskcast_source_decoder": "gauge",
     "maskcast_source_reconnects_total": "counter",
     "maskcast_source_corrupt_packets_total": "counter",
     "maskcast_stage_work_seconds": "histogram",

@@ -81,3 +81,10 @@ def test_a_frame_rate_is_only_for_images(make_clip, tmp_path: Path) -> None:
     for url in (str(make_clip()), "rtsp://camera/stream", "test://8x8@1"):
         with pytest.raises(InputError, match="'fps' is for folders of images"):
             check_source(SourceConfig(url=url, fps=5))
+
+
+def test_a_device_decodes_video_only(tmp_path) -> None:
+    (tmp_path / "a.png").touch()
+    for url in ("test://64x48@5", str(tmp_path), str(tmp_path / "a.png")):
+        with pytest.raises(InputError, match="'decode' is for video"):
+            check_source(SourceConfig(url=url, decode="cuda"))
