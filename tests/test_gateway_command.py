@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import pytest
 from keyring import new_client
@@ -19,6 +22,7 @@ from witnesses import wait_until
 import maskcast
 from maskcast.pipeline.publisher.publisher import Publisher
 from maskcast.pipeline.subscriber.subscribe import subscribe
+from maskcast.pipeline.subscriber.subscription import PublishedFrame
 from maskcast.pipeline.wire.curve import new_keys
 
 ROOT = Path(maskcast.__file__).parents[1]
@@ -111,29 +115,109 @@ def test_after_a_gateway_was_killed_the_subscriber_goes_on_and_counts_what_it_lo
 
 
 PUBLISH = """
-import sys, time
+import sys, threading, time
 from publishers import NAMES, frame, seen
 from maskcast.pipeline.publisher.publisher import Publisher
+over = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
 with Publisher("", NAMES, gateways=sys.argv[1:]) as publisher:
-    while True:
-        publisher.publish(frame(), seen())
-        time.sleep(0.02)
+    while not over.wait(0.02):
+        sent = publisher.publish(frame(), seen()).seq + 1
+    publisher.event("cam1", "ended", reason="stopped")
+print(sent)
 """
+
+
+def publishing_process(*gateways: GatewayProcess) -> subprocess.Popen[str]:
+    """A publisher; it ends with its standard input, and then prints how many frames it sent."""
+    paths = os.pathsep.join(str(path) for path in (ROOT, ROOT / "tests/reference"))
+    return subprocess.Popen(
+        [sys.executable, "-c", PUBLISH, *(gateway.sources for gateway in gateways)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": paths},
+    )
+
+
+class Listening:
+    """A subscriber to some gateways that reads all frames on a thread of its own."""
+
+    def __init__(self, *gateways: GatewayProcess) -> None:
+        endpoints = [gateway.publish for gateway in gateways]
+        self.subscription = subscribe(endpoints, policy="all", timeout_s=120)
+        self.frames: list[PublishedFrame] = []
+        self._thread = threading.Thread(target=self._read)
+
+    def __enter__(self) -> Self:
+        self.subscription.open()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.subscription.close()
+        self._thread.join()
+
+    def _read(self) -> None:
+        self.frames.extend(self.subscription)
+
+    def join(self) -> None:
+        """Wait until the source has ended."""
+        self._thread.join(120)
+        assert not self._thread.is_alive()
+
+    def wait_for_both(self) -> None:
+        """Wait until two gateways deliver each frame."""
+        before = self.subscription.tally.duplicate
+        wait_until(lambda: self.subscription.tally.duplicate >= before + 10)
+
+    def wait_for_more(self) -> None:
+        before = self.subscription.tally.received
+        wait_until(lambda: self.subscription.tally.received >= before + 10)
+
+
+def test_a_subscriber_of_two_gateways_loses_nothing_when_one_is_killed(
+    gateway: GatewayProcess,
+) -> None:
+    second = GatewayProcess()
+    second.start()
+    publisher = publishing_process(gateway, second)
+    try:
+        with Listening(gateway, second) as listening:
+            listening.wait_for_both()
+            gateway.end(signal.SIGKILL)
+            listening.wait_for_more()
+            gateway.start()
+            listening.wait_for_both()
+            second.end(signal.SIGKILL)
+            listening.wait_for_more()
+            assert listening.subscription.tally.lost == 0
+
+            # Nobody is left to deliver frames: those are lost, and every one is counted.
+            gateway.end(signal.SIGKILL)
+            second.start()
+            listening.wait_for_more()
+            sent = int(publisher.communicate(timeout=60)[0])
+            listening.join()
+    finally:
+        publisher.kill()
+        publisher.wait(60)
+        second.close()
+    first, *others = listening.frames
+    assert sum(frame.lost_before for frame in others) == listening.subscription.tally.lost > 0
+    for before, frame in itertools.pairwise(listening.frames):
+        assert frame.seq == before.seq + 1 + frame.lost_before
+    assert listening.frames[-1].seq == sent - 1
+    assert not any(frame.restarted for frame in listening.frames)
 
 
 def test_after_a_publisher_was_killed_its_successor_shows_as_a_restart(
     gateway: GatewayProcess,
 ) -> None:
-    paths = os.pathsep.join(str(path) for path in (ROOT, ROOT / "tests/reference"))
-    running: list[subprocess.Popen[bytes]] = []
+    running: list[subprocess.Popen[str]] = []
 
     def publish() -> None:
-        running.append(
-            subprocess.Popen(
-                [sys.executable, "-c", PUBLISH, gateway.sources],
-                env=os.environ | {"PYTHONPATH": paths},
-            )
-        )
+        running.append(publishing_process(gateway))
 
     try:
         with subscribe(gateway.publish, policy="all", timeout_s=60) as frames:
@@ -149,7 +233,7 @@ def test_after_a_publisher_was_killed_its_successor_shows_as_a_restart(
     finally:
         for process in running:
             process.kill()
-            process.wait(60)
+            process.communicate(timeout=60)
 
 
 def test_keys_on_both_sides_by_the_command_line(tmp_path: Path) -> None:
