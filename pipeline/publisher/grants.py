@@ -40,13 +40,18 @@ class Grants:
             for prefix in connection.granted if connection is not None else ():
                 self._subscriptions.remove(prefix)
 
-    def add(self, handle: int, key: bytes, prefix: bytes) -> bool:
+    def identify(self, handle: int, key: bytes) -> None:
+        """Enter whose key a connection has. Do it before its rights are looked up."""
+        with self._lock:
+            if (connection := self._connections.get(handle)) is not None:
+                connection.keys.add(key)
+
+    def add(self, handle: int, prefix: bytes) -> bool:
         """Enter a subscription; return whether the connection exists and may have one more."""
         with self._lock:
             connection = self._connections.get(handle)
             if connection is None or len(connection.granted) >= MAX_GRANTED:
                 return False
-            connection.keys.add(key)
             if prefix not in connection.granted:
                 connection.granted.add(prefix)
                 self._subscriptions.add(prefix)
@@ -71,7 +76,7 @@ class Grants:
             return self._subscriptions.prefixes()
 
     def handles(self, keys: Set[bytes]) -> list[int]:
-        """Return the connections on which one of these keys has subscribed."""
+        """Return the connections of these keys, whether anything was granted to them or not."""
         with self._lock:
             return [
                 handle

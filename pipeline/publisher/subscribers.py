@@ -175,14 +175,18 @@ class AdmittedSubscribers(Subscribers):
         if self._ignored or kind not in (b"\x00", b"\x01"):
             self._ignored.add(handle)
             return
-        rights = self._guard.rights(user)
-        granted = [] if rights is None else rights.granted(prefix)
+        # Identified first: whoever changes the rights after they are read here disconnects it.
+        self._guard.grants.identify(handle, user)
+        if (rights := self._guard.rights(user)) is None:  # withdrawn since the handshake
+            self._guard.disconnect([handle])
+            return
+        granted = rights.granted(prefix)
         if kind == b"\x01":
             for part in granted:
-                if self._guard.grants.add(handle, user, part):
+                if self._guard.grants.add(handle, part):
                     socket.set(zmq.SUBSCRIBE, part)
                     self._joined.add(part)
-        elif granted == [prefix] and rights is not None and prefix not in rights.granted(b""):
+        elif granted == [prefix] and prefix not in rights.granted(b""):
             self._guard.grants.remove(handle, prefix)
             socket.set(zmq.UNSUBSCRIBE, prefix)
 

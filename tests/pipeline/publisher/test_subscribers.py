@@ -84,20 +84,19 @@ def publish(publisher, *sources):
 
 
 def sees(publisher, client, *sources):
-    """Publish all sources until a client receives exactly these."""
+    """Publish all sources until a client receives exactly these, several times in a row."""
+    in_a_row = 0
 
     def is_so():
+        nonlocal in_a_row
         client.read()
-        for _ in range(3):
+        for _ in range(10):
             publish(publisher)
-        time.sleep(0.02)
-        return client.read() == {*sources}
+        time.sleep(0.05)
+        in_a_row = in_a_row + 1 if client.read() == {*sources} else 0
+        return in_a_row == 3
 
     wait_until(is_so)
-    for _ in range(20):
-        publish(publisher)
-    time.sleep(0.1)
-    assert client.read() == {*sources}
 
 
 @pytest.mark.parametrize(
@@ -200,6 +199,53 @@ def reaches(publisher, folder, name, source):
     with subscribe(publisher.endpoint, policy="all", **keys) as frames:
         wait_until(lambda: publish(publisher) or frames.tally.received > 5)
         return {frames.receive().source for _ in range(5)} == {source}
+
+
+@tcp_only
+def test_a_client_that_was_granted_nothing_receives_what_it_may_see_later(publisher, folder):
+    with (
+        Client(publisher, folder, "viewer", b"v1/cellar/") as client,
+        Client(publisher, folder, "guest", b"v1/cellar/", b"v1/door2/") as other,
+    ):
+        sees(publisher, other, "door2")
+        sees(publisher, client)
+        allow(folder / "clients/viewer.key", "cellar")
+        sees(publisher, client, "cellar")
+        sees(publisher, other, "door2")
+
+
+@tcp_only
+def test_a_key_that_is_withdrawn_before_its_client_subscribes_is_disconnected(publisher, folder):
+    with Client(publisher, folder, "viewer") as client:
+        wait_until(lambda: publisher._outlets[0].peers == 1)
+        key = (folder / "clients/viewer.key").read_bytes()
+        (folder / "clients/viewer.key").unlink()
+        wait_until(lambda: len(publisher._outlets[0]._guard._clients.rights) == 2)
+        client.subscribe(b"v1/door/")
+        wait_until(lambda: publish(publisher) or publisher._outlets[0].peers == 0)
+        assert not client.read()
+        allow(folder / "clients/viewer.key", "door")
+        (folder / "clients/viewer.key").write_bytes(key)
+        wait_until(lambda: reaches(publisher, folder, "viewer", "door"))
+
+
+@tcp_only
+def test_rights_that_change_while_a_subscription_is_granted_apply_to_it(publisher, folder):
+    guard = publisher._outlets[0]._guard
+    read = guard.rights
+
+    def read_slowly(key):
+        """The rights of a moment ago: they are changed before the subscription is entered."""
+        rights = read(key)
+        guard.rights = read
+        allow(folder / "clients/viewer.key", "cellar")
+        wait_until(lambda: read(key) != rights)
+        time.sleep(0.3)
+        return rights
+
+    guard.rights = read_slowly
+    with Client(publisher, folder, "viewer", b"v1/") as client:
+        sees(publisher, client, "cellar")
 
 
 @tcp_only
