@@ -75,6 +75,7 @@ class Subscription(Generic[Received]):
         self._backlog = self._new_backlog()  # its lock guards everything below
         self._problems: dict[str, str] = {}  # by endpoint
         self._fault: BaseException | None = None
+        self._broken = False
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._thread: threading.Thread | None = None
 
@@ -106,6 +107,7 @@ class Subscription(Generic[Received]):
         self._backlog = self._new_backlog()
         self._problems.clear()
         self._fault = None
+        self._broken = False
         self._context = context
         self._thread = threading.Thread(
             target=self._read_recordings if self._recordings else self._receive_messages,
@@ -132,6 +134,11 @@ class Subscription(Generic[Received]):
         """Message counts so far."""
         with self._backlog.changed:
             return replace(self._backlog.losses.tally)
+
+    @property
+    def broken(self) -> bool:
+        """Whether a connection has broken since this was opened; it is made again by itself."""
+        return self._broken
 
     def __enter__(self) -> Self:
         return self.open()
@@ -317,6 +324,7 @@ class Subscription(Generic[Received]):
     def _receive_from(self, connection: Connection) -> None:
         """Add what has arrived on one connection, at most one batch."""
         connection.process_events()
+        self._broken |= connection.broken
         for _ in range(self._high_water_mark):
             parts, oversized = connection.receive(MAX_PARTS), connection.take_oversized()
             received_ns = time.time_ns()

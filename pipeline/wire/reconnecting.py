@@ -50,6 +50,7 @@ class ReconnectingSocket(ABC):
         socket: the socket of this moment, to poll.
         monitor: its monitor, to poll.
         connected: whether the last handshake succeeded and its connection has not broken.
+        broken: whether such a connection has broken, at any time.
         problem: why there is no connection, one line for people; "" if no reason is known.
 
     Raises:
@@ -74,7 +75,7 @@ class ReconnectingSocket(ABC):
         self._replace_at_s: float | None = None
         self._handshake_failed = False
         self._reported = ""
-        self.connected = False
+        self.connected = self.broken = False
         self.problem = ""
         self.socket, self.monitor = self._connect()
 
@@ -97,6 +98,7 @@ class ReconnectingSocket(ABC):
                 self.connected = True
                 self.problem = ""
             elif event == zmq.Event.DISCONNECTED:
+                self.broken |= self.connected
                 self.connected = False
                 self._schedule()
             elif event & (_REFUSED | _FAILED):

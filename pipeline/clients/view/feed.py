@@ -23,7 +23,10 @@ MOST_IN_FLIGHT = 2
 SILENT_AFTER_S = 5.0
 """Without a message for this long, the page says that the publisher is silent."""
 
-_POLL_S = 0.5
+_POLL_S = 0.2
+
+_DRAIN_S = 0.5
+"""What has arrived before a connection broke is handed on for this long."""
 
 Item = Packet | str
 
@@ -78,9 +81,14 @@ class Mailbox:
 
 @dataclass(slots=True)
 class _Source:
-    """What a browser that connects now needs to know of a source."""
+    """What a browser that connects now needs to know of a source.
+
+    ``publisher`` and ``seq`` are those of the last frame.
+    """
 
     lost: int = 0
+    publisher: str = ""
+    seq: int = 0
     packet: Packet | None = None
     state: dict[str, Any] = field(default_factory=dict)
 
@@ -88,7 +96,9 @@ class _Source:
 class Feed:
     """Receives from a publisher while there are browsers, and fills their mailboxes.
 
-    Without browsers there is no subscription, so that the publisher encodes no images.
+    Without browsers there is no subscription, so that the publisher encodes no images. There is
+    another one after the connection has broken: the view's rights may have changed, so what is
+    known is forgotten, and the publisher sends the states of the permitted sources again.
 
     Args:
         subscription: not open; with policy "latest" and events.
@@ -135,25 +145,43 @@ class Feed:
                 await self._has_browsers.wait()
                 async with self._subscription:
                     await self._receive()
-                self._sources.clear()  # a new subscription is sent the states again
+                if self._mailboxes:
+                    self._forget_contents()
+                else:
+                    self._sources.clear()
         except Exception as error:
             self.fault = error
 
     async def _receive(self) -> None:
-        """Receive until no browser is left."""
+        """Receive until no browser is left or the connection has broken."""
         heard_s = time.monotonic()
+        drained_by_s: float | None = None
         while self._has_browsers.is_set():
+            if drained_by_s is None and self._subscription.broken:
+                drained_by_s = time.monotonic() + _DRAIN_S
             try:
-                item = await self._subscription.receive_async(_POLL_S)
+                wait_s = _POLL_S if drained_by_s is None else 0
+                item = await self._subscription.receive_async(wait_s)
             except TimeoutError:
+                if drained_by_s is not None:
+                    return
                 self._set_silent(time.monotonic() - heard_s > SILENT_AFTER_S)
                 continue
+            if drained_by_s is not None and time.monotonic() > drained_by_s:
+                return
             heard_s = time.monotonic()
             self._set_silent(False)
             if isinstance(item, PublishedFrame):
                 self._add_frame(item)
             elif item.name in ("state", "ended"):
                 self._add_state(item)
+
+    def _forget_contents(self) -> None:
+        """Forget frames and states, but not what was lost."""
+        for name, source in self._sources.items():
+            source.packet, source.state = None, {}
+            for mailbox in self._mailboxes:
+                mailbox.discard(name)
 
     def _set_silent(self, silent: bool) -> None:
         if silent != self._silent:
@@ -174,7 +202,11 @@ class Feed:
 
     def _add_frame(self, frame: PublishedFrame) -> None:
         source = self._source(frame.source)
-        source.lost += frame.lost_before
+        if frame.publisher == source.publisher:  # also what was lost between two subscriptions
+            source.lost += frame.seq - source.seq - 1 - frame.skipped_before
+        else:
+            source.lost += frame.lost_before
+        source.publisher, source.seq = frame.publisher, frame.seq
         source.packet = Packet(frame, source.lost)
         for mailbox in self._mailboxes:
             mailbox.put_packet(source.packet)

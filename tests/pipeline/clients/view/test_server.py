@@ -8,7 +8,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -44,9 +44,9 @@ class Viewer:
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
 
-    def receive(self) -> dict[str, Any]:
+    def receive(self, timeout_s: float = 15) -> dict[str, Any]:
         """The next message: a state or link, or the header of a packet."""
-        message = self.socket.recv(timeout=15)
+        message = self.socket.recv(timeout=timeout_s)
         if isinstance(message, str):
             return dict(json.loads(message))
         header_bytes, mask_bytes = struct.unpack_from("<II", message, 8)
@@ -257,5 +257,27 @@ def test_a_page_shows_what_the_key_of_its_view_may_see(serve: Any, tmp_path: Pat
             assert shown <= {"door", None}
             allow(tmp_path / "clients/view.key", "yard")
             viewer.frame("yard")
+            with viewing(page) as another:  # receives nothing of what was known before
+                shown = {another.receive_one().get("source") for _ in range(20)}
+                assert shown == {"yard", None}
+
+            before = viewer.frame("yard")
+            allow(tmp_path / "clients/view.key", "yard", "cellar")
+            after = viewer.frame("yard")
+            while after["lost"] == 0:
+                after = viewer.frame("yard")
+            assert after["lost"] < after["seq"] - before["seq"]
+
+            (tmp_path / "clients/view.key").unlink()
+
+            def is_nothing_shown() -> bool:
+                with viewing(page) as another, suppress(TimeoutError):
+                    while (item := another.receive(timeout_s=1))["kind"] == "link":
+                        pass
+                    assert item["source"] == "yard"
+                    return False
+                return True
+
+            wait_until(is_nothing_shown)
     finally:
         studio.close()
