@@ -36,7 +36,7 @@ def train(
         typer.Option(
             metavar="FILE",
             rich_help_panel=_INPUT,
-            help="More of the images, annotated with boxes only.",
+            help="More of the images, annotated without masks.",
         ),
     ] = None,
     predict_masks: Annotated[
@@ -165,8 +165,9 @@ def train(
 ) -> None:
     """Train a network on COCO annotations.
 
-    --keypoints adds a branch that finds keypoints. Without --annotations, only that branch is
-    trained, on the features of --initial, and the rest of the model stays as it is.
+    --keypoints adds a branch that finds keypoints. With --annotations the whole network is trained,
+    and the keypoints of those files and of --box-annotations are learned too. Without, only that
+    branch is trained, on the features of --initial, and the rest of the model stays as it is.
 
     Ctrl-C saves the run and ends it with exit code 130; the same command resumes it.
     """

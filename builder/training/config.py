@@ -15,14 +15,16 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
         output: folder of the run: ``checkpoint.pth`` to resume from, ``model.pth``,
             ``metrics.jsonl``, ``metrics.png``.
         images: folder of the training images.
-        annotations: their instances, COCO's JSON; None trains the keypoint branch alone, and the
-            rest keeps the weights of ``initial``.
+        annotations: their instances, COCO's JSON, and with ``keypoint_annotations`` the keypoints
+            of those that have any; None trains the keypoint branch alone, and the rest keeps the
+            weights of ``initial``.
         network: name of a preset.
         recipe: optimisation and augmentation.
         with_masks: train Mask R-CNN, else Faster R-CNN from boxes.
-        box_annotations: further images of ``images``, annotated with boxes only.
-        keypoint_annotations: further images of ``images``, annotated with keypoints and, in all of
-            a file's instances or in none, masks.
+        box_annotations: further images of ``images``, annotated without masks; keypoints as in
+            ``annotations``.
+        keypoint_annotations: further images of ``images``, annotated with keypoints and, in any of
+            a file's instances, masks; they say which keypoints the network finds.
         validation_images: folder of the images to measure on; by default ``images``.
         validation_annotations: None measures nothing.
         predict_masks: train the mask branch on the images of ``box_annotations`` too, with masks
@@ -68,7 +70,11 @@ def check_config(config: TrainConfig) -> None:
         raise InputError(f"minutes {config.minutes:g}: give a number above 0")
     if not config.recipe.learning_rate > 0:
         raise InputError(f"learning rate {config.recipe.learning_rate:g}: give a number above 0")
-    counts = {"batch size": config.recipe.batch_size, "iterations": config.iterations}
+    counts = {
+        "batch size": config.recipe.batch_size,
+        "branch batch size": config.recipe.branch_batch_size,
+        "iterations": config.iterations,
+    }
     for name, count in counts.items():
         if count is not None and count < 1:
             raise InputError(f"{name} {count}: give 1 or more")

@@ -46,6 +46,7 @@ class InstanceDataset:
         with_keypoints: read keypoints, if a category has any.
 
     Attributes:
+        annotations: as given.
         labels: as given, or found.
         masks: as given.
         keypoints: what the keypoints are; None where none are read.
@@ -95,7 +96,7 @@ class InstanceDataset:
                 keypoints_of(annotation, len(self.keypoints), annotations)
             instances[annotation["image_id"]].append(annotation)
         self.masks: Masks = masks
-        self._images, self._annotations = images, annotations
+        self._images, self.annotations = images, annotations
         self._entries = [(image, instances[image["id"]]) for image in content["images"]]
         for image, _ in self._entries:
             path = images / image["file_name"]
@@ -123,7 +124,7 @@ class InstanceDataset:
         """
         entry, annotations = self._entries[index]
         image = read_image(self._images / entry["file_name"])
-        check_size(image, entry, self._annotations)
+        check_size(image, entry, self.annotations)
         height, width = image.shape[:2]
         boxes = np.array([a["bbox"] for a in annotations], np.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
@@ -134,12 +135,12 @@ class InstanceDataset:
             for mask, annotation in zip(masks, annotations, strict=True):
                 if not annotation.get("segmentation"):
                     continue
-                rle = encode_mask(annotation, height, width, self._annotations)
+                rle = encode_mask(annotation, height, width, self.annotations)
                 mask[:] = coco_mask.decode(rle)
         keypoints = None
         if self.keypoints is not None:
             count = len(self.keypoints)
-            points = [keypoints_of(a, count, self._annotations) for a in annotations]
+            points = [keypoints_of(a, count, self.annotations) for a in annotations]
             keypoints = np.array(points, np.float32).reshape(-1, count, 3)
         return Example(image, boxes, np.array(labels, np.int64), masks, keypoints)
 
@@ -181,6 +182,9 @@ class AugmentedDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         recipe: how to augment it.
         seed: random seed.
         keypoints: what every example has; unknown ones where its data set has none.
+
+    Raises:
+        InputError: a data set has other keypoints.
     """
 
     def __init__(
@@ -190,6 +194,11 @@ class AugmentedDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         seed: int,
         keypoints: Keypoints | None = None,
     ) -> None:
+        for dataset in datasets:
+            if dataset.keypoints not in (None, keypoints):
+                raise InputError(
+                    f"{dataset.annotations}: other keypoints than in the files of keypoints"
+                )
         self._items = [(dataset, i) for dataset in datasets for i in range(len(dataset))]
         self._pasted = [
             (dataset, i)

@@ -26,7 +26,9 @@ _JITTER = 0.06
 """Standard deviation of a side of those boxes, relative to the box: an IoU of 0.8."""
 
 
-def compute_losses(network: Any, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+def compute_losses(
+    network: Any, images: list[Tensor], targets: list[Target], branch_batch_size: int | None = None
+) -> dict[str, Tensor]:
     """Compute the losses of a batch; their sum is minimised.
 
     Args:
@@ -35,6 +37,8 @@ def compute_losses(network: Any, images: list[Tensor], targets: list[Target]) ->
         targets: per image ``boxes`` float ``[N, 4]`` (xyxy pixels), ``labels`` int64 ``[N]`` (from
             1) and, if there are any, ``masks`` uint8 ``[N, H, W]``, 0 or 1; an empty mask counts as
             absent; and ``keypoints`` float ``[N, K, 3]``, x and y pixels, above 0 if known.
+        branch_batch_size: maximum number of positive RoIs per image in the losses ``mask`` and
+            ``keypoint``, chosen at random; None takes all, as torchvision does.
 
     Returns:
         Scalars ``rpn_objectness``, ``rpn_box``, ``box_class``, ``box_regression`` and, for a
@@ -60,6 +64,7 @@ def compute_losses(network: Any, images: list[Tensor], targets: list[Target]) ->
         "box_class": box_class,
         "box_regression": box_loss,
     }
+    labels = [_sample(label, branch_batch_size) for label in labels]
     branches = heads, features, rois, matches, labels, targets, batch
     if heads.has_mask():
         losses["mask"] = _mask_loss(*branches)
@@ -120,6 +125,15 @@ def _has_keypoints(target: Target) -> Tensor:
     """Return which instances ``[N]`` have a known keypoint."""
     known: Tensor = (target["keypoints"][..., 2] > 0).any(1)
     return known
+
+
+def _sample(labels: Tensor, count: int | None) -> Tensor:
+    """Keep up to ``count`` positive labels ``[N]`` of an image, chosen at random; 0 the others."""
+    if count is None:
+        return labels
+    positives = torch.nonzero(labels > 0).flatten()
+    left_out = positives[torch.randperm(len(positives), device=labels.device)[count:]]
+    return labels.index_fill(0, left_out, 0)
 
 
 def _positives(

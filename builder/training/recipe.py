@@ -26,6 +26,9 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             kept; None keeps the weights themselves.
         epochs: passes over the images; above 0.
         batch_size: images per iteration.
+        branch_batch_size: maximum number of positive RoIs per image in the losses of masks and
+            keypoints, chosen at random; None takes all.
+        keypoint_weight: factor of the keypoint loss where the whole network is trained.
         bfloat16: autocast of the network to bfloat16.
         canvas: side of the square crop of each image, pixels; None resizes whole images.
         canvas_scales: range of the longer side before the crop, relative to ``canvas``.
@@ -47,6 +50,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     average_decay: float | None = None
     epochs: float = 12
     batch_size: int = 2
+    branch_batch_size: int | None = None
+    keypoint_weight: float = 1.0
     bfloat16: bool = False
     canvas: int | None = None
     canvas_scales: tuple[float, float] = (0.7, 1.7)
@@ -68,6 +73,8 @@ RECIPES: dict[str, Recipe] = {
         gradient_norm=5.0,
         average_decay=0.999,
         batch_size=4,
+        branch_batch_size=12,
+        keypoint_weight=0.4,
         bfloat16=True,
         canvas=384,
         colour_jitter=0.3,

@@ -81,7 +81,7 @@ class _Run:
         datasets = []
         if config.annotations is not None:
             masks: Masks = "all" if config.with_masks else "none"
-            datasets.append(InstanceDataset(config.images, config.annotations, masks=masks))
+            datasets.append(self.open(config.annotations, masks))
             labels, with_masks = datasets[0].labels, config.with_masks
         else:  # the keypoint branch alone
             assert initial is not None
@@ -138,12 +138,25 @@ class _Run:
         """Open the images with boxes only, if asked with masks that the network predicts."""
         config, labels = self.config, self.network_config.labels
         if not config.predict_masks:
-            return InstanceDataset(config.images, annotations, labels=labels, masks="none")
+            return self.open(annotations, "none", labels)
         predicted = config.output / "predicted_masks.json"
         if not predicted.exists():
             kept, boxes = predict_masks(self.network, config.images, annotations, predicted, labels)
             self.console.print(f"predicted masks for {kept} of {boxes} boxes: {predicted}")
-        return InstanceDataset(config.images, predicted, labels=labels, masks="some")
+        return self.open(predicted, "some", labels)
+
+    def open(
+        self, annotations: Path, masks: Masks, labels: tuple[str, ...] | None = None
+    ) -> InstanceDataset:
+        """Open annotated images, with keypoints if the network learns some."""
+        config = self.config
+        return InstanceDataset(
+            config.images,
+            annotations,
+            labels=labels,
+            masks=masks,
+            with_keypoints=bool(config.keypoint_annotations),
+        )
 
     @property
     def progress(self) -> float:
@@ -266,9 +279,13 @@ class _Run:
         images = [image.to(self.device) for image in images]
         targets = [{k: v.to(self.device) for k, v in target.items()} for target in targets]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
-            compute = compute_losses if is_whole else compute_keypoint_loss
-            losses = compute(self.network, images, targets)
-            total = torch.stack(list(losses.values())).sum()
+            if is_whole:
+                limit = self.recipe.branch_batch_size
+                losses = compute_losses(self.network, images, targets, limit)
+            else:
+                losses = compute_keypoint_loss(self.network, images, targets)
+            weights = {"keypoint": self.recipe.keypoint_weight if is_whole else 1.0}
+            total = torch.stack([weights.get(k, 1.0) * v for k, v in losses.items()]).sum()
         self.optimizer.zero_grad()
         if not math.isfinite(total.item()):
             self.bad_losses += 1

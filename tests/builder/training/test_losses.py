@@ -39,6 +39,40 @@ def test_the_losses_are_those_of_torchvisions_own_forward(network) -> None:
         torch.testing.assert_close(ours[name], theirs[their_name], rtol=1e-4, atol=1e-5)
 
 
+def test_of_the_positive_regions_of_an_image_a_limited_number_trains_the_branches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    network = build_network(network_config("lite0-fpn", ("person",), keypoints=COCO_PERSON)).train()
+    counts = []
+    pool = losses._pool
+
+    def counted(pooler, features, rois, positives, batch):
+        counts.append([int(positive.sum()) for positive in positives.values()])
+        return pool(pooler, features, rois, positives, batch)
+
+    monkeypatch.setattr(losses, "_pool", counted)
+    images = [torch.rand(3, 64, 96)] * 2
+    targets = [{**target(True), **pose()}, {**target(True), **pose()}]
+    for limit in (None, 2, 1000):
+        torch.manual_seed(1)
+        compute_losses(network, images, targets, limit)
+    all_of_them = counts[0]
+    assert min(all_of_them) > 2
+    assert counts == [all_of_them] * 2 + [[2, 2]] * 2 + [all_of_them] * 2
+
+
+def test_each_positive_region_is_chosen_as_often_as_the_others() -> None:
+    torch.manual_seed(0)
+    labels = torch.tensor([3, 0, 1, 2, 0])
+    chosen = torch.stack([losses._sample(labels, 2) for _ in range(600)])
+    assert set(chosen.unique(dim=0).sum(1).tolist()) == {3, 4, 5}
+    assert ((chosen > 0).sum(1) == 2).all()
+    assert (chosen[:, [1, 4]] == 0).all()
+    shares = (chosen > 0).float().mean(0)[[0, 2, 3]]
+    torch.testing.assert_close(shares, torch.full((3,), 2 / 3), atol=0.08, rtol=0)
+
+
 def test_each_instance_trains_the_mask_of_its_own_class() -> None:
     torch.manual_seed(0)
     network = build_network(network_config("lite0-fpn", ("person", "dog", "car"))).train()

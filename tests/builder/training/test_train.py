@@ -335,6 +335,7 @@ def test_a_loss_that_stays_infinite_ends_the_run_with_advice(
         ({"minutes": 0.0}, "minutes 0:"),
         ({"iterations": 0}, "iterations 0: give 1 or more"),
         ({"recipe": msgspec.structs.replace(RECIPE, batch_size=0)}, "batch size 0: give 1 or more"),
+        ({"recipe": msgspec.structs.replace(RECIPE, branch_batch_size=0)}, "branch batch size 0:"),
         ({"recipe": msgspec.structs.replace(RECIPE, learning_rate=0)}, "learning rate 0: give"),
         ({"workers": -1}, "workers -1: give 0 or more"),
         ({"predict_masks": True}, "needs box annotations and an initial model"),
@@ -438,6 +439,47 @@ def test_a_network_learns_boxes_masks_and_keypoints_at_once(run) -> None:
     (entry,) = metrics(config)
     assert entry["losses"].keys() >= {"rpn_box", "box_class", "mask", "keypoint"}
     assert load_checkpoint(path)[0].keypoints is not None
+
+
+def test_a_joint_run_learns_the_keypoints_of_all_its_files(run, of_red: Path) -> None:
+    poses = run().annotations.with_name("keypoints.json")
+    boxes = poses.with_name("posed_boxes.json")
+    content = json.loads(poses.read_text())
+    for annotation in content["annotations"]:
+        annotation["segmentation"] = []
+    boxes.write_text(json.dumps(content))
+    joint = run(
+        annotations=poses,
+        box_annotations=boxes,
+        keypoint_annotations=(poses,),
+        initial=of_red,
+        predict_masks=True,
+    )
+    for config in (joint, msgspec.structs.replace(joint, predict_masks=False, initial=None)):
+        dataset = train_module._Run(config, Console(quiet=True)).dataset
+        known = [bool((dataset[0, i][1]["keypoints"][..., 2] > 0).any()) for i in range(6)]
+        assert known == [True] * 6
+    predicted = json.loads((joint.output / "predicted_masks.json").read_text())
+    assert [a["keypoints"] for a in predicted["annotations"]] == [
+        a["keypoints"] for a in content["annotations"]
+    ]
+    assert silently(joint) is not None
+
+
+def test_without_files_of_keypoints_those_of_other_files_are_not_read(run) -> None:
+    poses = run().annotations.with_name("keypoints.json")
+    dataset = train_module._Run(run(annotations=poses), Console(quiet=True)).dataset
+    assert "keypoints" not in dataset[0, 0][1]
+
+
+def test_files_with_other_keypoints_than_the_branch_are_an_input_error(run) -> None:
+    poses = run().annotations.with_name("keypoints.json")
+    content = json.loads(poses.read_text())
+    content["categories"][0]["keypoints"][0] = "tail"
+    other = poses.with_name("other.json")
+    other.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"other\.json: other keypoints than in the files of key"):
+        silently(run(annotations=poses, box_annotations=other, keypoint_annotations=(poses,)))
 
 
 def test_keypoints_are_measured_where_they_are_those_of_a_person(run, of_red: Path) -> None:
