@@ -70,8 +70,14 @@ class Scene:
 class Studio:
     """A publisher on a thread of its own: sends the scene of each source 20 times a second."""
 
-    def __init__(self, endpoint: str = "tcp://127.0.0.1:0", keys: ServerKeys | None = None) -> None:
+    def __init__(
+        self,
+        endpoint: str = "tcp://127.0.0.1:0",
+        keys: ServerKeys | None = None,
+        gateway: str | None = None,
+    ) -> None:
         self._keys = keys
+        self._gateways = () if gateway is None else (gateway,)
         self.scenes: dict[str, Scene] = {}
         self.subscribers = 0
         self._events: queue.Queue[tuple[str, str, dict[str, Any]]] = queue.Queue()
@@ -89,7 +95,9 @@ class Studio:
         self._thread.join()
 
     def _run(self, endpoint: str) -> None:
-        with Publisher(endpoint, NAMES, keypoints=COCO_PERSON, keys=self._keys) as publisher:
+        with Publisher(
+            endpoint, NAMES, keypoints=COCO_PERSON, keys=self._keys, gateways=self._gateways
+        ) as publisher:
             self._bound.put(publisher.endpoint)
             index = 0
             while not self._stop.wait(0.05):

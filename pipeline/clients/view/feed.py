@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
@@ -23,10 +24,15 @@ MOST_IN_FLIGHT = 2
 SILENT_AFTER_S = 5.0
 """Without a message for this long, the page says that the publisher is silent."""
 
+FORGET_AFTER_S = 10.0
+"""When a connection was made again, sources that nothing is heard of are shown for this long."""
+
 _POLL_S = 0.2
 
 _DRAIN_S = 0.5
 """What has arrived before a connection broke is handed on for this long."""
+
+_REMOVED = {"state": "ended", "reason": "removed"}
 
 Item = Packet | str
 
@@ -156,9 +162,13 @@ class Feed:
         """Receive until no browser is left or the connection has broken."""
         heard_s = time.monotonic()
         drained_by_s: float | None = None
+        forget_at_s: float | None = None
         while self._has_browsers.is_set():
             if drained_by_s is None and self._subscription.broken:
                 drained_by_s = time.monotonic() + _DRAIN_S
+            if forget_at_s is not None and time.monotonic() > forget_at_s:
+                self._forget_unmentioned()
+                forget_at_s = math.inf
             try:
                 wait_s = _POLL_S if drained_by_s is None else 0
                 item = await self._subscription.receive_async(wait_s)
@@ -170,6 +180,8 @@ class Feed:
             if drained_by_s is not None and time.monotonic() > drained_by_s:
                 return
             heard_s = time.monotonic()
+            if forget_at_s is None:
+                forget_at_s = heard_s + FORGET_AFTER_S
             self._set_silent(False)
             if isinstance(item, PublishedFrame):
                 self._add_frame(item)
@@ -213,21 +225,25 @@ class Feed:
 
     def _add_state(self, event: StreamEvent) -> None:
         state = "ended" if event.name == "ended" else str(event.data.get("state", ""))
-        shown = {
-            "state": state,
-            "reason": str(event.data.get("reason", "")),
-            "publisher": event.publisher,
-        }
-        removed = state == "ended" and shown["reason"] == "removed"
-        if removed:
-            self._sources.pop(event.source, None)
-        else:
-            self._source(event.source).state = shown
-        text = _encode_state(event.source, shown)
+        shown = {"state": state, "reason": str(event.data.get("reason", ""))}
+        if shown == _REMOVED:
+            self._forget(event.source)
+            return
+        self._source(event.source).state = shown
         for mailbox in self._mailboxes:
-            if removed:
-                mailbox.discard(event.source)
-            mailbox.put_text(event.source, text)
+            mailbox.put_text(event.source, _encode_state(event.source, shown))
+
+    def _forget_unmentioned(self) -> None:
+        """Forget the sources that the publisher had before it was restarted, and has no more."""
+        for name, source in list(self._sources.items()):
+            if source.packet is None and not source.state:
+                self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        self._sources.pop(name, None)
+        for mailbox in self._mailboxes:
+            mailbox.discard(name)
+            mailbox.put_text(name, _encode_state(name, _REMOVED))
 
 
 def _encode_state(source: str, state: dict[str, Any]) -> str:

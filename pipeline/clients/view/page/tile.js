@@ -18,7 +18,7 @@ export class Tile {
 
   constructor(name, template, show, onOpen) {
     this.name = name;
-    this.publisher = "";
+    this.toldMs = performance.now(); // when the view last sent something of it
     this.element = template.content.firstElementChild.cloneNode(true);
     this.#parts = Object.fromEntries(
       [...this.element.querySelectorAll("[data-part]")].map((e) => [e.dataset.part, e]),
@@ -61,7 +61,6 @@ export class Tile {
     this.#image?.close();
     this.#image = image;
     this.#frame = packet;
-    this.publisher = packet.publisher;
     this.#receivedMs = performance.now();
     this.#numbers = this.#colours.assign(packet);
     this.#sent.push([packet.publish_ms, packet.seq]);
@@ -79,8 +78,8 @@ export class Tile {
     drawFrame(canvas, this.#frame, this.#image, this.#numbers, this.show, canvas.clientWidth);
   }
 
-  setState({ state, reason, publisher }) {
-    this.publisher = publisher;
+  setState({ state, reason }) {
+    this.toldMs = performance.now();
     this.#state = reason ? `${state}: ${reason}` : state;
     this.element.dataset.state = state;
     this.#showState();

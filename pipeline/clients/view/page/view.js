@@ -7,14 +7,14 @@ const WRONG_TOKEN = 4401;
 const TOO_MANY = 4429;
 const LONGEST_BACKOFF_MS = 5000;
 const TICK_MS = 500;
-const FORGET_AFTER_MS = 10_000; // sources of a publisher that was replaced
+const FORGET_AFTER_MS = 10_000; // sources that a view that was restarted does not know
 const TOGGLES = ["masks", "boxes", "pose", "labels"];
 
 const byId = (id) => document.getElementById(id);
 const grid = byId("grid");
 const show = { masks: true, boxes: true, pose: true, labels: true, score: 0 };
 const tiles = new Map();
-let publisher = ""; // the one heard of last
+let connectedMs = 0;
 let paused = false;
 let held = []; // names of frames to acknowledge when the page is shown and not paused
 let socket = null;
@@ -34,7 +34,10 @@ function connect() {
   socket.binaryType = "arraybuffer";
   held = [];
   const opened = socket;
-  opened.onopen = () => opened.send(token());
+  opened.onopen = () => {
+    connectedMs = performance.now();
+    opened.send(token());
+  };
   opened.onmessage = ({ data }) => {
     if (typeof data === "string") {
       receiveText(JSON.parse(data));
@@ -60,7 +63,6 @@ function receiveText(message) {
   if (message.kind === "link") {
     setLink(message.silent ? "connected; no data from the publisher" : "connected");
   } else if (message.kind === "state") {
-    publisher = message.publisher;
     if (message.state === "ended" && message.reason === "removed") {
       removeTile(message.source);
     } else {
@@ -72,7 +74,7 @@ function receiveText(message) {
 async function receiveFrame(buffer, from) {
   const packet = readPacket(buffer);
   if (packet.keypoints) byId("pose").parentElement.hidden = false;
-  publisher = packet.publisher;
+  if (tiles.has(packet.source)) tiles.get(packet.source).toldMs = performance.now();
   if (!paused && !document.hidden) {
     try {
       await tileOf(packet.source).add(packet);
@@ -156,8 +158,10 @@ document.addEventListener("keydown", (event) => {
 });
 addEventListener("resize", drawAll);
 setInterval(() => {
+  const isTold = // a view tells a browser that connects all that it knows
+    socket.readyState === WebSocket.OPEN && performance.now() > connectedMs + FORGET_AFTER_MS;
   for (const tile of tiles.values()) {
-    if (tile.publisher !== publisher && tile.silentMs > FORGET_AFTER_MS) {
+    if (isTold && tile.toldMs < connectedMs) {
       removeTile(tile.name);
     } else {
       tile.tick();

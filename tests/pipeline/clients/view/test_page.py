@@ -21,6 +21,7 @@ from studio import HEIGHT, NAMES, WIDTH, Scene, Studio, blobs, jpeg, union, wait
 from maskcast.engines.instances.instances import Instances, PolygonMasks
 from maskcast.engines.instances.keypoints import COCO_PERSON
 from maskcast.pipeline.clients.view.packet import Packet
+from maskcast.pipeline.cluster.gateway import Gateway
 from maskcast.pipeline.outputs.draw import Annotator, draw_skeleton, limb_colour, palette
 from maskcast.pipeline.subscriber.received import PublishedFrame
 
@@ -293,6 +294,29 @@ def test_a_removed_source_leaves_the_page(page: Page, studio: Studio) -> None:
     del studio.scenes["cam0"]
     studio.event("cam0", "ended", reason="removed")
     wait_until(lambda: page.tile("cam0") is None, what="no third tile")
+
+
+def test_silent_sources_behind_a_gateway_stay_on_the_page(
+    driver: webdriver.Chrome, page: Page, serve: Any
+) -> None:
+    with Gateway("tcp://127.0.0.1:0", "tcp://127.0.0.1:0") as gateway:
+        loud = Studio("", gateway=gateway.sources_endpoint)
+        away = Studio("", gateway=gateway.sources_endpoint)
+        try:
+            loud.scenes["loud"] = Scene(INSTANCES)
+            away.event("away", "state", state="reconnecting", reconnects=1, reason="no answer")
+            both = Page(driver, serve(gateway.endpoint))
+            wait_until(lambda: both.part("away", "state"), what="the source without frames")
+            for _ in range(3):  # each takes the page a frame
+                for instances in (INSTANCES, blobs([])):
+                    loud.scenes["loud"] = Scene(instances)
+                    counts = "person 2, dog 1" if len(instances) else "nothing"
+                    wait_until(lambda: both.part("loud", "counts") == counts, what=counts)  # noqa: B023
+                assert both.part("away", "state") == "reconnecting: no answer"
+        finally:
+            loud.close()
+            away.close()
+            driver.get(page.url)
 
 
 def test_a_source_opens_and_closes_with_the_keyboard(page: Page) -> None:

@@ -22,6 +22,7 @@ websockets = pytest.importorskip("websockets")
 from websockets.exceptions import ConnectionClosed, InvalidStatus  # noqa: E402
 from websockets.sync.client import ClientConnection, connect  # noqa: E402
 
+from maskcast.pipeline.clients.view import feed  # noqa: E402
 from maskcast.pipeline.wire.curve import new_keys  # noqa: E402
 from maskcast.pipeline.wire.server_keys import ServerKeys  # noqa: E402
 
@@ -236,6 +237,24 @@ def test_a_publisher_that_is_restarted_is_shown_again(serve: Any) -> None:
             deadline = time.monotonic() + 20
             while viewer.frame("cam1")["publisher"] == first["publisher"]:
                 assert time.monotonic() < deadline
+        finally:
+            studio.close()
+
+
+def test_sources_that_a_restarted_publisher_does_not_have_are_forgotten(
+    serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "FORGET_AFTER_S", 1.0)
+    studio = Studio()
+    studio.scenes |= {"cam1": Scene(INSTANCES), "cam2": Scene(INSTANCES)}
+    with viewing(serve(studio.endpoint)) as viewer:
+        viewer.frame("cam2")
+        studio.close()
+        studio = Studio(studio.endpoint)
+        try:
+            studio.scenes["cam1"] = Scene(INSTANCES)
+            assert viewer.state("cam2", "ended")["reason"] == "removed"
+            assert viewer.frame("cam1")
         finally:
             studio.close()
 
