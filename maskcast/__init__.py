@@ -210,6 +210,7 @@ def main() -> None:
     end a command at any point, without a traceback: with exit code 0 where a stream was watched or
     run, with 130 where work is left undone.
     """
+    import errno
     import signal
     import sys
 
@@ -256,10 +257,12 @@ def main() -> None:
         exit_code = 2
     except SystemExit as end_of_command:
         exit_code = end_of_command.code if isinstance(end_of_command.code, int) else 0
-    except Exception:
-        if not interrupted:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            sys.stderr.write(f"maskcast: {error.filename}: {error.strerror}; use a shorter path\n")
+            exit_code = 2
+        elif not interrupted:  # else a library that calls back into Python converted it to this
             raise
-        # A library that calls back into Python converted the interrupt to an error of its own.
     finally:  # from here on an interrupt must not cause a traceback
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

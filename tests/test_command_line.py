@@ -181,6 +181,11 @@ BAD_INPUT = {
     "no bundle to measure": ("eval nowhere --images . --annotations coco.json", "nowhere"),
     "no annotations": ("eval default --images . --annotations no.json", r"no\.json"),
     "no category known": ("eval default --images . --annotations coco.json", r"coco\.json"),
+    "output name too long": (
+        f"run text.mp4 --save {'a' * 300}.mp4",
+        "aaa.mp4: cannot be written: ",
+    ),
+    "image name too long": (f"predict {'a' * 300}", "aaa: File name too long; use a shorter path"),
     "checkpoint missing": ("build no.pth --out new", r"no\.pth"),
     "not a checkpoint": ("build text.mp4 --out new", r"text\.mp4"),
     "not a size": ("build no.pth --out new --size 8x8x8", "--size 8x8x8: give HEIGHTxWIDTH"),

@@ -12,12 +12,13 @@ from concurrent.futures import Future
 from rich.console import Console
 
 from maskcast.engines.engine import Engine
+from maskcast.engines.errors import InputError
 from maskcast.engines.memory import limit_heaps
 from maskcast.engines.threads import mark_abandonable
 from maskcast.pipeline.cli.live_table import LiveTable
 from maskcast.pipeline.cli.signals import stopping_on_signals
 from maskcast.pipeline.cli.watch import count_labels
-from maskcast.pipeline.configuration.config import Config
+from maskcast.pipeline.configuration.config import Config, OutputConfig
 from maskcast.pipeline.pipeline import Pipeline
 from maskcast.pipeline.sources.state import SourceState
 from maskcast.pipeline.stages.infer import load_engine_for
@@ -48,7 +49,7 @@ def run_to_end(
         The final figures.
 
     Raises:
-        InputError: the configuration cannot be run.
+        InputError: the configuration cannot be run, or an output is not written at the end.
     """
     limit_heaps()
     check_config(config)
@@ -86,10 +87,23 @@ def _run(
                     shown_s = now_s
             _show(table, pipeline, label_names, note())
             pipeline.join()
-        return pipeline.stats()
+        stats = pipeline.stats()
+        _check_written(config.outputs, stats)
+        return stats
     finally:
         if not busy:
             engine.close()
+
+
+def _check_written(outputs: OutputConfig, stats: Stats) -> None:
+    """Report an output that was not being written when the run ended."""
+    for name, problem in stats.outputs.items():
+        if problem:
+            missing = sum(sum(source.unrecorded.values()) for source in stats.sources)
+            raise InputError(
+                f"{getattr(outputs, name)}: cannot be written: {problem}; "
+                f"{missing} processed frames are missing in the files"
+            )
 
 
 def _load(config: Config) -> Engine:

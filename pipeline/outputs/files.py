@@ -77,7 +77,7 @@ class PendingFile:
     def __init__(self, path: Path, *, replace: bool) -> None:
         self.name = self._final = path.resolve() if replace else path
         self._replace = replace
-        self.path = self._final.with_name(f".{self._final.name}.part")
+        self.path = _part_path(self._final)
         self.is_kept = False
 
     def probe(self) -> None:
@@ -123,8 +123,9 @@ def expand(path: Path, time_ns: int) -> Path:
     Raises:
         OSError: a folder cannot be made.
     """
-    expanded = Path(datetime.fromtimestamp(time_ns / 1e9).strftime(str(path)))
-    if is_pattern(path.parent):
+    local_time = datetime.fromtimestamp(time_ns / 1e9).astimezone()  # knows its zone, for %z
+    expanded = Path(local_time.strftime(str(path)))
+    if expanded.parent != path.parent:  # %D in a name makes folders, too
         expanded.parent.mkdir(parents=True, exist_ok=True)
     return expanded
 
@@ -156,22 +157,29 @@ def check_writable(path: Path) -> None:
     """Refuse a file that certainly cannot be written, without touching it.
 
     Raises:
-        InputError: its folder does not exist or is read-only, or the path is a folder.
+        InputError: its folder does not exist or is read-only, the path is a folder, or a name in it
+            is too long.
     """
+    try:
+        problem = _writing_problem(path)
+    except OSError as error:  # a name in it is too long
+        problem = error.strerror
+    if problem:
+        raise InputError(f"{path}: cannot be written: {problem}")
+
+
+def _writing_problem(path: Path) -> str:
     folder = path.parent
     while is_pattern(folder):
         folder = folder.parent
     if path.is_dir():
-        problem = "it is a folder; add a file name"
-    elif not folder.is_dir():
-        problem = f"No such file or directory: {folder}; create the folder first"
-    elif not os.access(folder, os.W_OK | os.X_OK) or (
-        path.exists() and not os.access(path, os.W_OK)
-    ):
-        problem = "permission denied"
-    else:
-        return
-    raise InputError(f"{path}: cannot be written: {problem}")
+        return "it is a folder; add a file name"
+    if not folder.is_dir():
+        return f"No such file or directory: {folder}; create the folder first"
+    _part_path(path).exists()  # raises if the name is too long
+    if not os.access(folder, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        return "permission denied"
+    return ""
 
 
 def check_not_input(path: Path, inputs: Iterable[Path]) -> None:
@@ -198,6 +206,11 @@ def _is_same(path: Path, given: Path) -> bool:
         return any(os.path.samestat(status, file.stat()) for file in files if file.exists())
     except OSError:
         return False  # at least one of them does not exist
+
+
+def _part_path(path: Path) -> Path:
+    """Return the name under which a file is written until it is worth its own."""
+    return path.with_name(f".{path.name}.part")
 
 
 def _claim(path: Path) -> Path:

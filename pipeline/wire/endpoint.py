@@ -46,7 +46,10 @@ def check_endpoint(endpoint: str, example: str) -> str:
             return endpoint
     elif scheme == "ipc" and 0 < len(address.encode()) <= LONGEST_PATH:
         return endpoint
-    raise InputError(f"invalid endpoint {endpoint[:200]!r}: use {example} or ipc:///path/to/socket")
+    limit = f" of at most {LONGEST_PATH} bytes" if scheme == "ipc" else ""
+    raise InputError(
+        f"invalid endpoint {endpoint[:200]!r}: use {example} or ipc:///path/to/socket{limit}"
+    )
 
 
 def reason(error: zmq.ZMQError) -> str:

@@ -35,6 +35,21 @@ def test_a_run_that_fails_before_its_first_frame_prints_nothing_else(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_run_whose_output_is_not_written_at_its_end_fails_with_the_reason(
+    make_clip, timed_engine, monkeypatch
+) -> None:
+    monkeypatch.setattr(module, "load_engine_for", lambda config: timed_engine(0.002))
+    config = make_config(
+        {"sources": [{"url": str(make_clip(frames=5))}], "outputs": {"jsonl": "/dev/full"}}
+    )
+    with pytest.raises(
+        InputError,
+        match="/dev/full: cannot be written: No space left on device; 5 processed frames are miss",
+    ):
+        run_to_end(config)
+
+
 def test_a_run_limits_its_heaps_before_the_engine_makes_threads(monkeypatch) -> None:
     calls: list[str] = []
 

@@ -64,6 +64,21 @@ def test_folders_with_a_time_in_their_name_are_made(tmp_path: Path) -> None:
     check_writable(path)
     found = written(FileNames(path, ["door"]).next("door", AT_NS))
     assert found == Path(datetime.fromtimestamp(AT_NS / 1e9).strftime(str(path)))
+    found = written(FileNames(tmp_path / "cam-%D.mp4", ["door"]).next("door", AT_NS))  # 09/30/26
+    assert found.parent.parent.parent == tmp_path
+
+
+def test_a_name_may_contain_the_zone_of_its_local_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "XYZ-5:45")
+    time.tzset()
+    try:
+        found = written(FileNames(tmp_path / "%H%M%z-%Z.mp4", ["door"]).next("door", 0))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert found.name == "0545+0545-XYZ.mp4"
 
 
 def test_a_percent_sign_alone_is_no_pattern(tmp_path: Path) -> None:
@@ -124,5 +139,8 @@ def test_what_cannot_be_written_is_refused_with_the_reason(tmp_path: Path) -> No
         check_writable(tmp_path / "absent" / "out.mp4")
     with pytest.raises(InputError, match="it is a folder; add a file name"):
         check_writable(tmp_path)
+    for name in ("a" * 300, "a" * 248 + ".mp4", f"{'a' * 300}/out.mp4"):  # with ".part" too long
+        with pytest.raises(InputError, match="cannot be written: File name too long"):
+            check_writable(tmp_path / name)
     check_writable(tmp_path / "out.mp4")
     assert list(tmp_path.iterdir()) == []
