@@ -5,7 +5,8 @@ Run: ``python -m benchmarks.view [--sources 4] [--fps 15] [--seconds 20] [--brow
 A publisher in this process sends 1280x720 JPEG images with people-sized masks. ``maskcast view``
 runs in a process of its own, with one websocket client that acknowledges each frame at once, as
 a fast browser does. With ``--browser``, Chromium shows the page for that time, and its JavaScript
-heap and the memory of its processes are reported every 30 seconds.
+heap after a collection, the resident memory of its renderer, which is the tab's process, and the
+proportional memory of all its processes are reported every 30 seconds.
 """
 
 from __future__ import annotations
@@ -148,32 +149,54 @@ def measure_tab(view: ViewProcess, seconds: float) -> None:
                 fps = [cell.text for cell in cells]
                 print(
                     f"after {time.monotonic() - began_s:.0f} s: heap {heap / 1e6:.1f} MB, "
-                    f"Chromium {tree_mb(driver.service.process.pid):.0f} MB, fps {', '.join(fps)}",
+                    f"renderer {renderer_mb(tree(driver.service.process.pid)):.0f} MB, "
+                    f"Chromium {shared_mb(tree(driver.service.process.pid)):.0f} MB, "
+                    f"fps {', '.join(fps)}",
                     flush=True,
                 )
         finally:
             driver.quit()
 
 
-def tree_mb(root: int) -> float:
-    """Return the proportional memory (PSS) of a process and its descendants, MB."""
+def tree(root: int) -> set[int]:
+    """Return the ids of a process and its descendants."""
     parents: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-    tree = {root}
-    while more := {pid for pid, parent in parents.items() if parent in tree} - tree:
-        tree |= more
-    total = 0
-    for pid in tree:
+    found = {root}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def read_kb(pid: int, file: str, key: str) -> int:
+    """Return a figure of /proc in kB; 0 if the process has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+def shared_mb(pids: set[int]) -> float:
+    """Return the memory of processes with their share of what they share (PSS), MB."""
+    return sum(read_kb(pid, "smaps_rollup", "Pss") for pid in pids) / 1000
+
+
+def renderer_mb(pids: set[int]) -> float:
+    """Return the resident memory (RSS) of the largest renderer among processes, MB."""
+    renderers = [0]
+    for pid in pids:
         try:
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
             continue
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return total / 1000
+        if b"--type=renderer" in command:
+            renderers.append(read_kb(pid, "status", "VmRSS"))
+    return max(renderers) / 1000
 
 
 def measure_jpeg() -> None:
