@@ -163,7 +163,7 @@ def check_writable(path: Path) -> None:
     try:
         problem = _writing_problem(path)
     except OSError as error:  # a name in it is too long
-        problem = error.strerror
+        problem = error.strerror or str(error)
     if problem:
         raise InputError(f"{path}: cannot be written: {problem}")
 
