@@ -23,6 +23,7 @@ from maskcast.pipeline.sources.source import Source, SourceLostError
 from maskcast.pipeline.sources.state import FINISHED, SourceState, StateChange
 from maskcast.pipeline.stages.frame_rate import frame_rate_limiters
 from maskcast.pipeline.stages.stage import Event, PipelineContext
+from maskcast.pipeline.url import redact
 
 START_POLL_S = 0.02
 
@@ -124,7 +125,9 @@ class DecodeStage(threading.Thread):
         Returns:
             Whether this was the first call.
         """
-        data = {"reason": reason, "detail": detail} if detail else {"reason": reason}
+        data = {"reason": reason}
+        if detail:
+            data["detail"] = self._without_address(detail)
         last_word = Event(self._source_name, "ended", data)
         self.is_over = True
         if not self._inbox.close(last_word, discard=discard):
@@ -230,8 +233,12 @@ class DecodeStage(threading.Thread):
         self._log(change)
         data: dict[str, str | int] = {"state": change.state, "reconnects": change.reconnects}
         if change.reason:
-            data["reason"] = change.reason
+            data["reason"] = self._without_address(change.reason)
         self._inbox.post(Event(self._source_name, "state", data))
+
+    def _without_address(self, text: str) -> str:
+        """Return a reason as it is published: subscribers need not know where a source is."""
+        return text.removeprefix(f"{redact(self.config.url)}: ")
 
     def _log(self, change: StateChange) -> None:
         if change.state is SourceState.RECONNECTING and not self._has_answered:

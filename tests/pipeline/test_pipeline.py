@@ -6,6 +6,7 @@ import pytest
 from witnesses import Listener, Log, configured, wait_until
 
 from maskcast.pipeline.pipeline import Pipeline
+from maskcast.pipeline.subscriber.subscribe import subscribe
 
 
 def test_no_frame_of_several_files_is_lost_and_all_keep_their_order(
@@ -176,6 +177,32 @@ def test_absent_cameras_are_retried_until_the_pipeline_is_stopped(
         kinds[0]
     ) == 1  # while the cause is the same
     assert "secret" not in repr(events) + repr(pipeline.stats())
+
+
+def test_published_reasons_do_not_say_where_a_source_is(
+    timed_engine, free_port: int, tmp_path: Path
+) -> None:
+    (tmp_path / "text.mp4").write_text("this is no video\n" * 100)
+    camera = {"url": ABSENT["RTSP"].format(port=free_port), "name": "camera"}
+    file = {"url": str(tmp_path / "text.mp4"), "name": "file"}
+    endpoint = f"ipc://{tmp_path}/socket"
+    pipeline = Pipeline(configured(camera, file, publish={"endpoint": endpoint}), timed_engine())
+    pipeline.start()
+    try:
+        said = {}
+        with subscribe(endpoint, events=True, until_ended=False, timeout_s=20) as received:
+            while len(said) < 2:
+                event = received.receive()
+                if event.data.get("state") == "reconnecting":
+                    said["camera"] = event.data["reason"]
+                elif event.name == "ended" and event.source == "file":
+                    said["file"] = event.data["detail"]
+        assert said["camera"].startswith("connection refused; check")
+        assert said["file"].startswith("not a video that FFmpeg can read; check")
+        assert f"127.0.0.1:{free_port}" in pipeline.stats().sources[0].detail
+    finally:
+        pipeline.stop()
+        pipeline.join()
 
 
 def test_a_run_over_files_goes_on_while_a_camera_may_still_come(
