@@ -34,6 +34,9 @@ MAX_QUEUED = 1000
 MAX_TOPICS = 4096
 """Retained topics; further ones, of sources or zones that a publisher invents, are left out."""
 
+_UNSPECIFIED = 0x80
+"""Reason code of a connection that broke; paho calls it "Unspecified error"."""
+
 EVENTS = ("zone_entered", "zone_left", "line_crossed", "track_ended")
 
 _logger = logging.getLogger(__name__)
@@ -68,12 +71,12 @@ class Broker:
         Raises:
             InputError: it is something else, or it holds a password.
         """
-        parts = urlsplit(url)
-        prefix = parts.path.strip("/")
         try:
+            parts = urlsplit(url)
             port = parts.port or (8883 if parts.scheme == "mqtts" else 1883)
-        except ValueError:
-            port = 0
+        except ValueError:  # of the port, or an address in brackets
+            parts, port = urlsplit(""), 0
+        prefix = parts.path.strip("/")
         if parts.password is not None:
             raise InputError("MQTT broker: password in the URL; use --password-file")
         is_topic = prefix and not set(prefix) & set("+#\0")
@@ -104,6 +107,7 @@ class MqttBridge:
         self._sent_at_s = 0.0
         self._connected = threading.Event()
         self._fresh = threading.Event()  # connected since the last flush
+        self._reported = ""
         self.lost = 0
         self._client = self._new_client()
 
@@ -228,6 +232,7 @@ class MqttBridge:
             self._report(str(reason))
             return
         _logger.info("mqtt_connected", extra=fields(host=self._broker.host, port=self._broker.port))
+        self._reported = ""
         self._fresh.set()
         self._connected.set()
 
@@ -239,9 +244,14 @@ class MqttBridge:
     def _on_disconnect(self, _c: Client, _u: Any, _f: Any, reason: Any, _p: Any) -> None:
         self._connected.clear()
         if reason.is_failure:
-            self._report(str(reason))
+            unspecified = reason.value == _UNSPECIFIED
+            self._report("the connection was lost" if unspecified else str(reason))
 
     def _report(self, reason: str) -> None:
+        """Log why there is no connection, once until there is one, unless the reason changes."""
+        if reason == self._reported:
+            return
+        self._reported = reason
         shown = fields(host=self._broker.host, port=self._broker.port, reason=reason)
         _logger.warning("mqtt_unreachable", extra=shown)
 

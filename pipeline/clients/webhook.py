@@ -7,6 +7,7 @@ import hmac
 import http.client
 import logging
 import random
+import re
 import threading
 import time
 import uuid
@@ -38,6 +39,9 @@ TIMEOUT_S = 10.0
 _RETRIED = (408, 425, 429)
 """Client errors that are retried, as server errors are."""
 
+_URL = re.compile("[!-~]+")
+"""Printable ASCII: http.client sends nothing else."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -57,9 +61,16 @@ class Webhook:
     """
 
     def __init__(self, url: str, secret: str | None) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(f"webhook {redact(url)!r}: expected https://HOST/PATH")
+        try:
+            parts = urlsplit(url)
+            is_valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # of the port, or an address in brackets
+            is_valid = False
+        if not (is_valid and _URL.fullmatch(url)):
+            raise InputError(
+                f"webhook {redact(url)!r}: expected https://HOST/PATH; in percent-encoding, if "
+                "there are blanks or letters other than a to z in it"
+            )
         if parts.username or parts.password:
             raise InputError("webhook: the URL has a password; sign requests with a secret instead")
         self._url, self._parts = redact(url), parts

@@ -51,11 +51,18 @@ class Access:
 
     def admits_origin(self, origin: str | None, host: str) -> bool:
         """Whether a page of this Origin may connect. Programs other than browsers send none."""
-        return origin is None or urlsplit(origin).netloc.lower() == host.lower()
+        return origin is None or _address(origin) == host.lower()
 
     def admits_token(self, token: str) -> bool:
         """Whether this is the token; takes as long for every wrong one."""
         return self._token is None or hmac.compare_digest(token.encode(), self._token.encode())
+
+
+def _address(url: str) -> str:
+    try:
+        return urlsplit(url).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def _hostname(host: str) -> str:

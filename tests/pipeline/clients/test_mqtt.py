@@ -200,6 +200,18 @@ def test_a_broker_with_tls_is_reached_if_its_certificate_is_right(
         pass
 
 
+def test_a_broker_that_hangs_up_again_and_again_is_reported_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(30)
+        with MqttBridge(Broker("127.0.0.1", server.getsockname()[1], "mc", None, False)):
+            for _ in range(3):
+                server.accept()[0].close()
+    (record,) = [record for record in caplog.records if record.msg == "mqtt_unreachable"]
+    assert record.fields["reason"] == "the connection was lost"  # type: ignore[attr-defined]
+
+
 def test_addresses_are_read_and_wrong_ones_refused() -> None:
     read = Broker.parse("mqtts://me@host/a/b", "word")
     assert (read.host, read.port, read.prefix, read.user) == ("host", 8883, "a/b", "me")
@@ -212,6 +224,7 @@ def test_addresses_are_read_and_wrong_ones_refused() -> None:
         "mqtt://host/#",
         "mqtt://host:99999/x",
         "mqtt:///x",
+        "mqtt://[::1/x",
     ):
         with pytest.raises(InputError, match="expected mqtt://HOST"):
             Broker.parse(url)

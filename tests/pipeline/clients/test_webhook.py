@@ -184,7 +184,15 @@ def test_the_command_posts_over_https_to_a_server_whose_certificate_is_right(
 def test_wrong_addresses_and_secrets_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for url in ("ftp://host/", "https:///path", "example.org"):
+    for url in (
+        "ftp://host/",
+        "https:///path",
+        "example.org",
+        "http://host:99999/",
+        "http://[::1/",
+        "http://host/hö",
+        "http://host/a b",
+    ):
         with pytest.raises(InputError, match="expected https"):
             Webhook(url, None)
     with pytest.raises(InputError, match="has a password") as refused:

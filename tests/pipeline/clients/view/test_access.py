@@ -37,7 +37,14 @@ def test_pages_of_other_origins_may_not_connect() -> None:
     assert access.admits_origin("http://127.0.0.1:8080", "127.0.0.1:8080")
     assert access.admits_origin("https://Camera.example", "camera.example")
     assert access.admits_origin(None, "127.0.0.1:8080")
-    for origin in ("http://evil.example", "http://127.0.0.1:8081", "null", "file://", ""):
+    for origin in (
+        "http://evil.example",
+        "http://127.0.0.1:8081",
+        "null",
+        "file://",
+        "",
+        "http://[x",
+    ):
         assert not access.admits_origin(origin, "127.0.0.1:8080"), origin
 
 
