@@ -13,6 +13,10 @@ Equal answer means: the default model as its users run it, every instance above 
 torchvision runs the same weights with its own settings; it has to make masks of up to 100 boxes, of
 which the engine makes those that are kept. That both see the same is checked. Give an image of
 people.
+
+Poses: the default model's keypoint branch on two boxes, from the features to positions, as
+``estimate_pose`` runs it between detection and masks. "positions" is the part from heatmaps to
+positions alone, torchvision's and ours. That the positions in fp32 are torchvision's is checked.
 """
 
 from __future__ import annotations
@@ -36,13 +40,16 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import heatmaps_to_keypoints
 from torchvision.ops import box_iou
 
 from maskcast.builder.build import build
 from maskcast.builder.checkpoint.checkpoint import load_bundle_weights, save_model
 from maskcast.builder.network.network import NetworkConfig, build_network, network_config
 from maskcast.engines.bundle import Bundle, open_bundle
+from maskcast.engines.engine import Detections
 from maskcast.engines.image import NetworkImage
+from maskcast.engines.instances.keypoints import decode_heatmaps
 from maskcast.engines.openvino.engine import OpenVinoEngine, has_bf16
 
 CASES = {
@@ -51,18 +58,23 @@ CASES = {
     "default 256x448": ("default", (256, 448)),
 }
 ANSWER = "default 256x448, equal answer"
+POSES = "default 256x448, poses"
 _THROUGHPUT = "openvino int8, throughput"
 _SAME_IOU, _SAME_SCORE = 0.8, 0.1
 """What of two precisions is one instance: int8 moves a box by a few pixels."""
+_PEOPLE = np.array([[50, 30, 120, 220], [200, 60, 260, 200]], np.float32)
+"""The boxes whose poses are estimated, of the size of people who stand some metres away."""
 
 
 def network_of(
-    name: str, size: tuple[int, int], *, equal_work: bool = True
+    name: str, size: tuple[int, int], *, equal_work: bool = True, with_poses: bool = False
 ) -> tuple[NetworkConfig, Any]:
     """Make a network; for equal work one that finds as much in every image as it can."""
     torch.manual_seed(0)
     if name == "default":
-        config = network_config("lite0-fpn", open_bundle("default").manifest.labels[1:])
+        manifest = open_bundle("default").manifest
+        keypoints = manifest.keypoints if with_poses else None
+        config = network_config("lite0-fpn", manifest.labels[1:], keypoints=keypoints)
     else:
         config = network_config(name, tuple(f"class {index}" for index in range(1, 91)))
     config = replace(config, min_size=min(size), max_size=max(size))
@@ -143,21 +155,29 @@ def engines_of(
         photos.mkdir()
         Image.fromarray(rgb).save(photos / "0.png")
         bundle = build(checkpoint, folder / "fp32", size=size)
-        engines = {"openvino fp32": OpenVinoEngine(bundle)}
+        pose = config.keypoints is not None
+        engines = {"openvino fp32": OpenVinoEngine(bundle, pose=pose)}
         if has_bf16():
             bf16 = Bundle(bundle.path, replace(bundle.manifest, precision="bf16"))
-            engines["openvino bf16"] = OpenVinoEngine(bf16)
+            engines["openvino bf16"] = OpenVinoEngine(bf16, pose=pose)
         int8 = build(bundle.path, folder / "int8", precision="int8", calibration=photos)
-        engines["openvino int8"] = OpenVinoEngine(int8)
-        engines[_THROUGHPUT] = OpenVinoEngine(int8, "throughput")
+        engines["openvino int8"] = OpenVinoEngine(int8, pose=pose)
+        engines[_THROUGHPUT] = OpenVinoEngine(int8, "throughput", pose=pose)
     return engines
+
+
+def read_pixels(image: Path | None, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Read an image in the network's size; without one make noise."""
+    if image is None:
+        return np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    return np.array(Image.open(image).convert("RGB").resize(size[::-1]))
 
 
 def run_answer(image: Path, repeat: int) -> dict[str, Any]:
     """Measure the default model as it is used, and check that the answers agree."""
     size = CASES["default 256x448"][1]
     config, network = network_of("default", size, equal_work=False)
-    rgb = np.array(Image.open(image).convert("RGB").resize(size[::-1]))
+    rgb = read_pixels(image, size)
     threshold = open_bundle("default").manifest.score_threshold
     engines = engines_of(config, network, size, rgb)
     image = NetworkImage(rgb, size, size)
@@ -186,6 +206,52 @@ def run_answer(image: Path, repeat: int) -> dict[str, Any]:
     return with_ratios(measure(contestants, repeat, images))
 
 
+def run_poses(image: Path | None, repeat: int) -> dict[str, Any]:
+    """Measure the keypoint branch of the default model, and check that the positions agree."""
+    size = CASES["default 256x448"][1]
+    config, network = network_of("default", size, equal_work=False, with_poses=True)
+    rgb = read_pixels(image, size)
+    heads, boxes = network.roi_heads, torch.from_numpy(_PEOPLE)
+    with torch.inference_mode():
+        rgb_01 = torch.from_numpy(rgb).permute(2, 0, 1) / 255
+        images = network.transform.batch_images([network.transform.normalize(rgb_01)], 32)
+        features = network.backbone(images)
+
+    def find_heatmaps() -> torch.Tensor:
+        with torch.inference_mode():
+            pooled = heads.keypoint_roi_pool(features, [boxes], [size])
+            heatmaps: torch.Tensor = heads.keypoint_predictor(heads.keypoint_head(pooled))
+        return heatmaps
+
+    heatmaps = find_heatmaps()
+    logits = heatmaps.numpy()
+    expected = heatmaps_to_keypoints(heatmaps, boxes)[0].numpy()[..., :2]
+    contestants: dict[str, Callable[[], int]] = {
+        "torchvision": lambda: len(heatmaps_to_keypoints(find_heatmaps(), boxes)[0]),
+        "torchvision, positions": lambda: len(heatmaps_to_keypoints(heatmaps, boxes)[0]),
+        "openvino, positions": lambda: len(decode_heatmaps(logits, _PEOPLE)),
+    }
+    engines = engines_of(config, network, size, rgb)
+    for label, engine in engines.items():
+        count = engine.max_batch
+        found = engine.detect([NetworkImage(rgb, size, size)] * count, 1.0)
+        # The engine lends the features of these images to the end.
+        found.boxes = np.tile(_PEOPLE, (count, 1))
+        found.image_index = np.repeat(np.arange(count, dtype=np.int32), len(_PEOPLE))
+
+        def run(engine: OpenVinoEngine = engine, found: Detections = found) -> int:
+            posed = engine.estimate_pose(found).keypoints
+            return 0 if posed is None else len(posed) // engine.max_batch
+
+        contestants[label] = run
+        posed = engine.estimate_pose(found).keypoints
+        apart = 0.0 if posed is None else np.abs(posed[:2, :, :2] - expected).max(axis=2)
+        if label == "openvino fp32" and np.mean(apart >= 0.1) > 0.005:
+            print(f"{label}: other positions than torchvision's")
+    images_of = {label: engine.max_batch for label, engine in engines.items()}
+    return with_ratios(measure(contestants, repeat, images_of))
+
+
 def with_ratios(results: dict[str, dict[str, float | int]]) -> dict[str, Any]:
     """Add how many times faster than torchvision each contestant is."""
     base = results["torchvision"]["median_ms"]
@@ -198,10 +264,7 @@ def run_case(name: str, image: Path | None, repeat: int) -> dict[str, Any]:
     """Measure one network at one size."""
     network_name, size = CASES[name]
     config, network = network_of(network_name, size)
-    if image is None:
-        rgb = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    else:
-        rgb = np.array(Image.open(image).convert("RGB").resize(size[::-1]))
+    rgb = read_pixels(image, size)
     engines = engines_of(config, network, size, rgb)
     contestants: dict[str, Callable[[], int]] = {
         "torchvision": lambda: modules_only(network, rgb),
@@ -213,23 +276,29 @@ def run_case(name: str, image: Path | None, repeat: int) -> dict[str, Any]:
     return with_ratios(measure(contestants, repeat, images))
 
 
+def run(name: str, image: Path | None, repeat: int) -> dict[str, Any]:
+    """Measure what a name stands for."""
+    if name == POSES:
+        return run_poses(image, repeat)
+    if name == ANSWER:
+        assert image is not None
+        return run_answer(image, repeat)
+    return run_case(name, image, repeat)
+
+
 def main() -> None:
     """Measure and print."""
+    choices = [*CASES, ANSWER, POSES]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--repeat", type=int, default=7)
-    parser.add_argument("--case", action="append", choices=[*CASES, ANSWER], help="only this one")
+    parser.add_argument("--case", action="append", choices=choices, help="only this one")
     parser.add_argument("--image", type=Path, help="what to look at; noise by default")
     arguments = parser.parse_args()
-    chosen = arguments.case or [*CASES, *([ANSWER] if arguments.image else [])]
+    chosen = arguments.case or [name for name in choices if arguments.image or name != ANSWER]
     if ANSWER in chosen and arguments.image is None:
         parser.error("--image: equal answers need an image of people")
-    results = {
-        name: run_answer(arguments.image, arguments.repeat)
-        if name == ANSWER
-        else run_case(name, arguments.image, arguments.repeat)
-        for name in chosen
-    }
+    results = {name: run(name, arguments.image, arguments.repeat) for name in chosen}
     if arguments.json:
         machine = {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
         print(json.dumps({"machine": machine, "repeat": arguments.repeat, "cases": results}))
@@ -240,8 +309,8 @@ def main() -> None:
         for label, row in found.items():
             table.add_row(
                 f"{name}, {label}",
-                f"{row['median_ms']:.1f}",
-                f"{row['best_ms']:.1f}",
+                f"{row['median_ms']:.2f}",
+                f"{row['best_ms']:.2f}",
                 str(row["detections"]),
                 f"{row['ratio']:.2f}",
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from functools import cached_property
 from typing import Annotated
 
@@ -13,17 +14,18 @@ from numpy.typing import NDArray
 HEATMAP_SIZE = 56
 """Side of a keypoint's heatmap in cells (He et al., Mask R-CNN, section 5)."""
 
-_CELLS = HEATMAP_SIZE + 1
+_INTERVALS = HEATMAP_SIZE + 1
 """Intervals between the centres of neighbouring cells, those beyond the border included."""
+_PADDED = HEATMAP_SIZE + 4
+"""Side of a heatmap whose border cells are repeated twice, as interpolation sees it."""
 _CUBIC = -0.75
 """Keys' parameter of cubic convolution, as torch and OpenCV choose it."""
-_POSITIVE, _NEGATIVE = 1.1875, -0.1875
-"""Largest sum of the positive weights of four taps, half way between two cells, and the rest."""
+_OUTER = 0.1875
+"""Half way between two cells, what the two outer of the four taps take away from the inner two."""
 _RADIUS = 3
 """The score counts the cells up to this far from the keypoint's own."""
-_BLOCK = 64
-"""Rows and columns that are interpolated at once. OpenBLAS computes larger products on several
-threads, which wait for one another in loops: with the cores in use, a hundred times as long."""
+_MOST_VALUES = 1 << 16
+"""Pixels that are interpolated at once."""
 
 Name = Annotated[str, Meta(min_length=1, max_length=64)]
 Place = Annotated[int, Meta(ge=0, le=255)]
@@ -117,7 +119,7 @@ def find_peaks(heatmaps: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDA
 
     It is what ``heatmaps_to_keypoints`` of torchvision (roi_heads.py) finds: a box has at least one
     pixel each way, a fraction of a pixel counts as one, and a position is the centre of a pixel.
-    Only the part of a heatmap in which the largest value can lie is upsampled.
+    Only the parts of a heatmap in which the largest value can lie are upsampled.
 
     Args:
         heatmaps: as for ``decode_heatmaps``.
@@ -129,15 +131,11 @@ def find_peaks(heatmaps: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDA
     points = np.zeros((*heatmaps.shape[:2], 3), np.float32)
     for found, maps, box in zip(points, heatmaps, boxes, strict=True):
         sides = np.maximum(box[2:] - box[:2], np.float32(1))
-        columns, rows = (_Taps(int(np.ceil(side))) for side in sides)
-        chosen = _candidates(maps, rows, columns)
-        chosen_rows = chosen.max(axis=2)[:, rows.cell]  # [K, pixels]
-        chosen_columns = chosen.max(axis=1)[:, columns.cell]
-        for k, heatmap in enumerate(maps):
-            y, x = np.flatnonzero(chosen_rows[k]), np.flatnonzero(chosen_columns[k])
-            found[k] = _peak(heatmap, y, rows.weights[y], x, columns.weights[x])
+        pixels = np.ceil(sides)
+        columns, rows = (_taps(int(count)) for count in pixels)
+        _Surface(maps, rows, columns).find_peaks(found)
         found[:, :2] += np.float32(0.5)
-        found[:, :2] *= sides / np.array([len(columns), len(rows)], np.float32)
+        found[:, :2] *= sides / pixels
         found[:, :2] += box[:2]
     return points
 
@@ -146,9 +144,12 @@ class _Taps:
     """Cubic interpolation from the 56 cells to the pixels of one side of a box.
 
     Attributes:
-        cell: ``[S]`` int, ascending: in which interval between two cell centres each pixel lies;
-            0 is beyond the first.
-        weights: ``[S, 56]`` float32 of each cell in each pixel; cells beyond the border repeat it.
+        first: ``[57]`` int, the first pixel in each interval between two cell centres; interval 0
+            is beyond the first cell.
+        weights: ``[4, P, 57]`` float32, of the four cells around each pixel of an interval; where
+            it has less than P pixels, the last one is repeated.
+        is_used: ``[60]`` bool, whether there are pixels in the interval; the last 3 are none.
+        nearest: ``[56]`` int, the interval of the pixel nearest to the centre of each cell.
     """
 
     def __init__(self, size: int) -> None:
@@ -157,20 +158,21 @@ class _Taps:
         ) - np.float32(0.5)
         below = np.floor(position)
         t = position - below
-        self.cell = below.astype(np.intp) + 1
-        self.weights = np.zeros((size, HEATMAP_SIZE), np.float32)
-        pixels = np.arange(size)
-        for tap, distance in enumerate((t + 1, t, 1 - t, 2 - t)):
-            source = np.clip(self.cell + tap - 2, 0, HEATMAP_SIZE - 1)
-            self.weights[pixels, source] += _cubic(distance, is_near=tap in (1, 2))
+        interval = below.astype(np.intp) + 1
+        self.first = np.searchsorted(interval, np.arange(_INTERVALS))
+        count = np.diff(self.first, append=size)
+        pixel = self.first + np.minimum(np.arange(count.max())[:, None], count - 1)
+        distances = (t + 1, t, 1 - t, 2 - t)
+        taps = np.stack([_cubic(d, is_near=i in (1, 2)) for i, d in enumerate(distances)])
+        self.weights = taps.take(pixel.clip(0, size - 1), axis=1)
+        self.is_used = np.zeros(_PADDED, np.bool_)
+        self.is_used[:_INTERVALS] = count > 0
+        centre = (np.arange(HEATMAP_SIZE) + 0.5) * size / HEATMAP_SIZE - 0.5
+        self.nearest = interval[np.rint(centre).astype(np.intp).clip(0, size - 1)]
 
-    def __len__(self) -> int:
-        return len(self.cell)
 
-    def nearest(self, source: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Find the pixel nearest to the centre of each cell."""
-        pixel = (source + 0.5) * len(self) / HEATMAP_SIZE - 0.5
-        return np.clip(np.rint(pixel).astype(np.intp), 0, len(self) - 1)
+_taps = functools.lru_cache(maxsize=256)(_Taps)
+"""Boxes have the same few hundred sizes again and again."""
 
 
 def _cubic(distance: NDArray[np.float32], *, is_near: bool) -> NDArray[np.float32]:
@@ -184,66 +186,107 @@ def _cubic(distance: NDArray[np.float32], *, is_near: bool) -> NDArray[np.float3
     return far
 
 
-def _candidates(maps: NDArray[np.float32], rows: _Taps, columns: _Taps) -> NDArray[np.bool_]:
-    """Find the intervals ``[K, 57, 57]`` in which the largest interpolated value may lie.
+class _Surface:
+    """Heatmaps of one instance, interpolated to the pixels of its box.
 
-    Between four cell centres it is a weighted sum of 16 cells; with their largest value M and
-    smallest m it is at most ``p * M - n * m``, where p and n are the largest sums of the positive
-    and the negative weights. Where that is less than one interpolated value that is known, the
-    largest cannot lie.
-    """
-    flat = maps.reshape(len(maps), -1).argmax(axis=1)
-    y, x = np.divmod(flat, HEATMAP_SIZE)
-    across, down = columns.weights[columns.nearest(x)], rows.weights[rows.nearest(y)]
-    known = ((down[:, None] @ maps) @ across[:, :, None]).reshape(-1, 1, 1)
-    padded = np.pad(maps, ((0, 0), (2, 2), (2, 2)), mode="edge")
-    largest = _of_sixteen(np.maximum, padded)
-    smallest = _of_sixteen(np.minimum, padded)
-    p = _POSITIVE**2 + _NEGATIVE**2
-    n = -2 * _POSITIVE * _NEGATIVE
-    largest *= np.float32(p)
-    smallest *= np.float32(n)
-    largest -= smallest
-    # Rounding: float32 has 2^-24, and 16 values are added.
-    slack = np.float32(1e-5) * np.abs(maps).max(initial=0)
-    chosen: NDArray[np.bool_] = largest >= known - slack
-    return chosen
-
-
-def _of_sixteen(extreme: np.ufunc, padded: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Reduce each 4 x 4 neighbourhood: ``[K, 60, 60]`` to ``[K, 57, 57]``."""
-    two = extreme(padded[:, :-1], padded[:, 1:])
-    four = extreme(two[:, :-2], two[:, 2:])
-    two = extreme(four[:, :, :-1], four[:, :, 1:])
-    reduced: NDArray[np.float32] = extreme(two[:, :, :-2], two[:, :, 2:])
-    return reduced
-
-
-def _peak(
-    heatmap: NDArray[np.float32],
-    y: NDArray[np.intp],
-    down: NDArray[np.float32],
-    x: NDArray[np.intp],
-    across: NDArray[np.float32],
-) -> tuple[float, float, float]:
-    """Interpolate at some rows and columns of pixels: x, y and the value of the largest.
+    An interval, here, is the square between four cell centres. It has a number: its row and column
+    in the padded heatmap and which heatmap it is, as an index into ``_flat``, where the first of
+    the 16 cells that it is interpolated from lies.
 
     Args:
-        heatmap: ``[56, 56]``.
-        y: ``[H]``, the rows.
-        down: ``[H, 56]``, their weights.
-        x: ``[W]``, the columns.
-        across: ``[W, 56]``, their weights.
+        maps: ``[K, 56, 56]``.
+        rows: of the box.
+        columns: likewise.
     """
-    best = (0.0, 0.0, -np.inf)
-    for left in range(0, len(x), _BLOCK):
-        narrow = heatmap @ across[left : left + _BLOCK].T
-        for top in range(0, len(y), _BLOCK):
-            values = down[top : top + _BLOCK] @ narrow
-            row, column = divmod(int(values.argmax()), values.shape[1])
-            if values[row, column] > best[2]:
-                best = (x[left + column], y[top + row], values[row, column])
-    return best
+
+    def __init__(self, maps: NDArray[np.float32], rows: _Taps, columns: _Taps) -> None:
+        self._maps, self._rows, self._columns = maps, rows, columns
+        padded = np.empty((len(maps), _PADDED, _PADDED), np.float32)
+        padded[:, 2:-2, 2:-2] = maps
+        padded[:, 2:-2, :2] = maps[:, :, :1]
+        padded[:, 2:-2, -2:] = maps[:, :, -1:]
+        padded[:, :2] = padded[:, 2:3]
+        padded[:, -2:] = padded[:, -3:-2]
+        self._flat = padded.reshape(-1)
+
+    def find_peaks(self, found: NDArray[np.float32]) -> None:
+        """Write column, row and value of the largest pixel of each heatmap to ``[K, 3]``."""
+        which = self._candidates()
+        of_map = which // _PADDED**2
+        best = np.empty(len(which), np.float32)
+        step = max(1, _MOST_VALUES // self._pixels)
+        for start in range(0, len(which), step):
+            part = slice(start, start + step)
+            best[part] = self._interpolate(which[part]).max(axis=(0, 1))
+        every = np.arange(len(found))
+        largest = np.maximum.reduceat(best, np.searchsorted(of_map, every))
+        is_largest = np.flatnonzero(~(best < largest[of_map]))
+        winners = which[is_largest[np.searchsorted(of_map[is_largest], every)]]
+        values = self._interpolate(winners)
+        y, x = np.divmod(values.reshape(-1, len(found)).argmax(axis=0), values.shape[1])
+        row, column = np.divmod(winners % _PADDED**2, _PADDED)
+        found[:, 0] = self._columns.first[column] + x
+        found[:, 1] = self._rows.first[row] + y
+        found[:, 2] = values[y, x, every]
+
+    @property
+    def _pixels(self) -> int:
+        """Largest number of pixels in an interval."""
+        return self._rows.weights.shape[1] * self._columns.weights.shape[1]
+
+    def _candidates(self) -> NDArray[np.intp]:
+        """Find the intervals in which the largest pixels may lie, ascending; one or more a map.
+
+        Interpolation subtracts: with the largest M of the inner 4 of the 16 cells, the smallest m
+        of all and the largest T of the heatmap, a value is at most M + b (M - m) + c (T - M), where
+        -b and c are the largest sums of the weights of the 8 cells at the sides and of the 4 at the
+        corners. Where that is less than a pixel that is known, the largest cannot lie.
+        """
+        maps, flat = self._maps, self._flat
+        row, column = np.divmod(maps.reshape(len(maps), -1).argmax(axis=1), HEATMAP_SIZE)
+        top = maps[np.arange(len(maps)), row, column]
+        peaks = np.arange(len(maps)) * _PADDED**2
+        peaks += self._rows.nearest[row] * _PADDED + self._columns.nearest[column]
+        known = self._interpolate(peaks).max(axis=(0, 1))
+        b, c = 2 * (1 + _OUTER) * _OUTER, _OUTER**2
+        # All heatmaps in one row: what begins in the last 3 rows or columns is no interval. Memory
+        # of its own for each step would take longer than the step.
+        one, other, largest = np.zeros((3, flat.size), np.float32)
+        np.maximum(flat[:-1], flat[1:], out=one[:-1])
+        np.maximum(one[:-_PADDED], one[_PADDED:], out=largest[:-_PADDED])
+        np.minimum(flat[:-1], flat[1:], out=one[:-1])
+        np.minimum(one[:-2], one[2:], out=other[:-2])
+        np.minimum(other[:-_PADDED], other[_PADDED:], out=one[:-_PADDED])
+        np.minimum(one[: -2 * _PADDED], one[2 * _PADDED :], out=other[: -2 * _PADDED])
+        inner = _PADDED + 1
+        other *= np.float32(b / (1 + b - c))
+        np.subtract(largest[inner:], other[:-inner], out=one[:-inner])
+        # Rounding: float32 has 2^-24, and 16 values are added.
+        slack = np.float32(1e-5) * max(top.max(), -maps.min())
+        limit = (known - slack - np.float32(c) * top) / np.float32(1 + b - c)
+        chosen = one.reshape(len(maps), -1) >= limit[:, None]
+        chosen &= np.outer(self._rows.is_used, self._columns.is_used).reshape(-1)
+        chosen = chosen.reshape(-1)
+        chosen[peaks] = True
+        return np.flatnonzero(chosen)
+
+    def _interpolate(self, which: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Compute the pixels ``[P, Q, C]`` of C intervals, some of them repeated."""
+        row, column = np.divmod(which % _PADDED**2, _PADDED)
+        # Indexing would leave the weights of one interval next to each other, not those of all.
+        down, across = self._rows.weights.take(row, 2), self._columns.weights.take(column, 2)
+        cells = self._flat[which + _NEIGHBOURS]
+        narrow = cells[0] * down[0][:, None]  # [P, 4, C]
+        for tap in range(1, 4):
+            narrow += cells[tap] * down[tap][:, None]
+        values: NDArray[np.float32] = narrow[:, :1] * across[0]
+        for tap in range(1, 4):
+            values += narrow[:, tap : tap + 1] * across[tap]
+        return values
+
+
+_NEIGHBOURS = (np.arange(4)[:, None] * _PADDED + np.arange(4))[:, :, None]
+"""Where the 16 cells of an interval lie, from the first."""
 
 
 def _probability(
@@ -252,12 +295,13 @@ def _probability(
     """Sum softmax over the cells around each point."""
     sides = np.maximum(box[2:] - box[:2], np.float32(1))
     cell = ((points - box[:2]) * HEATMAP_SIZE / sides).astype(np.intp).clip(0, HEATMAP_SIZE - 1)
-    mass = np.exp(maps - maps.max(axis=(1, 2), keepdims=True))
+    mass = maps - maps.reshape(len(maps), -1).max(axis=1)[:, None, None]
+    np.exp(mass, out=mass)
     around = np.arange(-_RADIUS, _RADIUS + 1)
     x, y = cell[:, :1] + around, cell[:, 1:] + around
     inside = (y >= 0) & (y < HEATMAP_SIZE), (x >= 0) & (x < HEATMAP_SIZE)
     k = np.arange(len(maps))[:, None, None]
     near = mass[k, y[:, :, None] % HEATMAP_SIZE, x[:, None] % HEATMAP_SIZE]
     near *= inside[0][:, :, None] & inside[1][:, None]
-    share: NDArray[np.float32] = near.sum(axis=(1, 2)) / mass.sum(axis=(1, 2))
+    share: NDArray[np.float32] = near.sum(axis=(1, 2)) / mass.reshape(len(maps), -1).sum(axis=1)
     return np.minimum(share, np.float32(1))

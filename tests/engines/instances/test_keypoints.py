@@ -85,6 +85,16 @@ def test_heatmaps_like_a_network_s_are_decoded_as_by_torchvision(
     assert_same_as_torchvision(maps.astype(np.float32), box)
 
 
+@settings(max_examples=60)
+@given(box=boxes_of(500), seed=st.integers(0, 999), scale=st.sampled_from([0.1, 3.0, 30.0]))
+def test_heatmaps_that_were_enlarged_are_decoded_as_by_torchvision(
+    box: NDArray[np.float32], seed: int, scale: float
+) -> None:
+    small = torch.from_numpy(np.random.default_rng(seed).normal(0, scale, (1, 4, 28, 28)))
+    maps = interpolate(small, (56, 56), mode="bilinear", align_corners=False)
+    assert_same_as_torchvision(maps.numpy().astype(np.float32), box)
+
+
 def test_a_batch_of_boxes_is_decoded_box_by_box() -> None:
     rng = np.random.default_rng(0)
     heatmaps = rng.normal(0, 3, (4, 17, 56, 56)).astype(np.float32)
@@ -113,15 +123,16 @@ def test_a_box_as_large_as_the_largest_input_takes_little_memory(
 
 def test_only_a_part_of_a_clear_heatmap_is_upsampled(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    peak = keypoints._peak
+    interpolate = keypoints._Surface._interpolate
 
-    def watched(heatmap: Any, y: Any, down: Any, x: Any, across: Any) -> Any:
-        sizes.append(len(y) * len(x))
-        return peak(heatmap, y, down, x, across)
+    def watched(surface: Any, which: Any) -> Any:
+        values = interpolate(surface, which)
+        sizes.append(values.size)
+        return values
 
-    monkeypatch.setattr(keypoints, "_peak", watched)
+    monkeypatch.setattr(keypoints._Surface, "_interpolate", watched)
     find_peaks(draw_hill(20, 30, 1.0)[None, None], np.float32([[0, 0, 560, 560]]))
-    assert sizes[0] < 560 * 560 / 50
+    assert sum(sizes) < 560 * 560 / 50
 
 
 def test_the_score_is_the_probability_that_the_point_is_near() -> None:
