@@ -180,7 +180,7 @@ def run_answer(image: Path, repeat: int) -> dict[str, Any]:
     rgb = read_pixels(image, size)
     threshold = open_bundle("default").manifest.score_threshold
     engines = engines_of(config, network, size, rgb)
-    image = NetworkImage(rgb, size, size)
+    fitted = NetworkImage(rgb, size, size)
     with torch.inference_mode():
         (found,) = network([torch.from_numpy(rgb).permute(2, 0, 1) / 255])
     expected = found["scores"] >= threshold
@@ -190,7 +190,7 @@ def run_answer(image: Path, repeat: int) -> dict[str, Any]:
         "torchvision, pasting": lambda: whole_model(network, rgb),
     }
     for label, engine in engines.items():
-        (seen,) = engine.segment(engine.detect([image], threshold))
+        (seen,) = engine.segment(engine.detect([fitted], threshold))
         overlap = box_iou(boxes, torch.from_numpy(seen.boxes))
         best, which = overlap.max(dim=1) if len(seen) else (torch.zeros(len(boxes)), [])
         near = (scores - torch.from_numpy(seen.scores)[which]).abs() <= _SAME_SCORE
@@ -198,7 +198,7 @@ def run_answer(image: Path, repeat: int) -> dict[str, Any]:
             print(f"{label}: another answer, {len(seen)} instances for {len(boxes)}")
 
         def run(engine: OpenVinoEngine = engine) -> int:
-            batch = [image] * engine.max_batch
+            batch = [fitted] * engine.max_batch
             return len(engine.segment(engine.detect(batch, threshold))[0])
 
         contestants[label] = run

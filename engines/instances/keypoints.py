@@ -214,7 +214,8 @@ class _Surface:
         which = self._candidates()
         of_map = which // _PADDED**2
         best = np.empty(len(which), np.float32)
-        step = max(1, _MOST_VALUES // self._pixels)
+        pixels = self._rows.weights.shape[1] * self._columns.weights.shape[1]  # of an interval
+        step = max(1, _MOST_VALUES // pixels)
         for start in range(0, len(which), step):
             part = slice(start, start + step)
             best[part] = self._interpolate(which[part]).max(axis=(0, 1))
@@ -228,11 +229,6 @@ class _Surface:
         found[:, 0] = self._columns.first[column] + x
         found[:, 1] = self._rows.first[row] + y
         found[:, 2] = values[y, x, every]
-
-    @property
-    def _pixels(self) -> int:
-        """Largest number of pixels in an interval."""
-        return self._rows.weights.shape[1] * self._columns.weights.shape[1]
 
     def _candidates(self) -> NDArray[np.intp]:
         """Find the intervals in which the largest pixels may lie, ascending; one or more a map.
