@@ -27,7 +27,11 @@ _JITTER = 0.06
 
 
 def compute_losses(
-    network: Any, images: list[Tensor], targets: list[Target], branch_batch_size: int | None = None
+    network: Any,
+    images: list[Tensor],
+    targets: list[Target],
+    branch_batch_size: int | None = None,
+    keypoint_spread: float | None = None,
 ) -> dict[str, Tensor]:
     """Compute the losses of a batch; their sum is minimised.
 
@@ -37,8 +41,10 @@ def compute_losses(
         targets: per image ``boxes`` float ``[N, 4]`` (xyxy pixels), ``labels`` int64 ``[N]`` (from
             1) and, if there are any, ``masks`` uint8 ``[N, H, W]``, 0 or 1; an empty mask counts as
             absent; and ``keypoints`` float ``[N, K, 3]``, x and y pixels, above 0 if known.
-        branch_batch_size: maximum number of positive RoIs per image in the losses ``mask`` and
-            ``keypoint``, chosen at random; None takes all, as torchvision does.
+        branch_batch_size: maximum number of RoIs per image in the losses ``mask`` and ``keypoint``,
+            chosen at random; those of the latter lie near the instances' boxes. None takes all
+            positive proposals, as torchvision does.
+        keypoint_spread: as in ``Recipe``.
 
     Returns:
         Scalars ``rpn_objectness``, ``rpn_box``, ``box_class``, ``box_regression`` and, for a
@@ -64,17 +70,24 @@ def compute_losses(
         "box_class": box_class,
         "box_regression": box_loss,
     }
-    labels = [_sample(label, branch_batch_size) for label in labels]
-    branches = heads, features, rois, matches, labels, targets, batch
     if heads.has_mask():
-        losses["mask"] = _mask_loss(*branches)
+        some = [_sample(label, branch_batch_size) for label in labels]
+        losses["mask"] = _mask_loss(heads, features, rois, matches, some, targets, batch)
     if heads.has_keypoint():
-        losses["keypoint"] = _keypoint_loss(*branches)
+        if branch_batch_size is not None:
+            sizes = batch.image_sizes
+            rois, matches, labels = _regions_of_poses(targets, sizes, branch_batch_size, copies=1)
+        losses["keypoint"] = _keypoint_loss(
+            heads, features, rois, matches, labels, targets, batch, keypoint_spread
+        )
     return losses
 
 
 def compute_keypoint_loss(
-    network: Any, images: list[Tensor], targets: list[Target]
+    network: Any,
+    images: list[Tensor],
+    targets: list[Target],
+    keypoint_spread: float | None = None,
 ) -> dict[str, Tensor]:
     """Compute the loss of the keypoint branch alone; no other part of the network gets a gradient.
 
@@ -84,6 +97,7 @@ def compute_keypoint_loss(
         network: as for ``compute_losses``, in evaluation mode.
         images: likewise.
         targets: likewise; masks are not read.
+        keypoint_spread: as in ``Recipe``.
 
     Returns:
         ``keypoint``; 0 if no instance of the batch has a known keypoint.
@@ -92,14 +106,8 @@ def compute_keypoint_loss(
     with torch.no_grad():
         batch = _batch(network, images)
         features = network.backbone(batch.tensors)
-    rois, matches = [], []
-    for target, size in zip(targets, batch.image_sizes, strict=True):
-        known = torch.nonzero(_has_keypoints(target)).flatten()
-        some = known[torch.randperm(len(known), device=known.device)[:_MOST_POSED]]
-        matches.append(some.repeat(_COPIES))
-        rois.append(_jitter(target["boxes"][matches[-1]], size))
-    labels = [torch.ones_like(match) for match in matches]
-    loss = _keypoint_loss(heads, features, rois, matches, labels, targets, batch)
+    regions = _regions_of_poses(targets, batch.image_sizes, _MOST_POSED, _COPIES)
+    loss = _keypoint_loss(heads, features, *regions, targets, batch, keypoint_spread)
     # Without a keypoint there is no gradient, but the optimizer needs one.
     bias = heads.keypoint_predictor.kps_score_lowres.bias
     return {"keypoint": loss + 0 * bias.sum()}
@@ -111,6 +119,23 @@ def _batch(network: Any, images: list[Tensor]) -> ImageList:
     padded = transform.batch_images([transform.normalize(image) for image in images])
     padded = padded.to(memory_format=torch.channels_last)
     return ImageList(padded, [(image.shape[1], image.shape[2]) for image in images])
+
+
+def _regions_of_poses(
+    targets: list[Target], sizes: list[tuple[int, int]], most: int, copies: int
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Choose instances with known keypoints, and boxes near theirs, in each image.
+
+    Returns:
+        Per image boxes ``[N, 4]``, indices of their instances ``[N]`` and labels ``[N]``, all 1.
+    """
+    rois, matches = [], []
+    for target, size in zip(targets, sizes, strict=True):
+        known = torch.nonzero(_has_keypoints(target)).flatten()
+        some = known[torch.randperm(len(known), device=known.device)[:most]]
+        matches.append(some.repeat(copies))
+        rois.append(_jitter(target["boxes"][matches[-1]], size))
+    return rois, matches, [torch.ones_like(match) for match in matches]
 
 
 def _jitter(boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -184,6 +209,7 @@ def _keypoint_loss(
     labels: list[Tensor],
     targets: list[Target],
     batch: Any,
+    spread: float | None,
 ) -> Tensor:
     """Average the cross-entropy over the known keypoints in the positive RoIs (section 5)."""
     posed = [_has_keypoints(t) if "keypoints" in t else None for t in targets]
@@ -192,13 +218,37 @@ def _keypoint_loss(
         return features["0"].new_zeros((), dtype=torch.float32)
     pooled, boxes = _pool(heads.keypoint_roi_pool, features, rois, positives, batch)
     logits = heads.keypoint_predictor(heads.keypoint_head(pooled))
-    loss: Tensor = keypointrcnn_loss(
-        logits.float().contiguous(),
-        boxes,
-        [targets[i]["keypoints"] for i in positives],
-        [matches[i][positive] for i, positive in positives.items()],
-    )
+    keypoints = [targets[i]["keypoints"] for i in positives]
+    indices = [matches[i][positive] for i, positive in positives.items()]
+    if spread is not None:
+        points = torch.cat([k[index] for k, index in zip(keypoints, indices, strict=True)])
+        return _spread_loss(logits.float(), torch.cat(boxes), points, spread)
+    loss: Tensor = keypointrcnn_loss(logits.float().contiguous(), boxes, keypoints, indices)
     return loss
+
+
+def _spread_loss(logits: Tensor, boxes: Tensor, points: Tensor, spread: float) -> Tensor:
+    """Average the cross-entropy with normal distributions around the known keypoints.
+
+    Args:
+        logits: ``[N, K, S, S]``.
+        boxes: ``[N, 4]``, which the heatmaps cover.
+        points: ``[N, K, 3]``.
+        spread: standard deviation, cells.
+    """
+    side = logits.shape[-1]
+    sides = (boxes[:, 2:] - boxes[:, :2])[:, None]
+    # The middle of the first cell is at 0.
+    cells = (points[..., :2] - boxes[:, None, :2]) / sides * side - 0.5
+    is_inside = ((cells > -0.5) & (cells < side - 0.5)).all(2) & (points[..., 2] > 0)
+    chosen, cells = logits[is_inside], cells[is_inside]
+    distances = torch.arange(side, device=logits.device) - cells[..., None]
+    x, y = torch.exp(-0.5 * (distances / spread) ** 2).unbind(1)
+    target = y[:, :, None] * x[:, None]
+    target = (target / target.sum((1, 2), keepdim=True)).flatten(1)
+    if not len(target):
+        return logits.sum() * 0
+    return torch.nn.functional.cross_entropy(chosen.flatten(1), target)
 
 
 def _pool(

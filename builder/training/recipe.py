@@ -18,6 +18,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         learning_rate: peak, for a batch of ``batch_size``.
         weight_decay: of weights; biases and norms have none under AdamW.
         backbone_rate: the backbone's learning rate relative to that of the other layers.
+        keypoint_rate: that of the keypoint branch.
         frozen_levels: the stem and this many levels of the backbone keep their ImageNet weights.
         schedule: "step": a tenth after 2/3 and again after 8/9 of the run; "cosine": down to 0.
         warmup_iterations: iterations of linear warm-up.
@@ -26,9 +27,12 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             kept; None keeps the weights themselves.
         epochs: passes over the images; above 0.
         batch_size: images per iteration.
-        branch_batch_size: maximum number of positive RoIs per image in the losses of masks and
-            keypoints, chosen at random; None takes all.
+        branch_batch_size: maximum number of RoIs per image in the losses of masks and keypoints,
+            chosen at random; None takes all positive ones.
         keypoint_weight: factor of the keypoint loss where the whole network is trained.
+        keypoint_spread: standard deviation of the target around a keypoint, cells of the heatmap;
+            None is the paper's one cell.
+        keypoint_norms: batch norms in the keypoint branch while it is trained.
         bfloat16: autocast of the network to bfloat16.
         canvas: side of the square crop of each image, pixels; None resizes whole images.
         canvas_scales: range of the longer side before the crop, relative to ``canvas``.
@@ -43,6 +47,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     learning_rate: float = 0.02 / 16 * 2
     weight_decay: float = 1e-4
     backbone_rate: float = 1.0
+    keypoint_rate: float = 1.0
     frozen_levels: int = 1
     schedule: Literal["step", "cosine"] = "step"
     warmup_iterations: int = 500
@@ -52,6 +57,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     batch_size: int = 2
     branch_batch_size: int | None = None
     keypoint_weight: float = 1.0
+    keypoint_spread: float | None = None
+    keypoint_norms: bool = False
     bfloat16: bool = False
     canvas: int | None = None
     canvas_scales: tuple[float, float] = (0.7, 1.7)
@@ -68,6 +75,7 @@ RECIPES: dict[str, Recipe] = {
         learning_rate=3e-4,
         weight_decay=0.02,
         backbone_rate=0.25,
+        keypoint_rate=3.0,
         schedule="cosine",
         warmup_iterations=250,
         gradient_norm=5.0,
@@ -75,6 +83,8 @@ RECIPES: dict[str, Recipe] = {
         batch_size=4,
         branch_batch_size=12,
         keypoint_weight=0.4,
+        keypoint_spread=1.5,
+        keypoint_norms=True,
         bfloat16=True,
         canvas=384,
         colour_jitter=0.3,
@@ -90,6 +100,8 @@ RECIPES: dict[str, Recipe] = {
         gradient_norm=5.0,
         average_decay=0.999,
         batch_size=8,
+        keypoint_spread=1.5,
+        keypoint_norms=True,
         bfloat16=True,
         canvas=384,
         colour_jitter=0.3,
@@ -128,7 +140,11 @@ def make_optimizer(network: Any, recipe: Recipe) -> torch.optim.Optimizer:
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
-        rate = recipe.backbone_rate if name.startswith("backbone.body.") else 1.0
+        rate = 1.0
+        if name.startswith("backbone.body."):
+            rate = recipe.backbone_rate
+        elif name.startswith("roi_heads.keypoint_"):
+            rate = recipe.keypoint_rate
         is_weight = parameter.ndim > 1 or recipe.optimizer == "sgd"
         decay = recipe.weight_decay if is_weight else 0.0
         groups.setdefault((rate, decay), []).append(parameter)

@@ -38,6 +38,7 @@ from maskcast.builder.training.dataset import (
     open_keypoints,
 )
 from maskcast.builder.training.initial import InitialModel, read_initial
+from maskcast.builder.training.keypoint_norms import add_norms, fold_norms
 from maskcast.builder.training.log import TrainingLog
 from maskcast.builder.training.losses import Target, compute_keypoint_loss, compute_losses
 from maskcast.builder.training.predicted_masks import predict_masks
@@ -103,6 +104,8 @@ class _Run:
             freeze_all_but_keypoints(self.network)
         else:
             freeze_levels(self.network.backbone.body, self.recipe.frozen_levels)
+        if keypoints is not None and self.recipe.keypoint_norms:
+            add_norms(self.network.roi_heads.keypoint_head)
         self.network.to(self.device, memory_format=torch.channels_last)
         if config.box_annotations is not None:
             config.output.mkdir(parents=True, exist_ok=True)
@@ -257,7 +260,8 @@ class _Run:
             "scores": scores,
         }
         # In this order: a complete run always has its model.
-        save_model(path, self.network_config, self.kept.state_dict(), training)
+        state = fold_norms(self.kept.state_dict())
+        save_model(path, self.network_config, state, training)
         self.save()
         return path
 
@@ -270,6 +274,8 @@ class _Run:
         """Make one step; a batch whose loss is not finite is skipped."""
         is_whole = self.config.annotations is not None
         self.network.train(is_whole)
+        if self.network.roi_heads.has_keypoint():
+            self.network.roi_heads.keypoint_head.train()
         for module in self.network.backbone.body.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
@@ -279,11 +285,12 @@ class _Run:
         images = [image.to(self.device) for image in images]
         targets = [{k: v.to(self.device) for k, v in target.items()} for target in targets]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
+            spread = self.recipe.keypoint_spread
             if is_whole:
                 limit = self.recipe.branch_batch_size
-                losses = compute_losses(self.network, images, targets, limit)
+                losses = compute_losses(self.network, images, targets, limit, spread)
             else:
-                losses = compute_keypoint_loss(self.network, images, targets)
+                losses = compute_keypoint_loss(self.network, images, targets, spread)
             weights = {"keypoint": self.recipe.keypoint_weight if is_whole else 1.0}
             total = torch.stack([weights.get(k, 1.0) * v for k, v in losses.items()]).sum()
         self.optimizer.zero_grad()

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torchvision.models.detection.roi_heads import keypointrcnn_loss
 from torchvision.ops import box_iou
 
 from maskcast.builder.network.network import build_network, network_config
@@ -59,7 +60,8 @@ def test_of_the_positive_regions_of_an_image_a_limited_number_trains_the_branche
         compute_losses(network, images, targets, limit)
     all_of_them = counts[0]
     assert min(all_of_them) > 2
-    assert counts == [all_of_them] * 2 + [[2, 2]] * 2 + [all_of_them] * 2
+    of_poses = [1, 1]  # under a limit, keypoints are learned near the instances' own boxes
+    assert counts == [all_of_them] * 2 + [[2, 2], of_poses, all_of_them, of_poses]
 
 
 def test_each_positive_region_is_chosen_as_often_as_the_others() -> None:
@@ -208,3 +210,36 @@ def test_a_batch_without_known_keypoints_leaves_the_branch_as_it_is(posing) -> N
     found["keypoint"].backward()
     assert found["keypoint"].item() == 0
     assert not posing.roi_heads.keypoint_predictor.kps_score_lowres.bias.grad.any()
+
+
+def test_a_narrow_target_at_a_cells_middle_gives_the_loss_of_one_cell() -> None:
+    torch.manual_seed(2)
+    logits = torch.randn(1, 17, 56, 56)
+    box = torch.tensor([[10.0, 20.0, 66.0, 76.0]])  # a cell is a pixel
+    points = torch.tensor([[[10.5 + i, 30.5 + i, 2.0] for i in range(17)]])
+    one_cell = keypointrcnn_loss(logits, [box], [points], [torch.tensor([0])])
+    found = losses._spread_loss(logits, box, points, spread=0.05)
+    torch.testing.assert_close(found, one_cell)
+
+
+def test_a_wide_target_prefers_near_cells_to_far_ones() -> None:
+    box = torch.tensor([[0.0, 0.0, 56.0, 56.0]])
+    point = torch.tensor([[[28.5, 28.5, 2.0]]])
+
+    def loss(x: int, y: int) -> float:
+        logits = torch.zeros(1, 1, 56, 56)
+        logits[0, 0, y, x] = 5
+        return losses._spread_loss(logits, box, point, spread=1.5).item()
+
+    assert loss(28, 28) < loss(29, 28) < loss(31, 28) < loss(40, 28)
+    assert loss(29, 28) == pytest.approx(loss(27, 28)) == pytest.approx(loss(28, 29))
+
+
+def test_points_that_are_unknown_or_outside_of_the_box_have_no_part_in_a_wide_loss() -> None:
+    torch.manual_seed(3)
+    logits = torch.randn(1, 3, 56, 56)
+    box = torch.tensor([[0.0, 0.0, 112.0, 112.0]])
+    points = torch.tensor([[[50.0, 60.0, 2.0], [50.0, 60.0, 0.0], [113.0, 60.0, 2.0]]])
+    found = losses._spread_loss(logits, box, points, 1.5)
+    torch.testing.assert_close(found, losses._spread_loss(logits[:, :1], box, points[:, :1], 1.5))
+    assert losses._spread_loss(logits[:, 1:], box, points[:, 1:], 1.5) == 0
