@@ -25,6 +25,8 @@ class FittedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, values: Tensor) -> Tensor:
         """Normalise ``[N, C, H, W]``."""
         if self.training and not self.num_batches_tracked:
+            assert self.running_mean is not None
+            assert self.running_var is not None
             with torch.no_grad():
                 variance, mean = torch.var_mean(values.float(), (0, 2, 3), correction=0)
                 self.weight.copy_((variance + self.eps).sqrt())
