@@ -4,6 +4,8 @@ import { Colours, drawFrame } from "./draw.js";
 
 const RATE_OVER_MS = 3000;
 const SILENT_AFTER_MS = 3000;
+const SILENT_AFTER_INTERVALS = 3; // for sources with a low frame rate
+const SILENT_AFTER_AT_MOST_MS = 60_000;
 
 /** One source: its image, its state and its figures. */
 export class Tile {
@@ -12,7 +14,7 @@ export class Tile {
   #colours = new Colours();
   #numbers = [];
   #receivedMs = 0;
-  #sent = []; // [publish_ms, seq] of the last seconds
+  #sent = []; // [publish_ms, seq] of the last seconds, of two frames at least
   #state = "";
   #parts;
 
@@ -64,7 +66,8 @@ export class Tile {
     this.#receivedMs = performance.now();
     this.#numbers = this.#colours.assign(packet);
     this.#sent.push([packet.publish_ms, packet.seq]);
-    while (this.#sent[0][0] < packet.publish_ms - RATE_OVER_MS) this.#sent.shift();
+    const oldestMs = packet.publish_ms - RATE_OVER_MS;
+    while (this.#sent.length > 2 && this.#sent[0][0] < oldestMs) this.#sent.shift();
     this.#parts.hint.hidden = image !== null;
     this.draw();
     this.#showState();
@@ -101,12 +104,10 @@ export class Tile {
     this.#showState();
     const frame = this.#frame;
     if (!frame) return;
-    const [first, last] = [this.#sent[0], this.#sent.at(-1)];
-    const rate = last[0] > first[0] ? (1000 * (last[1] - first[1])) / (last[0] - first[0]) : 0;
-    const isLive = this.silentMs < SILENT_AFTER_MS;
+    const rate = this.#rate();
     const ageMs = frame.ageMs + this.silentMs;
     const parts = this.#parts;
-    parts.fps.textContent = isLive ? rate.toFixed(1) : "0";
+    parts.fps.textContent = this.#isSilent() ? "0" : rate.toFixed(rate < 1 ? 2 : 1);
     parts.latency.textContent = milliseconds(frame.latency_ms);
     parts.age.textContent = milliseconds(ageMs);
     parts.dropped.textContent = frame.dropped;
@@ -124,9 +125,21 @@ export class Tile {
     this.element.remove();
   }
 
+  /** Frames published per second; 0 while it is not known. */
+  #rate() {
+    const [first, last] = [this.#sent[0], this.#sent.at(-1)];
+    return last[0] > first[0] ? (1000 * (last[1] - first[1])) / (last[0] - first[0]) : 0;
+  }
+
+  #isSilent() {
+    const rate = this.#rate();
+    const expectedMs = rate ? (SILENT_AFTER_INTERVALS * 1000) / rate : 0;
+    const afterMs = Math.min(Math.max(SILENT_AFTER_MS, expectedMs), SILENT_AFTER_AT_MOST_MS);
+    return this.silentMs > afterMs;
+  }
+
   #showState() {
-    const silent =
-      this.#frame && !this.#state.startsWith("ended") && this.silentMs > SILENT_AFTER_MS;
+    const silent = this.#frame && !this.#state.startsWith("ended") && this.#isSilent();
     const text = silent
       ? `${this.#state || "streaming"}, no frames`
       : this.#state || (this.#frame ? "streaming" : "waiting");

@@ -236,15 +236,19 @@ Promise.all([import('/packet.js'), import('/draw.js')]).then(([{ readPacket }, {
 """
 
 
-def draw_in_browser(page: Page, instances: Instances) -> NDArray[np.bool_]:
+def encoded_packet(instances: Instances, seq: int = 0, publish_ns: int = 0) -> str:
     frame = PublishedFrame(
-        source="cam9", publisher="a" * 16, seq=0, index=0, pts_s=None, capture_ns=0, publish_ns=0,
+        source="cam9", publisher="a" * 16, seq=seq, index=0, pts_s=None, capture_ns=0,
+        publish_ns=publish_ns,
         received_ns=0, age_ms=0, lost_before=0, skipped_before=0, restarted=False, clock="receipt",
         stage_ms={}, drops={}, dropped_before=0, zones={}, lines={}, instances=instances,
         label_names=NAMES, keypoints=None, jpeg=None,
     )  # fmt: skip
-    encoded = base64.b64encode(Packet(frame, 0).encode()).decode()
-    url = page.driver.execute_async_script(DRAW, encoded)
+    return base64.b64encode(Packet(frame, 0).encode()).decode()
+
+
+def draw_in_browser(page: Page, instances: Instances) -> NDArray[np.bool_]:
+    url = page.driver.execute_async_script(DRAW, encoded_packet(instances))
     pixels = decode_png(base64.b64decode(url.partition(",")[2]))
     different: NDArray[np.bool_] = (pixels != pixels[0, 0]).any(axis=2)
     return different
@@ -269,6 +273,42 @@ def test_polygons_are_drawn_too(page: Page) -> None:
     rings = tuple(tuple(INSTANCES.polygons(i)) for i in range(len(INSTANCES)))
     instances = replace(INSTANCES, masks=PolygonMasks(rings))
     assert iou(draw_in_browser(page, instances), union(INSTANCES)) >= 0.93  # the line is outside
+
+
+SHOW_LATER = """
+const [packets, waitMs, done] = arguments;
+Promise.all([import('/packet.js'), import('/tile.js')]).then(async ([{ readPacket }, { Tile }]) => {
+  const show = { masks: true, boxes: false, pose: true, labels: false, score: 0 };
+  const tile = new Tile('cam9', document.getElementById('tile'), show, () => {});
+  for (const encoded of packets) {
+    await tile.add(readPacket(Uint8Array.from(atob(encoded), (c) => c.charCodeAt(0)).buffer));
+  }
+  const now = performance.now.bind(performance);
+  performance.now = () => now() + waitMs;
+  tile.tick();
+  performance.now = now;
+  done(['fps', 'state'].map((p) => tile.element.querySelector(`[data-part=${p}]`).textContent));
+});
+"""
+
+
+@pytest.mark.parametrize(
+    ("interval_s", "wait_s", "fps", "state"),
+    [
+        (0.1, 2, "10.0", "streaming"),
+        (0.1, 4, "0", "streaming, no frames"),
+        (8, 10, "0.13", "streaming"),
+        (8, 30, "0", "streaming, no frames"),
+        (3600, 50, "0.00", "streaming"),
+        (3600, 70, "0", "streaming, no frames"),  # it was away for an hour
+    ],
+)
+def test_a_source_with_a_low_frame_rate_is_not_said_to_have_no_frames(
+    page: Page, interval_s: float, wait_s: float, fps: str, state: str
+) -> None:
+    packets = [encoded_packet(INSTANCES, seq, int(seq * interval_s * 1e9)) for seq in range(3)]
+    shown = page.driver.execute_async_script(SHOW_LATER, packets, 1000 * wait_s)
+    assert shown == [fps, state]
 
 
 def test_a_source_that_ends_and_comes_back_is_shown(page: Page, studio: Studio) -> None:
