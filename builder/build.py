@@ -156,10 +156,10 @@ def build(
 
 def _read_bundle(source: str | Path) -> tuple[Manifest, dict[str, ModelProto]]:
     bundle = open_bundle(source)
-    graphs = {"detector": onnx.load(bundle.detector)}
-    for role, path in (("segmenter", bundle.segmenter), ("poser", bundle.poser)):
-        if path is not None:
-            graphs[role] = onnx.load(path)
+    present = bundle.manifest.graphs.present
+    graphs: dict[str, ModelProto] = {
+        name: onnx.load(bundle.path / graph.file) for name, graph in present.items()
+    }
     return bundle.manifest, graphs
 
 

@@ -15,7 +15,15 @@ from msgspec import Meta
 from maskcast.engines.errors import InputError
 from maskcast.engines.instances.keypoints import Keypoints
 from maskcast.engines.onnx_file import GraphPorts, check_graph
-from maskcast.engines.plan import FileName, Plan, Precision, Sha256, ShortText, Side
+from maskcast.engines.plan import (
+    FileName,
+    GraphName,
+    Plan,
+    Precision,
+    Sha256,
+    ShortText,
+    Side,
+)
 
 FORMAT = 1
 """The version of the manifest that is written and read here."""
@@ -32,14 +40,13 @@ _EMBEDDED = Path(__file__).parent / "bundles"
 _STRIDE = 32
 _SMALLEST_SIDE = 64
 _LARGEST_MANIFEST = 1 << 20
+_BOXES = frozenset({"p2", "p3", "p4", "p5", "boxes", "batch_index"})
 # What tells the graphs apart: an engine needs more outputs.
-_DETECTOR = GraphPorts(frozenset({"images", "sizes"}), frozenset({"p2"}))
-_SEGMENTER = GraphPorts(
-    frozenset({"p2", "p3", "p4", "p5", "boxes", "labels", "batch_index"}), frozenset({"masks"})
-)
-_POSER = GraphPorts(
-    frozenset({"p2", "p3", "p4", "p5", "boxes", "batch_index"}), frozenset({"heatmaps"})
-)
+_PORTS: dict[GraphName, GraphPorts] = {
+    "detector": GraphPorts(frozenset({"images", "sizes"}), frozenset({"p2"})),
+    "segmenter": GraphPorts(_BOXES | {"labels"}, frozenset({"masks"})),
+    "poser": GraphPorts(_BOXES, frozenset({"heatmaps"})),
+}
 
 
 class FixedInput(msgspec.Struct, frozen=True, tag="fixed", tag_field="kind"):
@@ -106,6 +113,16 @@ class Graphs(msgspec.Struct, frozen=True):
     detector: GraphFile
     segmenter: GraphFile | None = None
     poser: GraphFile | None = None
+
+    @property
+    def present(self) -> dict[GraphName, GraphFile]:
+        """The graphs that the bundle has, by name, the detector first."""
+        graphs: dict[GraphName, GraphFile | None] = {
+            "detector": self.detector,
+            "segmenter": self.segmenter,
+            "poser": self.poser,
+        }
+        return {name: graph for name, graph in graphs.items() if graph is not None}
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,14 +204,9 @@ def open_bundle(name_or_path: str | Path) -> Bundle:
     """
     path = default_bundle() if str(name_or_path) == DEFAULT else Path(name_or_path)
     manifest = read_manifest(path)
-    for graph, ports in (
-        (manifest.graphs.detector, _DETECTOR),
-        (manifest.graphs.segmenter, _SEGMENTER),
-        (manifest.graphs.poser, _POSER),
-    ):
-        if graph is not None:
-            _check(path / graph.file, graph.sha256)
-            check_graph(path / graph.file, ports)
+    for name, graph in manifest.graphs.present.items():
+        _check(path / graph.file, graph.sha256)
+        check_graph(path / graph.file, _PORTS[name])
     for plan in manifest.plans:
         _check(path / plan.file, plan.sha256)
     return Bundle(path, manifest)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
+from maskcast.engines.bundle import open_bundle
 from maskcast.engines.engine import Engine
 from maskcast.engines.errors import InputError
 from maskcast.engines.image import input_shape
@@ -137,9 +138,7 @@ class Pipeline:
         with ExitStack() as undo:
             for recorder in self._recorders:
                 undo.callback(recorder.close)
-            engine = self._given_engine
-            check_config(self.config, None if engine is None else engine.manifest)
-            parts = self._open(undo)
+            parts = self._open(self._checked_engine(undo), undo)
             supervisor = threading.Thread(
                 target=self._supervise, args=(parts,), name="pipeline", daemon=True
             )
@@ -225,15 +224,24 @@ class Pipeline:
 
     # ---- The run: open, start, follow orders, close
 
-    def _open(self, undo: ExitStack) -> _Parts:
-        """Load the model, bind the metrics' address, and make everything that runs."""
-        engine = self._given_engine or load_engine_for(self.config)
-        if self._given_engine is None:
+    def _checked_engine(self, undo: ExitStack) -> Engine:
+        """Check the configuration, and load the engine unless there is one."""
+        engine = self._given_engine
+        if engine is None:
+            bundle = open_bundle(self.config.model.bundle)
+            check_config(self.config, bundle.manifest)
+            engine = load_engine_for(self.config, bundle)
             undo.callback(engine.close)
-        elif self.config.model.pose and not engine.has_pose:
+            return engine
+        check_config(self.config, engine.manifest)
+        if self.config.model.pose and not engine.has_pose:
             raise InputError(
                 "model.pose: the given engine has no poser; use load_engine(..., pose=True)"
             )
+        return engine
+
+    def _open(self, engine: Engine, undo: ExitStack) -> _Parts:
+        """Bind the metrics' address, and make everything that runs."""
         names = [config.name or "" for config in self._configs]
         recorders = make_recorders(self.config.outputs, engine.manifest, names, self._audio_of)
         for recorder in recorders:

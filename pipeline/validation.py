@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from maskcast.engines.bundle import Manifest, open_bundle
+from maskcast.engines.bundle import Manifest
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.address import split_address
 from maskcast.pipeline.configuration.config import Config, PublishConfig
@@ -15,18 +15,17 @@ from maskcast.pipeline.tracking.regions import check_labels
 from maskcast.pipeline.wire.endpoint import check_endpoint
 
 
-def check_config(config: Config, manifest: Manifest | None = None) -> None:
+def check_config(config: Config, manifest: Manifest) -> None:
     """Check a configuration without loading a model or opening a connection; touch nothing.
 
     Args:
         config: what is to run.
-        manifest: the model's that will run; by default the configured bundle is opened.
+        manifest: of the model that will run.
 
     Raises:
         InputError: a required source is certainly wrong (``check_source``), an output cannot be
             written or is an input, an address is malformed, anyone could control the run, a key
-            cannot be read, a package is missing, there is no such bundle or class, or it is a
-            cluster's.
+            cannot be read, a package is missing, there is no such class, or it is a cluster's.
     """
     if config.cluster is not None:
         raise InputError("cluster: start it with maskcast cluster run, or remove this section")
@@ -45,10 +44,9 @@ def check_config(config: Config, manifest: Manifest | None = None) -> None:
         check_tracing_packages()
     if config.metrics is not None:
         split_address(config.metrics.address, "metrics", "127.0.0.1:9100")
-    label_names = (manifest or open_bundle(config.model.bundle).manifest).labels
-    labels_of(config.model.classes, label_names)
+    labels_of(config.model.classes, manifest.labels)
     for source in config.sources:
-        check_labels((*source.zones, *source.lines), label_names, source.name or source.url)
+        check_labels((*source.zones, *source.lines), manifest.labels, source.name or source.url)
 
 
 def _check_publish(publish: PublishConfig) -> None:

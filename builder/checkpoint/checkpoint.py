@@ -236,9 +236,10 @@ def load_bundle_weights(network: Any, bundle: Bundle) -> None:
         InputError: the bundle was built from another network.
     """
     state: dict[str, Tensor] = {}
-    poser = bundle.poser if network.roi_heads.has_keypoint() else None
-    for path in filter(None, (bundle.detector, bundle.segmenter, poser)):
-        graph = onnx.load(path)
+    for name, file in bundle.manifest.graphs.present.items():
+        if name == "poser" and not network.roi_heads.has_keypoint():
+            continue
+        graph = onnx.load(bundle.path / file.file)
         restore_float(graph)
         state |= _weights(graph)
     for name, module in network.named_modules():

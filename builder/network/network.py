@@ -281,43 +281,43 @@ def build_network(config: NetworkConfig) -> Any:
         "box_batch_size_per_image": config.box_batch_size,
         "box_positive_fraction": config.box_positive_fraction,
     }
-    if not config.with_masks:
+    if config.with_masks:
+        width = config.mask_head_channels
+        predictor = MaskRCNNPredictor(width, width, num_classes)
+        # torchvision's random start makes logits hundreds wide. A deviation of 0.001, as in the
+        # authors' code, starts from probabilities of one half.
+        nn.init.normal_(predictor.mask_fcn_logits.weight, std=0.001)
+        nn.init.zeros_(predictor.mask_fcn_logits.bias)
+        network = MaskRCNN(
+            backbone,
+            mask_roi_pool=pooler(
+                list(ROI_LEVELS), config.mask_pool_size, config.roi_align_sampling_ratio
+            ),
+            mask_head=MaskRCNNHeads(
+                channels, (width,) * config.mask_head_layers, 1, norm_layer=norm
+            ),
+            mask_predictor=predictor,
+            **arguments,
+        )
+    else:
         network = FasterRCNN(backbone, **arguments)
-        _add_keypoint_branch(network, config, pooler)
-        return network
-    width = config.mask_head_channels
-    predictor = MaskRCNNPredictor(width, width, num_classes)
-    # torchvision's random start makes logits hundreds wide. A deviation of 0.001, as in the
-    # authors' code, starts from probabilities of one half.
-    nn.init.normal_(predictor.mask_fcn_logits.weight, std=0.001)
-    nn.init.zeros_(predictor.mask_fcn_logits.bias)
-    network = MaskRCNN(
-        backbone,
-        mask_roi_pool=pooler(
-            list(ROI_LEVELS), config.mask_pool_size, config.roi_align_sampling_ratio
-        ),
-        mask_head=MaskRCNNHeads(channels, (width,) * config.mask_head_layers, 1, norm_layer=norm),
-        mask_predictor=predictor,
-        **arguments,
-    )
-    _add_keypoint_branch(network, config, pooler)
+    if config.keypoints is not None:
+        _add_keypoint_branch(network.roi_heads, config, len(config.keypoints), pooler)
     return network
 
 
 def _add_keypoint_branch(
-    network: Any, config: NetworkConfig, pooler: type[MultiScaleRoIAlign]
+    heads: Any, config: NetworkConfig, count: int, pooler: type[MultiScaleRoIAlign]
 ) -> None:
-    """Add what torchvision's KeypointRCNN has beyond its FasterRCNN."""
-    if config.keypoints is None:
-        return
-    width, heads = config.keypoint_head_channels, network.roi_heads
+    """Add to the heads of a network what torchvision's KeypointRCNN has beyond its FasterRCNN."""
+    width = config.keypoint_head_channels
     # A transposed convolution doubles the grid, and so does the upsampling after it.
     side = HEATMAP_SIZE // 4
     heads.keypoint_roi_pool = pooler(list(ROI_LEVELS), side, config.roi_align_sampling_ratio)
     heads.keypoint_head = KeypointRCNNHeads(
         config.fpn_channels, (width,) * config.keypoint_head_layers
     )
-    heads.keypoint_predictor = KeypointRCNNPredictor(width, len(config.keypoints))
+    heads.keypoint_predictor = KeypointRCNNPredictor(width, count)
     # Start from flat heatmaps, as the authors' code does.
     nn.init.normal_(heads.keypoint_predictor.kps_score_lowres.weight, std=0.001)
 

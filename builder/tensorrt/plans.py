@@ -25,9 +25,9 @@ from maskcast.builder.graph.quantization import is_quantised, restore_float
 from maskcast.builder.graph.size import FEATURES, fix_size, fold_shapes
 from maskcast.builder.tensorrt.process import Built, Event, Failure, Progress, Request
 from maskcast.builder.tensorrt.timing_cache import timing_cache_path
-from maskcast.engines.bundle import FixedInput, GraphFile, Manifest, sha256
+from maskcast.engines.bundle import FixedInput, Manifest, sha256
 from maskcast.engines.errors import InputError
-from maskcast.engines.plan import GraphName, Package, Plan
+from maskcast.engines.plan import Package, Plan
 from maskcast.engines.tensorrt.plugins.library import PLUGINS, compute_capability
 
 Report = Callable[[str, int, int], None]
@@ -70,16 +70,9 @@ def build_plans(
     """
     package, size = _package(manifest), _size(manifest)
     targets = _targets(package, capabilities)
-    graphs: dict[GraphName, GraphFile | None] = {
-        "detector": manifest.graphs.detector,
-        "segmenter": manifest.graphs.segmenter,
-        "poser": manifest.graphs.poser,
-    }
     plans = []
     most_boxes = 0  # of a batch: what the detector gives at most, the others must take
-    for name, graph in graphs.items():
-        if graph is None:
-            continue
+    for name, graph in manifest.graphs.present.items():
         source, target = folder / graph.file, folder / f"{name}.plan"
         model = prepare_graph(onnx.load(source), manifest.precision, size, source)
         most_boxes = most_boxes or max_batch * _detections(model)

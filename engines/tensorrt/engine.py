@@ -79,9 +79,7 @@ class TensorRTEngine(Engine):
         self._memory = Memory(self._gpu)
         self._closed = False
         self._plans: list[LoadedPlan] = []
-        names = ["detector"]
-        names += ["segmenter"] if bundle.segmenter is not None else []
-        names += ["poser"] if pose else []
+        names = [name for name in bundle.manifest.graphs.present if pose or name != "poser"]
         try:
             with self._gpu.current():
                 self._plans += open_plans(bundle, self._gpu.capability, names)

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 
 from rich.console import Console
 
+from maskcast.engines.bundle import Bundle, open_bundle
 from maskcast.engines.engine import Engine
 from maskcast.engines.errors import InputError
 from maskcast.engines.memory import limit_heaps
@@ -52,9 +53,10 @@ def run_to_end(
         InputError: the configuration cannot be run, or an output is not written at the end.
     """
     limit_heaps()
-    check_config(config)
+    bundle = open_bundle(config.model.bundle)
+    check_config(config, bundle.manifest)
     with Console(stderr=True).status("loading the model"):
-        engine = _load(config)
+        engine = _load(config, bundle)
     with stopping_on_signals() as stop:
         return _run(config, engine, limit, note, stop)
 
@@ -106,7 +108,7 @@ def _check_written(outputs: OutputConfig, stats: Stats) -> None:
             )
 
 
-def _load(config: Config) -> Engine:
+def _load(config: Config, bundle: Bundle) -> Engine:
     """Load the engine on another thread: in a C++ compiler no signal is handled for seconds.
 
     A thread that is still loading when the program ends is left behind (``maskcast.main``).
@@ -115,7 +117,7 @@ def _load(config: Config) -> Engine:
 
     def load() -> None:
         try:
-            loaded.set_result(load_engine_for(config))
+            loaded.set_result(load_engine_for(config, bundle))
         except BaseException as error:
             loaded.set_exception(error)
 

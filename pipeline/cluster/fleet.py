@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from maskcast.engines.bundle import open_bundle
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.cluster.gateway_process import GatewaySettings
 from maskcast.pipeline.configuration.config import (
@@ -42,7 +43,8 @@ def check_fleet(config: Config) -> tuple[ClusterConfig, PublishConfig]:
         )
     # Files and devices may be on the nodes alone.
     sources = [replace(source, required=False) for source in config.sources]
-    check_config(replace(config, cluster=None, sources=tuple(sources)))
+    manifest = open_bundle(config.model.bundle).manifest
+    check_config(replace(config, cluster=None, sources=tuple(sources)), manifest)
     return config.cluster, config.publish
 
 

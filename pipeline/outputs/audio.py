@@ -51,8 +51,10 @@ class AudioReader:
         self._source = source
         self._packets: Iterator[av.Packet[AudioStream]] = iter(())
         self._next: av.Packet[AudioStream] | None = None
-        self._container: InputContainer | None = None
         self._path = path
+        self._container: InputContainer | None = None
+        self._stream: AudioStream | None = None
+        self._is_new = True
 
     def add_stream(
         self, output: OutputContainer, form: str, options: dict[str, str]
@@ -61,19 +63,17 @@ class AudioReader:
 
         Args:
             output: the container.
-            form: the format that it was opened with.
-            options: the options that it was opened with.
+            form: the format that it was opened with, the same for all containers.
+            options: the options that it was opened with, likewise.
 
         Returns:
             The stream; None if there is no audio, or it cannot be copied into such a container.
         """
         try:
-            if self._container is None:
-                self._open()
-            if self._container is None or not self._container.streams.audio:
-                return None
-            self._try_copy(form, options)
-            return output.add_stream_from_template(self._container.streams.audio[0])
+            if self._is_new:
+                self._is_new = False
+                self._open(form, options)
+            return None if self._stream is None else output.add_stream_from_template(self._stream)
         except (av.FFmpegError, OSError, ValueError) as error:
             self._give_up(error)
             return None
@@ -113,10 +113,12 @@ class AudioReader:
         if self._container is not None:
             self._container.close()
 
-    def _open(self) -> None:
+    def _open(self, form: str, options: dict[str, str]) -> None:
         self._container = av.open(f"file:{self._path}", options=_OPTIONS)
         if self._container.streams.audio:
-            self._packets = self._container.demux(self._container.streams.audio[0])
+            self._try_copy(form, options)
+            self._stream = self._container.streams.audio[0]
+            self._packets = self._container.demux(self._stream)
             self._next = self._read()
 
     def _try_copy(self, form: str, options: dict[str, str]) -> None:
@@ -145,5 +147,5 @@ class AudioReader:
     def _give_up(self, error: Exception) -> None:
         reason = getattr(error, "strerror", None) or str(error)
         _logger.warning("audio_not_recorded", extra=fields(source=self._source, reason=reason))
-        self._next = None
+        self._stream = self._next = None
         self._packets = iter(())

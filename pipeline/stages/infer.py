@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from maskcast.engines.bundle import Bundle
 from maskcast.engines.engine import Detections, Engine, Mode
 from maskcast.engines.errors import InputError
 from maskcast.engines.load import load_engine
@@ -21,14 +22,18 @@ from maskcast.pipeline.stages.preprocess import Prepared
 from maskcast.pipeline.stages.stage import Event, PipelineContext, Stage
 
 
-def load_engine_for(config: Config) -> Engine:
+def load_engine_for(config: Config, bundle: Bundle | None = None) -> Engine:
     """Load the engine of a configuration.
+
+    Args:
+        config: says which bundle, engine and mode, and whether with poses.
+        bundle: the configured bundle, if it is open already; its files are not checked again.
 
     Raises:
         InputError: there is no such bundle or engine, or the engine cannot run the bundle.
     """
     model = config.model
-    return load_engine(model.bundle, model.engine, mode_for(config), pose=model.pose)
+    return load_engine(bundle or model.bundle, model.engine, mode_for(config), pose=model.pose)
 
 
 def mode_for(config: Config) -> Mode:

@@ -93,6 +93,7 @@ def posing(bundle: Path) -> Path:
 def test_a_bundle_with_a_poser_says_what_it_finds(posing: Path) -> None:
     opened = open_bundle(posing)
     assert opened.poser == posing / "poser.onnx"
+    assert list(opened.manifest.graphs.present) == ["detector", "segmenter", "poser"]
     assert opened.manifest.keypoints == COCO_PERSON
 
 
@@ -102,6 +103,7 @@ def test_a_bundle_from_before_keypoints_has_none(bundle: Path) -> None:
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     opened = open_bundle(bundle)
     assert opened.poser is None
+    assert list(opened.manifest.graphs.present) == ["detector", "segmenter"]
     assert opened.manifest.keypoints is None
 
 

@@ -100,7 +100,7 @@ def test_an_engine_that_was_given_is_left_open(make_clip, timed_engine) -> None:
 def test_what_is_certainly_wrong_is_an_error_before_the_model_is_loaded(
     sources: list[str], publish: dict[str, str] | None, message: str, monkeypatch
 ) -> None:
-    monkeypatch.setattr(module, "load_engine_for", lambda config: pytest.fail("it is loaded"))
+    monkeypatch.setattr(module, "load_engine_for", lambda *_: pytest.fail("it is loaded"))
     with pytest.raises(InputError, match=message):
         Pipeline(configured(*sources, publish=publish)).run()
 

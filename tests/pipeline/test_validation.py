@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from witnesses import configured
 
+from maskcast.engines import bundle
 from maskcast.engines.errors import InputError
+from maskcast.engines.openvino import engine
 from maskcast.pipeline.cli import run
 from maskcast.pipeline.cli.setup.configuration import check
+from maskcast.pipeline.configuration.config import Config
 from maskcast.pipeline.configuration.config_file import load_config, make_config
 from maskcast.pipeline.pipeline import Pipeline
 from maskcast.pipeline.wire.curve import new_keys
@@ -87,6 +92,17 @@ def test_a_check_and_a_run_refuse_the_same_before_the_model_is_loaded(
         with pytest.raises(InputError, match=re.escape(problem)):
             refuses()
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("start", [run.run_to_end, lambda config: Pipeline(config).run()])
+def test_a_run_reads_the_files_of_its_bundle_once(
+    start: Callable[[Config], object], make_clip, timed_engine, monkeypatch
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(bundle, "_check", lambda path, expected: read.append(path.name))
+    monkeypatch.setattr(engine, "OpenVinoEngine", lambda *_, **__: timed_engine())
+    start(configured(make_clip()))
+    assert read == ["detector.onnx", "segmenter.onnx", "poser.onnx"]
 
 
 def test_a_configuration_with_everything_passes(folder: Path) -> None:

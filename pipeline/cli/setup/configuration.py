@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 import msgspec
 
+from maskcast.engines.bundle import open_bundle
 from maskcast.pipeline.configuration.config import Config, name_sources
 from maskcast.pipeline.configuration.config_file import alternatives, load_config
 from maskcast.pipeline.url import redact
@@ -114,7 +115,8 @@ def check(path: Path) -> str:
     """Read a configuration, check it as a run does, and say what it asks for, in a line.
 
     Raises:
-        InputError: it cannot be read, a key is wrong, or ``check_config`` refuses it.
+        InputError: it cannot be read, a key is wrong, there is no such bundle, or
+            ``check_config`` refuses the configuration.
     """
     config = load_config(path)
     if config.cluster is not None:
@@ -123,7 +125,7 @@ def check(path: Path) -> str:
         cluster, _ = check_fleet(config)
         where = cluster.gateway
     else:
-        check_config(config)
+        check_config(config, open_bundle(config.model.bundle).manifest)
         where = "nowhere"
         if config.publish is not None:
             where = ", ".join(config.publish.gateways) or config.publish.endpoint

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 from witnesses import configured
 
+from maskcast.engines.bundle import Bundle
 from maskcast.engines.engine import Engine
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.cli import run as module
@@ -16,7 +17,7 @@ def test_a_run_that_ends_with_an_error_prints_its_final_figures(
 ) -> None:
     text = tmp_path / "text.mp4"
     text.write_text("this is no video\n" * 100)
-    monkeypatch.setattr(module, "load_engine_for", lambda config: timed_engine(0.002))
+    monkeypatch.setattr(module, "load_engine_for", lambda *_: timed_engine(0.002))
     with pytest.raises(InputError, match="not a video"):
         run_to_end(configured(make_clip(frames=40), text))
     lines = capsys.readouterr().err.splitlines()
@@ -29,7 +30,7 @@ def test_a_run_that_fails_before_its_first_frame_prints_nothing_else(
 ) -> None:
     text = tmp_path / "text.mp4"
     text.write_text("this is no video\n" * 100)
-    monkeypatch.setattr(module, "load_engine_for", lambda config: timed_engine())
+    monkeypatch.setattr(module, "load_engine_for", lambda *_: timed_engine())
     with pytest.raises(InputError, match="not a video"):
         run_to_end(configured(text))
     assert capsys.readouterr().err == ""
@@ -53,7 +54,7 @@ def test_a_run_whose_output_is_not_written_at_its_end_fails_with_the_reason(
 def test_a_run_limits_its_heaps_before_the_engine_makes_threads(monkeypatch) -> None:
     calls: list[str] = []
 
-    def load(config: Config) -> Engine:
+    def load(config: Config, bundle: Bundle) -> Engine:
         calls.append("load")
         raise InputError("no engine")
 

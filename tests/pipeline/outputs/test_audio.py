@@ -145,6 +145,14 @@ def test_audio_that_the_file_cannot_hold_is_left_out_and_logged(
     assert [shown["source"] for shown in not_recorded(caplog)] == ["clip"]
 
 
+def test_segments_that_cannot_hold_the_audio_are_logged_once(
+    make_clip_with_audio, timed_engine, tmp_path: Path, caplog
+) -> None:
+    save(make_clip_with_audio("clip.ts", "aac"), tmp_path / "out.mp4", timed_engine(), segment="1s")
+    assert len(list(tmp_path.glob("out-*.mp4"))) == 3
+    assert len(not_recorded(caplog)) == 1
+
+
 def test_audio_that_breaks_off_leaves_the_video_whole(
     make_clip_with_audio, timed_engine, tmp_path: Path, caplog
 ) -> None:
