@@ -20,7 +20,7 @@ RUN := .venv/bin
 TEST := .venv-test/bin
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-offline test-live format docs clean debian
+.PHONY: help demo test test-builder test-engines test-pipeline test-commands format docs clean debian
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -32,16 +32,22 @@ test: .venv-test/installed debian
 	$(TEST)/ruff check .
 	$(TEST)/ruff format --check .
 	$(TEST)/mypy
-	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=line test-offline test-live
+	@$(MAKE) --no-print-directory --jobs=4 --keep-going --output-sync=line \
+		test-pipeline test-commands test-engines test-builder
 
 # Each group of tests has its own process, so that torch, TensorRT and the host's CUDA do not share
-# one with live streams. The tests of live streams mostly wait, so both targets run at once.
-test-offline:
-	OMP_NUM_THREADS=1 nice $(TEST)/pytest tests/benchmarks tests/builder
+# one with live streams. All run at once: the first two mostly wait, so the others yield to them.
+test-pipeline:
+	$(TEST)/pytest tests/pipeline
 
-test-live:
-	$(TEST)/pytest tests/engines
-	$(TEST)/pytest tests/pipeline tests/test_*.py
+test-commands:
+	$(TEST)/pytest tests/test_*.py
+
+test-engines:
+	nice $(TEST)/pytest tests/engines
+
+test-builder:
+	OMP_NUM_THREADS=1 nice $(TEST)/pytest tests/benchmarks tests/builder
 
 format: .venv-test/installed
 	$(TEST)/ruff check --fix .

@@ -22,6 +22,7 @@ import hypothesis
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from ports import find_free_port
 
 from maskcast.engines.bundle import GraphFile, Graphs, LongestSideInput, Manifest
 from maskcast.engines.engine import Detections, Engine
@@ -96,10 +97,7 @@ def make_clip(tmp_path: Path) -> ClipMaker:
 
 @pytest.fixture
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return find_free_port()
 
 
 class RtspServer:

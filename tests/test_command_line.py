@@ -23,6 +23,8 @@ import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
+from ports import find_free_port
+from witnesses import wait_until
 
 import maskcast
 from maskcast.engines.bundle import Bundle
@@ -67,13 +69,6 @@ def running(*arguments: str | Path, **options: Any) -> Iterator[subprocess.Popen
         process.communicate()
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 240) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
-
-
 def has_begun(process: subprocess.Popen[str]) -> bool:
     """Whether main() has set its handlers: before, only Python itself could end cleanly."""
     status = Path(f"/proc/{process.pid}/status").read_text()
@@ -84,9 +79,7 @@ def has_begun(process: subprocess.Popen[str]) -> bool:
 
 @pytest.fixture
 def endpoint() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    return f"tcp://127.0.0.1:{find_free_port()}"
 
 
 @pytest.fixture(scope="module")
@@ -384,7 +377,7 @@ def test_a_signal_ends_a_run_soon_with_complete_files(
         running("run", "test://320x192@20", *options) as process,
         running("watch", endpoint, "--json", *PATIENTLY) as watching,
     ):
-        wait_for(lambda: jsonl.exists() and jsonl.read_bytes().count(b"\n") >= 10)
+        wait_until(lambda: jsonl.exists() and jsonl.read_bytes().count(b"\n") >= 10)
         process.send_signal(number)
         began = time.monotonic()
         _, errors = process.communicate(timeout=120)
@@ -407,7 +400,7 @@ def test_a_signal_while_it_starts_leaves_no_traceback(
     number: signal.Signals, after_s: float, endpoint: str
 ) -> None:
     with running("run", "test://320x192@20", "--publish", endpoint) as process:
-        wait_for(lambda: has_begun(process))
+        wait_until(lambda: has_begun(process))
         time.sleep(after_s)
         process.send_signal(number)
         began = time.monotonic()

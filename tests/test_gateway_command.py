@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ from typing import Self
 
 import pytest
 from keyring import new_client
+from ports import find_free_port
 from publishers import NAMES, frame, seen
 from witnesses import wait_until
 
@@ -26,13 +26,6 @@ from maskcast.pipeline.subscriber.subscription import PublishedFrame
 from maskcast.pipeline.wire.curve import new_keys
 
 ROOT = Path(maskcast.__file__).parents[1]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def maskcast_command(*arguments: str) -> subprocess.Popen[str]:
@@ -48,8 +41,8 @@ class GatewayProcess:
     """``maskcast gateway`` on addresses that stay the same."""
 
     def __init__(self) -> None:
-        self.sources, self.publish = (f"tcp://127.0.0.1:{free_port()}" for _ in range(2))
-        self.metrics = f"127.0.0.1:{free_port()}"
+        self.sources, self.publish = (f"tcp://127.0.0.1:{find_free_port()}" for _ in range(2))
+        self.metrics = f"127.0.0.1:{find_free_port()}"
         self._process: subprocess.Popen[str] | None = None
 
     def start(self, *options: str) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import av
 import pytest
 import yaml
+from witnesses import wait_until
 
 import maskcast
 from maskcast.engines.errors import InputError
@@ -141,13 +142,6 @@ def processes_of_session(session: int) -> list[str]:
     return found
 
 
-def wait_for(condition: Callable[[], object], timeout_s: float = 200) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "the condition was not met in time"
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def silent_camera() -> Iterator[str]:
     """A camera that accepts connections and sends nothing."""
@@ -160,7 +154,7 @@ def test_sixteen_streams_under_load_end(number: signal.Signals, tmp_path: Path) 
     names = [f"cam{index}" for index in range(16)]
     sources = [{"name": name, "url": "test://640x360@25"} for name in names]
     with running(tmp_path, {"sources": sources}) as run:
-        wait_for(lambda: run.jsonl.exists() and run.jsonl.read_bytes().count(b"\n") >= 10)
+        wait_until(lambda: run.jsonl.exists() and run.jsonl.read_bytes().count(b"\n") >= 10)
         run.end(number)
     assert run.ended == dict.fromkeys(names, "stopped")
     for name in names:
@@ -183,9 +177,9 @@ def test_sources_in_every_state_end(
             {"name": "ended", "url": str(make_clip())},
         ]
         with running(tmp_path, {"sources": sources}, "TimedEngine(0.005)") as run:
-            wait_for(lambda: run.states().get("stalled") == "streaming")
+            wait_until(lambda: run.states().get("stalled") == "streaming")
             rtsp_server.signal(signal.SIGSTOP)
-            wait_for(lambda: run.states() == {name: name for name in run.states()} != {})
+            wait_until(lambda: run.states() == {name: name for name in run.states()} != {})
             run.end(number)
     assert run.ended == dict.fromkeys(run.ended, "stopped") | {"ended": "end of stream"}
     assert len(run.ended) == 5
@@ -201,7 +195,7 @@ def test_a_camera_that_never_answered_ends(
     url = silent_camera if state == "connecting" else f"rtsp://127.0.0.1:{free_port}/cam"
     sources = [{"name": "cam", "url": url}]
     with running(tmp_path, {"sources": sources}, "TimedEngine()") as run:
-        wait_for(lambda: run.states() == {"cam": state} and run.heard)
+        wait_until(lambda: run.states() == {"cam": state} and run.heard)
         run.end(number)
     assert run.ended == {"cam": "stopped"}
     assert not run.jsonl.exists()
@@ -215,7 +209,7 @@ def test_an_engine_at_work_for_long_is_not_waited_for(
     engine = "type('Slow', (TimedEngine,), {'detect': lambda self, *a: "
     engine += "time.sleep(30 * (len(self.batches) > 5)) or TimedEngine.detect(self, *a)})()"
     with running(tmp_path, {"sources": sources}, engine) as run:
-        wait_for(lambda: run.jsonl.exists() and run.jsonl.read_bytes().count(b"\n") >= 6)
+        wait_until(lambda: run.jsonl.exists() and run.jsonl.read_bytes().count(b"\n") >= 6)
         time.sleep(0.3)  # by now the engine is at work
         run.end(number)
     assert run.ended == {"a": "stopped", "b": "stopped"}
@@ -230,6 +224,6 @@ def test_an_engine_that_is_being_loaded_is_not_waited_for(
     mark = tmp_path / "loading"
     engine = f"open({str(mark)!r}, 'w').close() or time.sleep(30)"
     with running(tmp_path, {"sources": [{"url": "test://64x48@25"}]}, engine) as run:
-        wait_for(mark.exists)
+        wait_until(mark.exists)
         run.end(number)
     assert not run.video.exists()

@@ -341,9 +341,8 @@ def _as_sources(sources: object) -> tuple[SourceConfig, ...]:
         elif isinstance(source, Path):
             source = {"url": str(source)}
         if isinstance(source, Mapping):
-            from maskcast.pipeline.configuration.config_file import (
-                make_source,  # which needs this module
-            )
+            # Imported here, since it needs this module.
+            from maskcast.pipeline.configuration.config_file import make_source
 
             source = make_source(source)
         if not isinstance(source, SourceConfig):

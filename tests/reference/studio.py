@@ -6,7 +6,6 @@ import io
 import queue
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,12 +114,3 @@ class Studio:
                 publisher.answer_subscriptions()
                 self.subscribers = max(map(publisher.subscribers, self.scenes), default=0)
                 index += 1
-
-
-def wait_until(condition: Callable[[], Any], timeout_s: float = 20, what: str = "") -> Any:
-    """Wait until a condition is true, and return its value."""
-    deadline = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what or condition}"
-        time.sleep(0.03)
-    return value

@@ -63,8 +63,10 @@ class Listener:
         }
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+def wait_until(condition: Callable[[], Any], timeout_s: float = 200.0, what: str = "") -> Any:
+    """Wait until a condition is true, and return its value; only what hangs takes so long."""
     deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline_s, f"not within {timeout_s} s: {what or condition}"
         time.sleep(0.02)
+    return value

@@ -14,6 +14,7 @@ import paho.mqtt.client as mqtt
 import pytest
 from certificates import Authority
 from paho.mqtt.enums import CallbackAPIVersion
+from ports import find_free_port
 from publishers import NAMES, frame, seen
 from witnesses import wait_until
 
@@ -33,8 +34,7 @@ class Mosquitto:
     """
 
     def __init__(self, folder: Path, tls: str = "") -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = find_free_port()
         passwords = folder / "passwords"
         tool = str(Path(str(MOSQUITTO)).with_name("mosquitto_passwd"))
         tool = tool if Path(tool).exists() else "/usr/bin/mosquitto_passwd"

@@ -17,6 +17,7 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keyring import allow, new_client
+from witnesses import wait_until
 
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.configuration.config import ControlConfig, SourceConfig
@@ -73,13 +74,6 @@ def add(client: ControlClient, name: str, url: str | Path, **options: Any) -> No
 
 def states(client: ControlClient) -> dict[str, str]:
     return {source.name: str(source.state) for source in client.list()}
-
-
-def wait_until(condition, timeout_s: float = 60.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
 
 
 def test_adding_and_removing_sources_does_not_affect_others(

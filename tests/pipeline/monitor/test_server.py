@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
+from ports import find_free_port
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -96,9 +97,7 @@ def test_a_running_pipeline_is_scraped_over_http(timed_engine, free_port) -> Non
 def test_a_camera_that_goes_away_is_unhealthy_until_it_is_back(
     timed_engine, free_port, rtsp_server
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        metrics_port = probe.getsockname()[1]
+    metrics_port = find_free_port()
     sources = [
         {"url": rtsp_server.url, "name": "door", "read_timeout_s": 1.5},
         {"url": "test://64x48@10", "name": "yard"},

@@ -4,6 +4,7 @@ import time
 import weakref
 
 import pytest
+from witnesses import wait_until
 
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.configuration.config import SourceConfig
@@ -190,10 +191,3 @@ def test_reads_that_hang_are_abandoned_up_to_a_maximum(monkeypatch) -> None:
     stopping.set()
     reader.join(60)
     wait_until(lambda: all(thread.name != "read cam" for thread in threading.enumerate()))
-
-
-def wait_until(condition, timeout_s: float = 60.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from witnesses import configured, wait_until
 
-from maskcast.pipeline.configuration.config_file import make_config
 from maskcast.pipeline.pipeline import Pipeline
 
 Prepare = Callable[[int, int], bool]
@@ -32,18 +32,15 @@ def test_a_camera_counts_from_when_the_engine_is_ready(preparing) -> None:
         asked.add((height, width))
         return ready
 
-    pipeline = Pipeline(make_config({"sources": [{"url": "test://64x48@100"}]}), preparing(prepare))
+    pipeline = Pipeline(configured("test://64x48@100"), preparing(prepare))
     pipeline.start()
     time.sleep(0.5)
     stats = pipeline.stats()
     assert (stats.captured, stats.dropped) == (0, {})
     ready = True
-    deadline_s = time.monotonic() + 10
-    while not pipeline.stats().processed and time.monotonic() < deadline_s:
-        time.sleep(0.01)
+    wait_until(lambda: pipeline.stats().processed > 0)
     pipeline.stop()
     pipeline.join()
-    assert pipeline.stats().processed > 0
     assert asked == {(96, 96)}  # the network's input, not the image
 
 
@@ -58,7 +55,7 @@ def test_a_camera_of_a_new_shape_loses_frames_and_others_lose_none(
         {"url": str(make_clip("file.mp4", frames=30)), "name": "file"},
     ]
     # An upright image makes an upright input.
-    pipeline = Pipeline(make_config({"sources": sources}), preparing(lambda h, w: h <= w))
+    pipeline = Pipeline(configured(*sources), preparing(lambda h, w: h <= w))
     pipeline.run()
     camera, file = pipeline.stats().sources
     assert camera.dropped["decode", "engine_not_ready"] == 7
@@ -68,7 +65,7 @@ def test_a_camera_of_a_new_shape_loses_frames_and_others_lose_none(
 
 def test_a_file_waits_for_the_engine_loses_nothing_and_is_not_late(preparing, make_clip) -> None:
     ready_s = time.monotonic() + 1.5
-    config = make_config({"sources": [{"url": str(make_clip(frames=12))}]})
+    config = configured(make_clip(frames=12))
     frames = []
     pipeline = Pipeline(
         config,
@@ -89,7 +86,7 @@ def test_a_file_played_like_a_camera_waits_for_the_engine(preparing, make_clip) 
     ready_s = time.monotonic() + 0.5
     engine = preparing(lambda height, width: time.monotonic() > ready_s)
     source = {"url": str(make_clip(frames=5)), "policy": "latest"}
-    pipeline = Pipeline(make_config({"sources": [source]}), engine)
+    pipeline = Pipeline(configured(source), engine)
     pipeline.run()
     stats = pipeline.stats()
     assert stats.processed > 0

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from studio import HEIGHT, NAMES, WIDTH, Scene, Studio, blobs, jpeg, union, wait_until
+from studio import HEIGHT, NAMES, WIDTH, Scene, Studio, blobs, jpeg, union
+from witnesses import wait_until
 
 from maskcast.engines.instances.instances import Instances, PolygonMasks
 from maskcast.engines.instances.keypoints import COCO_PERSON

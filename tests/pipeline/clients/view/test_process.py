@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studio import Scene, Studio, blobs, wait_until
+from studio import Scene, Studio, blobs
+from witnesses import wait_until
 
 import maskcast
 from maskcast.engines.errors import InputError

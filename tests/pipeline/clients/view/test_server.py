@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 
 import pytest
 from keyring import allow, new_client
-from studio import Scene, Studio, blobs, jpeg, wait_until
+from studio import Scene, Studio, blobs, jpeg
+from witnesses import wait_until
 
 pytest.importorskip("starlette")
 websockets = pytest.importorskip("websockets")
