@@ -1,1 +1,1 @@
-"""The publisher: an XPUB socket, who is connected to it, and what they may send."""
+"""The publisher: XPUB sockets, the peers connected to them, and the limits on those peers."""

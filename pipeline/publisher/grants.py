@@ -1,4 +1,4 @@
-"""Grants: who is behind each connection to a socket with keys, and what it subscribed to."""
+"""Grants: the keys and the granted subscriptions of each connection to a socket with keys."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from maskcast.pipeline.publisher.subscriptions import Subscriptions
 
 MAX_GRANTED = 10_000
-"""Subscriptions of one connection; further ones are not granted."""
+"""Maximum number of subscriptions of one connection; further ones are not granted."""
 
 
 @dataclass(slots=True)
 class _Connection:
-    # A message of a former connection with the same number may still be read: hence several keys.
+    # Several keys, since a message of a former connection with the same number may be read late.
     keys: set[bytes] = field(default_factory=set)
     granted: set[bytes] = field(default_factory=set)
 
@@ -28,26 +28,26 @@ class Grants:
         self._subscriptions = Subscriptions()
 
     def open(self, handle: int) -> None:
-        """Enter a new connection."""
+        """Add a new connection."""
         self.close(handle)
         with self._lock:
             self._connections[handle] = _Connection()
 
     def close(self, handle: int) -> None:
-        """Enter that a connection is gone."""
+        """Remove a connection that is gone."""
         with self._lock:
             connection = self._connections.pop(handle, None)
             for prefix in connection.granted if connection is not None else ():
                 self._subscriptions.remove(prefix)
 
     def identify(self, handle: int, key: bytes) -> None:
-        """Enter whose key a connection has. Do it before its rights are looked up."""
+        """Add the key of a connection. Call this before its rights are looked up."""
         with self._lock:
             if (connection := self._connections.get(handle)) is not None:
                 connection.keys.add(key)
 
     def add(self, handle: int, prefix: bytes) -> bool:
-        """Enter a subscription; return whether the connection exists and may have one more."""
+        """Add a subscription; return False if the connection is gone or has too many."""
         with self._lock:
             connection = self._connections.get(handle)
             if connection is None or len(connection.granted) >= MAX_GRANTED:
@@ -58,7 +58,7 @@ class Grants:
             return True
 
     def remove(self, handle: int, prefix: bytes) -> None:
-        """Enter that a subscription was cancelled."""
+        """Remove a subscription that was cancelled."""
         with self._lock:
             connection = self._connections.get(handle)
             if connection is not None and prefix in connection.granted:
@@ -71,7 +71,7 @@ class Grants:
             return self._subscriptions.count(topic)
 
     def prefixes(self) -> set[bytes]:
-        """Return what is subscribed to."""
+        """Return all subscribed prefixes."""
         with self._lock:
             return self._subscriptions.prefixes()
 

@@ -1,4 +1,4 @@
-"""AddressLimits: what the peers of one address may send, and how often they may connect."""
+"""AddressLimits: how much the peers of one address may send, and how often they may connect."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 FLOOD_BYTES, FLOOD_BYTES_PER_PEER = 1 << 20, 16 << 10
-"""An address may send this much at once, and this much more for each of its connections."""
+"""An address may send this many bytes at once, and this many more for each of its connections."""
 
 BYTES_PER_S, BYTES_PER_PEER_PER_S = 16 << 10, 1 << 10
-"""Its allowance grows by this much per second; heartbeats need about 0.1 kB per peer."""
+"""Its allowance grows by this many bytes per second; heartbeats need about 0.1 kB per peer."""
 
 MAX_BLOCKED_S = 60.0
-"""After a flood an address is blocked for 1 s; each further flood doubles that, up to this."""
+"""A flood blocks its address for 1 s, and each further flood for twice as long, up to this."""
 
 FORGIVEN_AFTER_S = 600.0
-"""Floods that are longer ago do not count."""
+"""Older floods do not count."""
 
 MAX_SHORT, SHORT_PER_S = 30, 0.5
 """An address with more connections than this that last less than ``SHORT_S`` is unstable."""
@@ -24,7 +24,7 @@ MAX_SHORT, SHORT_PER_S = 30, 0.5
 SHORT_S = 1.0
 
 MAX_ADDRESSES = 1024
-"""Addresses without a connection that are remembered."""
+"""Maximum number of addresses without a connection that are remembered."""
 
 
 @dataclass(slots=True)
@@ -39,13 +39,13 @@ class _Address:
 
 
 class AddressLimits:
-    """Allowances by address. Uses no socket and no clock; times are monotonic seconds."""
+    """The allowance of each address. Uses no socket and no clock; times are monotonic seconds."""
 
     def __init__(self) -> None:
         self._addresses: OrderedDict[str, _Address] = OrderedDict()
 
     def connect(self, address: str, now_s: float) -> bool:
-        """Enter a connection; return whether the address may connect now."""
+        """Count a connection; return whether the address may connect now."""
         found = self._at(address, now_s)
         found.peers += 1
         self._addresses.move_to_end(address)
@@ -56,7 +56,7 @@ class AddressLimits:
         return now_s >= found.blocked_until_s
 
     def disconnect(self, address: str, lasted_s: float, now_s: float) -> bool:
-        """Enter that a connection is gone; return whether the address reconnects without end."""
+        """Count a disconnection; return whether the address reconnects again and again."""
         found = self._at(address, now_s)
         found.peers = max(found.peers - 1, 0)
         if lasted_s < SHORT_S:
@@ -64,11 +64,11 @@ class AddressLimits:
         return found.short_left < 1
 
     def receive(self, address: str, count: int, now_s: float) -> Literal["ok", "flood", "blocked"]:
-        """Enter ``count`` bytes from an address.
+        """Count bytes that an address has sent.
 
         Returns:
-            "ok"; "flood" if they are more than it may send, which blocks it from now on for a
-            while; "blocked" if it is blocked already.
+            "ok"; "flood" if it has sent too many, which blocks it for a while from now on;
+            "blocked" if it is blocked already.
         """
         found = self._at(address, now_s)
         found.allowance -= count
@@ -83,7 +83,7 @@ class AddressLimits:
         return "blocked"
 
     def _at(self, address: str, now_s: float) -> _Address:
-        """Return an address's account, with what it has gained since it was last looked at."""
+        """Return an address, with the allowance that it has gained since the last call."""
         if (found := self._addresses.get(address)) is None:
             found = self._addresses[address] = _Address(now_s)
         passed_s, found.at_s = now_s - found.at_s, now_s

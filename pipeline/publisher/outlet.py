@@ -1,4 +1,4 @@
-"""Outlets: XPUB sockets that publish, and the subscriptions to them."""
+"""Outlets: XPUB sockets for publishing, with their subscriptions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MAX_HANDSHAKE_BYTES = 512
 """The same limit with CURVE, whose handshake needs more."""
 
 SILENT_FOR_S = 5.0
-"""A gateway that has not been connected for this long is reported."""
+"""A gateway without a connection for this long is reported."""
 
 _logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Outlet(Protocol):
 
     @property
     def sockets(self) -> Sequence[zmq.Socket[bytes]]:
-        """The sockets that become readable when something is to be done here."""
+        """The sockets that become readable when ``answer`` has work to do."""
 
     @property
     def has_backlog(self) -> bool:
@@ -74,12 +74,13 @@ class Outlet(Protocol):
 class BoundOutlet:
     """An endpoint that subscribers connect to.
 
-    XPUB sends kept events to other subscribers too, who recognise them by their sequence numbers.
+    XPUB also sends kept events to the other subscribers, which recognise them by their sequence
+    numbers.
 
     Args:
         endpoint: "tcp://*:5555", "ipc:///path/to/socket".
         high_water_mark: messages queued for a slow subscriber.
-        keys: encrypt, and admit only clients whose keys are allowed, to what they may see.
+        keys: encrypt, and admit only allowed clients, each to the sources that it may see.
         lossless: wait for slow subscribers instead of dropping messages for them.
         linger_ms: how long closing waits until queued messages are sent.
 
@@ -147,7 +148,7 @@ class BoundOutlet:
         return 0 if self._guard is None else self._guard.cut_off
 
     def prefixes(self) -> set[bytes]:
-        """Return what is subscribed to; the empty prefix stands for everything."""
+        """Return the subscribed prefixes; the empty prefix stands for everything."""
         return self._subscribers.prefixes()
 
     @property
@@ -180,7 +181,7 @@ class BoundOutlet:
 
 
 class GatewayOutlet(ReconnectingSocket):
-    """A connection to a gateway, which subscribes and passes messages on.
+    """A connection to a gateway, which subscribes and forwards messages.
 
     Args:
         context: belongs to the caller, who terminates it.
@@ -193,7 +194,7 @@ class GatewayOutlet(ReconnectingSocket):
         InputError: the endpoint cannot be connected to.
     """
 
-    cut_off = 0  # it is the gateway that cuts off
+    cut_off = 0  # only a bound socket cuts peers off
 
     def __init__(
         self,
@@ -226,7 +227,7 @@ class GatewayOutlet(ReconnectingSocket):
             self.socket.send_multipart(parts)
 
     def answer(self, within_s: float, kept: Kept) -> None:
-        """Connect again if libzmq does not, and send a gateway that has connected kept events."""
+        """Reconnect if libzmq does not, and send kept events to a gateway that just connected."""
         self.process_events()
         self.replace_if_due()
         if self.connected:
@@ -249,10 +250,10 @@ class GatewayOutlet(ReconnectingSocket):
         self._report_failure("the gateway closed the connection")
 
     def _prepare(self, socket: zmq.Socket[bytes]) -> None:
-        self._subscribers = GatewaySubscribers()  # those of the former socket are gone with it
+        self._subscribers = GatewaySubscribers()  # the former socket took its own along
         socket.set(zmq.XPUB_MANUAL, 1)
         socket.set(zmq.SNDHWM, self._high_water_mark)
         socket.set(zmq.RCVHWM, 100)
-        # Without a connection, forget the gateway's subscriptions and queue nothing for it.
+        # While the gateway is disconnected, forget its subscriptions and queue nothing for it.
         socket.set(zmq.IMMEDIATE, 1)
         set_common_options(socket, linger_ms=self._linger_ms, max_part_bytes=MAX_HANDSHAKE_BYTES)

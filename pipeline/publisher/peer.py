@@ -1,4 +1,4 @@
-"""Peer: a connection of a bound socket, and what the operating system knows of it."""
+"""Peer: a connection of a bound socket, and what the operating system reports about it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 RECENT_MS = 1000
-"""A peer was cut off for what it sent if that was less than this before; heartbeats take longer."""
+"""A peer whose last data arrived less than this before was cut off for it; a failed heartbeat takes
+longer."""
 
 LOCAL, UNKNOWN = "this machine", "an unknown address"
 """The address of an ``ipc://`` peer, and of one that was gone before it could be looked up."""
@@ -27,10 +28,15 @@ _TCP_ESTABLISHED = 1
 
 @dataclass(slots=True)
 class Peer:
-    """A connection: address; address and port (None: not TCP); bytes received; its start.
+    """A connection.
 
-    ``held`` is a second descriptor of the connection, which tells after libzmq has closed its own
-    which side ended it; None if it could not be had.
+    Attributes:
+        address: of the peer.
+        name: its address and port, as ``getpeername`` returns them; None if it is not TCP.
+        received: bytes received so far.
+        since_s: when it began, monotonic seconds.
+        held: a second descriptor of the connection, which shows after libzmq has closed its own
+            which side ended it; None if there is none.
     """
 
     address: str
@@ -48,7 +54,7 @@ class Peer:
 
 @contextmanager
 def connection_of(handle: int, name: Any) -> Iterator[posix_socket.socket | None]:
-    """Give access to libzmq's connection ``handle``, or None if the number is another file's now.
+    """Yield libzmq's connection ``handle``; None if the number belongs to another file by now.
 
     Args:
         handle: a file descriptor that libzmq owns.
@@ -63,7 +69,7 @@ def connection_of(handle: int, name: Any) -> Iterator[posix_socket.socket | None
 
 
 def look_up(handle: int, local: bool) -> Peer:
-    """Find out who is connected; ``local`` tells that it is an ``ipc://`` peer."""
+    """Look up the peer of a connection; ``local`` means that it is an ``ipc://`` peer."""
     connection = _duplicate(handle)
     if connection is None:
         return Peer(LOCAL if local else UNKNOWN, None)
@@ -76,7 +82,7 @@ def look_up(handle: int, local: bool) -> Peer:
 
 
 def _duplicate(handle: int) -> posix_socket.socket | None:
-    """Return a second descriptor of libzmq's connection; None if it is gone, or no socket."""
+    """Return a second descriptor of libzmq's connection; None if it is gone."""
     try:
         own = os.dup(handle)
     except OSError:
@@ -89,10 +95,10 @@ def _duplicate(handle: int) -> posix_socket.socket | None:
 
 
 def was_cut_off(peer: Peer) -> bool:
-    """Tell whether this side closed a connection because of what the peer had just sent.
+    """Return whether this side closed a connection because of what the peer had just sent.
 
-    libzmq also closes those of peers that do not answer heartbeats, some seconds after their last
-    data, and this module those that flood; the latter are shut down, not established.
+    libzmq also closes connections whose peer does not answer heartbeats, but some seconds after the
+    last data. Connections of flooding peers are shut down by ``PeerGuard`` and not established.
     """
     if peer.held is None:
         return False
@@ -101,7 +107,7 @@ def was_cut_off(peer: Peer) -> bool:
         if len(info) < _BYTES_RECEIVED + 8 or info[0] != _TCP_ESTABLISHED:
             return False
         return bool(struct.unpack_from("=I", info, _LAST_DATA_RECEIVED)[0] < RECENT_MS)
-    try:  # a UNIX socket does not tell when data came
+    try:  # a UNIX socket does not report when data arrived
         flags = posix_socket.MSG_PEEK | posix_socket.MSG_DONTWAIT
         is_open = bool(peer.held.recv(1, flags))
     except BlockingIOError:
@@ -120,7 +126,7 @@ def _peer_name(connection: posix_socket.socket) -> Any:
 
 
 def bytes_received(connection: posix_socket.socket) -> int:
-    """Return what a TCP peer has sent so far, bytes; 0 where the system does not say."""
+    """Return how many bytes a TCP peer has sent so far; 0 where the system does not report it."""
     info = _tcp_info(connection)
     if len(info) < _BYTES_RECEIVED + 8:
         return 0
@@ -128,7 +134,7 @@ def bytes_received(connection: posix_socket.socket) -> int:
 
 
 def _tcp_info(connection: posix_socket.socket) -> bytes:
-    """Return Linux's ``struct tcp_info``; nothing where the system does not say."""
+    """Return Linux's ``struct tcp_info``; nothing where the system does not have it."""
     try:
         return connection.getsockopt(posix_socket.IPPROTO_TCP, posix_socket.TCP_INFO, 256)
     except OSError:

@@ -31,27 +31,27 @@ from maskcast.pipeline.wire.rights import ClientRights
 from maskcast.pipeline.wire.server_keys import AllowedClients, ServerKeys
 
 MAX_ADDRESSES = 256
-"""Addresses that are reported by name, so that strangers fill neither the log nor the memory."""
+"""Maximum number of addresses reported by name, so that strangers cannot fill log and memory."""
 
 FLOOD_CHECK_S = 0.1
-"""How often the bytes received from up to 100 peers are looked at."""
+"""Interval at which the bytes received from up to 100 peers are checked."""
 
 SUSPECT_BYTES = 4096
 """Peers of a flooding address that sent more than this since the last check are disconnected."""
 
 KEYS_CHECK_S = 0.5
-"""Interval at which the keys of the allowed clients are looked at."""
+"""Interval at which the files of the allowed clients are checked."""
 
 HELD_CONNECTIONS = 128
-"""Connections that are kept open until libzmq's end of them is reported, to see which side closed;
-peers beyond these are not diagnosed. Each takes one more file descriptor."""
+"""Maximum number of connections held open until libzmq reports their end, to see which side closed
+them. Each takes one more file descriptor; further connections are not diagnosed."""
 
 CUT_OFF_REPORT_S = 60.0
-"""A peer's address that is cut off again is reported at most once in this time."""
+"""An address whose peers are cut off repeatedly is reported at most once in this time."""
 
 _ZAP = "inproc://zeromq.zap.01"
 _MONITOR = "inproc://maskcast.monitor"
-# A client may hang up as soon as it learns that the server uses keys: hence NO_DETAIL.
+# NO_DETAIL: a client may disconnect as soon as it learns that the server uses keys.
 _FAILED = zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
 _EVENTS = zmq.Event.ACCEPTED | zmq.Event.DISCONNECTED | _FAILED
 
@@ -61,30 +61,31 @@ _logger = logging.getLogger(__name__)
 class PeerGuard:
     """Guards a socket that is not bound yet, on a thread of its own.
 
-    With keys it secures the socket by CURVE (RFC 26) and answers libzmq's questions about clients
-    (ZAP, RFC 27), so that a handshake never waits for a frame nor a frame for a handshake. The keys
-    of the allowed clients and their rights are read again when their files change. A peer that has
-    subscribed with a key that was withdrawn, or whose rights have changed, is disconnected; so are
-    all peers of other sockets when a key is withdrawn. Those still allowed connect again.
+    With keys it secures the socket with CURVE (RFC 26) and answers libzmq's requests to
+    authenticate clients (ZAP, RFC 27), so that handshakes and frames never wait for each other. The
+    keys and rights of the allowed clients are read again when their files change. A peer that has
+    subscribed with a key that was withdrawn, or whose rights have changed, is disconnected. On
+    sockets for other purposes, all peers are disconnected when a key is withdrawn. Those still
+    allowed reconnect.
 
-    With and without keys, a TCP peer that sends more than subscribers ever need is disconnected and
-    its address blocked for a while (``AddressLimits``): libzmq queues every subscription without a
-    limit, in about five times its size.
+    With or without keys, a TCP peer that sends more than subscribers ever need is disconnected, and
+    its address is blocked for a while (``AddressLimits``): libzmq queues subscriptions without a
+    limit, and each takes about five times its size.
 
-    libzmq closes the connection of a peer that sends a message longer than ``MAXMSGSIZE``, such as
-    a too long subscription, and says nothing; the peer may connect again without that subscription
-    and receive nothing for ever. This is logged (``subscriber_cut_off``).
+    libzmq silently closes the connection of a peer that sends a message longer than ``MAXMSGSIZE``,
+    such as a subscription that is too long. The peer may reconnect without that subscription and
+    never receive anything. This is logged (``subscriber_cut_off``).
 
     The thread ends when the socket's context is terminated.
 
     Args:
-        socket: bind it afterwards.
+        socket: not bound yet.
         keys: the server's own, and those of its clients; None for no encryption.
         receives: what the socket receives: "requests", whose bytes are limited, or "messages" of
             publishers, which are not.
 
     Attributes:
-        grants: the granted subscriptions of each connection; its user enters them.
+        grants: the granted subscriptions of each connection; the user of the guard adds them.
         cut_off: connections that libzmq closed because of what the peer sent.
     """
 
@@ -130,15 +131,15 @@ class PeerGuard:
 
     @property
     def connected(self) -> int:
-        """Connections that are open, some of them perhaps in their handshake."""
+        """Number of open connections; some may still be in their handshake."""
         return len(self._peers)
 
     def rights(self, key: bytes) -> ClientRights | None:
-        """Return the present rights of a client; None if it is not allowed. Thread-safe."""
+        """Return the current rights of a client; None if it is not allowed. Thread-safe."""
         return None if self._clients is None else self._clients.rights.get(key)
 
     def disconnect(self, handles: Iterable[int]) -> None:
-        """Disconnect peers soon, by the file descriptors of their connections. Thread-safe."""
+        """Have peers disconnected, by the file descriptors of their connections. Thread-safe."""
         for handle in handles:
             self._to_disconnect.put(handle)
 
@@ -155,7 +156,7 @@ class PeerGuard:
         try:
             while True:
                 ready = dict(poller.poll(self._interval_ms()))
-                # A connection is known before its client is admitted.
+                # Before the ZAP requests: a connection must be known when its client is admitted.
                 while self._monitor.poll(0):
                     self._track(parse_monitor_message(self._monitor.recv_multipart()))
                 if self._zap is not None and self._zap in ready:
@@ -200,14 +201,14 @@ class PeerGuard:
             and (key := z85.encode(credentials[0])) in self._clients.rights
         ):
             return [version, number, b"200", b"OK", key, b""]
-        # The address of an ipc:// peer is localhost:uid:gid:pid: another one for each process.
+        # The address of an ipc:// peer is localhost:uid:gid:pid, a different one for each process.
         local = address.startswith(b"localhost:")
         peer = LOCAL if local else address.decode("ascii", "replace")
         self._report_refused(peer, "its key is not among those allowed")
         return [version, number, b"400", b"this key is not allowed", b"", b""]
 
     def _track(self, event: Any) -> None:
-        """Follow connections. A failed handshake names no peer: the next event does."""
+        """Track connections. A failed handshake names no peer; the event after it does."""
         kind: int = event["event"]
         handle: int = event["value"]
         if kind & _FAILED:
@@ -245,7 +246,7 @@ class PeerGuard:
             self._disconnect(handle, peer)
 
     def _note_disconnection(self, peer: Peer) -> None:
-        """Report an address once that reconnects without end: libzmq does so when it is cut off."""
+        """Report once that an address reconnects again and again, as libzmq does when cut off."""
         now_s = time.monotonic()
         unstable = self._limits.disconnect(peer.address, now_s - peer.since_s, now_s)
         if self._receives == "messages":
@@ -258,7 +259,7 @@ class PeerGuard:
             )
 
     def _report_cut_off(self, address: str) -> None:
-        """Report that libzmq closed a connection, at once and then once a minute per address."""
+        """Report that libzmq closed a connection: immediately, then once a minute per address."""
         self.cut_off += 1
         now_s = time.monotonic()
         before_s = self._cut_off_at_s.get(address)
@@ -302,14 +303,14 @@ class PeerGuard:
     def _disconnect(self, handle: int, peer: Peer) -> None:
         with connection_of(handle, peer.name) as connection, suppress(OSError):
             if connection is not None:
-                connection.shutdown(posix_socket.SHUT_RDWR)  # libzmq notices it as a disconnect
+                connection.shutdown(posix_socket.SHUT_RDWR)  # libzmq sees a disconnection
 
     def _disconnect_handle(self, handle: int) -> None:
         if (peer := self._peers.get(handle)) is not None:
             self._disconnect(handle, peer)
 
     def _apply(self, changed: frozenset[bytes]) -> None:
-        """Disconnect those whose keys were withdrawn or whose rights have changed."""
+        """Disconnect clients whose keys were withdrawn or whose rights have changed."""
         if changed and self._subscribes:
             for handle in self.grants.handles(changed):
                 self._disconnect_handle(handle)

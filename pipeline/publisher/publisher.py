@@ -36,20 +36,20 @@ if TYPE_CHECKING:
     from maskcast.pipeline.frame import Frame
 
 LINGER_MS, GATEWAY_LINGER_MS, LOSSLESS_LINGER_MS = 200, 1000, 10_000
-"""Time that ``close`` gives to queued messages; for an absent gateway nothing is queued."""
+"""How long ``close`` waits for queued messages; none are queued for an absent gateway."""
 
 ANSWER_WITHIN_S, DRAIN_S = 0.0005, 0.005
-"""Time that ``publish`` and ``event`` spend on new subscriptions, and ``answer_subscriptions``."""
+"""Maximum time that ``publish`` and ``event``, and ``answer_subscriptions``, read subscriptions."""
 
 RECONNECT_CHECK_S = 0.5
-"""Interval at which connections to gateways are looked at while nothing is published."""
+"""Interval at which connections to gateways are checked while nothing is published."""
 
 MAX_REMOVED = 4096
-"""Removed sources whose numbers are kept; four times as many as a subscriber keeps account of."""
+"""Removed sources whose numbers are kept; four times as many as a subscriber tracks."""
 
 
 class Sent(NamedTuple):
-    """Number and time of a message."""
+    """Sequence number and time of a message."""
 
     seq: int
     publish_ns: int
@@ -57,7 +57,7 @@ class Sent(NamedTuple):
 
 @dataclass(slots=True)
 class _Stream:
-    """Messages of one source: numbers of the next ones, and events kept for new subscribers."""
+    """The next sequence numbers of a source, and its events that are kept for new subscribers."""
 
     sent: int = 0
     events: int = 0
@@ -66,21 +66,21 @@ class _Stream:
 
 
 class Publisher:
-    """Publishes instances and events to any number of subscribers, and waits for none of them.
+    """Publishes instances and events to any number of subscribers without waiting for them.
 
     A subscriber that is too slow loses messages once its queue is full; the sequence numbers show
-    how many. A new subscriber receives the label names, the size and the state of each source at
-    once.
+    how many. A new subscriber immediately receives the label names, the size and the state of each
+    source.
 
-    A peer that floods subscriptions is disconnected (``PeerGuard``). Until its subscriptions are
-    read, every source counts as subscribed to and kept events are sent once a second, so that new
-    subscribers do not wait behind them.
+    A peer that floods the publisher with subscriptions is disconnected (``PeerGuard``). Until they
+    are read, every source counts as subscribed to, and kept events are sent once a second, so that
+    new subscribers do not wait for them.
 
     Not thread-safe: create, use and close it on one thread.
 
     Args:
         endpoint: "tcp://*:5555", "tcp://127.0.0.1:0" (a free port), "ipc:///run/maskcast.sock".
-        label_names: the model's; ``label_names[0]`` is the background.
+        label_names: the model's class names; ``label_names[0]`` is the background.
         masks: the format that masks are sent in.
         high_water_mark: messages queued for a slow subscriber.
         keys: encrypt, and admit only clients whose keys are allowed. None: anyone who can connect
@@ -88,7 +88,7 @@ class Publisher:
         lossless: wait for slow subscribers instead of dropping messages for them. One that stops
             reading holds up the others until its heartbeats time out.
         gateways: connect to these gateways, "tcp://host:5556", instead of binding ``endpoint``.
-        gateway_keys: encrypt towards the gateways.
+        gateway_keys: for encrypted connections to the gateways; None for no encryption.
         keypoints: names and skeleton of the model's keypoints; None for a model without.
 
     Attributes:
@@ -174,7 +174,7 @@ class Publisher:
     ) -> Sent:
         """Send the instances of a frame.
 
-        Without a subscriber nothing is encoded, but the sequence number is counted.
+        Without a subscriber nothing is encoded, but the sequence number increases.
 
         Args:
             frame: its timeline gives the processing time of each stage.
@@ -184,7 +184,7 @@ class Publisher:
             lines: crossings of each line since the start, by direction.
             dropped_before: frames of this source dropped since its last message.
             clock: whose time ``frame.capture_ns`` is: "receipt" or "sender".
-            jpeg: the image, to be sent along.
+            jpeg: the image; None sends none.
             traceparent: the frame's span, W3C Trace Context; empty if it is not traced.
 
         Raises:
@@ -263,7 +263,7 @@ class Publisher:
     def forget(self, source: str) -> None:
         """Stop announcing a removed source to new subscribers.
 
-        Its numbers go on if the name is used again: subscribers would ignore smaller ones.
+        If the name is used again, its numbers continue: subscribers ignore smaller ones.
         """
         if (stream := self._streams.pop(source, None)) is not None:
             self._removed[source] = _Stream(stream.sent, stream.events)
@@ -271,9 +271,9 @@ class Publisher:
                 self._removed.popitem(last=False)
 
     def answer_subscriptions(self) -> None:
-        """Send kept events to those who subscribed since the last call.
+        """Send kept events to peers that have subscribed since the last call.
 
-        ``publish`` and ``event`` do so too; call it regularly while there is nothing to send.
+        ``publish`` and ``event`` do this too; call it regularly while there is nothing to send.
         """
         self._read_subscriptions(DRAIN_S)
 
@@ -290,7 +290,7 @@ class Publisher:
         return sum(outlet.cut_off for outlet in self._outlets)
 
     def wait_for_subscribers(self, count: int, timeout_s: float, sources: Sequence[str]) -> bool:
-        """Wait until each of the sources has ``count`` subscribers; False if that took too long."""
+        """Wait until each of the sources has ``count`` subscribers; return False on a timeout."""
         deadline = time.monotonic() + timeout_s
         while True:
             self.answer_subscriptions()
@@ -307,7 +307,7 @@ class Publisher:
             poller.poll(int(wait_s * 1000) + 1)
 
     def close(self) -> None:
-        """Send what is still queued, for 0.2 s at most (``lossless``: 10 s); free the endpoint."""
+        """Send queued messages for at most 0.2 s (``lossless``: 10 s), and free the endpoint."""
         for outlet in self._outlets:
             outlet.close()
         self._context.term()
@@ -337,7 +337,7 @@ class Publisher:
         self._send(parts)
 
     def _keep(self, stream: _Stream, name: str, parts: list[bytes]) -> None:
-        """Keep an event for new subscribers, if it is one of those."""
+        """Keep an event for new subscribers if it is one that they need."""
         if slot := KEPT_EVENTS.get(name):
             stream.kept[slot] = parts
         if slot == "state":
@@ -353,7 +353,7 @@ class Publisher:
             outlet.answer(within_s, self._kept_events)
 
     def _kept_events(self, joined: tuple[bytes, ...]) -> Iterator[list[bytes]]:
-        """Yield the kept events for those who subscribed to a prefix, each once.
+        """Yield the kept events for new subscriptions to these prefixes, each event once.
 
         Sources that have ended come last, so that a subscriber to all sources does not conclude
         that there are no others.

@@ -17,7 +17,7 @@ RESEND_S = 1.0
 """While subscriptions arrive faster than they are read, kept events are sent this often."""
 
 KEPT_AT_ONCE = 100
-"""Kept events sent before the next message may be, so that they do not overflow a queue."""
+"""Maximum number of kept events sent at once, so that they do not overflow a queue."""
 
 Kept = Callable[[tuple[bytes, ...]], Iterable[Sequence[bytes]]]
 """Returns the kept events whose topics begin with one of these prefixes."""
@@ -54,7 +54,7 @@ class Subscribers(ABC):
 
     @abstractmethod
     def prefixes(self) -> set[bytes]:
-        """Return what is subscribed to; the empty prefix stands for everything."""
+        """Return the subscribed prefixes; the empty prefix stands for everything."""
 
     @abstractmethod
     def _count(self, topic: bytes) -> int:
@@ -62,10 +62,10 @@ class Subscribers(ABC):
 
     @abstractmethod
     def _enter(self, socket: zmq.Socket[bytes], message: zmq.Frame) -> None:
-        """Enter what the socket has received."""
+        """Process a message that the socket has received."""
 
     def _read(self, socket: zmq.Socket[bytes], deadline_s: float) -> None:
-        # Asked first, since an exception for every message costs more than all else here.
+        # Polled first, since an exception per published message would cost more than all else here.
         if not int(socket.get(zmq.EVENTS)) & zmq.POLLIN:
             self._has_unread = False
             return
@@ -79,7 +79,7 @@ class Subscribers(ABC):
     def _take_joined(self) -> tuple[bytes, ...]:
         """Return the prefixes whose kept events are due."""
         joined = tuple(self._joined)
-        if self._has_unread:  # answer everyone now and then, instead of each prefix
+        if self._has_unread:  # answer all of them once in a while, instead of each prefix
             if time.monotonic() < self._resend_at_s:
                 return ()
             self._resend_at_s = time.monotonic() + RESEND_S
@@ -96,7 +96,7 @@ class OpenSubscribers(Subscribers):
         self._subscriptions = Subscriptions()
 
     def prefixes(self) -> set[bytes]:
-        """Return what is subscribed to; the empty prefix stands for everything."""
+        """Return the subscribed prefixes; the empty prefix stands for everything."""
         return self._subscriptions.prefixes()
 
     def _count(self, topic: bytes) -> int:
@@ -108,7 +108,9 @@ class OpenSubscribers(Subscribers):
         if kind == b"\x01":
             self._subscriptions.add(prefix)
             self._joined.add(prefix)
-        elif kind == b"\x00" and _property(message, "__fd") is None:  # not a peer's own wish
+        elif (
+            kind == b"\x00" and _property(message, "__fd") is None
+        ):  # only if the connection is gone
             self._subscriptions.remove(prefix)
 
 
@@ -116,12 +118,12 @@ class GatewaySubscribers(OpenSubscribers):
     """The subscriptions of one gateway, which is the only peer of its socket.
 
     It receives every event, because it keeps the state of all sources for its own subscribers, and
-    the frames that those have subscribed to. That is no matter of prefixes; so the socket is in
-    manual mode and sends the gateway everything, and its owner asks ``wants`` before.
+    the frames that those have subscribed to. Prefixes cannot express this. Therefore the socket is
+    in manual mode and sends everything to the gateway, and its owner calls ``wants`` first.
     """
 
     def wants(self, topic: bytes) -> bool:
-        """Whether a message is to be sent."""
+        """Return whether a message is to be sent."""
         return topic.endswith(b"/event") or self._has_unread or bool(self._count(topic))
 
     def _enter(self, socket: zmq.Socket[bytes], message: zmq.Frame) -> None:
@@ -136,25 +138,25 @@ class GatewaySubscribers(OpenSubscribers):
 
 
 class AdmittedSubscribers(Subscribers):
-    """Subscribers of a socket with keys: each receives the part of its subscriptions it may see.
+    """Subscribers of a socket with keys; each receives the part of its subscriptions it may see.
 
-    The socket is in manual mode (``ZMQ_XPUB_MANUAL``): it leaves to its owner what to subscribe the
-    peer to whose message was received last. libzmq mistakes that peer after a message that is no
-    subscription, until all messages are read. Therefore no subscription is granted until then, and
-    the peers concerned are disconnected, so that they subscribe again.
+    The socket is in manual mode (``ZMQ_XPUB_MANUAL``): its owner decides what the peer that sent
+    the last message is subscribed to. After a message that is not a subscription, libzmq confuses
+    this peer with another one until all messages are read. Therefore no subscription is granted
+    until then, and the peers concerned are disconnected, so that they subscribe again.
 
     Cancelling a subscription takes effect if it is not wider than what the peer may see. Otherwise
-    the part that was granted may be that of another subscription too, and is kept; a SUB socket
-    discards what it has not subscribed to.
+    the granted part may also belong to another subscription, and is kept; a SUB socket discards
+    what it has not subscribed to.
     """
 
     def __init__(self, guard: PeerGuard) -> None:
         super().__init__()
         self._guard = guard
-        self._ignored: set[int] = set()  # connections, while libzmq is mistaken
+        self._ignored: set[int] = set()  # connections, while libzmq confuses peers
 
     def prefixes(self) -> set[bytes]:
-        """Return what is subscribed to; the empty prefix stands for everything."""
+        """Return the subscribed prefixes; the empty prefix stands for everything."""
         return self._guard.grants.prefixes()
 
     def _count(self, topic: bytes) -> int:
@@ -168,7 +170,7 @@ class AdmittedSubscribers(Subscribers):
 
     def _enter(self, socket: zmq.Socket[bytes], message: zmq.Frame) -> None:
         key, number = _property(message, "User-Id"), _property(message, "__fd")
-        if key is None or number is None:  # libzmq tells of a connection that is gone
+        if key is None or number is None:  # a message of libzmq about a connection that is gone
             return
         content, handle, user = bytes(message.bytes), int(number), key.encode()
         kind, prefix = content[:1], content[1:]
@@ -192,7 +194,7 @@ class AdmittedSubscribers(Subscribers):
 
 
 def _property(message: zmq.Frame, name: str) -> str | None:
-    """Return a property of the connection that a message came on.
+    """Return a property of the connection that a message arrived on.
 
     None for libzmq's own messages about connections that are gone, which have no properties.
     """

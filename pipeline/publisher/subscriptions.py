@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 MAX_PREFIXES = 4096
-"""Prefixes that are counted separately; a peer could invent any number."""
+"""Maximum number of prefixes counted separately, since a peer could invent any number."""
 
 
 class Subscriptions:
-    """Counts subscriptions by prefix; in doubt, too many rather than too few.
+    """Counts subscriptions by prefix. The count may be too high, but never too low.
 
-    Counting too few would withhold messages from a subscriber. Do not enter a peer's own
-    unsubscribing: XPUB reports it even if that peer never subscribed, so that one peer could cancel
-    the subscriptions of others. Enter lost connections only.
+    A count that is too low would withhold messages from a subscriber. Call ``remove`` for lost
+    connections only, not when a peer unsubscribes: XPUB reports that even if the peer never
+    subscribed, so that one peer could cancel the subscriptions of others.
     """
 
     def __init__(self) -> None:
         self._counts: dict[bytes, int] = {}
         self._uncounted = 0
-        self._of_topics: dict[bytes, int] = {}  # asked for since the last change
+        self._of_topics: dict[bytes, int] = {}  # counted since the last change
 
     def add(self, prefix: bytes) -> None:
-        """Enter a subscription."""
+        """Count a subscription."""
         self._of_topics.clear()
         if prefix in self._counts:
             self._counts[prefix] += 1
@@ -30,7 +30,7 @@ class Subscriptions:
             self._uncounted += 1
 
     def remove(self, prefix: bytes) -> None:
-        """Enter that a subscriber's connection is gone."""
+        """Remove a subscription of a connection that is gone."""
         self._of_topics.clear()
         count = self._counts.get(prefix, 0)
         if count > 1:
@@ -41,7 +41,7 @@ class Subscriptions:
             self._uncounted = max(self._uncounted - 1, 0)
 
     def prefixes(self) -> set[bytes]:
-        """Return what is subscribed to; the empty prefix if some are not counted separately."""
+        """Return the subscribed prefixes; only the empty one if some are not counted separately."""
         return {b""} if self._uncounted else {*self._counts}
 
     def count(self, topic: bytes) -> int:

@@ -1,4 +1,4 @@
-"""Backlog: messages that a subscriber has received and not yet handed out."""
+"""Backlog: messages that a subscriber has received but not handed out yet."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class Backlog:
 
     Args:
         policy: "latest" or "all".
-        events: queue events too.
-        high_water_mark: queued items; ``add`` waits while there are that many.
+        events: also queue events.
+        high_water_mark: maximum number of queued items; ``add`` waits while the queue is full.
 
     Attributes:
-        changed: the lock of everything here; notified of every change.
+        changed: the lock that guards everything here; notified of every change.
         losses: counts, label names and states.
-        notify: called whenever something was added, for a waiting event loop.
-        closed: ``add`` waits no longer.
+        notify: called after every addition, for a waiting event loop.
+        closed: ``add`` does not wait any more.
         finished: nothing will be added any more.
     """
 

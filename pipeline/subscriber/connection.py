@@ -1,4 +1,4 @@
-"""Connection: a SUB socket to one endpoint, which recovers where libzmq does not."""
+"""Connection: a SUB socket to one endpoint that recovers where libzmq does not."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Connection(ReconnectingSocket):
         """Receive a message without waiting; None if there is none, or one that is too long.
 
         Args:
-            max_parts: parts behind these are discarded.
+            max_parts: further parts are discarded.
 
         Raises:
             zmq.ContextTerminated: the context was terminated.
@@ -62,7 +62,7 @@ class Connection(ReconnectingSocket):
         return parts
 
     def take_oversized(self) -> int:
-        """Return how many messages were too long since the last call."""
+        """Return the number of messages since the last call that were too long."""
         count, self._oversized = self._oversized, 0
         return count
 
@@ -91,7 +91,7 @@ def receive_parts(
     Args:
         socket: a socket to receive from.
         max_message_bytes: a longer message is discarded.
-        max_parts: parts behind these are discarded.
+        max_parts: further parts are discarded.
 
     Returns:
         The parts, or None if there was no message or it was too long, and its size, bytes.

@@ -49,13 +49,13 @@ class _Stream:
 
 @dataclass(slots=True)
 class _Source:
-    """A source, as its newest publisher describes it; it may have moved there from another.
+    """A source as its newest publisher describes it; it may have moved from another publisher.
 
     Attributes:
         publisher: of the last ``instances`` message.
-        newest: the publisher that was heard for the first time last.
-        ended: whether it has ended there.
-        state: its state there.
+        newest: the publisher that appeared last.
+        ended: whether it has ended at its newest publisher.
+        state: its state at its newest publisher.
     """
 
     publisher: str = ""
@@ -66,7 +66,7 @@ class _Source:
 
 @dataclass(frozen=True, slots=True)
 class SequenceGap:
-    """What lies between a message and the one before it.
+    """What happened between a message and the one before it.
 
     Attributes:
         lost: messages that never arrived.
@@ -83,11 +83,11 @@ class SequenceGap:
 class LossTracker:
     """Tracks sequence numbers, label names and source states. Uses no socket and no clock.
 
-    Its memory is bounded whatever a publisher sends: the least recently heard entries are
-    forgotten, and count as new if they return.
+    Its memory is bounded, whatever a publisher sends: the entries that were updated least recently
+    are forgotten, and count as new if they return.
 
     Args:
-        max_sources: sources tracked, and pairs of publisher and source.
+        max_sources: maximum number of sources, and of pairs of publisher and source.
 
     Attributes:
         tally: the counts so far.
@@ -106,7 +106,7 @@ class LossTracker:
         if stream.next_seq is not None and header.seq < stream.next_seq:
             self.tally.duplicate += 1
             return None
-        # What a publisher sent before its first message here is not lost.
+        # Messages before the first one that arrived here do not count as lost.
         first = stream.next_seq is None
         restarted = first and known.publisher not in ("", header.publisher)
         lost = 0 if stream.next_seq is None else header.seq - stream.next_seq
@@ -143,7 +143,7 @@ class LossTracker:
         return SequenceGap(lost, restarted=False)
 
     def _hear(self, publisher: str, source: str) -> tuple[_Stream, _Source]:
-        """Return a publisher's stream of a source, and the source; both are heard of now."""
+        """Return a publisher's stream of a source, and the source, as the most recent ones."""
         is_new = (publisher, source) not in self._streams
         stream = _recall(self._streams, (publisher, source), _Stream, self._max_sources)
         known = _recall(self._sources, source, _Source, self._max_sources)
@@ -152,12 +152,12 @@ class LossTracker:
         return stream, known
 
     def restart(self, source: str, publisher: str) -> None:
-        """Count nothing as lost until the next ``instances`` message of a publisher's source."""
+        """Count no messages as lost before a publisher's next ``instances`` message of a source."""
         if (stream := self._streams.get((publisher, source))) is not None:
             stream.next_seq = None
 
     def publishers(self) -> list[tuple[str, str]]:
-        """Return each publisher and source that is known."""
+        """Return all known pairs of publisher and source."""
         return list(self._streams)
 
     def label_names(self, labels: str) -> tuple[str, ...]:
@@ -165,7 +165,7 @@ class LossTracker:
         return self._label_names.get(labels, ())
 
     def all_ended(self, sources: tuple[str, ...] | None) -> bool:
-        """Whether all of the sources have ended; None means every source heard of."""
+        """Return whether all of the sources have ended; None means all known sources."""
         names = sources or tuple(self._sources)
         return bool(names) and all(
             name in self._sources and self._sources[name].ended for name in names

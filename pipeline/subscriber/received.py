@@ -30,14 +30,15 @@ class PublishedFrame:
         received_ns: when it arrived here, UTC nanoseconds.
         age_ms: time from capture until the frame was handed to you; in a recording, until it was
             recorded. Between machines it is only as accurate as their clocks.
-        lost_before: messages of this source that never arrived, since the frame before this one.
-        skipped_before: messages that a newer one replaced, likewise (policy "latest").
-        restarted: the publisher was restarted since the frame before; ``seq`` began again.
+        lost_before: messages of this source that were lost since the previous frame.
+        skipped_before: messages replaced by newer ones since the previous frame (policy "latest").
+        restarted: whether the publisher was restarted since the previous frame; ``seq`` then begins
+            again.
         clock: whose time ``capture_ns`` is: "receipt" (the publisher's host) or "sender" (camera).
         stage_ms: processing time of each stage, milliseconds.
         drops: frames of this source that the publisher has dropped so far, by stage and reason.
-        dropped_before: frames of this source that the publisher dropped since the message before
-            this one; unlike ``lost_before`` it has nothing to do with the network.
+        dropped_before: frames of this source that the publisher dropped since its previous message;
+            unlike ``lost_before``, these were never sent.
         zones: instances in each zone, by the zone's name; empty if there are none.
         lines: instances that have crossed each line since the start, by the line's name and
             direction, "forward" or "backward".
@@ -119,7 +120,7 @@ class PublishedFrame:
         Raises:
             WireError: part 4 is not a JPEG file.
         """
-        if not self.jpeg:  # part 4 is empty where only a part behind it is used
+        if not self.jpeg:  # without an image, part 4 is empty if part 5 follows
             return None
         from PIL import Image
 

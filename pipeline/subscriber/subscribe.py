@@ -87,15 +87,15 @@ def subscribe(
             print(frame.seq, frame.age_ms, frame.lost_before, len(frame.instances))
 
     A recording yields the same frames: ``subscribe("file:recording.mcap")``. It is read as fast as
-    the loop takes them, nothing is skipped, and the loop ends with the file.
+    the loop consumes them, nothing is skipped, and the loop ends at the end of the file.
 
-    The loop ends when every source has ended (every named source, or every source heard of so
+    The loop ends when every source has ended (all named sources, or all sources known so
     far), and raises TimeoutError when nothing arrives for ``timeout_s``. ``async for`` works the
     same way. Inside ``with`` the connection stays open between loops; otherwise it lasts as long
     as the loop.
 
-    A publisher that refuses the connection is asked again, with backoff, until it accepts. The
-    reason is logged once (logger ``maskcast.pipeline.wire.reconnecting``).
+    If a publisher refuses the connection, it is retried with backoff until it succeeds. The reason
+    is logged once (logger ``maskcast.pipeline.wire.reconnecting``).
 
     Args:
         endpoints: "tcp://host:5555", "ipc:///run/maskcast.sock", or several; or recordings,

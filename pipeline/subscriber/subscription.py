@@ -33,7 +33,7 @@ Received = TypeVar("Received", bound=PublishedFrame | StreamEvent)
 """What a subscription yields: frames, or frames and events."""
 
 MAX_PARTS = 6
-"""Parts of a message in this version; parts behind them are discarded."""
+"""Number of parts of a message in this version; further parts are discarded."""
 
 
 class EndOfStreams(Exception):  # noqa: N818 - not an error
@@ -43,9 +43,9 @@ class EndOfStreams(Exception):  # noqa: N818 - not an error
 class Subscription(Generic[Received]):
     """Connections to publishers; made by ``subscribe``.
 
-    A background thread owns the sockets and receives messages as they arrive. Left in ZeroMQ's
-    queues, old frames would stay and newer ones be dropped. Use ``receive`` and the loops from one
-    thread at a time; ``close`` is thread-safe.
+    A background thread owns the sockets and receives messages as they arrive: in ZeroMQ's queues,
+    old frames would be kept and newer ones dropped. Use ``receive`` and the loops on one thread at
+    a time; ``close`` is thread-safe.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Subscription(Generic[Received]):
         self._thread: threading.Thread | None = None
 
     def open(self) -> Self:
-        """Connect; ``with`` and the loops do so.
+        """Connect. ``with`` and the loops do this.
 
         Raises:
             InputError: an endpoint is invalid. (An endpoint without a publisher is no error.)
@@ -200,7 +200,7 @@ class Subscription(Generic[Received]):
                         raise TimeoutError(self._timeout_message(timeout_s))
                     self._backlog.changed.wait(min(remaining_s, 3600))
             if (handed := self._hand_out(item)) is not None:
-                return cast("Received", handed)  # events are kept only if they are wanted
+                return cast("Received", handed)  # events are queued only on request
 
     async def receive_async(self, timeout_s: float | None = None) -> Received:
         """Wait like ``receive``, without blocking the event loop."""
@@ -235,7 +235,7 @@ class Subscription(Generic[Received]):
     def _next(self) -> Arrival | StreamEvent | None:
         """Take the next item from the queue. The lock is held."""
         if isinstance(self._fault, InputError) and not self._backlog.has_items:
-            raise self._fault  # the recording is damaged behind what was handed out
+            raise self._fault  # the recording is damaged after what was handed out
         if self._fault is not None and not isinstance(self._fault, InputError):
             raise RuntimeError("the subscriber's thread failed") from self._fault
         if self._backlog.closed:
@@ -275,7 +275,7 @@ class Subscription(Generic[Received]):
         )
 
     def _read_recordings(self, prefixes: list[str]) -> None:
-        """Read the files until their end or ``close``; runs on a thread."""
+        """Read the files until their end or ``close``; runs on the background thread."""
         wanted = tuple(f"{VERSION}/{prefix}".encode() for prefix in prefixes)
         backlog = self._backlog
         try:
@@ -322,7 +322,7 @@ class Subscription(Generic[Received]):
         poller.poll(int(min(due_s) * 1000) + 1 if due_s else None)
 
     def _receive_from(self, connection: Connection) -> None:
-        """Add what has arrived on one connection, at most one batch."""
+        """Add the messages that have arrived on one connection, at most one batch."""
         connection.process_events()
         self._broken |= connection.broken
         for _ in range(self._high_water_mark):

@@ -1,4 +1,4 @@
-"""What is kept of each source: a bounded number of entries, and the events for a newcomer."""
+"""Bounded storage per source, and the events that are kept for new subscribers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 from maskcast.pipeline.wire.message import EventHeader, Header, topic
 
 MAX_SOURCES = 1024
-"""Sources, and pairs of publisher and source, that something is kept of: those heard of last."""
+"""Maximum number of sources, and of pairs of publisher and source, that anything is kept for."""
 
 KEPT_EVENTS = {"labels": "labels", "size": "size", "state": "state", "ended": "state"}
 """Events that a new subscriber receives, and the slot that each is kept in."""
@@ -28,7 +28,7 @@ def keep(kept: OrderedDict[K, V], key: K, value: V, most: int) -> None:
 
 
 MAX_FORMER = 8
-"""Former publishers of a source that are known as such."""
+"""Maximum number of former publishers that are remembered for a source."""
 
 
 @dataclass(slots=True)
@@ -47,7 +47,7 @@ class KeptEvents:
     """The last ``labels``, ``size`` and ``state`` of each source, from its newest publisher.
 
     Args:
-        max_sources: sources kept; the one heard of least recently is forgotten first.
+        max_sources: maximum number of sources; the one updated least recently is forgotten first.
     """
 
     def __init__(self, max_sources: int = MAX_SOURCES) -> None:
@@ -57,7 +57,7 @@ class KeptEvents:
     def add(self, source: str, header: Header, parts: Sequence[bytes]) -> None:
         """Keep a message if it is one of these events.
 
-        A source that was removed, and what a former publisher says of it, are not kept.
+        Events of a removed source and of former publishers are not kept.
         """
         if not isinstance(header, EventHeader) or not (slot := KEPT_EVENTS.get(header.event)):
             return

@@ -1,4 +1,4 @@
-"""Messages, and the parts that ZeroMQ carries them in; specified in docs/wire.md.
+"""Messages and their ZeroMQ parts, as specified in docs/wire.md.
 
 Uses no socket. ``decode`` accepts everything that ``encode`` returns, and raises nothing but
 ``WireError`` for anything else.
@@ -42,16 +42,16 @@ __all__ = [
 
 VERSION = "v1"
 ALL_EVENTS = f"{VERSION}/*/event".encode()
-"""Subscription of a gateway to the events of every source. It is the beginning of no topic."""
+"""Subscription of a gateway to the events of every source. No topic begins with it."""
 
 MAX_SIDE = 16384
 """Largest width and height of a frame, pixels."""
 
 MAX_HEADER_BYTES = 1 << 20
-"""Longest part 1; unpacked, it takes many times as much memory."""
+"""Maximum length of part 1; unpacked, it takes many times as much memory."""
 
 TRACK_IDS = "track_ids"
-"""In ``InstancesHeader.arrays``: int32, which object each instance is."""
+"""In ``InstancesHeader.arrays``: int32, the track id of each instance, in part 2."""
 
 KEYPOINTS = "keypoints"
 """In ``InstancesHeader.arrays``: float32, the keypoints of each instance, in part 5."""
@@ -85,8 +85,8 @@ class InstancesHeader(Struct, frozen=True, kw_only=True, omit_defaults=True):
         stage_ms: processing time of each stage, milliseconds.
         drops: frames of this source dropped since the start, by stage and reason.
         dropped_before: frames of this source dropped since the message before this one.
-        arrays: what stands behind the labels in part 2, in this order: "track_ids"; and
-            "keypoints", which are in part 5.
+        arrays: the arrays after the labels in part 2, in order: "track_ids"; and "keypoints", which
+            are in part 5.
         keypoints: names and skeleton of the keypoints; None without them.
         zones: instances in each zone, by the zone's name.
         lines: instances that have crossed each line since the start, by the line's name, then by
@@ -121,8 +121,8 @@ class EventHeader(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         publisher: 16 hexadecimal digits, new at each start of the publisher.
-        seq: counts this publisher's events of this source, from 0. One that is sent again for a
-            late subscriber keeps its number.
+        seq: counts this publisher's events of this source, from 0. An event that is sent again for
+            a new subscriber keeps its number.
         publish_ns: when it happened, UTC nanoseconds.
         event: its name; docs/wire.md lists them.
         sent: number of ``instances`` messages of this source sent before it.
@@ -180,21 +180,20 @@ def check_source_name(name: str) -> str:
 
 
 def topic(source: str, kind: Kind) -> bytes:
-    """Part 0 of a message; ``v1/<source>/`` is the subscription to all of a source's."""
+    """Return part 0 of a message; ``v1/<source>/`` subscribes to all messages of a source."""
     return f"{VERSION}/{source}/{kind}".encode()
 
 
 def labels_id(names: Sequence[str]) -> str:
-    """Identify a table of label names: 8 hexadecimal digits of the SHA-256 of its lines."""
+    """Return the id of a table of label names: 8 hexadecimal digits of the SHA-256 of its lines."""
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
 
 
 def encode(message: Message) -> list[bytes]:
     """Turn a message into its parts. Boxes are clipped to the frame.
 
-    The masks are written in the format that the header names; ``header.count`` must be theirs,
-    ``header.arrays`` must name the arrays that the instances have, and ``header.keypoints`` their
-    keypoints.
+    The masks are written in the format that the header names. The header's ``count``, ``arrays``
+    and ``keypoints`` must be those of the instances.
 
     Raises:
         WireError: ``decode`` would refuse the message.
@@ -213,7 +212,7 @@ def encode(message: Message) -> list[bytes]:
     is_posed = instances.keypoints is not None
     if header.arrays != array_names(instances) or is_posed != (header.keypoints is not None):
         raise WireError("the header's arrays and keypoints are not those of the instances")
-    # As a mapping, which is counted in one byte: a struct of more than 15 fields is not.
+    # As a dict, whose length takes one byte; that of a struct with more than 15 fields takes more.
     packed = _encoder.encode(msgspec.to_builtins(header))
     head = [topic(message.source, "instances"), packed]
     decode_header(head)
@@ -240,13 +239,13 @@ def encode(message: Message) -> list[bytes]:
 
 
 def array_names(instances: Instances) -> tuple[str, ...]:
-    """Name the arrays that instances have besides boxes, scores and labels, as the header must."""
+    """Return ``InstancesHeader.arrays``: what instances have besides boxes, scores and labels."""
     arrays = {TRACK_IDS: instances.track_ids, KEYPOINTS: instances.keypoints}
     return tuple(name for name, array in arrays.items() if array is not None)
 
 
 def decode_header(parts: Sequence[bytes]) -> tuple[str, Header]:
-    """Read the source and the header of a message, and leave the rest.
+    """Read only the source and the header of a message.
 
     Raises:
         WireError: part 0 or 1 is malformed.
@@ -294,14 +293,14 @@ def decode_body(source: str, header: InstancesHeader, parts: Sequence[bytes]) ->
     if len(parts) < 4:
         raise WireError(f"an instances message has 4 parts or more, not {len(parts)}")
     count = header.count
-    # Longer is legal: arrays that a later version adds stand behind these.
+    # It may be longer: later versions may add arrays.
     if len(parts[2]) < 24 * count:
         raise WireError(f"{len(parts[2])} bytes of arrays for {count} instances")
     boxes = np.frombuffer(parts[2], dtype="<f4", count=4 * count).reshape(count, 4)
     scores = np.frombuffer(parts[2], dtype="<f4", count=count, offset=16 * count)
     labels = np.frombuffer(parts[2], dtype="<i4", count=count, offset=20 * count)
     _check_arrays(boxes, scores, labels, header)
-    # Of the arrays behind these, the first is ours or none is: what it is known by is its place.
+    # Arrays have no lengths, so that only those before the first unknown one can be found.
     track_ids = None
     if header.arrays[:1] == (TRACK_IDS,):
         if len(parts[2]) < 28 * count:
@@ -319,7 +318,7 @@ def decode_body(source: str, header: InstancesHeader, parts: Sequence[bytes]) ->
         track_ids,
         _decode_keypoints(header, parts),
     )
-    # Part 4 is empty where only a part behind it is used.
+    # Without an image, part 4 is empty if part 5 follows.
     jpeg = bytes(parts[4]) if len(parts) == 5 or (len(parts) > 5 and len(parts[4])) else None
     return InstancesMessage(source, header, instances, jpeg)
 
