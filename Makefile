@@ -44,10 +44,10 @@ test-commands:
 	$(TEST)/pytest tests/test_*.py
 
 test-engines:
-	nice $(TEST)/pytest tests/engines
+	nice -n 19 $(TEST)/pytest tests/engines
 
 test-builder:
-	OMP_NUM_THREADS=1 nice $(TEST)/pytest tests/benchmarks tests/builder
+	OMP_NUM_THREADS=1 nice -n 19 $(TEST)/pytest tests/benchmarks tests/builder
 
 format: .venv-test/installed
 	$(TEST)/ruff check --fix .

@@ -81,8 +81,8 @@ def test_a_blocked_recorder_delays_no_live_frame_and_what_it_misses_is_counted(
     pipeline.join()
     (source,) = pipeline.stats().sources
     written = len(gated.indices["test"])
-    assert source.processed > 20
     assert written == 1 + RECORD_CAPACITY
+    assert source.processed > written
     assert source.unrecorded == {"replaced": source.processed - written}
     assert gated.closed == 1
 
