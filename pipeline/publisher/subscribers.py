@@ -177,7 +177,7 @@ class AdmittedSubscribers(Subscribers):
         if self._ignored or kind not in (b"\x00", b"\x01"):
             self._ignored.add(handle)
             return
-        # Identified first: whoever changes the rights after they are read here disconnects it.
+        # Identified first: a change of rights after they are read here must find the connection.
         self._guard.grants.identify(handle, user)
         if (rights := self._guard.rights(user)) is None:  # withdrawn since the handshake
             self._guard.disconnect([handle])

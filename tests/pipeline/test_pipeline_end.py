@@ -142,8 +142,13 @@ def test_a_read_that_hangs_does_not_delay_the_end(timed_engine, stalling_server)
     silent = {"url": stalling_server.url, "read_timeout_s": 60.0}
     pipeline = Pipeline(configured(silent), timed_engine())
     pipeline.start()
-    wait_until(lambda: pipeline.stats().processed > 10)
-    time.sleep(0.2)
+
+    def has_read_all() -> bool:
+        before = pipeline.stats().captured
+        time.sleep(1.0)
+        return before > 10 and pipeline.stats().captured == before
+
+    wait_until(has_read_all)  # the next read hangs
     pipeline.stop()
     pipeline.join()
     assert pipeline.stats().sources[0].ended == "stopped"

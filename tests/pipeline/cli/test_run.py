@@ -40,7 +40,7 @@ def test_a_run_that_fails_before_its_first_frame_prints_nothing_else(
 def test_a_run_whose_output_is_not_written_at_its_end_fails_with_the_reason(
     make_clip, timed_engine, monkeypatch
 ) -> None:
-    monkeypatch.setattr(module, "load_engine_for", lambda config: timed_engine(0.002))
+    monkeypatch.setattr(module, "load_engine_for", lambda *_: timed_engine(0.002))
     config = make_config(
         {"sources": [{"url": str(make_clip(frames=5))}], "outputs": {"jsonl": "/dev/full"}}
     )
