@@ -102,10 +102,8 @@ def _check_written(outputs: OutputConfig, stats: Stats) -> None:
     for name, problem in stats.outputs.items():
         if problem:
             missing = sum(sum(source.unrecorded.values()) for source in stats.sources)
-            raise InputError(
-                f"{getattr(outputs, name)}: cannot be written: {problem}; "
-                f"{missing} processed frames are missing in the files"
-            )
+            loss = f"{missing} processed frames are missing" if missing else "it is not whole"
+            raise InputError(f"{getattr(outputs, name)}: cannot be written: {problem}; {loss}")
 
 
 def _load(config: Config, bundle: Bundle) -> Engine:
