@@ -150,7 +150,7 @@ class PublishConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     Attributes:
         endpoint: the ZeroMQ endpoint to bind; not bound if there are ``gateways``.
-        gateways: connect to these gateways instead, which subscribers connect to.
+        gateways: connect to these gateways instead of binding; subscribers connect to them.
         masks: the format of the masks in messages.
         jpeg_quality: add each frame's image as JPEG of this quality; no image by default.
         high_water_mark: messages queued for each subscriber; a slower one loses messages.
@@ -250,7 +250,8 @@ class ControlConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             ``tcp://HOST:PORT``.
         allowed_clients: a folder or list of ``.key`` files. Those with ``control: true`` in their
             rights file may control the sources named there. The server's own key is that of
-            ``publish.curve``. Without this key, the endpoint must be ``ipc://`` or on loopback.
+            ``publish.curve``. Without ``allowed_clients``, the endpoint must be ``ipc://`` or on
+            loopback.
         allow: the sources that may be added: ``rtsp:``, ``rtsp://192.168.0.0/16``,
             ``http://cam.local``, ``file:/srv/clips``, ``device:/dev/video0``, ``test:``. The
             default is everything with ``ipc://``, and ``rtsp:``, ``rtsps:`` and ``test:`` with
@@ -267,8 +268,8 @@ class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     Attributes:
         gateway: the endpoint to bind for subscribers.
-        gateway_sources: the endpoint to bind for the workers, ``tcp://HOST:PORT``; by default this
-            machine's address, as the nodes reach it, and a free port.
+        gateway_sources: the endpoint to bind for the workers, ``tcp://HOST:PORT``; by default a
+            free port of the address at which the nodes reach this machine.
         cpus_per_source: cores that Ray reserves for each source.
         gpus_per_source: GPUs that Ray reserves for each source; several can share one.
     """

@@ -23,7 +23,7 @@ class ZoneConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, 
     Attributes:
         name: its name in events, counts and metrics.
         polygon: its corners in order, x and y in 0..1 of the frame's width and height, 0, 0 at the
-            top left; not closed.
+            top left; the first corner is not repeated.
         labels: names of the classes that count; all by default.
         min_overlap: share of an instance's mask that must be inside, above 0 to 1.
         anchor: ``feet``: the lowest point of the mask decides instead of the overlap.
