@@ -163,13 +163,16 @@ class ConnectedInlet:
         return "" if self._connection.connected else self._connection.problem or "not connected"
 
     def ready_sockets(self) -> Sequence[zmq.Socket[bytes]]:
-        """Return the socket and its monitor, after connecting again where libzmq does not."""
+        """Return the socket and its monitor, after connecting again where libzmq does not.
+
+        Called once before each batch, so the monitor is not asked for every message.
+        """
+        self._connection.process_events()
         self._connection.replace_if_due()
         return (self._connection.socket, self._connection.monitor)
 
     def receive(self) -> tuple[list[bytes] | None, int]:
         """Return a message and its size in bytes; None, 0 if there is none, None if too long."""
-        self._connection.process_events()
         parts = self._connection.receive(MAX_PARTS)
         if parts is None:
             return None, self._connection.take_oversized()

@@ -103,8 +103,7 @@ class OpenSubscribers(Subscribers):
         return self._subscriptions.count(topic)
 
     def _enter(self, socket: zmq.Socket[bytes], message: zmq.Frame) -> None:
-        content = bytes(message.bytes)
-        kind, prefix = content[:1], content[1:]
+        kind, prefix = _split(message)
         if kind == b"\x01":
             self._subscriptions.add(prefix)
             self._joined.add(prefix)
@@ -127,8 +126,7 @@ class GatewaySubscribers(OpenSubscribers):
         return topic.endswith(b"/event") or self._has_unread or bool(self._count(topic))
 
     def _enter(self, socket: zmq.Socket[bytes], message: zmq.Frame) -> None:
-        content = bytes(message.bytes)
-        kind, prefix = content[:1], content[1:]
+        kind, prefix = _split(message)
         if kind == b"\x01":
             socket.set(zmq.SUBSCRIBE, b"")
             self._subscriptions.add(prefix)
@@ -172,8 +170,8 @@ class AdmittedSubscribers(Subscribers):
         key, number = _property(message, "User-Id"), _property(message, "__fd")
         if key is None or number is None:  # a message of libzmq about a connection that is gone
             return
-        content, handle, user = bytes(message.bytes), int(number), key.encode()
-        kind, prefix = content[:1], content[1:]
+        kind, prefix = _split(message)
+        handle, user = int(number), key.encode()
         if self._ignored or kind not in (b"\x00", b"\x01"):
             self._ignored.add(handle)
             return
@@ -191,6 +189,12 @@ class AdmittedSubscribers(Subscribers):
         elif granted == [prefix] and prefix not in rights.granted(b""):
             self._guard.grants.remove(handle, prefix)
             socket.set(zmq.UNSUBSCRIBE, prefix)
+
+
+def _split(message: zmq.Frame) -> tuple[bytes, bytes]:
+    """Return what a message asks for, 1 to subscribe or 0 to cancel, and the topics' prefix."""
+    content = bytes(message.bytes)
+    return content[:1], content[1:]
 
 
 def _property(message: zmq.Frame, name: str) -> str | None:
