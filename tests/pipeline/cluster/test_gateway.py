@@ -374,6 +374,39 @@ def test_a_subscriber_of_a_gateway_sees_the_sources_of_its_rights(guarded, keys)
         assert seen_by_porter == {"door"}
         allow(keys / "clients/porter.key", "cellar")
         door.until(lambda: see(porter) == {"cellar"})
+        (keys / "clients/porter.key").unlink()
+        door.until(lambda: guarded.stats().subscribers == 1)
+        see(porter)
+        door.until(lambda: "cellar" in see(admin))
+        assert not see(porter)
+
+
+def test_a_publisher_whose_key_is_withdrawn_is_cut_off_and_others_go_on(guarded, keys):
+    new_keys(keys / "publishers/other")
+    with (
+        publishing_to(guarded, keys=client_keys(keys, "publishers/worker")) as publisher,
+        publishing_to(guarded, keys=client_keys(keys, "publishers/other")) as other,
+        subscribe(
+            guarded.endpoint,
+            policy="all",
+            server_key=keys / "server.key",
+            client_key=keys / "clients/viewer.key_secret",
+        ) as frames,
+    ):
+        door, cellar = Feed(publisher, "door"), Feed(other, "cellar")
+        seen = set()
+
+        def see():
+            cellar()
+            seen.update(frame.source for frame in drain(frames))
+            return seen
+
+        (keys / "publishers/worker.key").rename(keys / "worker.key")
+        door.until(lambda: "does not allow" in publisher._outlets[0].problem)
+        see()
+        seen.clear()
+        door.until(lambda: "cellar" in see())
+        assert seen == {"cellar"}
 
 
 def test_a_publisher_whose_key_is_allowed_later_needs_no_restart(guarded, keys):

@@ -471,8 +471,9 @@ def test_a_client_controls_the_sources_of_its_rights_only(
             client("watcher", 0.5).list()
 
 
-def test_a_right_to_control_is_withdrawn_and_given_while_the_pipeline_runs(
-    timed_engine, tmp_path, free_port, curve
+@pytest.mark.parametrize("what", ["right", "key"])
+def test_control_is_withdrawn_and_given_while_the_pipeline_runs(
+    timed_engine, tmp_path, free_port, curve, what: str
 ) -> None:
     new_client(tmp_path / "operators/porter", control=True)
     endpoint = f"tcp://127.0.0.1:{free_port}"
@@ -494,13 +495,15 @@ def test_a_right_to_control_is_withdrawn_and_given_while_the_pipeline_runs(
                 return answer.ok
 
             assert is_answered() or is_answered()
-            allow(key)
+            content = key.read_bytes()
+            allow(key) if what == "right" else key.unlink()
             wait_until(lambda: not is_answered())
         porter = ControlClient(
             endpoint, 0.5, server_key=tmp_path / "server.key", client_key=Path(f"{key}_secret")
         )
         assert not answers(porter)
         allow(key, control=True)
+        key.write_bytes(content)
         wait_until(lambda: answers(porter))
 
 
