@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -132,6 +133,54 @@ def nodes(folder: Path) -> Iterator[Nodes]:
     nodes = Nodes(folder)
     yield nodes
     nodes.close()
+
+
+class Head:
+    """A node that ``ray start --head`` has started, and that stays until it is closed."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self._log = (folder / "head.log").open("w")
+        # A short path: Ray puts sockets there.
+        self.files = tempfile.TemporaryDirectory(prefix="ray", dir="/tmp")
+        self.environment = ENVIRONMENT | {"RAY_TMPDIR": self.files.name}
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+                *("--port", str(port), "--num-cpus", "1", "--include-dashboard", "false"),
+                *("--object-store-memory", str(80 << 20), "--disable-usage-stats"),
+            ],
+            stdout=self._log,
+            stderr=self._log,
+            env=self.environment,
+            cwd=folder,
+        )
+
+    def has_started(self) -> bool:
+        """Wait until it has started or ended, and return which."""
+        current = Path(self.files.name, "ray/ray_current_cluster")
+        wait_until(lambda: self.process.poll() is not None or current.exists(), SOON_S)
+        return self.process.poll() is None
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+        self.process.wait(SOON_S)
+        self._log.close()
+        self.files.cleanup()
+
+
+@pytest.fixture
+def head(folder: Path, free_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cluster for the address ``auto``."""
+    for _ in range(5):  # on a busy machine, Ray gives up after 30 s
+        head = Head(folder, free_port)
+        if head.has_started():
+            break
+        head.close()
+        wait_until(lambda: not processes_in(folder), SOON_S)
+    monkeypatch.setitem(ENVIRONMENT, "RAY_TMPDIR", head.files.name)
+    yield
+    head.close()
 
 
 class Fleet:
@@ -415,6 +464,40 @@ def test_a_cluster_elsewhere_is_used_through_ray_client(
         assert "Traceback" not in fleet.log()
     finally:
         nodes.close()
+
+
+def kill_raylet(folder: Path) -> None:
+    """Kill the only raylet of a cluster, which the command is connected to."""
+    (raylet,) = (pid for pid, command in processes_in(folder).items() if "raylet/raylet" in command)
+    os.kill(raylet, signal.SIGKILL)
+
+
+@pytest.mark.usefixtures("head")
+def test_a_cluster_of_this_machine_is_found_and_its_loss_ends_the_command(
+    start: Callable[..., Fleet], folder: Path
+) -> None:
+    fleet = start("auto", door=PATTERN)
+    with Audience(fleet.endpoint) as audience:
+        first = audience.publisher("door")
+        os.kill(fleet.source("door").pid or 0, signal.SIGKILL)
+        audience.wait_for_another_publisher("door", first)
+        gateway = fleet.client.status()[0].gateway.pid
+        kill_raylet(folder)
+        assert fleet.process.wait(SOON_S) == 1
+    assert "maskcast: the Ray node that this command is connected to has died" in fleet.log()
+    assert "Traceback" not in fleet.log()
+    assert gateway not in processes_in(folder)
+
+
+def test_a_local_cluster_whose_node_dies_ends_with_everything(
+    start: Callable[..., Fleet], folder: Path
+) -> None:
+    fleet = start("local", door=PATTERN)
+    fleet.wait_until_running("door")
+    kill_raylet(folder)
+    assert fleet.process.wait(SOON_S) == 1
+    assert "maskcast: the Ray node that this command is connected to has died" in fleet.log()
+    wait_until(lambda: not processes_in(folder), SOON_S)
 
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])

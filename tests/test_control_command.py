@@ -131,6 +131,10 @@ def test_sources_are_added_and_removed_at_the_command_line(
             "ctl --timeout-s 0.1 ipc:///nowhere list",
             "within 0.1 s: there is no socket /nowhere; start `maskcast run --control ipc:///nowhere`",
         ),
+        (
+            "cluster --timeout-s 0.1 --control ipc:///nowhere status",
+            "there is no socket /nowhere; start `maskcast cluster run --config FILE`",
+        ),
         ("ctl nowhere list", "invalid endpoint 'nowhere'"),
         ("ctl --server-key a.key ipc:///nowhere list", "keys go together"),
         ("run test://8x8@1 --control nowhere", "invalid endpoint 'nowhere'"),

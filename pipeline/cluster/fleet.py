@@ -15,6 +15,8 @@ from maskcast.pipeline.configuration.config import (
     PublishConfig,
     SourceConfig,
 )
+from maskcast.pipeline.sources.open import check_source
+from maskcast.pipeline.url import scheme
 from maskcast.pipeline.validation import check_config
 from maskcast.pipeline.wire.endpoint import check_endpoint
 
@@ -41,11 +43,22 @@ def check_fleet(config: Config) -> tuple[ClusterConfig, PublishConfig]:
             "outputs: not possible in a cluster, where each source may run on any node; "
             "use maskcast record with the gateway's endpoint"
         )
-    # Files and devices may be on the nodes alone.
+    for source in config.sources:
+        check_placeable(source)
     sources = [replace(source, required=False) for source in config.sources]
     manifest = open_bundle(config.model.bundle).manifest
     check_config(replace(config, cluster=None, sources=tuple(sources)), manifest)
     return config.cluster, config.publish
+
+
+def check_placeable(source: SourceConfig) -> None:
+    """Check what is known of a source before it is on a node; only nodes know files and devices.
+
+    Raises:
+        InputError: its URL is malformed or its scheme unknown.
+    """
+    if scheme(source.url) not in ("", "file"):
+        check_source(source)
 
 
 def gateway_settings(config: Config, address: str) -> GatewaySettings:

@@ -9,7 +9,12 @@ from contextlib import suppress
 from typing import Literal
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.cluster.ray_cluster import Actor, RayCluster, WorkerLostError
+from maskcast.pipeline.cluster.ray_cluster import (
+    Actor,
+    ClusterLostError,
+    RayCluster,
+    WorkerLostError,
+)
 from maskcast.pipeline.cluster.worker import END_WITHIN_S, WorkerReport
 from maskcast.pipeline.configuration.config import Config
 from maskcast.pipeline.control.messages import NOT_MOVED, Placement
@@ -97,8 +102,8 @@ class PlacedSource:
     async def _run(self) -> None:
         """Run until the source has ended or is set aside."""
         failures, backoff = 0, Backoff(FIRST_WAIT_S, LONGEST_WAIT_S)
-        self.actor = self._cluster.place()
         try:
+            self.actor = self._cluster.place()
             while True:
                 reason = await self._run_until_failure()
                 if reason is None:
@@ -124,6 +129,8 @@ class PlacedSource:
                 )
                 _logger.warning("source_lost", extra=shown)
                 await asyncio.sleep(wait_s)
+        except ClusterLostError as error:  # the supervisor ends, too
+            self.placement, self.detail = Placement.UNPLACED, str(error)
         except Exception as error:
             self.placement, self.detail = Placement.SET_ASIDE, f"{type(error).__name__}: {error}"
             _logger.exception("source_failed", extra=fields(source=self.name))

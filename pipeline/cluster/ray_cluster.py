@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 import warnings
+from contextlib import suppress
 from typing import Any, Self
 
 from maskcast.engines.errors import InputError
@@ -36,6 +38,10 @@ _OBJECT_STORE_BYTES = 80 << 20
 """Nearly Ray's minimum: nothing large is passed through Ray."""
 
 
+class ClusterLostError(Exception):
+    """The node that this process is connected to is gone, and with it every worker."""
+
+
 class WorkerLostError(Exception):
     """An actor's process or node is gone, or it has not started yet.
 
@@ -62,6 +68,7 @@ class RayCluster:
 
     Raises:
         InputError: Ray is not installed, or there is no cluster at the address.
+        ClusterLostError: Ray cannot start a node here.
     """
 
     def __init__(self, address: str, cpus: float, gpus: float) -> None:
@@ -69,6 +76,7 @@ class RayCluster:
         self.needs = {"CPU": cpus, "GPU": gpus}
         self._ray = _connect(address)
         self._worker = self._ray.remote(Worker)
+        self._own_node: str = self._ray.get_runtime_context().get_node_id()
         self._options = {
             "num_cpus": cpus,
             "num_gpus": gpus,
@@ -88,8 +96,17 @@ class RayCluster:
         self._ray.shutdown()
 
     def nodes(self) -> list[NodeReport]:
-        """Return all nodes that are alive."""
-        return [
+        """Return all nodes that are alive.
+
+        Raises:
+            ClusterLostError: that of this process is not among them, or none can be asked. Ray ends
+                the actors of a process whose node has died, and gives it no others.
+        """
+        try:
+            found = self._ray.nodes()
+        except connection_errors(self._ray) as error:
+            raise lost(error) from None
+        nodes = [
             NodeReport(
                 id=node["NodeID"],
                 name=node["NodeName"] or node["NodeManagerAddress"],
@@ -97,9 +114,12 @@ class RayCluster:
                 cpus=node["Resources"].get("CPU", 0.0),
                 gpus=node["Resources"].get("GPU", 0.0),
             )
-            for node in self._ray.nodes()
+            for node in found
             if node["Alive"]
         ]
+        if all(node.id != self._own_node for node in nodes):
+            raise ClusterLostError("the Ray node that this command is connected to has died")
+        return nodes
 
     def missing(self) -> str:
         """Say which resource is not free for one more actor anywhere; "" if none is missing."""
@@ -118,13 +138,19 @@ class RayCluster:
 
         Args:
             node: the id of the node that it should be on while that node lives; None for any.
+
+        Raises:
+            ClusterLostError: there is no connection to the cluster any more.
         """
         options = self._options
         if node is not None:
             strategies = self._ray.util.scheduling_strategies
             strategy = strategies.NodeAffinitySchedulingStrategy(node, soft=True)
             options = options | {"scheduling_strategy": strategy}
-        return Actor(self._ray, self._worker.options(**options).remote())
+        try:
+            return Actor(self._ray, self._worker.options(**options).remote())
+        except connection_errors(self._ray) as error:
+            raise lost(error) from None
 
 
 class Actor:
@@ -152,13 +178,30 @@ class Actor:
             raise WorkerLostError(shorten(str(error)), for_good=True) from None
         except errors.RayTaskError as error:
             raise error.cause from None
+        except connection_errors(self._ray) as error:
+            raise WorkerLostError(str(lost(error)), for_good=True) from None
 
     def kill(self, *, restart: bool = False) -> None:
         """End the process; ``restart`` lets Ray start it again."""
-        self._ray.kill(self._handle, no_restart=not restart)
+        with suppress(*connection_errors(self._ray)):  # without a connection, Ray ends it
+            self._ray.kill(self._handle, no_restart=not restart)
+
+
+def connection_errors(ray: Any) -> tuple[type[Exception], ...]:
+    """Return what Ray raises once it has no connection to the cluster any more."""
+    errors: tuple[type[Exception], ...] = (ConnectionError, ray.exceptions.RaySystemError)
+    grpc = sys.modules.get("grpc")  # Ray Client has imported it
+    return errors if grpc is None else (*errors, grpc.RpcError)
+
+
+def lost(error: Exception) -> ClusterLostError:
+    """Make the error that says so."""
+    return ClusterLostError(f"the connection to the Ray cluster is lost: {shorten(str(error))}")
 
 
 def _connect(address: str) -> Any:
+    # Without a connection Ray would start a cluster of its own at the next call.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     for name, value in _LOCAL_ENVIRONMENT.items() if address == LOCAL else ():
         os.environ.setdefault(name, value)
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -178,7 +221,12 @@ def _connect(address: str) -> Any:
             ray.init(address=address, **options)
     except (ConnectionError, ValueError, RuntimeError, ImportError) as error:
         raise InputError(
-            f"no Ray cluster at {address}: {shorten(str(error))}; start one with ray start "
-            "--head, or use --address local"
+            f"no Ray cluster at {address}: {shorten(str(error)).rstrip('.')}; start one with "
+            "ray start --head, or use --address local"
         ) from None
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        # What Ray raises if a node does not start within 30 s.
+        raise ClusterLostError(f"Ray has not started: {shorten(str(error))}") from None
     return ray

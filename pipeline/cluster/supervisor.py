@@ -10,7 +10,12 @@ from typing import Any, Self, TypeVar
 from msgspec.structs import replace
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.cluster.fleet import check_fleet, gateway_settings, worker_config
+from maskcast.pipeline.cluster.fleet import (
+    check_fleet,
+    check_placeable,
+    gateway_settings,
+    worker_config,
+)
 from maskcast.pipeline.cluster.gateway import GatewayStats
 from maskcast.pipeline.cluster.gateway_process import GatewayProcess
 from maskcast.pipeline.cluster.placed_source import PlacedSource
@@ -93,7 +98,7 @@ class Supervisor:
         """Run one more source.
 
         Raises:
-            InputError: it has no name, or one that is taken.
+            InputError: it has no name, or one that is taken, or its URL is certainly wrong.
         """
         self._do(self._add(source))
 
@@ -174,6 +179,7 @@ class Supervisor:
                 f"there is a source {source.name!r} already; remove it first, or choose another "
                 "name"
             )
+        check_placeable(source)
         config = worker_config(self._config, source, self._gateway.sources_endpoint)
         self._sources[source.name] = PlacedSource(self._cluster, source.name, config)
 

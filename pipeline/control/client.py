@@ -41,6 +41,7 @@ class ControlClient:
         timeout_s: seconds to wait for each answer.
         server_key: the server's ``.key`` file, if it has keys.
         client_key: your ``.key_secret`` file.
+        command: what answers there, for error messages.
 
     Raises:
         InputError: the endpoint is invalid, or a key cannot be read.
@@ -53,7 +54,9 @@ class ControlClient:
         *,
         server_key: Path | None = None,
         client_key: Path | None = None,
+        command: str = "maskcast run --control ENDPOINT",
     ) -> None:
+        self._command = command
         self._endpoint = check_endpoint(endpoint, "tcp://127.0.0.1:5556")
         self._timeout_s = timeout_s
         self._keys: ClientKeys | None = None
@@ -84,12 +87,11 @@ class ControlClient:
             if not socket.poll(int(self._timeout_s * 1000)):
                 waited = f"no answer from {self._endpoint} within {self._timeout_s:g} s"
                 if problem := missing_socket(self._endpoint):
-                    raise InputError(
-                        f"{waited}: {problem}; start `maskcast run --control {self._endpoint}`"
-                    )
+                    command = self._command.replace("ENDPOINT", self._endpoint)
+                    raise InputError(f"{waited}: {problem}; start `{command}`")
                 raise InputError(
-                    f"{waited}; check the endpoint of `maskcast run --control`, and the keys if it "
-                    "uses them"
+                    f"{waited}; check the endpoint of `{self._command}`, and the keys if it uses "
+                    "them"
                 )
             data = socket.recv()
         try:

@@ -50,7 +50,11 @@ def connect(
         context.obj = endpoint
     else:
         context.obj = ControlClient(
-            endpoint, timeout_s, server_key=server_key, client_key=client_key
+            endpoint,
+            timeout_s,
+            server_key=server_key,
+            client_key=client_key,
+            command="maskcast cluster run --config FILE",
         )
 
 

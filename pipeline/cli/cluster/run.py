@@ -6,13 +6,15 @@ import sys
 from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 
+import typer
+
 from maskcast.pipeline.cli.cluster.status import shown_state
 from maskcast.pipeline.cli.live_table import LiveTable
 from maskcast.pipeline.cli.signals import stopping_on_signals
 from maskcast.pipeline.cli.view import prepare_view, print_url
 from maskcast.pipeline.clients.view.process import ViewProcess
 from maskcast.pipeline.cluster.fleet import check_fleet
-from maskcast.pipeline.cluster.ray_cluster import RayCluster
+from maskcast.pipeline.cluster.ray_cluster import ClusterLostError, RayCluster
 from maskcast.pipeline.cluster.supervisor import Supervisor
 from maskcast.pipeline.configuration.config import Config
 from maskcast.pipeline.control.messages import SourceReport
@@ -34,7 +36,16 @@ def run_cluster(config: Config, address: str, control: str, http: str | None) ->
 
     Raises:
         InputError: the configuration cannot be run, or there is no cluster.
+        typer.Exit: the cluster is lost; with exit code 1, so that a service manager tries again.
     """
+    try:
+        _run_until_stopped(config, address, control, http)
+    except ClusterLostError as error:
+        typer.echo(f"maskcast: {error}; everything was ended, run the command again", err=True)
+        raise typer.Exit(1) from None
+
+
+def _run_until_stopped(config: Config, address: str, control: str, http: str | None) -> None:
     needs, publish = check_fleet(config)
     with ExitStack() as closing:
         keys: tuple[Path | None, Path | None] = (None, None)

@@ -36,6 +36,8 @@ def fleet(**sections: Any) -> Config:
         ({"metrics": "nowhere"}, "invalid address for metrics"),
         ({"control": "tcp://*:1"}, "anyone on the network could control this"),
         ({"model": {"bundle": "/nowhere"}}, "/nowhere"),
+        ({"sources": ["nonsense://camera/1"]}, "unknown scheme 'nonsense'"),
+        ({"sources": ["test://64"]}, "test://64"),
     ],
 )
 def test_what_a_cluster_does_not_have_is_refused(sections: dict[str, Any], message: str) -> None:
