@@ -28,12 +28,14 @@ import argparse
 import importlib.metadata
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -294,7 +296,7 @@ def receive_vidgear(port: int) -> Iterator[tuple[int, int]]:
     client = NetGear(
         receive_mode=True, address="127.0.0.1", port=(str(port),), protocol="tcp", pattern=2,
         multiserver_mode=True, jpeg_compression=True, logging=False,
-        request_timeout=30, max_retries=10,  # the sender loads its model first
+        request_timeout=300, max_retries=3,  # the sender loads its model first
     )  # fmt: skip
     while (received := client.recv()) is not None:
         _, message, _ = received
@@ -336,14 +338,17 @@ def receive(name: str, port: int, limit: int) -> None:
     """Be the receiver: measure the age of frames, stop for a while half-way, count losses."""
     ages_ms: list[float] = []
     noticed = count = 0
-    for decoded_ns, lost in RECEIVERS[name](port):
-        count += 1
-        noticed += lost
-        if count <= limit // 2:  # those behind the pause are old because of it
-            ages_ms.append((time.time_ns() - decoded_ns) / 1e6)
-        if count == limit // 2:
-            time.sleep(STALL_S)
-    found = {"received": count, "noticed": noticed, "p95_ms": float(np.percentile(ages_ms, 95))}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt):
+        for decoded_ns, lost in RECEIVERS[name](port):
+            count += 1
+            noticed += lost
+            if count <= limit // 2:  # those behind the pause are old because of it
+                ages_ms.append((time.time_ns() - decoded_ns) / 1e6)
+            if count == limit // 2:
+                time.sleep(STALL_S)
+    p95_ms = float(np.percentile(ages_ms, 95)) if ages_ms else float("nan")
+    found = {"received": count, "noticed": noticed, "p95_ms": p95_ms}
     print(json.dumps(found), flush=True)
 
 
@@ -376,11 +381,15 @@ def measure(name: str, python: str, clip: str, limit: int) -> dict[str, Any] | N
 
 
 def _received(receiver: subprocess.Popen[bytes]) -> dict[str, Any]:
-    """Return a receiver's report; of one that waits for an end that it lost, nothing."""
+    """Return a receiver's report; one that waits for an end that it lost is told to report."""
     try:
-        lines = receiver.communicate(timeout=60)[0].splitlines()
+        lines = receiver.communicate(timeout=30)[0].splitlines()
     except subprocess.TimeoutExpired:
-        lines = []
+        receiver.terminate()
+        try:
+            lines = receiver.communicate(timeout=30)[0].splitlines()
+        except subprocess.TimeoutExpired:
+            lines = []
     nothing: dict[str, Any] = {"received": 0, "noticed": 0, "p95_ms": float("nan")}
     return json.loads(lines[-1]) if lines else nothing
 

@@ -38,6 +38,9 @@ _OBJECT_STORE_BYTES = 80 << 20
 """Nearly Ray's minimum: nothing large is passed through Ray."""
 
 
+LOST = "the connection to the Ray cluster is lost"
+
+
 class ClusterLostError(Exception):
     """The node that this process is connected to is gone, and with it every worker."""
 
@@ -104,8 +107,8 @@ class RayCluster:
         """
         try:
             found = self._ray.nodes()
-        except connection_errors(self._ray) as error:
-            raise lost(error) from None
+        except connection_errors(self._ray):
+            raise ClusterLostError(LOST) from None
         nodes = [
             NodeReport(
                 id=node["NodeID"],
@@ -149,8 +152,8 @@ class RayCluster:
             options = options | {"scheduling_strategy": strategy}
         try:
             return Actor(self._ray, self._worker.options(**options).remote())
-        except connection_errors(self._ray) as error:
-            raise lost(error) from None
+        except connection_errors(self._ray):
+            raise ClusterLostError(LOST) from None
 
 
 class Actor:
@@ -178,8 +181,8 @@ class Actor:
             raise WorkerLostError(shorten(str(error)), for_good=True) from None
         except errors.RayTaskError as error:
             raise error.cause from None
-        except connection_errors(self._ray) as error:
-            raise WorkerLostError(str(lost(error)), for_good=True) from None
+        except connection_errors(self._ray):
+            raise WorkerLostError(LOST, for_good=True) from None
 
     def kill(self, *, restart: bool = False) -> None:
         """End the process; ``restart`` lets Ray start it again."""
@@ -192,11 +195,6 @@ def connection_errors(ray: Any) -> tuple[type[Exception], ...]:
     errors: tuple[type[Exception], ...] = (ConnectionError, ray.exceptions.RaySystemError)
     grpc = sys.modules.get("grpc")  # Ray Client has imported it
     return errors if grpc is None else (*errors, grpc.RpcError)
-
-
-def lost(error: Exception) -> ClusterLostError:
-    """Make the error that says so."""
-    return ClusterLostError(f"the connection to the Ray cluster is lost: {shorten(str(error))}")
 
 
 def _connect(address: str) -> Any:
