@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -156,7 +157,11 @@ def test_a_full_disk_ends_the_recording_and_nothing_else(make_clip, tmp_path: Pa
     clip = make_clip("clip.mp4", frames=40)
     paths = [tmp_path / "out.mp4", tmp_path / "out.jsonl"]
     done = subprocess.run(
-        [sys.executable, "-c", FULL, clip, *paths], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", FULL, clip, *paths],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},  # for the engine of the tests
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("40 {'jsonl': 'File too large', 'save': 'File too large'} True")
