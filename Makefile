@@ -19,6 +19,8 @@ DEBIAN := gir1.2-gst-rtsp-server-1.0 python3-gi \
 RUN := .venv/bin
 TEST := .venv-test/bin
 PIP := -m pip install --quiet --disable-pip-version-check
+# For the tests that compile against TensorRT; without them, they are skipped.
+HEADERS := .venv-test/tensorrt-headers
 
 .PHONY: help demo test test-builder test-engines test-pipeline test-commands format docs clean debian
 
@@ -28,7 +30,7 @@ help:
 demo: .venv/installed
 	$(RUN)/maskcast demo $(SOURCE)
 
-test: .venv-test/installed debian
+test: .venv-test/installed $(HEADERS)/NvInferRuntime.h debian
 	$(TEST)/ruff check .
 	$(TEST)/ruff format --check .
 	$(TEST)/mypy
@@ -74,6 +76,10 @@ clean:
 			|| echo "pycuda could not be built: the tests that need it are skipped"; \
 	fi
 	@touch $@
+
+$(HEADERS)/NvInferRuntime.h: builder/tensorrt/headers.py | .venv-test/installed
+	@$(TEST)/python -m maskcast.builder.tensorrt.headers $(HEADERS) \
+		|| echo "TensorRT's headers could not be downloaded: the tests that need them are skipped"
 
 # Without these packages, the tests that need them are skipped.
 debian:

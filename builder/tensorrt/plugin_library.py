@@ -1,8 +1,9 @@
 """Compile the native plugin library: needs g++ and the headers of TensorRT and CUDA, no GPU.
 
-``python -m maskcast.builder.tensorrt.plugin_library --tensorrt-headers DIR`` writes
-``libmaskcast_plugins.so`` for this machine's processor where the engine looks for it. The CUDA
-kernels inside are the compiled ones of ``maskcast.builder.tensorrt.kernels``; nvcc is not needed.
+``python -m maskcast.builder.tensorrt.plugin_library`` writes ``libmaskcast_plugins.so`` for this
+machine's processor where the engine looks for it. The CUDA kernels inside are the compiled ones of
+``maskcast.builder.tensorrt.kernels``; nvcc is not needed. TensorRT's headers are downloaded
+(``maskcast.builder.tensorrt.headers``) unless ``--tensorrt-headers`` names a folder that has them.
 """
 
 from __future__ import annotations
@@ -15,16 +16,20 @@ import re
 import shutil
 import subprocess
 import sysconfig
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
+from maskcast.builder.tensorrt.headers import fetch_headers
 from maskcast.engines.errors import InputError
 from maskcast.engines.tensorrt.plugins.library import FOLDER, NAME
 
 SOURCES = ("plugins.cpp", "driver.cpp", "functions.cpp")
 OPTIONS = ("-O2", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
+STRIPPED = ("-s",)
+"""More options of the library that is shipped."""
 
 
 class LibraryRecord(msgspec.Struct, frozen=True):
@@ -80,7 +85,7 @@ def check_headers(folder: Path) -> Path:
     if not (folder / "NvInferRuntime.h").is_file():
         raise InputError(
             f"{folder}: holds no NvInferRuntime.h; give the include folder of TensorRT 10.12 or "
-            "later, from its archive or from github.com/NVIDIA/TensorRT"
+            "later, or leave --tensorrt-headers out to download it"
         )
     return folder
 
@@ -111,29 +116,45 @@ def tensorrt_version(headers: Path) -> str:
     return ".".join(found[1] if found else "?" for found in parts)
 
 
-def _compiler_version(compiler: str) -> str:
+def compiler_version(compiler: str) -> str:
+    """Ask a compiler for its name and version, in one line."""
     done = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
     return done.stdout.splitlines()[0]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Compile the library for a processor and record what it was made from."""
+    """Compile the library where the engine looks for it."""
     parser = argparse.ArgumentParser(description="Compile the TensorRT plugin library.")
     parser.add_argument(
-        "--tensorrt-headers", type=Path, required=True, help="folder with NvInferRuntime.h"
+        "--tensorrt-headers", type=Path, help="folder with NvInferRuntime.h (downloaded)"
     )
     parser.add_argument("--compiler", default="g++", help="C++ compiler (g++)")
     parser.add_argument(
         "--machine", default=platform.machine(), help="processor it is for (this machine's)"
     )
     arguments = parser.parse_args(argv)
-    folder = FOLDER / "lib" / arguments.machine
+    try:
+        with tempfile.TemporaryDirectory() as downloaded:
+            headers = arguments.tensorrt_headers or Path(downloaded)
+            if arguments.tensorrt_headers is None:
+                fetch_headers(headers)
+            install_library(headers, arguments.compiler, arguments.machine)
+    except InputError as error:
+        parser.exit(2, f"{error}\n")
+
+
+def install_library(headers: Path, compiler: str, machine: str) -> None:
+    """Compile the library for a processor, and record what it was made from.
+
+    Raises:
+        InputError: as of ``compile_library``.
+    """
+    folder = FOLDER / "lib" / machine
     folder.mkdir(parents=True, exist_ok=True)
-    headers = arguments.tensorrt_headers
-    compile_library(folder / NAME, headers, compiler=arguments.compiler, options=("-s",))
+    compile_library(folder / NAME, headers, compiler=compiler, options=STRIPPED)
     record = LibraryRecord(
         sources=library_sources(),
-        compiler=_compiler_version(arguments.compiler),
+        compiler=compiler_version(compiler),
         tensorrt=tensorrt_version(headers),
     )
     text = msgspec.json.format(msgspec.json.encode(record), indent=2)

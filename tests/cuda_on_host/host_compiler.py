@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,16 +38,18 @@ def compile_program(output: Path, *sources: str | Path, options: tuple[str, ...]
 
 
 def tensorrt_headers() -> Path:
-    """Find TensorRT's headers, or skip the test. MASKCAST_TENSORRT_HEADERS names their folder."""
-    folders = [Path(os.environ.get("MASKCAST_TENSORRT_HEADERS", "/usr/include/x86_64-linux-gnu"))]
-    repository = CUDA_ON_HOST.parents[1]
-    folders += [
-        parent / "shared" / "prototypes" / "tensorrt" / "include" for parent in repository.parents
-    ]
-    for folder in folders:
-        if (folder / "NvInferRuntime.h").is_file():
-            return folder
-    pytest.skip("no TensorRT headers: name their folder in MASKCAST_TENSORRT_HEADERS")
+    """Find TensorRT's headers, or skip the test.
+
+    ``make test`` downloads them into the virtual environment; MASKCAST_TENSORRT_HEADERS names
+    another folder.
+    """
+    downloaded = Path(sys.prefix) / "tensorrt-headers"
+    folder = Path(os.environ.get("MASKCAST_TENSORRT_HEADERS", downloaded))
+    if not (folder / "NvInferRuntime.h").is_file():
+        pytest.skip(
+            f"no TensorRT headers: `python -m maskcast.builder.tensorrt.headers {downloaded}`"
+        )
+    return folder
 
 
 def header_options() -> tuple[str, ...]:

@@ -184,7 +184,7 @@ def library_path() -> Path:
     if not path.is_file():
         raise InputError(
             f"{path}: the TensorRT plugins are not built for {machine}; build them with "
-            "`python -m maskcast.builder.tensorrt.plugin_library --tensorrt-headers DIR`"
+            "`python -m maskcast.builder.tensorrt.plugin_library`"
         )
     return path
 

@@ -20,17 +20,8 @@ using namespace nvinfer1;
 constexpr char kNamespace[] = "maskcast", kVersion[] = "1";
 constexpr int kFields = 3;  // of each operator
 
-ILoggerFinder* logger_finder = nullptr;
-
 void report(const char* plugin, const char* reason) noexcept {
-  char line[256];
-  std::snprintf(line, sizeof line, "maskcast: %s: %s", plugin, reason);
-  ILogger* logger = logger_finder ? logger_finder->findLogger() : nullptr;
-  if (logger) {
-    logger->log(ILogger::Severity::kERROR, line);
-  } else {
-    std::fprintf(stderr, "%s\n", line);
-  }
+  std::fprintf(stderr, "maskcast: %s: %s\n", plugin, reason);
 }
 
 // An attribute of an operator: its name, and where its value lies, an int32 or a float32.
@@ -307,6 +298,6 @@ extern "C" __attribute__((visibility("default"))) IPluginCreatorInterface* const
   return creators;
 }
 
-extern "C" __attribute__((visibility("default"))) void setLoggerFinder(ILoggerFinder* finder) {
-  logger_finder = finder;
-}
+// TensorRT looks for this function. The logger is not used: findLogger() has another place in the
+// virtual table of TensorRT 10 than in that of 11, and one library serves both.
+extern "C" __attribute__((visibility("default"))) void setLoggerFinder(ILoggerFinder*) {}

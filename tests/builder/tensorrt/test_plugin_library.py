@@ -15,9 +15,11 @@ import pytest
 from host_compiler import compile_program, header_options, tensorrt_headers
 
 from maskcast.builder.tensorrt.plugin_library import (
+    STRIPPED,
     LibraryRecord,
     check_headers,
     compile_library,
+    compiler_version,
     cuda_headers,
     library_sources,
     tensorrt_version,
@@ -42,13 +44,34 @@ for name, version in PLUGINS.items():
     given = [(field.name, field.type.name, field.data.tolist()) for field in creator.field_names]
     print(name, creator.plugin_version, given)
 """
+
+# TensorRT 10 and 11 give a plugin library logger finders whose functions have different places; this
+# one has none at all.
+REFUSE = """
+import ctypes
+import sys
+from importlib import import_module
+import numpy as np
+from maskcast.engines.tensorrt.plugins.library import NAMESPACE, library_path, register
+trt = import_module(sys.argv[1])
+register(trt)
+no_functions = (ctypes.c_void_p * 8)()
+finder = ctypes.c_void_p(ctypes.addressof(no_functions))
+ctypes.CDLL(str(library_path())).setLoggerFinder(ctypes.byref(finder))
+creator = trt.get_plugin_registry().get_creator("GroupedNms", "1", NAMESPACE)
+value = np.array([2.5])
+field = trt.PluginField("max_output", value, trt.PluginFieldType.FLOAT64)
+fields = trt.PluginFieldCollection([field])
+assert creator.create_plugin("layer", fields, trt.TensorRTPhase.BUILD) is None
+"""
+PACKAGES = ("tensorrt_rtx", "tensorrt_lean_bindings")
 needs_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="needs an x86-64 processor")
 
 
 def test_the_shipped_library_was_made_from_the_sources_next_to_it():
     record = msgspec.json.decode((SHIPPED / "library.json").read_bytes(), type=LibraryRecord)
     assert record.sources == library_sources(), (
-        "run `python -m maskcast.builder.tensorrt.plugin_library --tensorrt-headers DIR`"
+        "run `python -m maskcast.builder.tensorrt.plugin_library`"
     )
     assert (FOLDER / "kernels.fatbin").read_bytes() in (SHIPPED / NAME).read_bytes()
 
@@ -69,19 +92,28 @@ def test_the_shipped_library_links_neither_cuda_nor_tensorrt_and_runs_on_old_sys
     assert all(re.match(r"getCreators|setLoggerFinder|maskcast_", name) for name in exported)
 
 
-@needs_x86
-@pytest.mark.parametrize(
-    ("module", "installed"),
-    [("tensorrt_rtx", "tensorrt_rtx"), ("tensorrt_lean_bindings", "tensorrt_lean_bindings")],
-)
-def test_tensorrt_registers_the_plugins_with_their_attributes(module, installed):
-    if find_spec(installed) is None:
-        pytest.skip(f"{installed} is not installed")
+def run_with(module, program):
+    """Run a program with a package of TensorRT; returns what it prints."""
+    if find_spec(module) is None:
+        pytest.skip(f"{module} is not installed")
     done = subprocess.run(
-        [sys.executable, "-c", REGISTER, module], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program, module], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    align, nms = done.stdout.splitlines()
+    return done
+
+
+@needs_x86
+@pytest.mark.parametrize("module", PACKAGES)
+def test_a_plugin_says_why_it_refuses_its_attributes_with_any_logger_finder(module):
+    said = run_with(module, REFUSE).stderr
+    assert "maskcast: GroupedNms: an attribute is not one number of its type" in said
+
+
+@needs_x86
+@pytest.mark.parametrize("module", PACKAGES)
+def test_tensorrt_registers_the_plugins_with_their_attributes(module):
+    align, nms = run_with(module, REGISTER).stdout.splitlines()
     assert align == (
         "MultiscaleRoiAlign 1 [('output_size', 'INT32', [7]), ('sampling_ratio', 'INT32', [2]), "
         "('aligned', 'INT32', [0])]"
@@ -111,6 +143,14 @@ def test_it_compiles_without_a_warning(tmp_path, headers, compiler):
     machine = (tmp_path / NAME).read_bytes()[18:20]
     assert machine == {"g": b"\x3e\x00", "a": b"\xb7\x00"}[compiler[0]]  # of the ELF header
     assert re.fullmatch(r"1\d\.\d+\.\d+", tensorrt_version(headers))
+
+
+def test_the_shipped_library_is_what_its_sources_give(tmp_path, headers):
+    record = msgspec.json.decode((SHIPPED / "library.json").read_bytes(), type=LibraryRecord)
+    if compiler_version("g++") != record.compiler or platform.machine() != "x86_64":
+        pytest.skip(f"it was compiled with {record.compiler}")
+    compile_library(tmp_path / NAME, headers, options=STRIPPED)
+    assert (tmp_path / NAME).read_bytes() == (SHIPPED / NAME).read_bytes()
 
 
 def test_the_example_in_cpp_compiles_against_the_headers(tmp_path, headers):
