@@ -32,6 +32,7 @@ def load_engine(
     mode: Mode = "latency",
     *,
     pose: bool = False,
+    spin: bool = False,
 ) -> Engine:
     """Load a bundle into the engine that runs it.
 
@@ -43,6 +44,8 @@ def load_engine(
             "tensorrt" needs a bundle that was built for it.
         mode: what OpenVINO optimises for, see ``OpenVinoEngine``; the others ignore it.
         pose: load the bundle's poser too, so that the engine can ``estimate_pose``.
+        spin: let TensorRT's engine wait for the GPU in a busy loop, see ``TensorRTEngine``; the
+            others ignore it.
 
     Raises:
         InputError: there is no such bundle or engine, the engine cannot run the bundle, or the
@@ -71,7 +74,7 @@ def load_engine(
         if reason is None:
             from maskcast.engines.tensorrt.engine import TensorRTEngine
 
-            return TensorRTEngine(bundle, pose=pose)
+            return TensorRTEngine(bundle, spin=spin, pose=pose)
         if engine == "tensorrt":
             raise InputError(f"{bundle.path}: TensorRT cannot run it: {reason}")
         _logger.warning("%s: OpenVINO runs it on the CPU, since %s", bundle.path, reason)

@@ -119,6 +119,8 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         score_threshold: minimum score of a reported instance; the bundle's own by default.
         classes: names of the classes to report; all by default.
         pose: estimate the keypoints of each instance; the bundle must have a poser.
+        spin: wait for a GPU in a busy loop instead of asleep: shorter waits, at the cost of a core
+            for each of the two threads that wait (docs/tensorrt.md). CPU engines ignore it.
     """
 
     bundle: Annotated[str, Meta(min_length=1)] = "default"
@@ -127,6 +129,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     score_threshold: Annotated[float, Meta(ge=0, le=1)] | None = None
     classes: Annotated[tuple[str, ...], Meta(min_length=1)] | None = None
     pose: bool = False
+    spin: bool = False
 
 
 class CurveConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -33,7 +33,13 @@ def load_engine_for(config: Config, bundle: Bundle | None = None) -> Engine:
         InputError: there is no such bundle or engine, or the engine cannot run the bundle.
     """
     model = config.model
-    return load_engine(bundle or model.bundle, model.engine, mode_for(config), pose=model.pose)
+    return load_engine(
+        bundle or model.bundle,
+        model.engine,
+        mode_for(config),
+        pose=model.pose,
+        spin=model.spin,
+    )
 
 
 def mode_for(config: Config) -> Mode:

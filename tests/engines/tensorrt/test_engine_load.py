@@ -11,6 +11,8 @@ from maskcast.engines.errors import InputError
 from maskcast.engines.load import load_engine
 from maskcast.engines.openvino.engine import OpenVinoEngine
 from maskcast.engines.tensorrt.plugins.library import compute_capability
+from maskcast.pipeline.configuration.config_file import make_config
+from maskcast.pipeline.stages.infer import load_engine_for
 
 needs_no_gpu = pytest.mark.skipif(
     compute_capability() is not None, reason="says what happens on a machine without a GPU"
@@ -38,3 +40,17 @@ def test_auto_takes_tensorrt_where_there_are_a_plan_and_a_gpu(tmp_path):
     # The plan is a double's, so that far and no further: TensorRT is asked, and refuses it.
     with pytest.raises(InputError, match=r"detector\.plan cannot run here"):
         load_engine(make_bundle(tmp_path / "bundle"))
+
+
+@pytest.mark.parametrize("spin", [False, True])
+def test_the_engine_of_a_configuration_waits_as_that_says(tmp_path, monkeypatch, spin):
+    made = []
+    monkeypatch.setattr("maskcast.engines.tensorrt.plan.why_not", lambda bundle: None)
+    monkeypatch.setattr(
+        "maskcast.engines.tensorrt.engine.TensorRTEngine",
+        lambda bundle, **options: made.append(options),
+    )
+    bundle = make_bundle(tmp_path / "bundle").path
+    model = {"bundle": str(bundle), "spin": spin} if spin else {"bundle": str(bundle)}
+    load_engine_for(make_config({"sources": ["test://"], "model": model}))
+    assert made == [{"spin": spin, "pose": False}]
