@@ -119,7 +119,7 @@ class HostDevice:
         graph = self._gpu.capture(self._stream, lambda: work() and None)
         if graph is None:
             raise RuntimeError("the stream could not be captured")
-        return lambda: graph.launch(self._stream)
+        return graph.launcher(self._stream)
 
     def close(self) -> None:
         self.wait()

@@ -65,6 +65,7 @@ class IdleEngine:
         self._outputs = {"counts", "masks"}
         if name == "detector":
             self._outputs |= {"boxes", "scores", "labels", *features}
+        self._most = {**dict.fromkeys(of["segmenter"], _DETECTIONS), "images": 1, "sizes": 1}
         self.num_io_tensors = len(self._shapes)
 
     def get_tensor_name(self, index: int) -> str:
@@ -75,6 +76,10 @@ class IdleEngine:
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return self._shapes[name]
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
+        most = self._most.get(name, 1)
+        return [(n, *self._shapes[name][1:]) for n in (1, most, most)]
 
     def get_tensor_dtype(self, name: str) -> Any:
         types = {"labels": "INT64", "counts": "INT64", "batch_index": "INT32"}
@@ -99,7 +104,7 @@ def open_idle_engine(*, graphs: bool) -> TensorRTEngine:
         bundle: Bundle, capability: tuple[int, int], names: Sequence[str]
     ) -> Iterator[LoadedPlan]:
         for name in names:
-            yield LoadedPlan(IdleEngine(name), IdleContext(graphs), name)
+            yield LoadedPlan(IdleEngine(name), [IdleContext(graphs)], name)
 
     return TensorRTEngine(Bundle(bundle.path, manifest), open_plans=open_plans)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -144,12 +145,13 @@ def keep_detections(
     Returns:
         ``boxes``, ``scores``, ``labels`` and ``image_index`` of ``Detections``.
     """
-    kept = (labels > 0) & (scores >= min_score)
+    # take() of flat arrays is the cheapest of numpy's ways; this is done for every frame.
+    kept = ((labels > 0) & (scores >= min_score)).ravel().nonzero()[0]
     return {
-        "boxes": boxes[kept],
-        "scores": scores[kept],
-        "labels": labels[kept].astype(np.int32),
-        "image_index": np.nonzero(kept)[0].astype(np.int32),
+        "boxes": boxes.reshape(-1, 4).take(kept, axis=0),
+        "scores": scores.take(kept),
+        "labels": labels.take(kept).astype(np.int32),
+        "image_index": (kept // scores.shape[1]).astype(np.int32),
     }
 
 
@@ -162,28 +164,51 @@ def to_instances(
         detections: of the batch.
         masks: ``[R, 28, 28]``, float32 in 0..1 or uint8 in 0..255; None without a mask branch.
     """
-    crops = masks
     if masks is not None and masks.dtype != np.uint8:
-        crops = np.rint(masks * 255).astype(np.uint8)
+        masks = np.rint(masks * 255).astype(np.uint8)
+    elif masks is not None:
+        masks = masks.copy()  # the engine's next call overwrites them
+    count = len(detections.images)
+    ends = [len(detections.boxes)]  # of each image's boxes
+    if count > 1:
+        ends = np.searchsorted(detections.image_index, np.arange(1, count + 1)).tolist()
     found = []
-    for number, image in enumerate(detections.images):
-        mine = detections.image_index == number
-        height, width = image.source
-        scale = np.array([width / image.content[1], height / image.content[0]] * 2, np.float32)
-        limit = np.array([width, height] * 2, np.float32)
+    start = 0
+    for image, end in zip(detections.images, ends, strict=True):
+        mine, start = slice(start, end), end
+        scale, limit = _to_source(image.content, image.source)
         keypoints = None
         if detections.keypoints is not None:
-            keypoints = detections.keypoints[mine]
-            keypoints[..., :2] = np.clip(keypoints[..., :2] * scale[:2], 0, limit[:2])
+            keypoints = detections.keypoints[mine].copy()
+            keypoints[..., :2] = _scaled(keypoints[..., :2], scale[:2], limit[:2])
         found.append(
             Instances(
-                width=width,
-                height=height,
-                boxes=np.clip(detections.boxes[mine] * scale, 0, limit),
+                width=image.source[1],
+                height=image.source[0],
+                boxes=_scaled(detections.boxes[mine], scale, limit),
                 scores=detections.scores[mine],
                 labels=detections.labels[mine],
-                masks=None if crops is None else crops[mine].astype(np.uint8, copy=False),
+                masks=None if masks is None else masks[mine],
                 keypoints=keypoints,
             )
         )
     return found
+
+
+@lru_cache(maxsize=256)
+def _to_source(
+    content: tuple[int, int], source: tuple[int, int]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return what scales x, y, x, y from the network's input to the source, and their limits."""
+    height, width = source
+    scale = np.array([width / content[1], height / content[0]] * 2, np.float32)
+    return scale, np.array([width, height] * 2, np.float32)
+
+
+def _scaled(
+    points: NDArray[np.float32], scale: NDArray[np.float32], limit: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Scale coordinates and keep them within 0 and a limit."""
+    scaled = points * scale
+    np.minimum(scaled, limit, out=scaled)
+    return np.maximum(scaled, 0, out=scaled)

@@ -23,7 +23,7 @@ from maskcast.builder.graph.float16 import compute_in_float16
 from maskcast.builder.graph.folding import fold_layers
 from maskcast.builder.graph.quantization import is_quantised, restore_float
 from maskcast.builder.graph.size import FEATURES, fix_size, fold_shapes
-from maskcast.builder.tensorrt.process import Built, Event, Failure, Progress, Request
+from maskcast.builder.tensorrt.process import Built, Event, Failure, Profile, Progress, Request
 from maskcast.builder.tensorrt.timing_cache import timing_cache_path
 from maskcast.engines.bundle import FixedInput, Manifest, sha256
 from maskcast.engines.errors import InputError
@@ -37,7 +37,7 @@ USUAL_CAPABILITIES = ("8.6", "8.9", "12.0")
 """What TensorRT-RTX builds for without a GPU and without ``capabilities``."""
 
 USUAL_BOXES = 8
-"""Boxes at once that the kernels of segmenter and poser are chosen for; they take up to all."""
+"""Boxes at once, at most, for which segmenter and poser have kernels of their own."""
 
 
 def build_plans(
@@ -84,7 +84,7 @@ def build_plans(
                 graph=str(prepared),
                 plan=str(target),
                 capabilities=targets if package == "tensorrt_rtx" else (),
-                profile=_profile(model, max_batch, most_boxes),
+                profiles=_profiles(model, max_batch, most_boxes),
                 timing_cache=str(timing_cache_path()) if package == "tensorrt" else None,
             )
             outcome = _run(request, name, report)
@@ -167,21 +167,33 @@ def _detections(detector: ModelProto) -> int:
     return int(sides[0][1].dim_value) if sides else 0
 
 
-def _profile(model: ModelProto, max_batch: int, most_boxes: int) -> dict[str, Any]:
-    """Return the smallest, the usual and the largest shape of each input.
+def _profiles(model: ModelProto, max_batch: int, most_boxes: int) -> tuple[Profile, ...]:
+    """Return the ranges of shapes that TensorRT chooses kernels for.
 
-    TensorRT chooses its kernels for the usual one: as many images as the user asks for, and the
-    boxes of a few instances, not of as many as there may be.
+    The first one takes every shape; programs that know of no other use it. Its kernels are chosen
+    for a full batch, and for all boxes of one image. The second one takes the shapes of live video:
+    one image, and the boxes of a few instances.
     """
-    profile = {}
-    for value in model.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        of_images = value.name in ("images", "sizes", *FEATURES)
-        most = max_batch if of_images else most_boxes
-        rest = tuple(int(dim.dim_value) for dim in dims[1:])
-        usual = most if of_images else min(most, USUAL_BOXES)
-        profile[value.name] = ((1, *rest), (usual, *rest), (most, *rest))
-    return profile
+    inputs = {
+        value.name: tuple(int(d.dim_value) for d in value.type.tensor_type.shape.dim[1:])
+        for value in model.graph.input
+    }
+    of_images = {name for name in inputs if name in ("images", "sizes", *FEATURES)}
+
+    def profile(images: tuple[int, int, int], boxes: tuple[int, int, int]) -> Profile:
+        return {
+            name: tuple((n, *rest) for n in (images if name in of_images else boxes))
+            for name, rest in inputs.items()
+        }  # type: ignore[return-value]
+
+    batch = (1, max_batch, max_batch)
+    profiles = [profile(batch, (1, most_boxes // max_batch, most_boxes))]
+    if of_images == set(inputs):
+        if max_batch > 1:
+            profiles.append(profile((1, 1, 1), (0, 0, 0)))
+    elif most_boxes > USUAL_BOXES:
+        profiles.append(profile(batch, (1, USUAL_BOXES, USUAL_BOXES)))
+    return tuple(profiles)
 
 
 def _run(request: Request, name: str, report: Report) -> Built:

@@ -21,6 +21,9 @@ import msgspec
 from maskcast.builder.tensorrt.timing_cache import load_timing_cache, save_timing_cache
 from maskcast.engines.plan import Package
 
+Profile = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+"""Smallest, usual and largest shape of every input."""
+
 
 class Request(msgspec.Struct, frozen=True):
     """One plan to build.
@@ -30,7 +33,7 @@ class Request(msgspec.Struct, frozen=True):
         graph: path of an ONNX file.
         plan: path to write to.
         capabilities: for ``tensorrt_rtx``: "8.6", ...; empty: the GPU at hand.
-        profile: smallest, usual and largest shape of every input.
+        profiles: ranges of shapes that kernels are chosen for.
         timing_cache: file of TensorRT's measurements; None for ``tensorrt_rtx``, which makes none.
     """
 
@@ -38,7 +41,7 @@ class Request(msgspec.Struct, frozen=True):
     graph: str
     plan: str
     capabilities: tuple[str, ...]
-    profile: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+    profiles: tuple[Profile, ...]
     timing_cache: str | None = None
 
 
@@ -132,11 +135,11 @@ def _build(request: Request, tell: Any) -> Built:
         raise _BuildError("operator", _parser_errors(parser))
     parsed = time.monotonic()
 
-    profile = builder.create_optimization_profile()
-    for i in range(network.num_inputs):
-        name = network.get_input(i).name
-        profile.set_shape(name, *request.profile[name])
-    config.add_optimization_profile(profile)
+    for shapes in request.profiles:
+        profile = builder.create_optimization_profile()
+        for name, ranges in shapes.items():
+            profile.set_shape(name, *ranges)
+        config.add_optimization_profile(profile)
     config.progress_monitor = _monitor(trt, tell)
     if request.timing_cache is not None:
         load_timing_cache(config, Path(request.timing_cache))

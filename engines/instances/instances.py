@@ -95,17 +95,15 @@ class Instances:
     keypoints: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
-        arrays = {
-            "boxes": self.boxes,
-            "scores": self.scores,
-            "labels": self.labels,
-            "masks": self.masks,
-            "track_ids": self.track_ids,
-            "keypoints": self.keypoints,
-        }
-        lengths = {name: len(array) for name, array in arrays.items() if array is not None}
-        if len(set(lengths.values())) > 1:
-            raise ValueError(f"the arrays of Instances differ in length: {lengths}")
+        count = len(self.boxes)
+        for array in (self.scores, self.labels, self.masks, self.track_ids, self.keypoints):
+            if array is not None and len(array) != count:
+                raise ValueError(f"the arrays of Instances differ in length: {self._lengths()}")
+
+    def _lengths(self) -> dict[str, int]:
+        names = ("boxes", "scores", "labels", "masks", "track_ids", "keypoints")
+        arrays = {name: getattr(self, name) for name in names}
+        return {name: len(array) for name, array in arrays.items() if array is not None}
 
     @classmethod
     def empty(cls, width: int, height: int) -> Instances:

@@ -51,15 +51,15 @@ class Event:
 
 
 class Stream:
-    """A stream, and an event to wait for its end."""
+    """A stream, and an event to wait for its end.
+
+    Attributes:
+        handle: CUDA's, for TensorRT.
+    """
 
     def __init__(self, raw: Any, done: Event) -> None:
         self.raw, self._done = raw, done
-
-    @property
-    def handle(self) -> int:
-        """CUDA's handle, for TensorRT."""
-        return int(self.raw.handle)
+        self.handle = int(raw.handle)
 
     def wait(self) -> None:
         """Wait until everything that is on the stream now is done."""
@@ -82,11 +82,16 @@ class Graph:
     def __init__(self, driver: ctypes.CDLL, handle: ctypes.c_void_p) -> None:
         self._driver, self._handle = driver, handle
 
-    def launch(self, stream: Stream) -> None:
-        """Put the captured work on a stream, with the addresses that it had when captured."""
-        _check(
-            self._driver, self._driver.cuGraphLaunch(self._handle, ctypes.c_void_p(stream.handle))
-        )
+    def launcher(self, stream: Stream) -> Callable[[], None]:
+        """Return what puts the captured work on a stream, with the addresses that it had then."""
+        driver, launch = self._driver, self._driver.cuGraphLaunch
+        graph, to = self._handle, ctypes.c_void_p(stream.handle)
+
+        def put() -> None:
+            if status := launch(graph, to):
+                _check(driver, status)
+
+        return put
 
     def free(self) -> None:
         """Free the graph."""
@@ -303,7 +308,7 @@ class Block:
         size = sum(self._sizes(most))
         self._device = memory.device((size,), np.uint8)
         self._host = memory.pinned((size,), np.uint8)
-        self._arrays: dict[int, dict[str, NDArray[Any]]] = {}
+        self._parts: dict[int, tuple[NDArray[Any], dict[str, NDArray[Any]]]] = {}
 
     def addresses(self, count: int) -> dict[str, int]:
         """Return the arrays' addresses on the device, for a first dimension."""
@@ -311,9 +316,15 @@ class Block:
 
     def arrays(self, count: int) -> dict[str, NDArray[Any]]:
         """Return the arrays on the host, for a first dimension."""
-        if count not in self._arrays:
-            self._arrays[count] = self._views(count)
-        return self._arrays[count]
+        return self._part(count)[1]
+
+    def _part(self, count: int) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+        """Return the bytes on the host that are in use, and the arrays in them."""
+        part = self._parts.get(count)
+        if part is None:
+            part = self._host[: sum(self._sizes(count))], self._views(count)
+            self._parts[count] = part
+        return part
 
     def _views(self, count: int) -> dict[str, NDArray[Any]]:
         views = {}
@@ -325,11 +336,11 @@ class Block:
 
     def upload(self, count: int, stream: Stream) -> None:
         """Copy all arrays to the device, asynchronously."""
-        self._gpu.upload(self._device, self._host[: sum(self._sizes(count))], stream)
+        self._gpu.upload(self._device, self._part(count)[0], stream)
 
     def download(self, count: int, stream: Stream) -> None:
         """Copy all arrays to the host, asynchronously."""
-        self._gpu.download(self._host[: sum(self._sizes(count))], self._device, stream)
+        self._gpu.download(self._part(count)[0], self._device, stream)
 
     def _offsets(self, count: int) -> dict[str, int]:
         offsets, at = {}, 0

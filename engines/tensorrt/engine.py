@@ -84,6 +84,7 @@ class TensorRTEngine(Engine):
             with self._gpu.current():
                 self._plans += open_plans(bundle, self._gpu.capability, names)
                 opened = dict(zip(names, self._plans, strict=True))
+                self._gpu.wait()  # until the contexts are on their profiles
                 kernels = Kernels()
                 kernels.load()
                 self._detect_side = DetectSide(
@@ -227,5 +228,6 @@ def _profiler_ranges() -> Callable[[str], AbstractContextManager[Any]]:
     try:
         nvtx = import_module("nvtx")
     except ImportError:
-        return lambda name: nullcontext()
+        nothing = nullcontext()
+        return lambda name: nothing
     return lambda name: nvtx.annotate(f"maskcast {name}")

@@ -18,7 +18,7 @@ from maskcast.engines.tensorrt.plugins.library import (
     driver_too_old,
     register,
 )
-from maskcast.engines.tensorrt.runtime import make_context, runtime
+from maskcast.engines.tensorrt.runtime import make_contexts, runtime
 
 _TYPES = {"FLOAT": np.float32, "HALF": np.float16, "INT32": np.int32, "INT64": np.int64}
 CACHE = "runtime_cache"
@@ -31,23 +31,106 @@ class DeviceError(RuntimeError):
     """The GPU failed during work. Its context is lost: start the program again."""
 
 
-class LoadedPlan:
-    """An engine of TensorRT with one execution context; for one thread at a time.
+class Profile:
+    """An execution context for one range of shapes, and what it was given last.
 
     Args:
         engine: TensorRT's ``ICudaEngine``.
-        context: an ``IExecutionContext`` of it.
-        name: of the graph, "detector", "segmenter" or "poser".
-        on_warm: called once the context has run with every shape that it will get.
+        context: an ``IExecutionContext`` of it, on the optimisation profile ``index``.
+        index: which of the engine's optimisation profiles.
+    """
+
+    def __init__(self, engine: Any, context: Any, index: int) -> None:
+        self.context: Any = context
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+        self._ranges: dict[str, tuple[int, int]] = {}
+        for name in _names(engine, "INPUT"):
+            least, _, most = map(tuple, engine.get_tensor_profile_shape(name, index))
+            self._ranges[name] = int(least[0]), int(most[0])
+
+    @property
+    def size(self) -> int:
+        """The sum of the inputs' largest first dimensions: less is more special."""
+        return sum(most for _, most in self._ranges.values())
+
+    def takes(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Tell whether shapes are in the range."""
+        ranges = self._ranges
+        return all(ranges[n][0] <= shape[0] <= ranges[n][1] for n, shape in shapes.items())
+
+    def give(self, run: Run) -> None:
+        """Give the context the shapes and addresses of a run, where it does not have them."""
+        for name, shape in run.shapes.items():
+            if self._shapes.get(name) != shape:
+                if not self.context.set_input_shape(name, shape):
+                    raise DeviceError(f"the {run.name} refuses {name} of shape {shape}")
+                self._shapes[name] = shape
+        for name, address in run.addresses.items():
+            if self._addresses.get(name) != address:
+                if not self.context.set_tensor_address(name, address):
+                    raise DeviceError(f"the {run.name} knows no tensor {name}")
+                self._addresses[name] = address
+
+
+class Run:
+    """A network with its shapes and addresses, to be put on a stream again and again.
+
+    Attributes:
+        name: of the graph.
+        shapes: of the inputs, by name.
+        addresses: of all tensors on the device, by name.
     """
 
     def __init__(
-        self, engine: Any, context: Any, name: str, on_warm: Callable[[], None] | None = None
+        self,
+        name: str,
+        profile: Profile,
+        shapes: Mapping[str, tuple[int, ...]],
+        addresses: Mapping[str, int],
     ) -> None:
-        self._engine, self._context, self._name = engine, context, name
+        self.name, self.shapes, self.addresses = name, shapes, addresses
+        self._profile = profile
+
+    def start(self, stream: int) -> None:
+        """Put the network on a stream.
+
+        Raises:
+            DeviceError: TensorRT refuses, a plugin included; the log says why.
+        """
+        self._profile.give(self)
+        if not self._profile.context.execute_async_v3(stream):
+            raise DeviceError(f"the {self.name} could not be run; TensorRT's log says why")
+
+    def capturable(self, stream: int) -> bool:
+        """Tell whether another run with these shapes can be captured into a CUDA graph."""
+        # TensorRT-RTX cannot while it has kernels to compile; TensorRT always can.
+        ask = getattr(self._profile.context, "is_stream_capturable", None)
+        return ask is None or bool(ask(stream))
+
+
+class LoadedPlan:
+    """An engine of TensorRT with its execution contexts; for one thread at a time.
+
+    Args:
+        engine: TensorRT's ``ICudaEngine``.
+        contexts: an ``IExecutionContext`` on each of its optimisation profiles, in their order.
+        name: of the graph, "detector", "segmenter" or "poser".
+        on_warm: called once the contexts have run with every shape that they will get.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        contexts: Sequence[Any],
+        name: str,
+        on_warm: Callable[[], None] | None = None,
+    ) -> None:
+        self._engine, self._name = engine, name
         self.on_warm = on_warm or _nothing
-        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        self.outputs = tuple(n for n in names if engine.get_tensor_mode(n).name == "OUTPUT")
+        self.outputs = tuple(_names(engine, "OUTPUT"))
+        profiles = (Profile(engine, context, i) for i, context in enumerate(contexts))
+        self._profiles = sorted(profiles, key=lambda profile: profile.size)
 
     def shape(self, name: str, first: int) -> tuple[int, ...]:
         """Return a tensor's shape with a value for its dynamic first dimension."""
@@ -57,34 +140,30 @@ class LoadedPlan:
         """Return a tensor's element type."""
         return np.dtype(_TYPES[self._engine.get_tensor_dtype(name).name])
 
-    def capturable(self, stream: int) -> bool:
-        """Tell whether a run with the shapes of the last one can be captured into a CUDA graph."""
-        # TensorRT-RTX cannot while it has kernels to compile; TensorRT always can.
-        ask = getattr(self._context, "is_stream_capturable", None)
-        return ask is None or bool(ask(stream))
-
     def close(self) -> None:
         """Let TensorRT free what it holds on the GPU; the CUDA context must be current."""
         self.on_warm = _nothing
-        self._context = None
+        for profile in self._profiles:
+            profile.context = None
         self._engine = None
 
-    def run(
-        self, shapes: Mapping[str, tuple[int, ...]], addresses: Mapping[str, int], stream: int
-    ) -> None:
-        """Put the network on a stream. ``shapes`` are the inputs', ``addresses`` all tensors'.
+    def prepare(self, shapes: Mapping[str, tuple[int, ...]], addresses: Mapping[str, int]) -> Run:
+        """Choose the most special kernels for shapes; ``addresses`` are those of all tensors.
 
         Raises:
-            DeviceError: TensorRT refuses, a plugin included; the log says why.
+            DeviceError: the plan was not built for these shapes.
         """
-        for name, shape in shapes.items():
-            if not self._context.set_input_shape(name, shape):
-                raise DeviceError(f"the {self._name} refuses {name} of shape {shape}")
-        for name, address in addresses.items():
-            if not self._context.set_tensor_address(name, address):
-                raise DeviceError(f"the {self._name} knows no tensor {name}")
-        if not self._context.execute_async_v3(stream):
-            raise DeviceError(f"the {self._name} could not be run; TensorRT's log says why")
+        for profile in self._profiles:
+            if profile.takes(shapes):
+                return Run(self._name, profile, shapes, addresses)
+        given = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise DeviceError(f"the {self._name} was not built for {given}")
+
+
+def _names(engine: Any, mode: str) -> list[str]:
+    """Return the names of an engine's inputs or outputs."""
+    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    return [name for name in names if engine.get_tensor_mode(name).name == mode]
 
 
 def why_not(bundle: Bundle) -> str | None:
@@ -145,9 +224,9 @@ def _open(bundle: Bundle, plan: Plan, graph_sha256: str, capability: tuple[int, 
         engine = runtime(trt).deserialize_cuda_engine((bundle.path / plan.file).read_bytes())
         if engine is not None:
             cache_file = bundle.path / CACHE / f"{plan.graph}.{capability[0]}.{capability[1]}"
-            context, cache = make_context(trt, engine, cache_file)
-            if context is not None:
-                return LoadedPlan(engine, context, plan.graph, cache.save if cache else None)
+            contexts, cache = make_contexts(trt, engine, cache_file)
+            if None not in contexts:
+                return LoadedPlan(engine, contexts, plan.graph, cache.save if cache else None)
             needed_mb = engine.device_memory_size_v2 / 1e6
             raise InputError(
                 f"{bundle.path / plan.file}: the GPU could not give the {needed_mb:.0f} MB that it "

@@ -48,23 +48,36 @@ class RuntimeCache:
             _logger.info("%s: not written (%s); it is compiled again next time", self._path, error)
 
 
-def make_context(trt: Any, engine: Any, cache_file: Path) -> tuple[Any, RuntimeCache | None]:
-    """Make an execution context; None where the GPU's memory does not suffice.
+def make_contexts(trt: Any, engine: Any, cache_file: Path) -> tuple[list[Any], RuntimeCache | None]:
+    """Make an execution context on each of an engine's optimisation profiles.
+
+    None stands in the list where the GPU's memory does not suffice. Wait for the GPU before a
+    context is used on a stream: it is put on its profile on the default stream.
 
     TensorRT has compiled its kernels when it built the plan. TensorRT-RTX compiles at run time, by
     default in the background for each new shape, and runs slower kernels until then. The engine
     uses few shapes and runs each of them when it starts, so they are compiled there, once, and kept
     in a file. The engine captures CUDA graphs itself, for both packages.
     """
-    if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
-        return engine.create_execution_context(), None
-    config = engine.create_runtime_config()
-    config.dynamic_shapes_kernel_specialization_strategy = (
-        trt.DynamicShapesKernelSpecializationStrategy.EAGER
-    )
-    config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
-    cache = RuntimeCache(config, cache_file)
-    return engine.create_execution_context(config), cache
+    # Each context gets the memory of its own profile, not of the largest.
+    memory = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+    if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+        config = engine.create_runtime_config()
+        config.dynamic_shapes_kernel_specialization_strategy = (
+            trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        )
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
+        config.set_execution_context_allocation_strategy(memory)
+        cache, how = RuntimeCache(config, cache_file), config
+    else:
+        cache, how = None, memory
+    contexts = []
+    for profile in range(engine.num_optimization_profiles):
+        context = engine.create_execution_context(how)
+        if context is not None and not context.set_optimization_profile_async(profile, 0):
+            context = None
+        contexts.append(context)
+    return contexts, cache
 
 
 def runtime(trt: Any) -> Any:

@@ -8,17 +8,19 @@ stream call by call.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from maskcast.engines.tensorrt.device import Block, Graph, Memory
+from maskcast.engines.tensorrt.device import Block, Memory
 from maskcast.engines.tensorrt.image_ring import Place
-from maskcast.engines.tensorrt.plan import LoadedPlan
+from maskcast.engines.tensorrt.plan import LoadedPlan, Run
 from maskcast.engines.tensorrt.plugins.library import Kernels
 
 FEATURES = ("p2", "p3", "p4", "p5")
@@ -39,29 +41,32 @@ class Slot:
 
 
 class Side:
-    """A plan with its stream and its CUDA graphs."""
+    """A plan with its stream, and what it puts there: a CUDA graph or a function for each shape."""
 
     def __init__(self, memory: Memory, plan: LoadedPlan) -> None:
         self.plan = plan
         self.stream = memory.stream()
         self._memory = memory
-        self._graphs: dict[tuple[int, int], Graph] = {}
+        self._works: dict[tuple[int, int], Callable[[], None]] = {}
 
-    def _warm(self, count: int, slot: Slot, work: Callable[[], None]) -> None:
-        """Run work once, so that everything is compiled and allocated; then capture it."""
+    def _warm(self, count: int, slot: Slot, run: Run, work: Callable[[], None]) -> None:
+        """Do work once, so that everything is compiled and allocated; then capture it.
+
+        Args:
+            count: of images or boxes.
+            slot: of features that are written or read.
+            run: of the plan, as a part of the work.
+            work: all that is put on the stream for them.
+        """
         work()
         self.stream.wait()
-        if self.plan.capturable(self.stream.handle):
+        graph = None
+        if run.capturable(self.stream.handle):
             graph = self._memory.graph(self.stream, work)
-            if graph is not None:
-                self._graphs[count, slot.index] = graph
+        self._works[count, slot.index] = work if graph is None else graph.launcher(self.stream)
 
-    def _run(self, count: int, slot: Slot, work: Callable[[], None]) -> None:
-        graph = self._graphs.get((count, slot.index))
-        if graph is None:
-            work()
-        else:
-            graph.launch(self.stream)
+    def _run(self, count: int, slot: Slot) -> None:
+        self._works[count, slot.index]()
         self.stream.wait()
 
 
@@ -112,7 +117,8 @@ class DetectSide(Side):
         for slot in slots:
             for count in range(1, self._max_batch + 1):
                 self._up.arrays(count)["sizes"][:] = self._shape
-                self._warm(count, slot, lambda c=count, s=slot: self._work(c, s))  # type: ignore[misc]
+                run = self._prepare(count, slot)
+                self._warm(count, slot, run, partial(self._work, count, run))
         self.plan.on_warm()
 
     def run(
@@ -134,18 +140,19 @@ class DetectSide(Side):
             self._shape[0] * self._shape[1],
             self.stream.handle,
         )
-        self._run(count, slot, lambda: self._work(count, slot))
+        self._run(count, slot)
         return self._down.arrays(count)
 
-    def _work(self, count: int, slot: Slot) -> None:
-        self._up.upload(count, self.stream)
+    def _prepare(self, count: int, slot: Slot) -> Run:
         addresses = {"images": self._images, **self._others, **slot.features}
         addresses |= self._up.addresses(count) | self._down.addresses(count)
-        self.plan.run(
-            {"images": (count, 3, *self._shape), "sizes": (count, 2)},
-            addresses,
-            self.stream.handle,
+        return self.plan.prepare(
+            {"images": (count, 3, *self._shape), "sizes": (count, 2)}, addresses
         )
+
+    def _work(self, count: int, run: Run) -> None:
+        self._up.upload(count, self.stream)
+        run.start(self.stream.handle)
         self._down.download(count, self.stream)
 
 
@@ -185,7 +192,8 @@ class BoxSide(Side, ABC):
         for slot in slots:
             for bucket in self.buckets:
                 self._fill(bucket, {})
-                self._warm(bucket, slot, lambda b=bucket, s=slot: self._work(b, s))  # type: ignore[misc]
+                run = self._prepare(bucket, slot)
+                self._warm(bucket, slot, run, partial(self._work, bucket, run))
         self.plan.on_warm()
 
     def run(self, boxes: dict[str, NDArray[Any]], slot: Slot) -> NDArray[Any]:
@@ -203,30 +211,40 @@ class BoxSide(Side, ABC):
             return np.zeros((0, *self.shape), self._dtype)
         bucket = next(bucket for bucket in self.buckets if bucket >= count)
         self._fill(bucket, boxes)
-        self._run(bucket, slot, lambda: self._work(bucket, slot))
+        self._run(bucket, slot)
         return self._down.arrays(bucket)[self._result][:count]
 
     def _fill(self, bucket: int, boxes: dict[str, NDArray[Any]]) -> None:
         """Write boxes to the block; the rest of the bucket belongs to no image: it pools zeros."""
         for name, array in self._up.arrays(bucket).items():
             given = boxes.get(name, array[:0])
-            array[: len(given)] = given
-            array[len(given) :] = -1 if name == "batch_index" else 0
+            count = len(given)
+            array[:count] = given
+            if count < bucket:
+                array[count:] = -1 if name == "batch_index" else 0
 
-    def _work(self, bucket: int, slot: Slot) -> None:
-        self._up.upload(bucket, self.stream)
-        up = self._up.arrays(bucket)
+    def _prepare(self, bucket: int, slot: Slot) -> Run:
         # All images of a batch, whatever their number: RoIAlign reads only those of the boxes.
-        shapes = self._features | {name: array.shape for name, array in up.items()}
-        addresses = {**self._up.addresses(bucket), **slot.features}
-        self._compute(bucket, shapes, addresses, self._down.addresses(bucket)[self._result])
+        given = {name: array.shape for name, array in self._up.arrays(bucket).items()}
+        addresses = {**self._up.addresses(bucket), **slot.features, **self._outputs(bucket)}
+        return self.plan.prepare(self._features | given, addresses)
+
+    def _work(self, bucket: int, run: Run) -> None:
+        self._up.upload(bucket, self.stream)
+        run.start(self.stream.handle)
+        self._finish(bucket)
         self._down.download(bucket, self.stream)
 
+    def _result_address(self, bucket: int) -> int:
+        """Return where the results lie on the device before they come down."""
+        return self._down.addresses(bucket)[self._result]
+
     @abstractmethod
-    def _compute(
-        self, bucket: int, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int], to: int
-    ) -> None:
-        """Put the plan on the stream, and what writes its results to an address on the device."""
+    def _outputs(self, bucket: int) -> dict[str, int]:
+        """Return the addresses of the plan's outputs."""
+
+    def _finish(self, bucket: int) -> None:
+        """Put on the stream what makes results of the plan's outputs."""
 
 
 class SegmentSide(BoxSide):
@@ -246,11 +264,11 @@ class SegmentSide(BoxSide):
         self._kernels = kernels
         self._masks = memory.device((max_boxes, *crop), np.float32)
 
-    def _compute(
-        self, bucket: int, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int], to: int
-    ) -> None:
-        self.plan.run(shapes, {"masks": self._masks, **addresses}, self.stream.handle)
-        values = bucket * int(np.prod(self.shape))
+    def _outputs(self, bucket: int) -> dict[str, int]:
+        return {"masks": self._masks}
+
+    def _finish(self, bucket: int) -> None:
+        to, values = self._result_address(bucket), bucket * math.prod(self.shape)
         self._kernels.crops_to_bytes(self._masks, to, values, self.stream.handle)
 
 
@@ -267,11 +285,8 @@ class PoseSide(BoxSide):
         down = ("heatmaps", plan.shape("heatmaps", 1)[1:], np.float32)
         super().__init__(memory, plan, features, max_boxes, ("boxes", "batch_index"), down)
 
-    def _compute(
-        self, bucket: int, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int], to: int
-    ) -> None:
-        del bucket
-        self.plan.run(shapes, {"heatmaps": to, **addresses}, self.stream.handle)
+    def _outputs(self, bucket: int) -> dict[str, int]:
+        return {"heatmaps": self._result_address(bucket)}
 
 
 def buckets(most: int) -> tuple[int, ...]:

@@ -92,6 +92,7 @@ poser (float[batch, 3, 16, 24] p2, float[batch, 3, 8, 12] p3, float[batch, 3, 4,
     heatmaps = Mul (pooled, part)
 }
 """
+BOXES = ("boxes", "labels", "batch_index")
 KEYPOINTS = Keypoints(("red", "green", "blue"), ((0, 1), (1, 2)))
 
 
@@ -149,10 +150,19 @@ class ElementType(Enum):
 
 
 class HostEngine:
-    """TensorRT's ``ICudaEngine``, over an onnxruntime session."""
+    """TensorRT's ``ICudaEngine``, over an onnxruntime session.
+
+    Its optimisation profiles are those that the builder makes: every shape, then the usual ones.
+    """
 
     def __init__(self, session):
         self.session = session
+        most = 3 * MAX_BATCH
+        if any(value.name == "images" for value in session.get_inputs()):
+            self.profiles = ({"images": (1, MAX_BATCH)}, {"images": (1, 1)})
+        else:
+            self.profiles = tuple({"images": (1, MAX_BATCH), "boxes": (1, n)} for n in (most, 8))
+        self.num_optimization_profiles = len(self.profiles)
         inputs = [(value, Mode.INPUT) for value in session.get_inputs()]
         self.tensors = inputs + [(value, Mode.OUTPUT) for value in session.get_outputs()]
         self.by_name = {value.name: (value, mode) for value, mode in self.tensors}
@@ -172,6 +182,11 @@ class HostEngine:
             "tensor(int64)": ElementType.INT64,
         }[kind]
 
+    def get_tensor_profile_shape(self, name, index):
+        least, most = self.profiles[index]["boxes" if name in BOXES else "images"]
+        rest = self.get_tensor_shape(name)[1:]
+        return [(least, *rest), (most, *rest), (most, *rest)]
+
     def get_tensor_shape(self, name):
         return [side if isinstance(side, int) else -1 for side in self.by_name[name][0].shape]
 
@@ -181,22 +196,23 @@ class HostContext:
 
     HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
-    def __init__(self, engine):
-        self.engine, self.session = engine, engine.session
+    def __init__(self, engine, profile):
+        self.engine, self.session, self.profile = engine, engine.session, profile
         self.shapes, self.addresses = {}, {}
         self.errors, self.runs, self._waiting = [], 0, []
         self.refuses, self.is_capturable = False, True
-        self.asked, self.seen = 0, []
+        self.asked, self.seen, self.set_calls = 0, [], 0
         self.before_run = None
         self._driver = ctypes.CDLL("libcuda.so.1")
 
     def set_input_shape(self, name, shape):
-        most = 3 * MAX_BATCH if name in ("boxes", "labels", "batch_index") else MAX_BATCH
-        fixed = self.engine.get_tensor_shape(name)[1:]
+        least, _, most = self.engine.get_tensor_profile_shape(name, self.profile)
+        self.set_calls += 1
         self.shapes[name] = tuple(shape)
-        return 1 <= shape[0] <= most and list(shape[1:]) == fixed
+        return least[0] <= shape[0] <= most[0] and shape[1:] == least[1:] == most[1:]
 
     def set_tensor_address(self, name, address):
+        self.set_calls += 1
         self.addresses[name] = address
         return name in self.engine.by_name
 
@@ -244,14 +260,20 @@ class Doubles:
     """Opens a bundle's plans as doubles, and remembers them."""
 
     def __init__(self):
-        self.contexts, self.warmed = [], []
-        self.is_capturable = True
+        self.contexts, self.warmed = {}, []
+        self.is_capturable, self.one_profile = True, False
+
+    def all_contexts(self):
+        return [context for contexts in self.contexts.values() for context in contexts]
 
     def __call__(self, bundle, capability, names):
         assert capability == (8, 9)
         for path in (getattr(bundle, name) for name in names):
             engine = HostEngine(session(path))
-            context = HostContext(engine)
-            context.is_capturable = self.is_capturable
-            self.contexts.append(context)
-            yield LoadedPlan(engine, context, path.stem, partial(self.warmed.append, path.stem))
+            if self.one_profile:
+                engine.num_optimization_profiles = 1
+            contexts = [HostContext(engine, i) for i in range(engine.num_optimization_profiles)]
+            for context in contexts:
+                context.is_capturable = self.is_capturable
+            self.contexts[path.stem] = contexts
+            yield LoadedPlan(engine, contexts, path.stem, partial(self.warmed.append, path.stem))

@@ -83,6 +83,7 @@ ATTRIBUTES = {
     "iou_threshold": "f", "score_threshold": "f", "max_output": "i",
 }  # fmt: skip
 INT32, FLOAT32 = 5, 1
+GRAPHS = ("detector", "segmenter", "poser")
 
 
 def attributes_in(plan):
@@ -98,6 +99,22 @@ def attributes_in(plan):
         for match in re.finditer(re.escape(start), plan):
             found[name] += struct.unpack_from(f"<{kind}", plan, match.end())
     return {name: sorted(values) for name, values in found.items()}
+
+
+def profiles_in(plan, *rest):
+    """Read the ranges of an input out of a serialised plan: smallest, usual, largest first side.
+
+    ``rest`` are its other sides. A shape is the number of its sides and the sides, 64 bits each;
+    16 bytes lie between the three shapes of a range.
+    """
+    rank = struct.pack("<q", 1 + len(rest))
+    sides = b"".join(struct.pack("<q", side) for side in rest)
+    shape = re.escape(rank) + b"(.{8})" + re.escape(sides)
+    pattern = re.compile(b".{16}".join([shape] * 3), re.DOTALL)
+    return {
+        tuple(struct.unpack("<q", side)[0] for side in match.groups())
+        for match in pattern.finditer(plan)
+    }
 
 
 def build_tiny(bundle, **options):
@@ -180,10 +197,10 @@ class TestDefaultModel:
         for name in ("detector", "segmenter"):
             graph = onnx.load(bundle.path / f"{name}.onnx").graph
             nodes = [node for node in graph.node if node.domain == "maskcast"]
-            wanted = {
+            wanted = {  # once for each of the two profiles
                 attribute: sorted(
                     onnx.helper.get_attribute_value(item)
-                    for node in nodes
+                    for node in nodes * 2
                     for item in node.attribute
                     if item.name == attribute
                 )
@@ -191,8 +208,17 @@ class TestDefaultModel:
             }
             plan = (bundle.path / f"{name}.plan").read_bytes()
             assert attributes_in(plan) == wanted, name
-            assert len(wanted["output_size"]) == 1
-            assert len(wanted["max_output"]) == (2 if name == "detector" else 0)
+            assert len(wanted["output_size"]) == 2
+            assert len(wanted["max_output"]) == (4 if name == "detector" else 0)
+
+    def test_the_plans_hold_a_profile_for_every_shape_and_one_for_the_usual_ones(
+        self, default_plans
+    ):
+        bundle, _, _ = default_plans
+        plans = {name: (bundle.path / f"{name}.plan").read_bytes() for name in GRAPHS}
+        assert profiles_in(plans["detector"], 3, 160, 256) == {(1, 4, 4), (1, 1, 1)}
+        for name in GRAPHS[1:]:
+            assert profiles_in(plans[name], 4) == {(1, 100, 400), (1, 8, 8)}, name  # boxes
 
     def test_less_precision_makes_a_smaller_plan(self, default_plans):
         bundle, built, _ = default_plans
@@ -240,7 +266,7 @@ def test_the_segmenter_takes_as_many_boxes_as_the_detector_gives(tmp_path, monke
     profiles = []
 
     def run(request, name, report):
-        profiles.append(request.profile)
+        profiles.append(request.profiles)
         (tmp_path / f"{name}.plan").touch()
         none = {"layers": {}, "tensors": {}, "computes_in": {}, "plugins": {}}
         return Built(version="1.0", parse_s=0, build_s=0, peak_rss_bytes=0, plan_bytes=0, **none)
@@ -264,8 +290,29 @@ def test_the_segmenter_takes_as_many_boxes_as_the_detector_gives(tmp_path, monke
     )
     made = build_plans(tmp_path, manifest, max_batch=4, capabilities=["8.6"])
     assert made.plans[1].max_boxes == 4 * 37
-    assert profiles[1]["boxes"] == ((1, 4), (8, 4), (148, 4))
-    assert profiles[1]["p2"][2][0] == 4
+    any_batch, one_image = profiles[0]
+    assert [shape[0] for shape in any_batch["images"]] == [1, 4, 4]
+    assert [shape[0] for shape in one_image["images"]] == [1, 1, 1]
+    any_boxes, few_boxes = profiles[1]
+    assert any_boxes["boxes"] == ((1, 4), (37, 4), (148, 4))
+    assert few_boxes["boxes"] == ((1, 4), (8, 4), (8, 4))
+    for profile in profiles[1]:
+        assert [shape[0] for shape in profile["p2"]] == [1, 4, 4]
+
+
+def test_what_takes_one_shape_only_has_one_profile(tmp_path, monkeypatch):
+    profiles = []
+
+    def run(request, name, report):
+        profiles.append(request.profiles)
+        Path(request.plan).touch()
+        none = {"layers": {}, "tensors": {}, "computes_in": {}, "plugins": {}}
+        return Built(version="1.0", parse_s=0, build_s=0, peak_rss_bytes=0, plan_bytes=0, **none)
+
+    monkeypatch.setattr(plans_module, "_run", run)
+    build_tiny(tiny_bundle(tmp_path / "a"), max_batch=1, capabilities=["8.6"])
+    ((profile,),) = profiles
+    assert [shape[0] for shape in profile["images"]] == [1, 1, 1]
 
 
 @needs_rtx

@@ -45,8 +45,8 @@ for name, version in PLUGINS.items():
     print(name, creator.plugin_version, given)
 """
 
-# TensorRT 10 and 11 give a plugin library logger finders whose functions have different places; this
-# one has none at all.
+# TensorRT 10 and 11 give a plugin library logger finders whose functions have different places.
+# This one has none at all.
 REFUSE = """
 import ctypes
 import sys

@@ -38,7 +38,7 @@ def engine(host_driver, bundle, doubles):
     engine = TensorRTEngine(bundle, open_plans=doubles)
     yield engine
     engine.close()
-    assert [error for context in doubles.contexts for error in context.errors] == []
+    assert [error for context in doubles.all_contexts() for error in context.errors] == []
 
 
 def make_images(count, seed=0):
@@ -95,6 +95,10 @@ def assert_same(found, wanted):
             np.testing.assert_allclose(one.keypoints, other.keypoints, rtol=1e-4)
 
 
+def runs(doubles, name):
+    return sum(context.runs for context in doubles.contexts[name])
+
+
 @pytest.mark.parametrize("count", [1, 2, MAX_BATCH])
 def test_a_batch_gives_what_its_images_give_alone(engine, bundle, count):
     images = make_images(count)
@@ -112,11 +116,11 @@ def test_batches_of_changing_size_follow_one_another(engine, bundle):
 
 
 def test_nothing_found_runs_no_segmenter(engine, doubles):
-    before = doubles.contexts[1].runs
+    before = runs(doubles, "segmenter")
     found = engine.segment(engine.detect(make_images(2), 0.99))
     assert [len(one) for one in found] == [0, 0]
     assert found[0].masks.shape == (0, 28, 28)
-    assert doubles.contexts[1].runs == before
+    assert runs(doubles, "segmenter") == before
 
 
 def test_a_model_without_a_mask_branch_passes_through(host_driver, tmp_path, doubles):
@@ -139,7 +143,7 @@ def posing_engine(host_driver, posing_bundle, doubles):
     engine = TensorRTEngine(posing_bundle, open_plans=doubles, pose=True)
     yield engine
     engine.close()
-    assert [error for context in doubles.contexts for error in context.errors] == []
+    assert [error for context in doubles.all_contexts() for error in context.errors] == []
 
 
 def test_poses_of_a_batch_are_those_of_its_images_alone(posing_engine, posing_bundle):
@@ -161,16 +165,16 @@ def test_poses_wait_for_features_that_a_later_batch_does_not_overwrite(
 
 
 def test_nothing_found_runs_no_poser(posing_engine, doubles):
-    before = doubles.contexts[2].runs
+    before = runs(doubles, "poser")
     found = posing_engine.run(make_images(2), 0.99)
     assert [one.keypoints.shape for one in found] == [(0, 3, 3)] * 2
-    assert doubles.contexts[2].runs == before
+    assert runs(doubles, "poser") == before
 
 
 def test_a_pose_launches_one_cuda_graph_and_brings_down_heatmaps_alone(
     posing_engine, host_driver, doubles
 ):
-    asked = doubles.contexts[2].asked
+    asked = [context.asked for context in doubles.contexts["poser"]]
     detections = posing_engine.detect(make_images(2), 0.1)
     before = host_driver.report()
     posing_engine.estimate_pose(detections)
@@ -179,12 +183,12 @@ def test_a_pose_launches_one_cuda_graph_and_brings_down_heatmaps_alone(
     assert after["graph launches"] - before["graph launches"] == 1
     assert after["bytes up"] - before["bytes up"] == blocks(4 * 16, 4 * 4)
     assert after["bytes down"] - before["bytes down"] == blocks(4 * 3 * 56 * 56 * 4)
-    assert doubles.contexts[2].asked == asked
+    assert [context.asked for context in doubles.contexts["poser"]] == asked
 
 
 def test_a_poser_that_nobody_asks_for_is_not_loaded(host_driver, posing_bundle, doubles):
     engine = TensorRTEngine(posing_bundle, open_plans=doubles)
-    assert len(doubles.contexts) == 2
+    assert set(doubles.contexts) == {"detector", "segmenter"}
     images = make_images(2)
     assert_same(engine.run(images, 0.1), reference(posing_bundle, images, 0.1))
     detections = engine.detect(images, 0.1)
@@ -296,7 +300,8 @@ def test_the_next_batch_goes_up_while_one_is_detected(engine, bundle, doubles, h
         computing.set()
         assert go_on.wait(20)
 
-    doubles.contexts[0].before_run = dawdle
+    for context in doubles.contexts["detector"]:
+        context.before_run = dawdle
     found = []
     thread = threading.Thread(target=lambda: found.append(engine.detect(now, 0.1)))
     thread.start()
@@ -308,7 +313,8 @@ def test_the_next_batch_goes_up_while_one_is_detected(engine, bundle, doubles, h
     assert not found
     ring = engine._images  # whose places cannot be written while the batch is not done
     assert len(ring._free) + len(ring._ahead) == 2 * MAX_BATCH + 1 - len(now)
-    doubles.contexts[0].before_run = None
+    for context in doubles.contexts["detector"]:
+        context.before_run = None
     go_on.set()
     thread.join()
     assert len(ring._free) + len(ring._ahead) == 2 * MAX_BATCH + 1
@@ -377,12 +383,13 @@ def test_a_device_that_fails_in_mid_stream_stops_the_stage_and_frees_its_slot(
 
 
 def test_every_call_launches_one_cuda_graph_and_copies_once_each_way(engine, host_driver, doubles):
-    asked = [context.asked for context in doubles.contexts]
+    asked = [context.asked for context in doubles.all_contexts()]
     before = host_driver.report()["graph launches"]
     for count in (1, 2, MAX_BATCH):
         engine.segment(engine.detect(make_images(count), 0.1))
     assert host_driver.report()["graph launches"] - before == 6
-    assert [context.asked for context in doubles.contexts] == asked  # TensorRT is not called again
+    # TensorRT is not called again.
+    assert [context.asked for context in doubles.all_contexts()] == asked
 
 
 def test_without_cuda_graphs_the_results_are_the_same(host_driver, bundle, doubles):
@@ -412,12 +419,34 @@ def test_boxes_are_padded_to_a_few_fixed_numbers(most, wanted):
     assert buckets(most) == wanted
 
 
-def test_the_contexts_see_few_shapes_and_only_while_the_engine_starts(engine, doubles):
-    detector, segmenter = doubles.contexts
+def test_each_shape_runs_once_at_the_start_on_the_most_special_profile(engine, doubles):
+    any_batch, one_image = doubles.contexts["detector"]
+    assert {shapes["images"][0] for shapes in one_image.seen} == {1}
+    assert {shapes["images"][0] for shapes in any_batch.seen} == set(range(2, MAX_BATCH + 1))
+    any_boxes, few_boxes = doubles.contexts["segmenter"]
+    assert {shapes["boxes"][0] for shapes in few_boxes.seen} == {1, 2, 4, 8}
+    assert {shapes["boxes"][0] for shapes in any_boxes.seen} == {12}
+    assert {shapes["p2"][0] for shapes in (*few_boxes.seen, *any_boxes.seen)} == {MAX_BATCH}
+    assert doubles.warmed == ["detector", "segmenter"]
+
+
+def test_a_plan_with_one_profile_runs_every_shape_on_it(host_driver, bundle, doubles):
+    doubles.one_profile = True
+    engine = TensorRTEngine(bundle, open_plans=doubles)
+    (detector,), (segmenter,) = doubles.contexts["detector"], doubles.contexts["segmenter"]
     assert {shapes["images"][0] for shapes in detector.seen} == set(range(1, MAX_BATCH + 1))
     assert {shapes["boxes"][0] for shapes in segmenter.seen} == {1, 2, 4, 8, 12}
-    assert {shapes["p2"][0] for shapes in segmenter.seen} == {MAX_BATCH}
-    assert doubles.warmed == ["detector", "segmenter"]
+    for count in (1, 3):
+        images = make_images(count)
+        assert_same(engine.segment(engine.detect(images, 0.1)), reference(bundle, images, 0.1))
+    engine.close()
+
+
+def test_a_shape_that_no_profile_takes_is_refused(engine):
+    with pytest.raises(
+        DeviceError, match=r"the detector was not built for images \(5, 3, 64, 96\)"
+    ):
+        engine._detect_side.plan.prepare({"images": (5, 3, 64, 96), "sizes": (5, 2)}, {})
 
 
 def test_the_plans_are_found_by_name_in_any_order(host_driver, bundle, doubles):
@@ -454,13 +483,29 @@ def plain_engine(host_driver, bundle, doubles):
     engine.close()
 
 
+def refuse(contexts, refuses=True):
+    for context in contexts:
+        context.refuses = refuses
+
+
+def test_tensorrt_is_given_only_the_addresses_that_differ(plain_engine, doubles):
+    images = make_images(1)
+    plain_engine.segment(plain_engine.detect(images, 0.1))
+    before = [context.set_calls for context in doubles.all_contexts()]
+    for _ in range(3):  # each in the next slot
+        plain_engine.segment(plain_engine.detect(images, 0.1))
+    after = [context.set_calls for context in doubles.all_contexts()]
+    _, one_image, _, few_boxes = (now - then for now, then in zip(after, before, strict=True))
+    assert (one_image, few_boxes) == (3 * len(FEATURES), 3 * len(FEATURES))
+
+
 def test_a_plan_that_tensorrt_does_not_run_is_an_error_of_the_device(plain_engine, doubles):
     engine = plain_engine
-    doubles.contexts[0].refuses = True
+    refuse(doubles.contexts["detector"])
     with pytest.raises(DeviceError, match="the detector could not be run"):
         engine.detect(make_images(1), 0.1)
-    doubles.contexts[0].refuses = False
-    doubles.contexts[1].refuses = True
+    refuse(doubles.contexts["detector"], False)
+    refuse(doubles.contexts["segmenter"])
     with pytest.raises(DeviceError, match="the segmenter could not be run"):
         engine.segment(engine.detect(make_images(1), 0.1))
 
@@ -521,7 +566,9 @@ def test_a_plan_that_finds_no_memory_to_work_in_says_so(host_driver, tmp_path, m
     engine = SimpleNamespace(device_memory_size_v2=300_000_000)
     opened = SimpleNamespace(deserialize_cuda_engine=lambda content: engine)
     monkeypatch.setattr("maskcast.engines.tensorrt.plan.runtime", lambda trt: opened)
-    monkeypatch.setattr("maskcast.engines.tensorrt.plan.make_context", lambda *_: (None, None))
+    monkeypatch.setattr(
+        "maskcast.engines.tensorrt.plan.make_contexts", lambda *_: (["context", None], None)
+    )
     bundle = make_bundle(tmp_path / "large", version=trt.__version__)
     with pytest.raises(InputError, match=r"could not give the 300 MB.*smaller --size or --batch"):
         TensorRTEngine(bundle)

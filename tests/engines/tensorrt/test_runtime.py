@@ -10,7 +10,7 @@ from host_tensorrt import make_bundle
 
 from maskcast.engines.bundle import open_bundle
 from maskcast.engines.tensorrt.plan import CACHE
-from maskcast.engines.tensorrt.runtime import RuntimeCache, make_context
+from maskcast.engines.tensorrt.runtime import RuntimeCache, make_contexts
 
 
 class Compiled:
@@ -39,6 +39,9 @@ class Config:
     def set_runtime_cache(self, cache):
         self.cache = cache
         return True
+
+    def set_execution_context_allocation_strategy(self, memory):
+        self.memory = memory
 
 
 def test_what_was_compiled_is_written_and_read_again(tmp_path):
@@ -81,27 +84,66 @@ def test_a_bundle_with_a_cache_in_its_folder_is_as_good_as_without(tmp_path):
 class Strategy(Enum):
     EAGER = 0
     DISABLED = 1
+    ON_PROFILE_CHANGE = 2
+
+
+class Context:
+    """``IExecutionContext``, as far as profiles go."""
+
+    def __init__(self, how, taken):
+        self.how, self.taken, self.profile = how, taken, None
+
+    def set_optimization_profile_async(self, profile, stream):
+        assert stream == 0
+        self.profile = profile
+        return self.taken
+
+
+def engine_double(config=None, *, taken=True):
+    return SimpleNamespace(
+        num_optimization_profiles=2,
+        create_runtime_config=lambda: config,
+        create_execution_context=lambda how: Context(how, taken),
+    )
 
 
 def test_rtx_compiles_for_every_shape_at_once_and_leaves_cuda_graphs_to_the_engine(tmp_path):
     config = Config(Compiled())
     package = SimpleNamespace(
-        DynamicShapesKernelSpecializationStrategy=Strategy, CudaGraphStrategy=Strategy
+        DynamicShapesKernelSpecializationStrategy=Strategy,
+        CudaGraphStrategy=Strategy,
+        ExecutionContextAllocationStrategy=Strategy,
     )
-    engine = SimpleNamespace(
-        create_runtime_config=lambda: config,
-        create_execution_context=lambda given: ("context", given),
-    )
-    context, cache = make_context(package, engine, tmp_path / "cache")
-    assert context == ("context", config)
+    contexts, cache = make_contexts(package, engine_double(config), tmp_path / "cache")
+    assert [(context.how, context.profile) for context in contexts] == [(config, 0), (config, 1)]
     assert config.dynamic_shapes_kernel_specialization_strategy is Strategy.EAGER
     assert config.cuda_graph_strategy is Strategy.DISABLED
+    assert config.memory is Strategy.ON_PROFILE_CHANGE
     assert cache is not None
 
 
 def test_tensorrt_has_nothing_to_compile_at_run_time(tmp_path):
-    engine = SimpleNamespace(create_execution_context=lambda: "context")
-    assert make_context(SimpleNamespace(), engine, tmp_path / "cache") == ("context", None)
+    package = SimpleNamespace(ExecutionContextAllocationStrategy=Strategy)
+    contexts, cache = make_contexts(package, engine_double(), tmp_path / "cache")
+    assert cache is None
+    assert [context.profile for context in contexts] == [0, 1]
+    # Each context has the memory that its own profile needs.
+    assert {context.how for context in contexts} == {Strategy.ON_PROFILE_CHANGE}
+
+
+def test_a_profile_that_finds_no_memory_has_no_context(tmp_path):
+    package = SimpleNamespace(ExecutionContextAllocationStrategy=Strategy)
+    contexts, _ = make_contexts(package, engine_double(taken=False), tmp_path / "cache")
+    assert contexts == [None, None]
+
+
+@pytest.mark.parametrize("module", ["tensorrt_rtx", "tensorrt_lean_bindings"])
+def test_the_packages_have_the_calls_that_choose_a_profile(module):
+    trt = pytest.importorskip(module)
+    assert hasattr(trt.ExecutionContextAllocationStrategy, "ON_PROFILE_CHANGE")
+    assert hasattr(trt.IExecutionContext, "set_optimization_profile_async")
+    assert hasattr(trt.ICudaEngine, "num_optimization_profiles")
+    assert hasattr(trt.ICudaEngine, "get_tensor_profile_shape")
 
 
 def test_the_package_has_the_names_that_are_used():
@@ -110,7 +152,7 @@ def test_the_package_has_the_names_that_are_used():
     assert hasattr(rtx.CudaGraphStrategy, "DISABLED")
     for name in (
         "dynamic_shapes_kernel_specialization_strategy", "cuda_graph_strategy",
-        "create_runtime_cache", "set_runtime_cache",
+        "create_runtime_cache", "set_runtime_cache", "set_execution_context_allocation_strategy",
     ):  # fmt: skip
         assert hasattr(rtx.IRuntimeConfig, name), name
     assert hasattr(rtx.IRuntimeCache, "serialize")
