@@ -164,10 +164,10 @@ def to_instances(
         detections: of the batch.
         masks: ``[R, 28, 28]``, float32 in 0..1 or uint8 in 0..255; None without a mask branch.
     """
-    if masks is not None and masks.dtype != np.uint8:
-        masks = np.rint(masks * 255).astype(np.uint8)
-    elif masks is not None:
-        masks = masks.copy()  # the engine's next call overwrites them
+    crops: NDArray[np.uint8] | None = None
+    if masks is not None:
+        # A copy in any case: the engine's next call overwrites the masks.
+        crops = (np.rint(masks * 255) if masks.dtype != np.uint8 else masks).astype(np.uint8)
     count = len(detections.images)
     ends = [len(detections.boxes)]  # of each image's boxes
     if count > 1:
@@ -188,7 +188,7 @@ def to_instances(
                 boxes=_scaled(detections.boxes[mine], scale, limit),
                 scores=detections.scores[mine],
                 labels=detections.labels[mine],
-                masks=None if masks is None else masks[mine],
+                masks=None if crops is None else crops[mine],
                 keypoints=keypoints,
             )
         )
@@ -209,6 +209,7 @@ def _scaled(
     points: NDArray[np.float32], scale: NDArray[np.float32], limit: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Scale coordinates and keep them within 0 and a limit."""
-    scaled = points * scale
+    scaled: NDArray[np.float32] = points * scale
     np.minimum(scaled, limit, out=scaled)
-    return np.maximum(scaled, 0, out=scaled)
+    np.maximum(scaled, 0, out=scaled)
+    return scaled

@@ -181,10 +181,11 @@ def _profiles(model: ModelProto, max_batch: int, most_boxes: int) -> tuple[Profi
     of_images = {name for name in inputs if name in ("images", "sizes", *FEATURES)}
 
     def profile(images: tuple[int, int, int], boxes: tuple[int, int, int]) -> Profile:
-        return {
-            name: tuple((n, *rest) for n in (images if name in of_images else boxes))
-            for name, rest in inputs.items()
-        }  # type: ignore[return-value]
+        shapes: Profile = {}
+        for name, rest in inputs.items():
+            least, usual, most = images if name in of_images else boxes
+            shapes[name] = (least, *rest), (usual, *rest), (most, *rest)
+        return shapes
 
     batch = (1, max_batch, max_batch)
     profiles = [profile(batch, (1, most_boxes // max_batch, most_boxes))]

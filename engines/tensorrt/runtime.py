@@ -60,17 +60,16 @@ def make_contexts(trt: Any, engine: Any, cache_file: Path) -> tuple[list[Any], R
     in a file. The engine captures CUDA graphs itself, for both packages.
     """
     # Each context gets the memory of its own profile, not of the largest.
-    memory = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+    how = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+    cache: RuntimeCache | None = None
     if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
         config = engine.create_runtime_config()
         config.dynamic_shapes_kernel_specialization_strategy = (
             trt.DynamicShapesKernelSpecializationStrategy.EAGER
         )
         config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
-        config.set_execution_context_allocation_strategy(memory)
+        config.set_execution_context_allocation_strategy(how)
         cache, how = RuntimeCache(config, cache_file), config
-    else:
-        cache, how = None, memory
     contexts = []
     for profile in range(engine.num_optimization_profiles):
         context = engine.create_execution_context(how)
