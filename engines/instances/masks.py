@@ -132,18 +132,6 @@ def fill_crossings(crossings: Crossings) -> Patch:
     return Patch(x0, y0, pixels.view(np.bool_))
 
 
-def paste_mask(crop: NDArray[np.uint8], box: NDArray[np.float32], width: int, height: int) -> Patch:
-    """Turn a crop into the pixels under its box, as torchvision does, without the image around.
-
-    Args:
-        crop: ``[28, 28]`` uint8, probability x 255.
-        box: ``[4]`` float32, x1 y1 x2 y2 in pixels, finite.
-        width: the image's, pixels; what lies outside is cut off.
-        height: likewise.
-    """
-    return fill_crossings(crop_crossings(crop, box, width, height))
-
-
 def pack_crops(crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Threshold crops ``[N, 28, 28]`` and pack them to ``[N, 98]``: row-major, high bit first."""
     return np.packbits((crops > HALF).reshape(len(crops), MASK_SIZE * MASK_SIZE), axis=1)

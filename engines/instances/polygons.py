@@ -107,7 +107,7 @@ def trace_mask(
 ) -> list[NDArray[np.float32]]:
     """Trace the outline of a crop at probability 0.5, finer than pixels.
 
-    The cells lie where ``paste_mask`` puts them, with one cell of zeros around.
+    The cells lie where ``crop_crossings`` puts them, with one cell of zeros around.
 
     Args:
         crop: ``[28, 28]`` uint8, probability x 255.

@@ -11,7 +11,6 @@ from maskcast.engines.instances.masks import (
     crop_crossings,
     fill_crossings,
     pack_crops,
-    paste_mask,
     unpack_crops,
 )
 
@@ -39,6 +38,10 @@ def boxes_in_images(draw):
 
     (x1, x2), (y1, y2) = side(width), side(height)
     return np.array([x1, y1, x2, y2], dtype=np.float32), width, height
+
+
+def paste_mask(crop, box, width, height):
+    return fill_crossings(crop_crossings(crop, box, width, height))
 
 
 def whole(patch, width, height):

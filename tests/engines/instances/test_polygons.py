@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskcast.engines.instances.masks import MASK_SIZE, Patch, fill_crossings, paste_mask
+from maskcast.engines.instances.masks import MASK_SIZE, Patch, crop_crossings, fill_crossings
 from maskcast.engines.instances.polygons import contours, ring_crossings, trace_mask, trace_patch
 
 
@@ -45,7 +45,7 @@ def test_a_filled_outline_is_the_pasted_mask(seed, softness, corner, size):
     box = np.minimum(box, [width, height, width, height]).astype(np.float32)
     rings = trace_mask(crop, box, width, height)
     outline = whole(fill_crossings(ring_crossings(rings)), width, height)
-    pasted = whole(paste_mask(crop, box, width, height), width, height)
+    pasted = whole(fill_crossings(crop_crossings(crop, box, width, height)), width, height)
     assert (outline & pasted).sum() >= 0.95 * (outline | pasted).sum()
 
 
