@@ -1,21 +1,25 @@
-"""Motion: where objects will be after some seconds."""
+"""Motion: where an object will be after some seconds.
+
+Plain numbers instead of arrays: nearly all frames show a few objects, and a call of numpy costs
+more than all numbers of one.
+"""
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+import math
+from typing import NamedTuple
 
 MEASURED = 0.05
 """Standard deviation of a box's centre and sides as they are detected, in sizes of the object."""
 
-JOLTS = np.array([0.7, 0.7, 0.3, 0.3])
+JOLTS = (0.7, 0.7, 0.3, 0.3)
 """How much the speed of the centre (x, y) and of the sides (width, height) changes within a second:
 standard deviation, sizes / s; over other times with their square root."""
 
-FIRST_SPEED = np.array([1.5, 1.5, 0.3, 0.3])
+FIRST_SPEED = (1.5, 1.5, 0.3, 0.3)
 """Of an object that was seen once: standard deviation, sizes / s."""
 
-SPEED_LASTS_S = np.array([2.0, 2.0, 0.4, 0.4])
+SPEED_LASTS_S = (2.0, 2.0, 0.4, 0.4)
 """Without a new detection, speeds fade to 1/e in this time."""
 
 TOLERATED = 0.1
@@ -33,156 +37,160 @@ HIDDEN = 0.1
 BORDER = 2.0
 """An edge of a box within this many pixels of the frame's edge is cut off by it."""
 
-Rows = NDArray[np.bool_] | NDArray[np.intp]
+Box = tuple[float, float, float, float]
+"""x1 y1 x2 y2, pixels."""
+
+Size = tuple[float, float]
+"""Width and height, pixels."""
+
+
+class Step(NamedTuple):
+    """What the time between two frames does to each of the four numbers of a box.
+
+    Attributes:
+        numbers: how far a speed of 1 carries while it fades, what is left of a speed, and by how
+            much the variances of the number, of both, and of the speed grow, sizes squared.
+    """
+
+    numbers: tuple[tuple[float, float, float, float, float], ...]
+
+    @classmethod
+    def of(cls, seconds: float) -> Step:
+        """Return the step of a time."""
+        numbers = []
+        for lasts_s, jolts in zip(SPEED_LASTS_S, JOLTS, strict=True):
+            left, jolt = math.exp(-seconds / lasts_s), jolts**2
+            grows = (jolt * seconds**3 / 3, jolt * seconds**2 / 2, jolt * seconds)
+            numbers.append((lasts_s * (1 - left), left, *grows))
+        return cls(tuple(numbers))
 
 
 class Motion:
-    """A Kalman filter for each of T objects: centre and sides of its box, and their speeds.
+    """A Kalman filter for one object: centre and sides of its box, and their speeds.
 
     Time is in seconds, so it does not matter how many frames were dropped. The four numbers of a
-    box are filtered apart from each other: a covariance is three numbers for each, and all objects
-    are moved at once. Noise is relative to an object's size, the root of its box's area.
+    box are filtered apart from each other, so a covariance is three numbers for each. Noise is
+    relative to the object's size, the root of its box's area.
+
+    Args:
+        box: where it was seen first; it stands still.
 
     Attributes:
-        frame: ``[2]`` width and height of the frame, pixels.
-        state: ``[T, 4]`` centre x, centre y, width, height, pixels.
-        speed: ``[T, 4]`` pixels / s.
+        state: centre x, centre y, width, height, pixels.
+        speed: of each of them, pixels / s.
     """
 
-    def __init__(self) -> None:
-        self.frame = np.zeros(2)
-        self.state = np.zeros((0, 4))
-        self.speed = np.zeros((0, 4))
-        self._variance = np.zeros((3, 0, 4))  # of the state, of both, of the speed
+    __slots__ = ("_both", "_place", "_quick", "speed", "state")
 
-    def __len__(self) -> int:
-        return len(self.state)
+    def __init__(self, box: Box) -> None:
+        x1, y1, x2, y2 = box
+        self.state = [(x1 + x2) / 2, (y1 + y2) / 2, max(x2 - x1, 1.0), max(y2 - y1, 1.0)]
+        self.speed = [0.0] * 4
+        area = self.state[2] * self.state[3]
+        # Variances of the state, of both, of the speed.
+        self._place = [MEASURED**2 * area] * 4
+        self._both = [0.0] * 4
+        self._quick = [first**2 * area for first in FIRST_SPEED]
 
-    def boxes(self) -> NDArray[np.float64]:
-        """Return where the objects are believed to be: ``[T, 4]`` x1 y1 x2 y2."""
-        half = self.state[:, 2:] / 2
-        return np.hstack([self.state[:, :2] - half, self.state[:, :2] + half])
+    @property
+    def box(self) -> Box:
+        """Where the object is believed to be."""
+        x, y, width, height = self.state
+        return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
-    def predict(self, seconds: float) -> None:
-        """Move all objects on."""
-        fading = np.exp(-seconds / SPEED_LASTS_S)
-        reach = SPEED_LASTS_S * (1 - fading)  # how far a speed of 1 carries while it fades
-        self.state = self.state + reach * self.speed
-        self.state[:, 2:] = np.maximum(self.state[:, 2:], 1)
-        self.speed = fading * self.speed
-        place, both, speed = self._variance
-        jolt = (JOLTS * self._sizes()) ** 2
-        self._variance = np.stack(
-            [
-                place + 2 * reach * both + reach**2 * speed + jolt * seconds**3 / 3,
-                fading * (both + reach * speed) + jolt * seconds**2 / 2,
-                fading**2 * speed + jolt * seconds,
-            ]
+    def predict(self, step: Step) -> None:
+        """Move the object on."""
+        state, speed = self.state, self.speed
+        place, both, quick = self._place, self._both, self._quick
+        for k, (reach, left, _, _, _) in enumerate(step.numbers):
+            state[k] += reach * speed[k]
+            speed[k] *= left
+        state[2], state[3] = max(state[2], 1.0), max(state[3], 1.0)
+        area = state[2] * state[3]
+        for k, (reach, left, more_place, more_both, more_quick) in enumerate(step.numbers):
+            spread = reach * quick[k]
+            place[k] += reach * (2 * both[k] + spread) + more_place * area
+            both[k] = left * (both[k] + spread) + more_both * area
+            quick[k] = left * left * quick[k] + more_quick * area
+
+    def reach(self) -> Size:
+        """Return how far apart, in x and y, the object and a box of no size may be.
+
+        A box that is farther, by more than half its sides, is certainly not the object.
+        """
+        _, _, width, height = self.state
+        tolerated = TOLERATED**2 * width * height
+        return (
+            MOST_DEVIATIONS * math.sqrt(self._place[0] + tolerated) + width / 2,
+            MOST_DEVIATIONS * math.sqrt(self._place[1] + tolerated) + height / 2,
         )
 
-    def distances(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return how unlikely each box is to be each object: ``[T, N]``, squared deviations.
+    def distance(self, box: Box, frame: Size) -> float:
+        """Return how unlikely a box is to be the object, squared deviations.
 
         A box that is smaller than the object is compared at its nearest edges, because the rest may
-        be hidden. The expected value for the right box is 2; values that are certainly above
-        ``MOST_DEVIATIONS`` squared are infinite.
-
-        Args:
-            boxes: ``[N, 4]`` x1 y1 x2 y2.
+        be hidden. The expected value for the right box is 2. Beyond ``MOST_DEVIATIONS`` squared it
+        is not computed to the end.
         """
-        place = self._variance[0, :, :2] + (TOLERATED * self._sizes()) ** 2
-        reach = MOST_DEVIATIONS * np.sqrt(place) + self.state[:, 2:] / 2
-        measured = _measure(boxes)
-        apart = np.abs(measured[None, :, :2] - self.state[:, None, :2])
-        near = (apart <= reach[:, None] + measured[None, :, 2:] / 2).all(axis=2)
-        t, n = np.nonzero(near)  # of all others one term alone is beyond the limit
-        moved, grown, by = self._compare(self.state[t], boxes[n])
-        allowed = np.where(grown < 0, SHRINKS, GROWS) * self.state[t, 2:]
-        side = self._variance[0, t, 2:] + allowed**2
-        grown = np.where((by != 0) & (grown > 0), 0, grown)  # it comes into the frame
-        squares = np.full(near.shape, np.inf)
-        squares[t, n] = (moved**2 / place[t] + grown**2 / side).sum(axis=1)
+        squares = 0.0
+        tolerated = TOLERATED**2 * self.state[2] * self.state[3]
+        for k in (0, 1):
+            moved, grown, edge = self._compare(k, box, frame)
+            if edge and grown > 0:
+                grown = 0.0  # it comes into the frame
+            allowed = (SHRINKS if grown < 0 else GROWS) * self.state[k + 2]
+            squares += moved**2 / (self._place[k] + tolerated)
+            squares += grown**2 / (self._place[k + 2] + allowed**2)
+            if squares > MOST_DEVIATIONS**2:
+                break
         return squares
 
-    def correct(self, rows: NDArray[np.intp], boxes: NDArray[np.float64]) -> None:
-        """Learn from detections.
+    def correct(self, box: Box, frame: Size) -> None:
+        """Learn from a detection."""
+        state = self.state
+        apart, noise = [0.0] * 4, [1.0] * 4
+        for k in (0, 1):
+            moved, grown, edge = self._compare(k, box, frame)
+            if edge and grown > 0:  # more of the object has come into the frame: it did not grow
+                state[k] -= edge * grown / 2
+                state[k + 2] += grown
+                grown = 0.0
+            apart[k], apart[k + 2] = moved, grown
+            if edge:
+                noise[k], noise[k + 2] = 2.0, 10.0 if grown < 0 else 1.0
+        measured = MEASURED**2 * state[2] * state[3]
+        place, both, quick = self._place, self._both, self._quick
+        for k in range(4):
+            total = place[k] + measured * noise[k] ** 2
+            place_gain, speed_gain = place[k] / total, both[k] / total
+            state[k] += place_gain * apart[k]
+            self.speed[k] += speed_gain * apart[k]
+            quick[k] -= speed_gain * both[k]
+            place[k] *= 1 - place_gain
+            both[k] *= 1 - place_gain
 
-        Args:
-            rows: ``[M]`` which objects were detected.
-            boxes: ``[M, 4]`` x1 y1 x2 y2.
-        """
-        moved, grown, by = self._compare(self.state[rows], boxes)
-        partial = by != 0
-        # More of the object has come into the frame: it did not grow by itself.
-        appeared = np.where(partial & (grown > 0), grown, 0)
-        self.state[rows] += np.hstack([-by * appeared / 2, appeared])
-        grown -= appeared
-        apart = np.hstack([moved, grown])
-        noise = np.hstack([1.0 + partial, np.where(partial & (grown < 0), 10.0, 1.0)])
-        place, both, speed = self._variance[:, rows]
-        total = place + (MEASURED * self._sizes()[rows] * noise) ** 2
-        place_gain, speed_gain = place / total, both / total
-        self.state[rows] += place_gain * apart
-        self.speed[rows] += speed_gain * apart
-        self._variance[:, rows] = (
-            place * (1 - place_gain),
-            both * (1 - place_gain),
-            speed - speed_gain * both,
-        )
-
-    def add(self, boxes: NDArray[np.float64]) -> None:
-        """Begin with new objects, standing still: ``[M, 4]`` x1 y1 x2 y2."""
-        state = _measure(boxes)
-        size = np.sqrt(state[:, 2:].prod(axis=1))[:, None]
-        new = np.stack(
-            [
-                (MEASURED * size * np.ones(4)) ** 2,
-                np.zeros_like(state),
-                (FIRST_SPEED * size) ** 2,
-            ]
-        )
-        self.state = np.vstack([self.state, state])
-        self.speed = np.vstack([self.speed, np.zeros_like(state)])
-        self._variance = np.concatenate([self._variance, new], axis=1)
-
-    def keep(self, rows: Rows) -> None:
-        """Forget all other objects."""
-        self.state, self.speed = self.state[rows], self.speed[rows]
-        self._variance = self._variance[:, rows]
-
-    def _compare(
-        self, state: NDArray[np.float64], boxes: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int8]]:
-        """Return by how much objects have moved and grown if these are their boxes, pixels.
+    def _compare(self, k: int, box: Box, frame: Size) -> tuple[float, float, int]:
+        """Return by how much the object has moved and grown if this is its box, pixels.
 
         Where a box is cut off, by the frame or by another object, the visible edge shows the
         motion, and the visible part of a side says little about the size.
 
         Args:
-            state: ``[..., 4]``, of each object.
-            boxes: ``[..., 4]`` x1 y1 x2 y2.
+            k: 0 for x, 1 for y.
+            box: the box.
+            frame: size of the frame.
 
         Returns:
-            ``[..., 2]`` each, for x and y: the way of the centre, the growth of the side, and the
-            edge that tells: -1 the low one, 1 the high one, 0 both since the box is whole.
+            The way of the centre, the growth of the side, and the edge that tells: -1 the low one,
+            1 the high one, 0 both since the box is whole.
         """
-        half = state[..., 2:] / 2
-        low = boxes[..., :2] - (state[..., :2] - half)
-        high = boxes[..., 2:] - (state[..., :2] + half)
+        centre, side = self.state[k], self.state[k + 2]
+        low, high = box[k] - (centre - side / 2), box[k + 2] - (centre + side / 2)
         grown = high - low
-        cut_low, cut_high = boxes[..., :2] <= BORDER, boxes[..., 2:] >= self.frame - BORDER
-        hidden = grown < -HIDDEN * state[..., 2:]
-        by_low = ~cut_low & (cut_high | (hidden & (np.abs(low) < np.abs(high))))
-        by_high = ~cut_high & ~by_low & (cut_low | hidden)
-        moved = np.where(by_low, low, np.where(by_high, high, (low + high) / 2))
-        return moved, grown, by_high.astype(np.int8) - by_low.astype(np.int8)
-
-    def _sizes(self) -> NDArray[np.float64]:
-        sizes: NDArray[np.float64] = np.sqrt(self.state[:, 2:].prod(axis=1))[:, None]
-        return sizes
-
-
-def _measure(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Turn boxes x1 y1 x2 y2 into centres and sides, of a pixel at least."""
-    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1)
-    return np.hstack([(boxes[:, :2] + boxes[:, 2:]) / 2, sides])
+        is_cut_low, is_cut_high = box[k] <= BORDER, box[k + 2] >= frame[k] - BORDER
+        is_hidden = grown < -HIDDEN * side
+        if not is_cut_low and (is_cut_high or (is_hidden and abs(low) < abs(high))):
+            return low, grown, -1
+        if not is_cut_high and (is_cut_low or is_hidden):
+            return high, grown, 1
+        return (low + high) / 2, grown, 0

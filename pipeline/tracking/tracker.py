@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maskcast.engines.instances.instances import Instances
-from maskcast.engines.instances.masks import MASK_SIZE
+from maskcast.engines.instances.masks import HALF, MASK_SIZE
 from maskcast.pipeline.tracking.assignment import best_pairs
-from maskcast.pipeline.tracking.motion import MOST_DEVIATIONS, Motion
-from maskcast.pipeline.tracking.overlap import binary_crops, mask_iou
+from maskcast.pipeline.tracking.motion import MOST_DEVIATIONS, Box, Motion, Size, Step
+from maskcast.pipeline.tracking.overlap import mask_iou
 
 LOST_AFTER_S = 2.0
 """A track that no instance has continued for longer has ended."""
@@ -71,6 +75,47 @@ class Update(NamedTuple):
     ended: tuple[EndedTrack, ...]
 
 
+@dataclass(slots=True, eq=False)
+class _Track:
+    """An object.
+
+    Attributes:
+        label: its label.
+        first_s, last_s: times of the first and the last frame that showed it.
+        motion: where it is.
+        crop: its last mask, ``[28, 28]`` uint8; None without masks.
+        shown: the box of its last instance.
+        shown_at: where its centre was believed to be then, x and y.
+        track_id: 0 for none yet.
+        seen: instances so far.
+    """
+
+    label: int
+    first_s: float
+    last_s: float
+    motion: Motion
+    crop: NDArray[np.uint8] | None
+    shown: Box
+    shown_at: tuple[float, float]
+    track_id: int = 0
+    seen: int = 1
+
+    def moved(self) -> Box:
+        """Return the last box where the object's motion has carried it."""
+        x, y = (self.motion.state[k] - self.shown_at[k] for k in (0, 1))
+        x1, y1, x2, y2 = self.shown
+        return x1 + x, y1 + y, x2 + x, y2 + y
+
+
+class _Seen(NamedTuple):
+    """An instance of the frame; attributes as those of a track."""
+
+    box: Box
+    label: int
+    is_sure: bool
+    crop: NDArray[np.uint8] | None
+
+
 class Tracker:
     """Follows the objects of one source.
 
@@ -87,24 +132,13 @@ class Tracker:
     def __init__(self, min_score: float) -> None:
         self._sure = min_score + SURE_SHARE * (1 - min_score)
         self._next_id = 1
-        self._size: tuple[int, int] | None = None
+        self._size: Size | None = None
         self._time_s = 0.0
         self._interval_s = 0.0  # between frames, lately
-        self._motion = Motion()
-        self._tracks: dict[str, NDArray[Any]] = {
-            "ids": np.zeros(0, np.int32),
-            "labels": np.zeros(0, np.int32),
-            "seen": np.zeros(0, np.int64),  # instances so far
-            "first_s": np.zeros(0),
-            "last_s": np.zeros(0),
-            # The last instance's mask, its box, and where the object's centre was believed to be.
-            "crops": np.zeros((0, MASK_SIZE, MASK_SIZE), np.uint8),
-            "shown": np.zeros((0, 4)),
-            "shown_at": np.zeros((0, 2)),
-        }
+        self._tracks: list[_Track] = []
 
     def __len__(self) -> int:
-        return len(self._motion)
+        return len(self._tracks)
 
     def update(self, instances: Instances, time_s: float) -> Update:
         """Associate a frame's instances with the tracks.
@@ -117,121 +151,189 @@ class Tracker:
         size = (instances.width, instances.height)
         if self._size not in (None, size):
             ended += self.end("size")
-        elif not self._time_s <= time_s <= self._time_s + TIME_JUMP_S and len(self):
+        elif not self._time_s <= time_s <= self._time_s + TIME_JUMP_S and self._tracks:
             ended += self.end("time")
-        passed_s = time_s - self._time_s if len(self) else 0.0
+        passed_s = time_s - self._time_s if self._tracks else 0.0
         if passed_s > 0:
             known_s = self._interval_s or passed_s
             self._interval_s = known_s + 0.2 * (passed_s - known_s)
-        self._motion.predict(passed_s)
         self._size, self._time_s = size, time_s
-        self._motion.frame = np.array(size, np.float64)
+        if self._tracks:
+            step = Step.of(passed_s)
+            for track in self._tracks:
+                track.motion.predict(step)
         ended += self._end_lost()
-
-        boxes = instances.boxes.astype(np.float64)
-        crops = binary_crops(instances)
-        row_of = self._associate(instances, boxes, crops)
-        found, new = np.flatnonzero(row_of >= 0), np.flatnonzero(row_of < 0)
-        rows = row_of[found]
-        self._motion.correct(rows, boxes[found])
-        self._tracks["crops"][rows], self._tracks["shown"][rows] = crops[found], boxes[found]
-        self._tracks["shown_at"][rows] = self._motion.state[rows, :2]
-        self._tracks["last_s"][rows] = time_s
-        self._tracks["seen"][rows] += 1
-        row_of[new] = np.arange(len(self), len(self) + len(new))
-        self._begin(new, instances, boxes, crops)
-        self._name(row_of)
-        return Update(self._tracks["ids"][row_of], tuple(ended))
+        seen = _seen(instances, self._sure)
+        of_instance = [
+            self._begin(one) if track is None else self._continue(track, one, size)
+            for track, one in zip(self._associate(seen, size), seen, strict=True)
+        ]
+        for track in of_instance:
+            self._name(track)
+        track_ids = np.array([track.track_id for track in of_instance], np.int32)
+        return Update(track_ids, tuple(ended))
 
     def end(self, reason: EndReason) -> list[EndedTrack]:
         """End all tracks; ids go on."""
-        ended = self._ended(np.ones(len(self), np.bool_), reason)
-        self._keep(np.zeros(len(self), np.bool_))
+        ended, self._tracks = _ended(self._tracks, reason), []
         return ended
 
-    def _associate(
-        self, instances: Instances, boxes: NDArray[np.float64], crops: NDArray[np.uint8]
-    ) -> NDArray[np.intp]:
-        """Return the row of each instance's track, -1 where it has none."""
-        row_of = np.full(len(boxes), -1)
-        if not len(self) or not len(boxes):
-            return row_of
-        unlikely = self._motion.distances(boxes)
-        moved = np.tile(self._motion.state[:, :2] - self._tracks["shown_at"], 2)
-        overlap = mask_iou(self._tracks["crops"], self._tracks["shown"] + moved, crops, boxes)
-        similarity = 0.5 * overlap + 0.5 * np.exp(-unlikely / 8)
-        possible = (similarity >= LEAST_SIMILARITY) & (unlikely <= MOST_DEVIATIONS**2)
-        possible &= self._tracks["labels"][:, None] == instances.labels[None]
-        similarity[~possible] = 0
-        sure = instances.scores >= self._sure
-        known = self._tracks["ids"] > 0
-        free, waiting = np.ones(len(self), np.bool_), np.ones(len(boxes), np.bool_)
-        for tracks, candidates in ((known, sure), (known, ~sure), (~known, np.ones_like(sure))):
-            rows, columns = np.flatnonzero(tracks & free), np.flatnonzero(candidates & waiting)
-            if not len(rows) or not len(columns):
-                continue
-            for i, j in best_pairs(similarity[np.ix_(rows, columns)]):
-                row_of[columns[j]] = rows[i]
-                free[rows[i]] = waiting[columns[j]] = False
-        return row_of
+    def _associate(self, seen: Sequence[_Seen], size: Size) -> list[_Track | None]:
+        """Return the track of each instance, None where it has none."""
+        found: list[_Track | None] = [None] * len(seen)
+        unlikely = self._unlikely(seen, size)
+        by_track: dict[int, list[int]] = {}
+        by_instance: dict[int, list[int]] = {}
+        for i, j in unlikely:
+            by_track.setdefault(i, []).append(j)
+            by_instance.setdefault(j, []).append(i)
+        contested = []
+        for (i, j), distance in unlikely.items():
+            is_alone = len(by_track[i]) == len(by_instance[j]) == 1
+            # Where the place alone is similar enough, the masks need not be compared.
+            if is_alone and _similarity(0.0, distance) >= LEAST_SIMILARITY:
+                found[j] = self._tracks[i]
+            else:
+                contested.append((i, j))
+        if contested:
+            self._associate_by_masks(seen, contested, unlikely, found)
+        return found
 
-    def _begin(
+    def _associate_by_masks(
         self,
-        new: NDArray[np.intp],
-        instances: Instances,
-        boxes: NDArray[np.float64],
-        crops: NDArray[np.uint8],
+        seen: Sequence[_Seen],
+        pairs: Sequence[tuple[int, int]],
+        unlikely: dict[tuple[int, int], float],
+        found: list[_Track | None],
     ) -> None:
-        """Begin tracks with instances."""
-        first, count = len(self), len(new)
-        self._motion.add(boxes[new])
-        beginning = {
-            "ids": np.zeros(count, np.int32),
-            "labels": instances.labels[new],
-            "seen": np.ones(count, np.int64),
-            "first_s": np.full(count, self._time_s),
-            "last_s": np.full(count, self._time_s),
-            "crops": crops[new],
-            "shown": boxes[new],
-            "shown_at": self._motion.state[first:, :2],
-        }
-        for name, rows in beginning.items():
-            self._tracks[name] = np.concatenate([self._tracks[name], rows])
+        """Enter the tracks of instances that have several, or are far from their track's place.
 
-    def _name(self, rows: NDArray[np.intp]) -> None:
-        """Give tracks that were just seen their ids, when it is time."""
-        age_s = self._time_s - self._tracks["first_s"][rows]
-        seen = self._tracks["seen"][rows]
+        Args:
+            seen: the frame's instances.
+            pairs: of track and instance, that may be one object.
+            unlikely: from ``_unlikely``.
+            found: the track of each instance; changed.
+        """
+        rows, columns = sorted({i for i, _ in pairs}), sorted({j for _, j in pairs})
+        tracks, candidates = [self._tracks[i] for i in rows], [seen[j] for j in columns]
+        overlap = mask_iou(
+            _binary([track.crop for track in tracks]),
+            np.array([track.moved() for track in tracks]),
+            _binary([one.crop for one in candidates]),
+            np.array([one.box for one in candidates]),
+        ).tolist()
+        gain = np.zeros((len(rows), len(columns)))
+        row_of = {i: row for row, i in enumerate(rows)}
+        column_of = {j: column for column, j in enumerate(columns)}
+        for i, j in pairs:
+            row, column = row_of[i], column_of[j]
+            similarity = _similarity(overlap[row][column], unlikely[i, j])
+            gain[row, column] = similarity if similarity >= LEAST_SIMILARITY else 0.0
+        known = np.array([track.track_id > 0 for track in tracks])
+        sure = np.array([one.is_sure for one in candidates])
+        free, waiting = np.ones_like(known), np.ones_like(sure)
+        for which, ready in ((known, sure), (known, ~sure), (~known, np.ones_like(sure))):
+            left, right = np.flatnonzero(which & free), np.flatnonzero(ready & waiting)
+            if not len(left) or not len(right):
+                continue
+            for a, b in best_pairs(gain[np.ix_(left, right)]):
+                found[columns[right[b]]] = tracks[left[a]]
+                free[left[a]] = waiting[right[b]] = False
+
+    def _unlikely(self, seen: Sequence[_Seen], size: Size) -> dict[tuple[int, int], float]:
+        """Return how unlikely each instance is to be each track, of pairs that are possible."""
+        unlikely = {}
+        # From left to right, so that of many instances those far from a track are passed over.
+        boxes = sorted((*one.box, j) for j, one in enumerate(seen))
+        lefts = [box[0] for box in boxes]
+        widest = max((x2 - x1 for x1, _, x2, _, _ in boxes), default=0.0)
+        for i, track in enumerate(self._tracks):
+            x, y, _, _ = track.motion.state
+            reach_x, reach_y = track.motion.reach()
+            begin, end = bisect_left(lefts, x - reach_x - widest), bisect_right(lefts, x + reach_x)
+            for x1, y1, x2, y2, j in boxes[begin:end]:
+                if (
+                    x1 <= x + reach_x
+                    and x2 >= x - reach_x
+                    and y1 <= y + reach_y
+                    and y2 >= y - reach_y
+                    and seen[j].label == track.label
+                ):
+                    distance = track.motion.distance((x1, y1, x2, y2), size)
+                    if distance <= MOST_DEVIATIONS**2:
+                        unlikely[i, j] = distance
+        return unlikely
+
+    def _begin(self, one: _Seen) -> _Track:
+        """Begin a track with an instance."""
+        motion, now_s = Motion(one.box), self._time_s
+        at = (motion.state[0], motion.state[1])
+        track = _Track(one.label, now_s, now_s, motion, one.crop, one.box, at)
+        self._tracks.append(track)
+        return track
+
+    def _continue(self, track: _Track, one: _Seen, size: Size) -> _Track:
+        """Continue a track with an instance."""
+        track.motion.correct(one.box, size)
+        track.crop, track.shown = one.crop, one.box
+        track.shown_at = (track.motion.state[0], track.motion.state[1])
+        track.last_s = self._time_s
+        track.seen += 1
+        return track
+
+    def _name(self, track: _Track) -> None:
+        """Give a track that was just seen its id, when it is time."""
+        if track.track_id:
+            return
+        age_s = self._time_s - track.first_s
         soon, later = NAMED_AFTER_S
-        lasting = (seen >= 3) & (age_s >= soon - 1e-6) | (seen >= 2) & (age_s >= later)
-        for row in rows[lasting & (self._tracks["ids"][rows] == 0)].tolist():
-            self._tracks["ids"][row] = self._next_id
+        if (track.seen >= 3 and age_s >= soon - 1e-6) or (track.seen >= 2 and age_s >= later):
+            track.track_id = self._next_id
             self._next_id = self._next_id % (2**31 - 1) + 1
 
     def _end_lost(self) -> list[EndedTrack]:
-        unseen_s = self._time_s - self._tracks["last_s"]
-        patience_s = np.where(self._tracks["ids"] > 0, LOST_AFTER_S, TENTATIVE_S)
-        lost = unseen_s > np.maximum(patience_s, LEAST_FRAMES * self._interval_s)
-        if len(self) > MOST_TRACKS:
-            lost[np.argsort(unseen_s, kind="stable")[MOST_TRACKS:]] = True
-        if not lost.any():
+        least_s = LEAST_FRAMES * self._interval_s
+        lost = [
+            track
+            for track in self._tracks
+            if self._time_s - track.last_s
+            > max(LOST_AFTER_S if track.track_id else TENTATIVE_S, least_s)
+        ]
+        if len(self._tracks) > MOST_TRACKS:
+            lost += sorted(self._tracks, key=lambda track: -track.last_s)[MOST_TRACKS:]
+        if not lost:
             return []
-        ended = self._ended(lost, "lost")
-        self._keep(~lost)
+        gone = {id(track) for track in lost}
+        ended = _ended([track for track in self._tracks if id(track) in gone], "lost")
+        self._tracks = [track for track in self._tracks if id(track) not in gone]
         return ended
 
-    def _ended(self, which: NDArray[np.bool_], reason: EndReason) -> list[EndedTrack]:
-        return [
-            EndedTrack(
-                int(self._tracks["ids"][row]),
-                int(self._tracks["labels"][row]),
-                float(self._tracks["first_s"][row]),
-                float(self._tracks["last_s"][row]),
-                reason,
-            )
-            for row in np.flatnonzero(which & (self._tracks["ids"] > 0))
-        ]
 
-    def _keep(self, kept: NDArray[np.bool_]) -> None:
-        self._motion.keep(kept)
-        self._tracks = {name: rows[kept] for name, rows in self._tracks.items()}
+def _seen(instances: Instances, sure: float) -> list[_Seen]:
+    """Return the instances of a frame; those with a score of at least ``sure`` are sure."""
+    masks = instances.masks if isinstance(instances.masks, np.ndarray) else [None] * len(instances)
+    columns = (instances.boxes.tolist(), instances.labels.tolist(), instances.scores.tolist())
+    return [
+        _Seen(box, label, score >= sure, crop)
+        for box, label, score, crop in zip(*columns, masks, strict=True)
+    ]
+
+
+def _similarity(overlap: float, unlikely: float) -> float:
+    """Return how similar an instance is to a track, 0 to 1."""
+    return 0.5 * overlap + 0.5 * math.exp(-unlikely / 8)
+
+
+def _binary(crops: Sequence[NDArray[np.uint8] | None]) -> NDArray[np.uint8]:
+    """Return masks as crops of 0 and 1: ``[N, 28, 28]`` uint8; all 1 where there is none."""
+    whole = np.full((MASK_SIZE, MASK_SIZE), 255, np.uint8)
+    return (np.stack([whole if crop is None else crop for crop in crops]) > HALF).view(np.uint8)
+
+
+def _ended(tracks: Sequence[_Track], reason: EndReason) -> list[EndedTrack]:
+    """Return what is to be told of tracks that have ended: of those that had an id."""
+    return [
+        EndedTrack(track.track_id, track.label, track.first_s, track.last_s, reason)
+        for track in tracks
+        if track.track_id
+    ]
