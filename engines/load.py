@@ -15,7 +15,6 @@ from maskcast.engines.bundle import Bundle, open_bundle
 from maskcast.engines.engine import Engine, Mode
 from maskcast.engines.errors import InputError
 from maskcast.engines.image import fit_image
-from maskcast.engines.image_file import read_image
 from maskcast.engines.instances.instances import Instances
 
 if TYPE_CHECKING:
@@ -167,6 +166,8 @@ _kept_engine = _KeptEngine()
 
 def _to_rgb(image: object) -> NDArray[np.uint8]:
     from PIL import Image, ImageOps
+
+    from maskcast.engines.image_file import read_image
 
     if isinstance(image, str | Path):
         return read_image(Path(image))

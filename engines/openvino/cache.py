@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import mmap
 import os
 import re
 import time
@@ -40,7 +41,7 @@ _CPU_KIND = re.compile(
 class _Array(msgspec.Struct):
     dtype: str
     shape: tuple[int, ...]
-    data: bytes
+    data: memoryview
 
 
 class Entry(msgspec.Struct):
@@ -49,18 +50,22 @@ class Entry(msgspec.Struct):
     Attributes:
         graphs: by name, the parts of each as OpenVINO exported them, with their precision.
         arrays: what the graphs compute for the test image, see ``outputs``.
+
+    One that was loaded is a view of its file.
     """
 
-    graphs: dict[str, list[tuple[str, bytes]]]
+    graphs: dict[str, list[tuple[str, memoryview]]]
     arrays: dict[str, _Array]
 
     @classmethod
     def make(
-        cls, graphs: Mapping[str, Sequence[tuple[str, bytes]]], outputs: Mapping[str, NDArray[Any]]
+        cls,
+        graphs: Mapping[str, Sequence[tuple[str, memoryview]]],
+        outputs: Mapping[str, NDArray[Any]],
     ) -> Entry:
         """Make an entry of exported graphs and of what they compute for the test image."""
         arrays = {
-            name: _Array(array.dtype.str, array.shape, np.ascontiguousarray(array).tobytes())
+            name: _Array(array.dtype.str, array.shape, memoryview(array.tobytes()))
             for name, array in outputs.items()
         }
         return cls({name: list(parts) for name, parts in graphs.items()}, arrays)
@@ -72,6 +77,12 @@ class Entry(msgspec.Struct):
             name: np.frombuffer(array.data, array.dtype).reshape(array.shape)
             for name, array in self.arrays.items()
         }
+
+    def release_pages(self) -> None:
+        """Give back the memory of a loaded entry; what is read again comes from the file again."""
+        views = [data for parts in self.graphs.values() for _, data in parts]
+        if views and isinstance(views[0].obj, mmap.mmap):
+            views[0].obj.madvise(mmap.MADV_DONTNEED)
 
 
 class DamagedEntryError(Exception):
@@ -105,9 +116,14 @@ class GraphCache:
         if (path := self._path(size)) is None:
             return None
         try:
-            content = memoryview(path.read_bytes())
+            with path.open("rb") as file:
+                # Files are replaced, never changed. Nothing is written to the mapping either, but
+                # OpenVINO takes no tensors that are read-only.
+                content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
         except OSError:
             return None
+        except ValueError:
+            raise DamagedEntryError("it is empty") from None
         digest, packed = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
         if hashlib.sha256(packed).digest() != digest:
             raise DamagedEntryError("its checksum differs")

@@ -144,7 +144,7 @@ def split(model: Model, precision: str) -> Parts:
     return [(model, _FP32)] if precision == _FP32 else _cut(model)
 
 
-Exported = Sequence[tuple[str, bytes]]
+Exported = Sequence[tuple[str, memoryview]]
 """The parts of a compiled graph as OpenVINO exported them, each with its precision."""
 
 
@@ -153,10 +153,16 @@ class Graph:
 
     Args:
         parts: each with its precision, in order of computation.
+        content: what they were loaded from, which they may read as long as they exist.
     """
 
-    def __init__(self, parts: Sequence[tuple[ov.CompiledModel, str]]) -> None:
+    def __init__(
+        self,
+        parts: Sequence[tuple[ov.CompiledModel, str]],
+        content: Sequence[ov.Tensor] = (),
+    ) -> None:
         self._parts = parts
+        self._content = content
 
     @classmethod
     def compile(cls, core: ov.Core, parts: Parts, threads: int | None = None) -> Graph:
@@ -178,15 +184,19 @@ class Graph:
     def load(cls, core: ov.Core, exported: Exported, threads: int | None = None) -> Graph:
         """Load what ``export`` returned for a graph that was compiled for as many threads.
 
+        The graph refers to that memory; OpenVINO would make a copy of weights given as bytes.
+
         Raises:
             RuntimeError: OpenVINO cannot read it.
         """
-        return cls(
-            [
-                (core.import_model(data, "CPU", _options(kind, threads)), kind)
-                for kind, data in exported
-            ]
-        )
+        content = [
+            ov.Tensor(np.frombuffer(data, np.uint8), shared_memory=True) for _, data in exported
+        ]
+        parts = [
+            (core.import_model(tensor, "CPU", _options(kind, threads)), kind)
+            for tensor, (kind, _) in zip(content, exported, strict=True)
+        ]
+        return cls(parts, content)
 
     def export(self) -> Exported:
         """Return the compiled graph as bytes, for the same version of OpenVINO and the same CPU."""
@@ -194,7 +204,7 @@ class Graph:
         for part, kind in self._parts:
             content = io.BytesIO()
             part.export_model(content)
-            exported.append((kind, content.getvalue()))
+            exported.append((kind, content.getbuffer()))
         return exported
 
     @property

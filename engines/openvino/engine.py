@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import sys
 import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -43,6 +45,26 @@ _COMPILED_SHAPES = 8
 
 
 @functools.cache
+def import_openvino() -> ModuleType:
+    """Import OpenVINO without the converter of models.
+
+    The package imports the converter by itself, and goes on without if it cannot. It takes 14 MB
+    and two thirds of the time of the import, and sends usage data to Google Analytics where the
+    user has not declined that.
+    """
+    converter = "openvino.tools.ovc"
+    is_absent = converter not in sys.modules
+    if is_absent:
+        sys.modules[converter] = None  # type: ignore[assignment]  # its import then fails
+    try:
+        import openvino
+    finally:
+        if is_absent:
+            del sys.modules[converter]
+    return openvino
+
+
+@functools.cache
 def openvino_core() -> ov.Core:
     """Return OpenVINO's core, one for all engines, which is never freed.
 
@@ -50,9 +72,7 @@ def openvino_core() -> ov.Core:
     ran such graphs refers to them until it has ended, which is after Python's ``join`` returns:
     OpenVINO 2026.4 then uses freed memory and can abort the process.
     """
-    import openvino as ov
-
-    core = ov.Core()
+    core: ov.Core = import_openvino().Core()
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(core))  # threads also end at the interpreter's end
     return core
 
@@ -81,8 +101,7 @@ class OpenVinoEngine(Engine):
     """
 
     def __init__(self, bundle: Bundle, mode: Mode = "latency", *, pose: bool = False) -> None:
-        import openvino as ov
-
+        version: str = import_openvino().__version__
         from maskcast.engines.openvino.models import Models
 
         self.manifest = bundle.manifest
@@ -104,7 +123,7 @@ class OpenVinoEngine(Engine):
         self._core = openvino_core()
         self.has_pose = pose
         self._models = Models(bundle, precision, pose=pose)
-        how = (ov.__version__, precision, self._threads_of_a_stream or f"all of {cores}")
+        how = (version, precision, self._threads_of_a_stream or f"all of {cores}")
         self._cache = GraphCache(describe(self._models.paths, *how), cache_folder())
         if not self._cache.has_entries():
             self._models.read()  # so that a graph that OpenVINO cannot read is reported now

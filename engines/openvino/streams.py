@@ -249,6 +249,7 @@ def _load(
         _logger.warning("stored_graphs_damaged", extra=_fields(size, reason=reason))
         return None
     wrong = find_difference(loaded, size, models.outputs, entry.outputs)
+    entry.release_pages()  # OpenVINO has made weights of its own, in the order that it computes
     if wrong is None:
         return loaded
     stream, output = wrong

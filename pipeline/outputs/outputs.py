@@ -11,7 +11,6 @@ from maskcast.pipeline.configuration.config import Config, OutputConfig, name_so
 from maskcast.pipeline.outputs.files import check_not_input, check_writable, is_pattern
 from maskcast.pipeline.outputs.jsonl import STDOUT, JsonlRecorder
 from maskcast.pipeline.outputs.recorder import Recorder
-from maskcast.pipeline.outputs.video import VideoRecorder
 from maskcast.pipeline.url import is_local, local_path
 
 
@@ -65,6 +64,8 @@ def make_recorders(
             )
         )
     if outputs.save is not None:
+        from maskcast.pipeline.outputs.video import VideoRecorder  # loads Pillow
+
         recorders.append(
             VideoRecorder(
                 outputs.save,

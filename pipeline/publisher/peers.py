@@ -9,11 +9,10 @@ import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Literal
 
 import zmq
 from zmq.utils import z85
-from zmq.utils.monitor import parse_monitor_message
 
 from maskcast.pipeline.log import fields
 from maskcast.pipeline.publisher.grants import Grants
@@ -29,6 +28,7 @@ from maskcast.pipeline.publisher.peer import (
 )
 from maskcast.pipeline.wire.rights import ClientRights
 from maskcast.pipeline.wire.server_keys import AllowedClients, ServerKeys
+from maskcast.pipeline.wire.socket_events import SocketEvent, receive_event
 
 MAX_ADDRESSES = 256
 """Maximum number of addresses reported by name, so that strangers cannot fill log and memory."""
@@ -158,7 +158,7 @@ class PeerGuard:
                 ready = dict(poller.poll(self._interval_ms()))
                 # Before the ZAP requests: a connection must be known when its client is admitted.
                 while self._monitor.poll(0):
-                    self._track(parse_monitor_message(self._monitor.recv_multipart()))
+                    self._track(receive_event(self._monitor))
                 if self._zap is not None and self._zap in ready:
                     self._zap.send_multipart(self._reply(self._zap.recv_multipart()))
                 while not self._to_disconnect.empty():
@@ -188,7 +188,9 @@ class PeerGuard:
             self._zap.close(linger=0)
 
     def _interval_ms(self) -> int | None:
-        if self._peers and self._receives == "requests":
+        # What local peers send is not counted.
+        is_remote = any(peer.name is not None for peer in self._peers.values())
+        if is_remote and self._receives == "requests":
             return int(FLOOD_CHECK_S * 1000)
         return None if self._clients is None else int(KEYS_CHECK_S * 1000)
 
@@ -207,14 +209,13 @@ class PeerGuard:
         self._report_refused(peer, "its key is not among those allowed")
         return [version, number, b"400", b"this key is not allowed", b"", b""]
 
-    def _track(self, event: Any) -> None:
+    def _track(self, event: SocketEvent) -> None:
         """Track connections. A failed handshake names no peer; the event after it does."""
-        kind: int = event["event"]
-        handle: int = event["value"]
+        kind, handle = event.kind, event.value
         if kind & _FAILED:
             self._handshake_failed = True
         elif kind == zmq.Event.ACCEPTED:
-            local = event["endpoint"].startswith(b"ipc")
+            local = event.endpoint.startswith(b"ipc")
             peer = look_up(handle, local)
             held = sum(other.held is not None for other in self._peers.values())
             if held >= HELD_CONNECTIONS:

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Protocol
 
-from PIL import Image
-
 from maskcast.engines.bundle import Manifest
 from maskcast.engines.instances.instances import Instances
 from maskcast.pipeline.configuration.config import PublishConfig
@@ -265,6 +263,8 @@ def read_keys(config: PublishConfig) -> tuple[ServerKeys | None, ClientKeys | No
 
 def encode_jpeg(frame: Frame, quality: int) -> bytes:
     """Encode a frame's image, upright, as JPEG of ``quality`` 1..100."""
+    from PIL import Image  # only here: most pipelines send no images
+
     image = Image.fromarray(frame.image())
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)

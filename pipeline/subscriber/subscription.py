@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -204,6 +203,8 @@ class Subscription(Generic[Received]):
 
     async def receive_async(self, timeout_s: float | None = None) -> Received:
         """Wait like ``receive``, without blocking the event loop."""
+        import asyncio  # 7 MB that a process without an event loop does not need
+
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
         loop, arrived = asyncio.get_running_loop(), asyncio.Event()

@@ -9,12 +9,12 @@ from abc import ABC, abstractmethod
 from typing import Literal
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.log import fields
 from maskcast.pipeline.wire.curve import ClientKeys
 from maskcast.pipeline.wire.endpoint import reason
+from maskcast.pipeline.wire.socket_events import receive_event
 
 MIN_BACKOFF_S, MAX_BACKOFF_S = 0.1, 5.0
 """Delay before a socket is replaced: it doubles from failure to failure, up to the second."""
@@ -90,7 +90,7 @@ class ReconnectingSocket(ABC):
     def process_events(self) -> None:
         """Read the monitor, and schedule a replacement if libzmq has abandoned the peer."""
         while self.monitor.poll(0):
-            event = parse_monitor_message(self.monitor.recv_multipart())["event"]
+            event = receive_event(self.monitor).kind
             if event & _RETRIES:
                 self._replace_at_s = None
             elif event == zmq.Event.HANDSHAKE_SUCCEEDED:
