@@ -1,13 +1,20 @@
 """Measure what the pipeline itself costs: processor time of a run against that of its parts alone.
 
 Run: ``python -m benchmarks.overhead CLIP [--sources 1 4 16] [--modes latency throughput]
-[--limit 200] [--repeat 3] [--plain] [--json]``.
+[--limit 200] [--repeat 3] [--plain] [--threads] [--json]``.
 
 Decoding, resizing, the engine and encoding are measured alone, on all frames of the clip, before
 and after each run; a subscriber receives the messages in another process. Every source is the same
 clip, is tracked, and has a zone and a line, unless ``--plain``. The overhead is the processor time
-per frame of the run as a share of the sum of the parts, less 1. Other work on
-the machine changes it less than figures on the clock.
+per frame of the run as a share of the sum of the parts, less 1. Other work on the machine changes
+it less than figures on the clock.
+
+Between run and parts, the parts also run at the same time on threads of their own that do nothing
+else ("together"). What those take more than the parts one after another is the hardware's doing:
+caches and cores that are shared, and threads of the engine that wait for one another. The second
+figure is the overhead over these.
+
+``--threads`` prints the processor time of each of the run's threads.
 """
 
 from __future__ import annotations
@@ -15,18 +22,25 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import queue
 import statistics
 import threading
-from collections.abc import Sequence
-from typing import Any
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, NamedTuple
 
+from maskcast.engines.image import NetworkImage, fit_image
 from maskcast.engines.load import load_engine
 from maskcast.engines.memory import limit_heaps
-from maskcast.pipeline.cli.profile.alone import measure_file
+from maskcast.pipeline.cli.profile.alone import encode_alone, measure_file
 from maskcast.pipeline.cli.profile.profile import run_pipeline
 from maskcast.pipeline.cli.profile.report import ProcessorTimes, processor_times
 from maskcast.pipeline.configuration.config import SourceConfig
 from maskcast.pipeline.configuration.zones import LineConfig, ZoneConfig
+from maskcast.pipeline.sources.open import create_source
 
 
 def make_sources(clip: str, count: int, *, plain: bool) -> list[SourceConfig]:
@@ -39,8 +53,96 @@ def make_sources(clip: str, count: int, *, plain: bool) -> list[SourceConfig]:
     return [SourceConfig(url=clip, name=name, zones=(zone,), lines=(line,)) for name in names]
 
 
-def measure(engine: Any, sources: Sequence[SourceConfig], limit: int) -> ProcessorTimes:
-    """Measure the parts, a run, and the parts again."""
+def run_together(engine: Any, sources: Sequence[SourceConfig], limit: int) -> float:
+    """Run the parts at the same time, each on a bare thread; return the processor time, seconds."""
+    shape, threshold = engine.manifest.input, engine.manifest.score_threshold
+    decoded: queue.Queue[Any] = queue.Queue(len(sources))
+    resized: queue.Queue[Any] = queue.Queue(engine.max_batch)
+    detected: queue.Queue[Any] = queue.Queue(1)
+
+    def decode(config: SourceConfig) -> None:
+        with create_source(config) as source:
+            for frame in islice(source, limit):
+                decoded.put(frame)
+        decoded.put(None)
+
+    def resize() -> None:
+        for _ in sources:
+            while (frame := decoded.get()) is not None:
+                resized.put(fit_image(frame.decoded, frame.rotation, shape))
+        resized.put(None)
+
+    def detect() -> None:
+        last = False
+        while not last:
+            batch: list[NetworkImage | None] = [resized.get()]
+            while batch[-1] is not None and len(batch) < engine.max_batch and not resized.empty():
+                batch.append(resized.get())
+            last = batch[-1] is None
+            if images := [image for image in batch if image is not None]:
+                detected.put(engine.detect(images, threshold))
+        detected.put(None)
+
+    def segment() -> None:
+        while (detections := detected.get()) is not None:
+            for instances in engine.segment(detections):
+                encode_alone(instances, engine.manifest.keypoints)
+
+    threads = [threading.Thread(target=decode, args=(source,)) for source in sources]
+    threads += [threading.Thread(target=work) for work in (resize, detect, segment)]
+    began_s = time.process_time()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return time.process_time() - began_s
+
+
+@contextmanager
+def counting_threads() -> Iterator[Callable[[], dict[str, float]]]:
+    """Give a function that returns the processor time of threads that have ended, seconds."""
+    spent: Counter[str] = Counter()
+    run = threading.Thread._bootstrap_inner  # type: ignore[attr-defined]
+
+    def counted(thread: threading.Thread) -> None:
+        try:
+            run(thread)
+        finally:
+            spent[thread.name.partition(" ")[0]] += time.thread_time()
+
+    threading.Thread._bootstrap_inner = counted  # type: ignore[attr-defined]
+    try:
+        yield lambda: dict(spent)
+    finally:
+        threading.Thread._bootstrap_inner = run  # type: ignore[attr-defined]
+
+
+class Measured(NamedTuple):
+    """What one round has found.
+
+    Attributes:
+        times: of a run and of its parts, milliseconds per frame.
+        together: of the parts at the same time, milliseconds per frame.
+        threads: of the run's threads, milliseconds per frame, by name.
+    """
+
+    times: ProcessorTimes
+    together: float
+    threads: dict[str, float]
+
+    @property
+    def over_parts(self) -> float:
+        """Overhead over the parts one after another, percent."""
+        return 100 * self.times.overhead
+
+    @property
+    def over_together(self) -> float:
+        """Overhead over the parts at the same time, percent."""
+        return 100 * (self.times.run / self.together - 1)
+
+
+def measure(engine: Any, sources: Sequence[SourceConfig], limit: int) -> Measured:
+    """Measure the parts, a run, the parts at the same time, and the parts again."""
     stop, threshold = threading.Event(), engine.manifest.score_threshold
 
     def measure_alone() -> Any:
@@ -48,10 +150,24 @@ def measure(engine: Any, sources: Sequence[SourceConfig], limit: int) -> Process
         return measure_file(sources[0], engine, threshold, frames, stop, lambda _: None)
 
     alone = measure_alone()
-    stats, spent_s = run_pipeline(sources, engine, threshold, limit, None, stop, lambda _: None)
+    with counting_threads() as spent:
+        stats, spent_s = run_pipeline(sources, engine, threshold, limit, None, stop, lambda _: None)
+        of_threads = spent()
     assert stats.processed == len(sources) * alone.frames, "frames were lost"
+    together_s = run_together(engine, sources, limit)
     alone += measure_alone()
-    return processor_times(stats.processed, spent_s, alone)
+    of_threads["others"] = spent_s - sum(of_threads.values())
+    count = stats.processed
+    return Measured(
+        processor_times(count, spent_s, alone),
+        1e3 * together_s / count,
+        {name: 1e3 * seconds / count for name, seconds in sorted(of_threads.items())},
+    )
+
+
+def _shown(percent: Sequence[float]) -> str:
+    each = ", ".join(f"{one:.1f}" for one in percent)
+    return f"{statistics.median(percent):.1f} % ({each})"
 
 
 def main() -> None:
@@ -63,6 +179,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=200, help="frames of each source")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--plain", action="store_true", help="no tracks, zones and lines")
+    parser.add_argument("--threads", action="store_true", help="processor time of each thread")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
 
@@ -72,20 +189,27 @@ def main() -> None:
         engine = load_engine(mode=mode)
         for count in arguments.sources:
             sources = make_sources(arguments.clip, count, plain=arguments.plain)
-            times = [measure(engine, sources, arguments.limit) for _ in range(arguments.repeat)]
-            shares = [100 * one.overhead for one in times]
-            middle = sorted(times, key=lambda one: one.overhead)[len(times) // 2]
+            rounds = [measure(engine, sources, arguments.limit) for _ in range(arguments.repeat)]
+            over_parts = [one.over_parts for one in rounds]
+            over_together = [one.over_together for one in rounds]
+            middle = sorted(rounds, key=lambda one: one.over_parts)[len(rounds) // 2]
+            times = middle.times
             if arguments.json:
-                parts = {name: getattr(middle, name) for name in middle.__struct_fields__}
-                print(json.dumps({"mode": mode, "sources": count, "percent": shares, "ms": parts}))
+                parts = {name: getattr(times, name) for name in times.__struct_fields__}
+                found = {"percent": over_parts, "percent_over_together": over_together}
+                found |= {"ms": parts, "together_ms": middle.together, "threads_ms": middle.threads}
+                print(json.dumps({"mode": mode, "sources": count, **found}), flush=True)
                 continue
             print(
-                f"{mode:10} {count:2} sources: overhead {statistics.median(shares):5.1f} % "
-                f"({', '.join(f'{share:.1f}' for share in shares)}), run {middle.run:.2f} ms; "
-                f"decode {middle.decode:.2f}, resize {middle.resize:.2f}, "
-                f"engine {middle.engine:.2f}, encode {middle.encode:.3f}",
+                f"{mode:10} {count:2} sources: overhead {_shown(over_parts)}, "
+                f"over the parts together {_shown(over_together)}; "
+                f"run {times.run:.2f} ms, together {middle.together:.2f}, "
+                f"alone {times.alone:.2f}: decode {times.decode:.2f}, resize {times.resize:.2f}, "
+                f"engine {times.engine:.2f}, encode {times.encode:.3f}",
                 flush=True,
             )
+            if arguments.threads:
+                print("  " + ", ".join(f"{name} {ms:.2f}" for name, ms in middle.threads.items()))
         engine.close()
 
 

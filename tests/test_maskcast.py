@@ -190,6 +190,28 @@ print([name for name in {HEAVY} if name in sys.modules])
     assert run_python(code).strip() == "[]"
 
 
+def test_a_run_loads_no_event_loop_and_no_image_library_that_it_does_not_need() -> None:
+    code = """
+import sys
+import maskcast.pipeline.cli.run
+print([name for name in ("asyncio", "ssl", "PIL") if name in sys.modules])
+"""
+    assert run_python(code).strip() == "[]"
+
+
+def test_openvino_is_loaded_without_its_converter_which_sends_usage_data() -> None:
+    code = """
+import sys
+from maskcast.engines.openvino.engine import openvino_core
+openvino_core()
+import maskcast.engines.openvino.streams
+print([name for name in sys.modules if "telemetry" in name or name.startswith("openvino.tools.")])
+import openvino.tools.ovc
+print("still there for others")
+"""
+    assert run_python(code).splitlines() == ["[]", "still there for others"]
+
+
 def test_a_subscriber_loads_neither_a_decoder_nor_an_engine() -> None:
     code = f"""
 import sys

@@ -217,7 +217,7 @@ def encode(message: Message) -> list[bytes]:
     head = [topic(message.source, "instances"), packed]
     decode_header(head)
     limit = np.array([instances.width, instances.height] * 2, dtype="<f4")
-    boxes = np.clip(instances.boxes.astype("<f4"), 0, limit)
+    boxes = np.minimum(np.maximum(instances.boxes.astype("<f4"), 0), limit)
     scores, labels = instances.scores.astype("<f4"), instances.labels.astype("<i4")
     _check_arrays(boxes, scores, labels, header)
     arrays = [boxes, scores, labels]
@@ -354,24 +354,22 @@ def _check_arrays(
 
     Comparisons are written so that NaN fails them.
     """
-    x1, y1, x2, y2 = boxes.T
-    if not (
-        np.all((x1 >= 0) & (x1 <= x2) & (x2 <= header.width))
-        and np.all((y1 >= 0) & (y1 <= y2) & (y2 <= header.height))
-    ):
+    low, high = boxes[:, :2], boxes[:, 2:]
+    limit = np.array([header.width, header.height], dtype="<f4")
+    if not ((low >= 0) & (low <= high) & (high <= limit)).all():
         raise WireError("a box does not lie inside the frame")
-    if not np.all((scores >= 0) & (scores <= 1)):
+    if not ((scores >= 0) & (scores <= 1)).all():
         raise WireError("a score is not between 0 and 1")
-    if not np.all(labels >= 0):
+    if not (labels >= 0).all():
         raise WireError("a label is negative")
 
 
 def _check_track_ids(track_ids: NDArray[np.int32]) -> None:
     """Raise WireError unless ids are not negative, and no two instances are one object."""
-    if not np.all(track_ids >= 0):
+    known = [track_id for track_id in track_ids.tolist() if track_id]
+    if min(known, default=1) < 0:
         raise WireError("a track id is negative")
-    known = track_ids[track_ids > 0]
-    if len(np.unique(known)) != len(known):
+    if len(set(known)) != len(known):
         raise WireError("two instances have the same track id")
 
 

@@ -23,7 +23,7 @@ SIZE = (96, 160)
 
 def entry(fill: int, size_bytes: int = 1000) -> Entry:
     return Entry.make(
-        {"detector": [("f32", bytes([fill]) * size_bytes)]},
+        {"detector": [("f32", memoryview(bytes([fill]) * size_bytes))]},
         {"boxes": np.full((1, 3, 4), fill, np.float32)},
     )
 
@@ -40,6 +40,24 @@ def test_an_entry_is_read_as_it_was_stored(tmp_path: Path) -> None:
     assert cache.has_entries()
     assert cache.load((160, 96)) is None
     assert not GraphCache("other", tmp_path).has_entries()
+
+
+def test_an_entry_can_be_read_after_its_pages_were_released(tmp_path: Path) -> None:
+    cache = GraphCache("model", tmp_path)
+    cache.store(SIZE, entry(7, 100_000))
+    found = cache.load(SIZE)
+    assert found is not None
+    found.release_pages()
+    assert found.graphs == {"detector": [("f32", b"\7" * 100_000)]}
+
+
+def test_an_empty_file_is_damaged(tmp_path: Path) -> None:
+    cache = GraphCache("model", tmp_path)
+    cache.store(SIZE, entry(7))
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(b"")
+    with pytest.raises(DamagedEntryError):
+        cache.load(SIZE)
 
 
 @pytest.mark.parametrize("at", [0, 40, -1])

@@ -322,3 +322,23 @@ def test_a_peer_that_vanishes_or_does_not_answer_was_not_cut_off(caplog, monkeyp
 def test_one_key_without_the_other_is_refused(server):
     with pytest.raises(InputError, match="together"):
         subscribe("tcp://127.0.0.1:9", server_key=f"{server}.key")
+
+
+@pytest.mark.parametrize(("endpoint", "waits"), [("tcp://127.0.0.1:0", True), ("ipc", False)])
+def test_only_remote_peers_are_looked_at_now_and_then(endpoint, waits, tmp_path, monkeypatch):
+    intervals_ms = []
+    of_guard = peers.PeerGuard._interval_ms
+
+    def note(guard):
+        if guard.connected:
+            intervals_ms.append(of_guard(guard))
+        return of_guard(guard)
+
+    monkeypatch.setattr(peers.PeerGuard, "_interval_ms", note)
+    address = f"ipc://{tmp_path}/socket" if endpoint == "ipc" else endpoint
+    with (
+        Publisher(address, ("background",)) as publisher,
+        subscribe(publisher.endpoint, timeout_s=60),
+    ):
+        wait_until(lambda: publisher.wait_for_subscribers(1, 0.1, ["cam"]) and intervals_ms)
+    assert (intervals_ms[0] is not None) is waits
