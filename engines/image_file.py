@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from maskcast.engines.errors import InputError
 
@@ -20,6 +19,8 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises:
         InputError: it is missing, damaged, no image, or larger than Pillow's limit.
     """
+    from PIL import Image, ImageOps  # 4 MB that most runs do not need
+
     try:
         with Image.open(path) as image:
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))

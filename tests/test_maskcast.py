@@ -193,7 +193,7 @@ print([name for name in {HEAVY} if name in sys.modules])
 def test_a_run_loads_no_event_loop_and_no_image_library_that_it_does_not_need() -> None:
     code = """
 import sys
-import maskcast.pipeline.cli.run
+import maskcast.pipeline.cli.run, maskcast.pipeline.pipeline, maskcast.engines.load
 print([name for name in ("asyncio", "ssl", "PIL") if name in sys.modules])
 """
     assert run_python(code).strip() == "[]"

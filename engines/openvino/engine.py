@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -45,7 +44,7 @@ _COMPILED_SHAPES = 8
 
 
 @functools.cache
-def import_openvino() -> ModuleType:
+def import_openvino() -> Any:
     """Import OpenVINO without the converter of models.
 
     The package imports the converter by itself, and goes on without if it cannot. It takes 14 MB

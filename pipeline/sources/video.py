@@ -17,6 +17,7 @@ from av.codec.hwaccel import HWAccel
 from av.video.stream import VideoStream
 
 from maskcast.engines.errors import InputError
+from maskcast.engines.memory import give_back_memory
 from maskcast.pipeline.configuration.config import (
     DECODE_DEVICES,
     ConfinedSourceConfig,
@@ -235,6 +236,7 @@ class VideoSource(Source):
                     assert self._stream is not None
                     offset_s = last_s + 1.0 / float(self._stream.average_rate or 25)
                 self._close_container()
+                give_back_memory()  # the decoder's frames are megabytes
             if not self._config.loop or self._index == index_before:
                 return
 

@@ -30,4 +30,5 @@ class SocketEvent(NamedTuple):
 def receive_event(monitor: zmq.Socket[bytes]) -> SocketEvent:
     """Receive the next event of a monitor (``zmq_socket_monitor``)."""
     head, endpoint = monitor.recv_multipart()
-    return SocketEvent(*_HEAD.unpack(head), endpoint)
+    kind, value = _HEAD.unpack(head)
+    return SocketEvent(kind, value, endpoint)
