@@ -135,52 +135,36 @@ def nodes(folder: Path) -> Iterator[Nodes]:
     nodes.close()
 
 
-class Head:
-    """A node that ``ray start --head`` has started, and that stays until it is closed."""
-
-    def __init__(self, folder: Path, port: int) -> None:
-        self._log = (folder / "head.log").open("w")
-        # A short path: Ray puts sockets there.
-        self.files = tempfile.TemporaryDirectory(prefix="ray", dir="/tmp")
-        self.environment = ENVIRONMENT | {"RAY_TMPDIR": self.files.name}
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
-                *("--port", str(port), "--num-cpus", "1", "--include-dashboard", "false"),
-                *("--object-store-memory", str(80 << 20), "--disable-usage-stats"),
-            ],
-            stdout=self._log,
-            stderr=self._log,
-            env=self.environment,
-            cwd=folder,
-        )
-
-    def has_started(self) -> bool:
-        """Wait until it has started or ended, and return which."""
-        current = Path(self.files.name, "ray/ray_current_cluster")
-        wait_until(lambda: self.process.poll() is not None or current.exists(), SOON_S)
-        return self.process.poll() is None
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-        self.process.wait(SOON_S)
-        self._log.close()
-        self.files.cleanup()
-
-
 @pytest.fixture
 def head(folder: Path, free_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cluster for the address ``auto``."""
-    for _ in range(5):  # on a busy machine, Ray gives up after 30 s
-        head = Head(folder, free_port)
-        if head.has_started():
-            break
-        head.close()
-        wait_until(lambda: not processes_in(folder), SOON_S)
-    monkeypatch.setitem(ENVIRONMENT, "RAY_TMPDIR", head.files.name)
-    yield
-    head.close()
+    """A cluster for the address ``auto``: what ``ray start --head`` leaves running."""
+    # A short path: Ray puts sockets there.
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as files:
+        monkeypatch.setitem(ENVIRONMENT, "RAY_TMPDIR", files)
+        try:
+            for _ in range(5):  # on a busy machine, Ray gives up after 30 s
+                command = [
+                    *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head"),
+                    *("--port", str(free_port), "--num-cpus", "1", "--disable-usage-stats"),
+                    *("--include-dashboard", "false", "--object-store-memory", str(80 << 20)),
+                ]
+                with (folder / "head.log").open("w") as log:
+                    result = subprocess.run(
+                        command, stdout=log, stderr=log, env=ENVIRONMENT, cwd=folder, check=False
+                    )
+                if result.returncode == 0:
+                    break
+                kill_all_in(folder)
+            yield
+        finally:
+            kill_all_in(folder)
+
+
+def kill_all_in(folder: Path) -> None:
+    for pid in processes_in(folder):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not processes_in(folder), SOON_S)
 
 
 class Fleet:
