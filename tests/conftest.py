@@ -22,7 +22,6 @@ import hypothesis
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from ports import find_free_port
 
 from maskcast.engines.bundle import GraphFile, Graphs, LongestSideInput, Manifest
 from maskcast.engines.engine import Detections, Engine
@@ -97,6 +96,8 @@ def make_clip(tmp_path: Path) -> ClipMaker:
 
 @pytest.fixture
 def free_port() -> int:
+    from ports import find_free_port  # here, since programs that tests start import this file
+
     return find_free_port()
 
 
