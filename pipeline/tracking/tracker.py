@@ -331,7 +331,7 @@ def _binary(crops: Sequence[NDArray[np.uint8] | None]) -> NDArray[np.uint8]:
 
 
 def _ended(tracks: Sequence[_Track], reason: EndReason) -> list[EndedTrack]:
-    """Return what is to be told of tracks that have ended: of those that had an id."""
+    """Return the tracks that have ended and had an id, as others see them."""
     return [
         EndedTrack(track.track_id, track.label, track.first_s, track.last_s, reason)
         for track in tracks
