@@ -6,10 +6,10 @@ Run: ``python -m benchmarks.gpu [--model default|COCO_V1|FILE] [--size HxW] [--i
 Every precision is built and run on the same images. Truth is torch, eager, float32 without TF32,
 on the same GPU. int8 is calibrated on half of the images; all precisions are judged on the other
 half. Times are medians of synchronous calls, after warm-up has become stable, for fixed numbers of
-boxes, so that they do not depend on the images. The JSON is written after every step; a step that
-fails is recorded and the next one runs. ``--dry`` does the same without a GPU: plans are built for
-the usual cards but not run, OpenVINO stands in for the engine and the CPU for torch's device; its
-times mean nothing.
+boxes, so that they do not depend on the images; a poser is timed where the bundle has one. The JSON
+is written after every step; a step that fails is recorded and the next one runs. ``--dry`` does the
+same without a GPU: plans are built for the usual cards but not run, OpenVINO stands in for the
+engine and the CPU for torch's device; its times mean nothing.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def with_boxes(detections: Detections, count: int) -> Detections:
 
 
 def time_engine(engine: Engine, image: NetworkImage, repeat: int, limit_s: float) -> dict[str, Any]:
-    """Time detection, and masks of fixed numbers of boxes, for batches of powers of two."""
+    """Time detection, and masks and poses of fixed numbers of boxes, for batches 1, 2, 4, ..."""
     results: dict[str, Any] = {}
     batch = 1
     while batch <= engine.max_batch:
@@ -123,6 +123,14 @@ def time_engine(engine: Engine, image: NetworkImage, repeat: int, limit_s: float
             settle(both, limit_s)
             timed[f"total_ms_{count}_boxes"] = total = median_ms(both, repeat)
             timed[f"segment_ms_{count}_boxes"] = total - timed["detect_ms"]
+            if engine.has_pose:
+
+                def all_three(images: list[NetworkImage] = images, count: int = count) -> None:
+                    found = with_boxes(engine.detect(images, 1.1), count)
+                    engine.segment(engine.estimate_pose(found))
+
+                settle(all_three, limit_s)
+                timed[f"pose_ms_{count}_boxes"] = median_ms(all_three, repeat) - total
         timed["images_per_s_8_boxes"] = 1000 * batch / timed["total_ms_8_boxes"]
         results[str(batch)] = timed
         batch *= 2
@@ -251,12 +259,11 @@ def measure(
 def open_engine(bundle: Bundle, *, dry: bool) -> Engine:
     """Open the engine that is measured: TensorRT's, or OpenVINO's in its place."""
     if dry:
-        return OpenVinoEngine(
-            Bundle(bundle.path, replace_struct(bundle.manifest, precision="fp32"))
-        )
+        portable = Bundle(bundle.path, replace_struct(bundle.manifest, precision="fp32"))
+        return OpenVinoEngine(portable, pose=bundle.poser is not None)
     from maskcast.engines.tensorrt.engine import TensorRTEngine
 
-    return TensorRTEngine(bundle)
+    return TensorRTEngine(bundle, pose=bundle.poser is not None)
 
 
 def as_table(results: dict[str, Any]) -> Table:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 class TorchDevice:
     """A GPU through torch."""
 
-    name = "cuda"
+    name = torch = "cuda"
 
     def __init__(self) -> None:
         torch.cuda.init()
@@ -53,6 +56,42 @@ class TorchDevice:
                 times.append(1000 * start.elapsed_time(end))
         return statistics.median(times[20:])
 
+    @staticmethod
+    def call(
+        work: Callable[[list[int], int], None], inputs: Sequence[Tensor], outputs: Sequence[Tensor]
+    ) -> None:
+        """Run work on the addresses of tensors and on torch's stream."""
+        stream = int(torch.cuda.current_stream().cuda_stream)
+        work([tensor.data_ptr() for tensor in (*inputs, *outputs)], stream)
+
+    @staticmethod
+    def enqueue(stream: int, work: Callable[[], None]) -> None:
+        """Run torch's work on a stream that is not torch's."""
+        with torch.cuda.stream(torch.cuda.ExternalStream(stream)):
+            work()
+
+    @staticmethod
+    def tensor_at(address: int, shape: tuple[int, ...], dtype: Any) -> Tensor:
+        """Make a tensor of memory that is not torch's."""
+        interface = {
+            "shape": shape, "typestr": np.dtype(dtype).str, "data": (address, False), "version": 2,
+        }  # fmt: skip
+        return torch.as_tensor(SimpleNamespace(__cuda_array_interface__=interface), device="cuda")
+
+    @staticmethod
+    def free_bytes() -> int:
+        """Free memory of the GPU, without what torch keeps for later."""
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        return int(torch.cuda.mem_get_info()[0])
+
+    def replay_torch(self, work: Callable[[], Any]) -> Callable[[], Any]:
+        """Capture torch's work in a CUDA graph; returns what launches it."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            work()
+        return graph.replay
+
     def close(self) -> None:
         """Leave the context to torch."""
 
@@ -75,12 +114,14 @@ class HostDevice:
     """The host driver of the tests through pycuda, in TorchDevice's place."""
 
     name = "host driver"
+    torch = "cpu"
 
     def __init__(self) -> None:
         from maskcast.engines.tensorrt.device import Gpu
 
         self._gpu = Gpu()
         self._held: list[Any] = []
+        self._functions: list[Any] = []
         self._current = self._gpu.current()
         self._current.__enter__()
         self._stream = self._gpu.stream()
@@ -120,6 +161,38 @@ class HostDevice:
         if graph is None:
             raise RuntimeError("the stream could not be captured")
         return graph.launcher(self._stream)
+
+    def call(
+        self,
+        work: Callable[[list[int], int], None],
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+    ) -> None:
+        """Run work on copies of tensors."""
+        held = [self.put(tensor.numpy()) for tensor in (*inputs, *outputs)]
+        work([self.pointer(one) for one in held], self.stream)
+        for tensor, one in zip(outputs, held[len(inputs) :], strict=True):
+            tensor.copy_(torch.from_numpy(self.get(one)))
+
+    def enqueue(self, stream: int, work: Callable[[], None]) -> None:
+        function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: work())
+        self._functions.append(function)  # until it has run
+        driver = ctypes.CDLL("libcuda.so.1")
+        if status := driver.cuLaunchHostFunc(ctypes.c_void_p(stream), function, None):
+            raise RuntimeError(f"cuLaunchHostFunc: status {status}")
+
+    @staticmethod
+    def tensor_at(address: int, shape: tuple[int, ...], dtype: Any) -> Tensor:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        memory = (ctypes.c_char * size).from_address(address)
+        return torch.from_numpy(np.frombuffer(memory, dtype).reshape(shape))
+
+    def free_bytes(self) -> int:
+        return self._gpu.free_bytes()
+
+    @staticmethod
+    def replay_torch(work: Callable[[], Any]) -> Callable[[], Any]:
+        return work
 
     def close(self) -> None:
         self.wait()

@@ -6,10 +6,11 @@ capability 7.5, including those that TensorRT-RTX refuses.
 
 Steps: the results equal torchvision's; a CUDA graph; times next to torchvision's operators, with
 warm and cold caches; the host time of a call while other Python threads are busy; the engine's host
-time a frame, with plans that do nothing; the checks again with the PTX instead of the machine code,
-and under compute-sanitizer, where it is installed. The JSON is written after every step, and a step
-that fails is recorded. ``--dry`` runs on the host driver of the tests; its times of kernels mean
-nothing, those of the host do.
+time a frame, with plans that do nothing; the engine with torch in TensorRT's place; the graphs as
+torch modules with the kernels bound, against torchvision, and in a CUDA graph; the checks again
+with the PTX instead of the machine code, and under compute-sanitizer, where it is installed. The
+JSON is written after every step, and a step that fails is recorded. ``--dry`` runs on the host
+driver of the tests; its times of kernels mean nothing, those of the host do.
 """
 
 from __future__ import annotations
@@ -288,6 +289,7 @@ def run(arguments: argparse.Namespace) -> Report:
         return host_time(dry=arguments.dry, frames=100 if arguments.dry else 500)
 
     report.step(results, "engine_host_time_us", engine_host_time)
+    run_graphs(report, device, dry=arguments.dry)
     if not arguments.dry:
         report.step(results, "ptx", lambda: child("default", (), CUDA_FORCE_PTX_JIT="1"))
         sanitizer = shutil.which("compute-sanitizer")
@@ -296,6 +298,29 @@ def run(arguments: argparse.Namespace) -> Report:
             report.step(results, tool, lambda w=wrapper: child("small", w))  # type: ignore[misc]
     device.close()
     return report
+
+
+def run_graphs(report: Report, device: Any, *, dry: bool) -> None:
+    """Run the steps of ``benchmarks.gpu_graphs``, each into the report."""
+    from benchmarks import gpu_graphs
+
+    made: list[gpu_graphs.Graphs] = []
+
+    def make() -> str:
+        made.append(gpu_graphs.Graphs(device, (96, 160) if dry else (288, 512)))
+        return "default model"
+
+    results = report.results["graphs"] = {}
+    report.step(results, "model", make)
+    if not made:
+        return
+    (graphs,) = made
+    # The engine first: on the host driver, the kernels cannot run inside of its work.
+    batches = 4 if dry else 500
+    report.step(results, "engine", lambda: gpu_graphs.engine_on_torch(graphs, batches))
+    report.step(results, "kernels", lambda: gpu_graphs.bind_kernels(device))
+    report.step(results, "parity", lambda: gpu_graphs.parity(graphs))
+    report.step(results, "capture", lambda: gpu_graphs.capture(graphs))
 
 
 def dry_run(argv: Sequence[str]) -> int:

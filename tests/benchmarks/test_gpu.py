@@ -36,6 +36,7 @@ def test_the_dry_form_builds_compares_and_writes_both_reports(tmp_path, capsys, 
     assert fp16["built"]["detector"]["computes_in"]["HALF"] > 70
     assert fp16["parity"]["matched"] == fp16["parity"]["torch"] == fp16["parity"]["engine"]
     assert fp16["time"]["1"]["total_ms_100_boxes"] > 0
+    assert "pose_ms_100_boxes" in fp16["time"]["1"]
     assert fp16["time"]["1"]["warm_up"] == {"calls": 0, "seconds": ANY, "stable": False}
     assert report["failed"] == {}
     assert fp16["pipeline"]["processed"] == 3

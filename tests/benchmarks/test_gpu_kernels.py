@@ -31,5 +31,10 @@ def test_the_dry_form_checks_and_times_everything(tmp_path):
     assert report["device"] == "host driver"
     assert max(report["check"].values()) < 5e-3
     assert report["graph"] == "replayed, results equal"
+    graphs = report["graphs"]
+    assert graphs["engine"]["detections"] > 0
+    assert graphs["engine"]["bytes_not_freed"] == 0
+    assert graphs["parity"]["matched_least"] > 0.95
+    assert graphs["capture"] == "replayed on another image, results equal"
     times = report["engine_host_time_us"]
     assert times["CUDA graphs, 0 busy threads"] < times["no CUDA graphs, 0 busy threads"]
