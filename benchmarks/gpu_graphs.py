@@ -39,7 +39,6 @@ from maskcast.engines.tensorrt.plan import LoadedPlan
 from maskcast.engines.tensorrt.plugins.library import Kernels
 
 MAX_BATCH = 2
-_DETECTIONS = 100
 _TYPES = {torch.float32: "FLOAT", torch.int64: "INT64", torch.int32: "INT32"}
 _NUMPY = {"FLOAT": np.float32, "INT64": np.int64, "INT32": np.int32}
 
@@ -52,14 +51,18 @@ class Graphs:
     Args:
         device: of ``benchmarks.gpu_devices``.
         size: height and width of the network's input.
+        detections: of an image; three times as many proposals.
     """
 
-    def __init__(self, device: Any, size: tuple[int, int]) -> None:
+    def __init__(self, device: Any, size: tuple[int, int], detections: int) -> None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self.device, self.size = device, size
         with tempfile.TemporaryDirectory() as scratch:
             self.bundle, self.network = open_model("default", Path(scratch), size)
+        self.detections = detections
         self.network.roi_heads.score_thresh = 0.0
+        self.network.roi_heads.detections_per_img = detections
+        self.network.rpn._post_nms_top_n = {"testing": 3 * detections}
         self.network.to(device.torch)
         self.detector = Detector(self.network).to(device.torch).eval()
         self.segmenter = Segmenter(self.network).to(device.torch).eval()
@@ -80,13 +83,13 @@ class Graphs:
         """Run both modules: boxes, scores and labels of each image, masks of all boxes."""
         with torch.device(self.device.torch):
             found = self.detector(*self.detector_inputs(images))
-            index = torch.arange(len(images), dtype=torch.int32).repeat_interleave(_DETECTIONS)
+            index = torch.arange(len(images), dtype=torch.int32).repeat_interleave(self.detections)
             boxes, _, labels = (part.flatten(0, 1) for part in found[:3])
             masks = self.segmenter(*found[4:], boxes, labels, index)
         return (*found[:3], masks)
 
 
-def bind_kernels(device: Any) -> None:
+def bind_kernels(device: Any) -> str:
     """Run the shipped kernels for the project's operators, in this process, from now on."""
     kernels = Kernels()
 
@@ -129,6 +132,7 @@ def bind_kernels(device: Any) -> None:
 
     multiscale_roi_align.register_kernel(device.torch)(align)
     grouped_nms.register_kernel(device.torch)(nms)
+    return "bound"
 
 
 def parity(graphs: Graphs) -> dict[str, float]:
@@ -177,12 +181,15 @@ def _append(outputs: list[Any], module: Any, *inputs: Tensor) -> None:
 
 
 class TorchEngine:
-    """TensorRT's ``ICudaEngine``: the tensors of a module; one profile."""
+    """TensorRT's ``ICudaEngine``: the tensors of a module; one profile, for ``most`` boxes."""
 
     num_optimization_profiles = 1
 
-    def __init__(self, module: Any, given: dict[str, Tensor], outputs: Sequence[str]) -> None:
+    def __init__(
+        self, module: Any, given: dict[str, Tensor], outputs: Sequence[str], most: int
+    ) -> None:
         self.module, self.inputs, self.outputs = module, tuple(given), tuple(outputs)
+        self._most = most
         with torch.inference_mode(), torch.device(next(iter(given.values())).device):
             made = module(*given.values())
         made = made if isinstance(made, tuple) else (made,)
@@ -202,8 +209,7 @@ class TorchEngine:
         return SimpleNamespace(name=_TYPES[self._tensors[name].dtype])
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
-        of_boxes = name in ("boxes", "labels", "batch_index")
-        most = MAX_BATCH * (_DETECTIONS if of_boxes else 1)
+        most = self._most if name in ("boxes", "labels", "batch_index") else MAX_BATCH
         return [(n, *self._tensors[name].shape[1:]) for n in (1, most, most)]
 
 
@@ -331,7 +337,8 @@ def open_torch_engine(graphs: Graphs) -> TensorRTEngine:
         capabilities=("8.9",), precision="fp32", height=graphs.size[0], width=graphs.size[1],
         max_batch=MAX_BATCH, graph_sha256="0" * 64, plugins={},
     )  # fmt: skip
-    plans = (plan, replace(plan, graph="segmenter", max_boxes=MAX_BATCH * _DETECTIONS))
+    most = MAX_BATCH * graphs.detections
+    plans = (plan, replace(plan, graph="segmenter", max_boxes=most))
     bundle = graphs.bundle
     manifest = replace(
         bundle.manifest, backend="tensorrt", precision="fp32", input=FixedInput(*graphs.size),
@@ -347,11 +354,13 @@ def open_torch_engine(graphs: Graphs) -> TensorRTEngine:
             graphs.detector,
             dict(zip(DETECTOR_INPUTS, detector_inputs, strict=True)),
             DETECTOR_OUTPUTS,
+            most,
         ),
         "segmenter": TorchEngine(
             graphs.segmenter,
             dict(zip(SEGMENTER_INPUTS, (*features, *of_boxes), strict=True)),
             SEGMENTER_OUTPUTS,
+            most,
         ),
     }
 

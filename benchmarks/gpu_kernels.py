@@ -307,7 +307,8 @@ def run_graphs(report: Report, device: Any, *, dry: bool) -> None:
     made: list[gpu_graphs.Graphs] = []
 
     def make() -> str:
-        made.append(gpu_graphs.Graphs(device, (96, 160) if dry else (288, 512)))
+        size, detections = ((96, 160), 6) if dry else ((288, 512), 100)
+        made.append(gpu_graphs.Graphs(device, size, detections))
         return "default model"
 
     results = report.results["graphs"] = {}
