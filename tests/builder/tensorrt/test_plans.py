@@ -220,7 +220,7 @@ class TestDefaultModel:
         for name in GRAPHS[1:]:
             assert profiles_in(plans[name], 4) == {(1, 100, 400), (1, 8, 8)}, name  # boxes
 
-    def test_a_plan_is_as_large_as_its_weights_which_int8_has_for_each_profile(self, default_plans):
+    def test_the_plans_are_as_large_as_expected(self, default_plans):
         bundle, built, _ = default_plans
         megabytes = built["detector"].plan_bytes / 1e6
         bounds = {"fp32": (25, 45), "fp16": (12, 26), "int8": (12, 45)}
