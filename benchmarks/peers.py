@@ -350,6 +350,7 @@ def receive(name: str, port: int, limit: int) -> None:
     p95_ms = float(np.percentile(ages_ms, 95)) if ages_ms else float("nan")
     found = {"received": count, "noticed": noticed, "p95_ms": p95_ms}
     print(json.dumps(found), flush=True)
+    os._exit(0)  # a peer's threads may still wait for its end
 
 
 def measure(name: str, python: str, clip: str, limit: int) -> dict[str, Any] | None:
