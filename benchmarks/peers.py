@@ -12,6 +12,8 @@ every frame, and sends the result to one receiver in another process, over TCP o
   ``imagezmq.ImageSender`` (PUB/SUB).
 - ``vidgear``: frames from ``CamGear`` and to ``NetGear`` (publish/subscribe, JPEG), with the boxes.
 
+- ``inference``: Roboflow's ``InferencePipeline.init_with_custom_logic``; arrays as in ``cv2``.
+
 A program runs in this interpreter, or in the one that ``--python`` names for it, so that each peer
 can have an environment of its own: it needs the peer, and numpy, av, openvino, msgspec, pillow,
 pyyaml and pyzmq. A peer that is not installed is left out and named.
@@ -47,6 +49,7 @@ PACKAGES = {
     "cv2": ("opencv-python-headless", "pyzmq"),
     "imagezmq": ("imagezmq", "opencv-python-headless"),
     "vidgear": ("vidgear", "opencv-python-headless"),
+    "inference": ("inference", "opencv-python-headless", "pyzmq"),
 }
 END = "end"
 STALL_S = 2.0
@@ -188,15 +191,51 @@ def send_cv2(clip: str, port: int, meter: Meter) -> None:
     publisher.bind(f"tcp://127.0.0.1:{port}")
     wait_for_receiver()
     for image, decoded_ns in read_clip(clip, meter):
-        instances = detect(image)
-        message = {
-            "decoded_ns": decoded_ns,
-            "boxes": instances.boxes,
-            "scores": instances.scores,
-            "masks": full_masks(instances),
-        }
-        publisher.send_pyobj(message)
-        meter.sent(sum(getattr(value, "nbytes", 8) for value in message.values()))
+        send_arrays(publisher, detect(image), decoded_ns, meter)
+    time.sleep(0.5)
+    publisher.send_pyobj(END)
+    publisher.close()
+    context.term()
+
+
+def send_arrays(publisher: Any, instances: Any, decoded_ns: int, meter: Meter) -> None:
+    """Send a dictionary of arrays, pickled."""
+    message = {
+        "decoded_ns": decoded_ns,
+        "boxes": instances.boxes,
+        "scores": instances.scores,
+        "masks": full_masks(instances),
+    }
+    publisher.send_pyobj(message)
+    meter.sent(sum(getattr(value, "nbytes", 8) for value in message.values()))
+
+
+def send_inference(clip: str, port: int, meter: Meter) -> None:
+    """Read with ``InferencePipeline``, send as ``cv2`` does."""
+    import zmq
+    from inference import InferencePipeline
+
+    detect = make_detector()
+    context = zmq.Context()
+    publisher = context.socket(zmq.PUB)
+    publisher.bind(f"tcp://127.0.0.1:{port}")
+    wait_for_receiver()
+
+    def run_model(frames: Any) -> list[Any]:
+        meter.start()
+        return [(time.time_ns(), detect(frame.image)) for frame in frames]
+
+    def send_result(result: Any, _: Any) -> None:
+        if meter.frames < meter.limit:
+            send_arrays(publisher, result[1], result[0], meter)
+        else:
+            pipeline.terminate()
+
+    pipeline = InferencePipeline.init_with_custom_logic(
+        video_reference=clip, on_video_frame=run_model, on_prediction=send_result
+    )
+    pipeline.start(use_main_thread=False)
+    pipeline.join()
     time.sleep(0.5)
     publisher.send_pyobj(END)
     publisher.close()
@@ -311,12 +350,14 @@ SENDERS = {
     "cv2": send_cv2,
     "imagezmq": send_imagezmq,
     "vidgear": send_vidgear,
+    "inference": send_inference,
 }
 RECEIVERS: dict[str, Callable[[int], Iterator[tuple[int, int]]]] = {
     "maskcast": receive_maskcast,
     "cv2": receive_cv2,
     "imagezmq": receive_imagezmq,
     "vidgear": receive_vidgear,
+    "inference": receive_cv2,
 }
 
 
