@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
+import av
 import numpy as np
 from numpy.typing import NDArray
 
 from maskcast.engines.bundle import Manifest
-from maskcast.engines.image import NetworkImage
+from maskcast.engines.image import NetworkImage, fit_image
 from maskcast.engines.instances.instances import Instances
 
 Mode = Literal["latency", "throughput"]
@@ -69,6 +70,17 @@ class Engine(ABC):
     def __repr__(self) -> str:
         name, batch = self.manifest.name, self.max_batch
         return f"<{type(self).__name__} {name!r} on {self.device}, batch up to {batch}>"
+
+    def fit(self, frame: av.VideoFrame, rotation: int) -> NetworkImage:
+        """Make the network's input of a decoded image; see ``fit_image``.
+
+        An engine may leave resizing and conversion to its device. It may be called from any
+        thread.
+
+        Raises:
+            av.error.FFmpegError: the image cannot be converted.
+        """
+        return fit_image(frame, rotation, self.manifest.input)
 
     def prefetch(self, image: NetworkImage) -> None:
         """Begin to bring an image to the device, so that ``detect`` finds it there.

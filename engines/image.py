@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from functools import partial
 
 import av
 import numpy as np
@@ -11,11 +11,11 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from maskcast.engines.bundle import Input
+from maskcast.engines.planes import Planes, read_planes
 
 _thread = threading.local()
 
 
-@dataclass(frozen=True, slots=True)
 class NetworkImage:
     """An image, resized and padded to the shape of a network's input.
 
@@ -26,9 +26,67 @@ class NetworkImage:
         source: height and width of the image before it was resized.
     """
 
-    pixels: NDArray[np.uint8]
-    content: tuple[int, int]
-    source: tuple[int, int]
+    __slots__ = ("_pixels", "content", "source")
+
+    def __init__(
+        self, pixels: NDArray[np.uint8], content: tuple[int, int], source: tuple[int, int]
+    ) -> None:
+        self._pixels: NDArray[np.uint8] | None = pixels
+        self.content = content
+        self.source = source
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """The pixels; see the class."""
+        assert self._pixels is not None
+        return self._pixels
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """H and W."""
+        height, width, _ = self.pixels.shape
+        return height, width
+
+
+class PlanarImage(NetworkImage):
+    """A decoded image that the engine resizes and converts on its device.
+
+    Attributes:
+        planes: the decoded image.
+        pixels: as of ``NetworkImage``; libswscale makes them where they are asked for.
+    """
+
+    __slots__ = ("_fit", "_shape", "planes")
+
+    def __init__(self, planes: Planes, frame: av.VideoFrame, rotation: int, shape: Input) -> None:
+        self.planes = planes
+        self.source = _upright_size(frame, rotation)
+        self._shape, self.content = shape.shape(*self.source)
+        self._pixels = None
+        self._fit = partial(fit_image, frame, rotation, shape)
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """The pixels; see the class."""
+        if self._pixels is None:
+            self._pixels = self._fit().pixels
+        return self._pixels
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """H and W."""
+        return self._shape
+
+
+def fit_planes(frame: av.VideoFrame, rotation: int, shape: Input, most_bytes: int) -> NetworkImage:
+    """Leave resizing and conversion to the engine, if the image has planes of at most some bytes.
+
+    The other arguments are those of ``fit_image``, which does the work for other images.
+    """
+    planes = read_planes(frame, rotation)
+    if planes is None or planes.byte_count > most_bytes:
+        return fit_image(frame, rotation, shape)
+    return PlanarImage(planes, frame, rotation, shape)
 
 
 def fit_image(frame: av.VideoFrame, rotation: int, shape: Input) -> NetworkImage:

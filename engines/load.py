@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from maskcast.engines.bundle import Bundle, open_bundle
 from maskcast.engines.engine import Engine, Mode
 from maskcast.engines.errors import InputError
-from maskcast.engines.image import fit_image
 from maskcast.engines.instances.instances import Instances
 
 if TYPE_CHECKING:
@@ -134,7 +133,7 @@ def predict(
 def _predict(rgb: NDArray[np.uint8], engine: Engine, min_score: float | None) -> Instances:
     manifest = engine.manifest
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
-    fitted = fit_image(frame, 0, manifest.input)
+    fitted = engine.fit(frame, 0)
     threshold = manifest.score_threshold if min_score is None else min_score
     (instances,) = engine.run([fitted], threshold)
     return instances

@@ -147,8 +147,7 @@ class OpenVinoEngine(Engine):
         """
         if not 1 <= len(images) <= self.max_batch:
             raise ValueError(f"{len(images)} images: this engine takes 1 to {self.max_batch}")
-        height, width = images[0].pixels.shape[:2]
-        shape = self._compiled((height, width)).result()
+        shape = self._compiled(images[0].shape).result()
         held: list[_Release] = []
 
         def release() -> None:

@@ -22,6 +22,7 @@ from maskcast.engines.tensorrt.plugins.library import CudaError, driver_too_old
 _logger = logging.getLogger(__name__)
 
 _NON_BLOCKING = 1
+_BLOCKING_SYNC = 4
 _CAPTURE_THIS_THREAD = 1
 """CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may allocate and copy meanwhile."""
 _ALIGNMENT = 256
@@ -131,8 +132,11 @@ class Gpu:
         self.name = str(device.name())
         major, minor = device.compute_capability()
         self.capability = (int(major), int(minor))
-        self._context = device.retain_primary_context()
         self._driver = ctypes.CDLL("libcuda.so.1")
+        # FFmpeg decodes in the same context only if it has these flags, whoever is first. How the
+        # engine waits, its events say.
+        self._driver.cuDevicePrimaryCtxSetFlags_v2(index, _BLOCKING_SYNC)
+        self._context = device.retain_primary_context()
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -271,6 +275,14 @@ class Memory:
         event = self.gpu.event()
         self._streams.append(event)
         return event
+
+    def release(self, device: int, pinned: NDArray[Any]) -> None:
+        """Free an array on the device and one on the host before the others. Nothing uses them."""
+        (held,) = (one for one in self._device if int(one) == device)
+        self._device.remove(held)
+        held.free()
+        self._pinned = [one for one in self._pinned if one is not pinned]
+        self.gpu.release(pinned)
 
     def graph(self, stream: Stream, work: Callable[[], None]) -> Graph | None:
         """Capture a CUDA graph; see ``Gpu.capture``."""

@@ -1,9 +1,10 @@
 """TensorRTEngine: runs a bundle's plans on an NVIDIA GPU.
 
-Images go up as 8-bit RGB; features never leave the GPU; boxes and the kept boxes' mask crops and
-heatmaps come down. ``prefetch``, ``detect`` and ``segment`` have a stream each and are called from
-a thread each: the images of one batch go up while the batch before it is detected and the one
-before that gets its masks. Images and features have rings of memory between them.
+Images go up as the decoder's planes, or as 8-bit RGB; features never leave the GPU; boxes and the
+kept boxes' mask crops and heatmaps come down. ``prefetch``, ``detect`` and ``segment`` have a
+stream each and are called from a thread each: the images of one batch go up while the batch before
+it is detected and the one before that gets its masks. Images and features have rings of memory
+between them.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
+import av
 from numpy.typing import NDArray
 
 from maskcast.engines.bundle import Bundle
 from maskcast.engines.engine import Detections, Engine, keep_detections, to_instances
 from maskcast.engines.errors import InputError
-from maskcast.engines.image import NetworkImage
+from maskcast.engines.image import NetworkImage, fit_planes
 from maskcast.engines.instances.instances import Instances
 from maskcast.engines.instances.keypoints import decode_heatmaps
 from maskcast.engines.tensorrt.device import Gpu, Memory
@@ -32,6 +34,10 @@ from maskcast.engines.tensorrt.sides import FEATURES, DetectSide, PoseSide, Segm
 
 _IN_FLIGHT = 3
 """Slots of features: one in each of the two stages, one between them."""
+
+MOST_PLANE_BYTES = 4096 * 2304 * 3 // 2
+"""Planes of larger images stay on the host: each place for an image would take so much memory, on
+the GPU and page-locked."""
 
 PlanOpener = Callable[[Bundle, tuple[int, int], Sequence[str]], Iterable[LoadedPlan]]
 
@@ -88,7 +94,12 @@ class TensorRTEngine(Engine):
                 kernels = Kernels()
                 kernels.load()
                 self._detect_side = DetectSide(
-                    self._memory, opened["detector"], kernels, plan.max_batch, self._shape
+                    self._memory,
+                    opened["detector"],
+                    kernels,
+                    plan.max_batch,
+                    self._shape,
+                    bundle.manifest.input.pad_value,
                 )
                 slots = [self._detect_side.slot(i) for i in range(_IN_FLIGHT)]
                 features = {n: opened["detector"].shape(n, plan.max_batch) for n in FEATURES}
@@ -112,6 +123,10 @@ class TensorRTEngine(Engine):
         except BaseException:
             self.close()
             raise
+
+    def fit(self, frame: av.VideoFrame, rotation: int) -> NetworkImage:
+        """Leave resizing and conversion to the GPU where it can do that; see ``Engine.fit``."""
+        return fit_planes(frame, rotation, self.manifest.input, MOST_PLANE_BYTES)
 
     def prefetch(self, image: NetworkImage) -> None:
         """Begin to upload an image; see ``Engine.prefetch``."""
@@ -170,7 +185,7 @@ class TensorRTEngine(Engine):
         self._gpu.close()
 
     def _check_shape(self, image: NetworkImage) -> None:
-        if image.pixels.shape[:2] != self._shape:
+        if image.shape != self._shape:
             raise ValueError(f"the plan takes images of {self._shape}")
 
     def _working(self, what: str) -> _Working:

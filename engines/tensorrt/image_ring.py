@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -12,23 +13,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskcast.engines.image import NetworkImage
+from maskcast.engines.errors import InputError
+from maskcast.engines.image import NetworkImage, PlanarImage
 from maskcast.engines.tensorrt.device import Event, Memory
+from maskcast.engines.tensorrt.plugins.library import DevicePlanes, device_planes
+
+_logger = logging.getLogger(__name__)
+
+_GRANULE = 1 << 20
+"""Places grow to a multiple of this many bytes."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Place:
     """Memory of one image.
 
     Attributes:
-        host: page-locked ``[H, W, 3]`` uint8.
+        host: page-locked bytes.
         device: address of the same number of bytes on the GPU.
         uploaded: the end of the copy; a stream that reads ``device`` must follow it.
+        planes: where its planes lie on the GPU; None for ``[H, W, 3]`` uint8 RGB.
     """
 
     host: NDArray[Any]
     device: int
     uploaded: Event
+    planes: DevicePlanes | None = None
 
 
 class ImageRing:
@@ -39,6 +49,9 @@ class ImageRing:
     When no place is free, a new image takes the place of the oldest one that was uploaded and not
     taken: a pipeline that stops drops images that wait.
 
+    A place has the size of an image in RGB, and grows when the planes of a decoded image need more.
+    If there is no memory for that, libswscale resizes such images.
+
     Args:
         memory: receives all allocations.
         places: number of images; at least two more than are taken at once.
@@ -46,18 +59,23 @@ class ImageRing:
     """
 
     def __init__(self, memory: Memory, places: int, shape: tuple[int, int]) -> None:
-        self._gpu = memory.gpu
+        self._gpu, self._memory = memory.gpu, memory
         self._stream = memory.stream()
-        size = (*shape, 3)
-        bytes_each = int(np.prod(size))
-        host = memory.pinned((places, *size), np.uint8)
-        device = memory.device((places, *size), np.uint8)
+        self._shape = (*shape, 3)
+        self._size = int(np.prod(self._shape))
         self._free = deque(
-            Place(host[i], device + i * bytes_each, memory.event()) for i in range(places)
+            Place(
+                memory.pinned((self._size,), np.uint8),
+                memory.device((self._size,), np.uint8),
+                memory.event(),
+            )
+            for _ in range(places)
         )
         # By the image's id, the oldest first; the image is kept so that its id stays its own.
         self._ahead: dict[int, tuple[NetworkImage, Place]] = {}
         self._lock = threading.Lock()
+        self._growing = threading.Lock()
+        self._cannot_grow = False
 
     def prefetch(self, image: NetworkImage) -> None:
         """Begin to upload an image that will be taken later. Does not wait for the GPU."""
@@ -94,11 +112,43 @@ class ImageRing:
         try:
             # A dropped image may still be in transfer from this memory.
             place.uploaded.wait()
-            place.host[...] = image.pixels
-            self._gpu.upload(place.device, place.host, self._stream)
+            size = self._fill(place, image)
+            self._gpu.upload(place.device, place.host[:size], self._stream)
             place.uploaded.record(self._stream)
         except BaseException:
             with self._lock:
                 self._free.append(place)
             raise
         return place
+
+    def _fill(self, place: Place, image: NetworkImage) -> int:
+        """Write an image to a place's memory on the host; return its size, bytes."""
+        if isinstance(image, PlanarImage) and self._fits(place, image.planes.byte_count):
+            at = 0
+            for array in image.planes.arrays:
+                place.host[at : at + array.size].reshape(array.shape)[...] = array
+                at += array.size
+            place.planes = device_planes(image.planes, place.device, image.content)
+            return at
+        place.host[: self._size].reshape(self._shape)[...] = image.pixels
+        place.planes = None
+        return self._size
+
+    def _fits(self, place: Place, size: int) -> bool:
+        """Return whether a place, which nothing uses, has so many bytes; let it grow if not."""
+        if size <= place.host.size:
+            return True
+        size = -(-size // _GRANULE) * _GRANULE
+        with self._growing:
+            if self._cannot_grow:
+                return False
+            try:
+                device = self._memory.device((size,), np.uint8)
+                host = self._memory.pinned((size,), np.uint8)
+            except (InputError, self._gpu.error) as error:
+                self._cannot_grow = True
+                _logger.warning("image_resized_on_host", extra={"fields": {"reason": str(error)}})
+                return False
+            self._memory.release(place.device, place.host)
+        place.device, place.host = device, host
+        return True

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,7 @@ class DetectSide(Side):
         kernels: of this GPU.
         max_batch: images at once, at most.
         shape: height and width of an image.
+        pad_value: 0..255, for the padding of images that the GPU resizes.
     """
 
     def __init__(
@@ -88,9 +90,11 @@ class DetectSide(Side):
         kernels: Kernels,
         max_batch: int,
         shape: tuple[int, int],
+        pad_value: int,
     ) -> None:
         super().__init__(memory, plan)
         self._kernels, self._max_batch, self._shape = kernels, max_batch, shape
+        self._pad_value = pad_value
         self._images = memory.device((max_batch, 3, *shape), np.float32)
         self._up = Block(memory, {"sizes": ((2,), np.float32)}, max_batch)
         down = {name: (plan.shape(name, 1)[1:], plan.dtype(name)) for name in _DOWN}
@@ -132,16 +136,27 @@ class DetectSide(Side):
         self._up.arrays(count)["sizes"][:] = contents
         for place in places:
             self.stream.follow(place.uploaded)
-        # The images have the network's size already: libswscale resizes while it converts YUV to
-        # RGB. Their places differ from call to call, so this is not part of the CUDA graph.
-        self._kernels.preprocess(
-            [place.device for place in places],
-            self._images,
-            self._shape[0] * self._shape[1],
-            self.stream.handle,
-        )
+        self._preprocess(places)
         self._run(count, slot)
         return self._down.arrays(count)
+
+    def _preprocess(self, places: Sequence[Place]) -> None:
+        """Make the network's input of images; those that follow one another in one form, at once.
+
+        Their places differ from call to call, so this is not part of the CUDA graph.
+        """
+        pixels, stream, first = self._shape[0] * self._shape[1], self.stream.handle, 0
+        for has_planes, alike in groupby(places, lambda place: place.planes is not None):
+            some = list(alike)
+            inputs = self._images + first * 3 * pixels * np.dtype(np.float32).itemsize
+            if has_planes:
+                planes = [place.planes for place in some if place.planes is not None]
+                self._kernels.preprocess_planes(
+                    planes, inputs, self._shape, self._pad_value, stream
+                )
+            else:
+                self._kernels.preprocess([place.device for place in some], inputs, pixels, stream)
+            first += len(some)
 
     def _prepare(self, count: int, slot: Slot) -> Run:
         addresses = {"images": self._images, **self._others, **slot.features}

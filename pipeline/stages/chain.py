@@ -73,7 +73,7 @@ class StageChain:
         self._seen: Inbox[Seen | Event] = Inbox(on_drop=self._drop_seen)
         decoded = self.decoders.outlet
         self._stages: list[Stage[Any, Any]] = [
-            PreprocessStage(decoded, self._prepared, manifest, engine.prefetch, context),
+            PreprocessStage(decoded, self._prepared, engine, context),
             InferStage(self._prepared, self._detected, engine, config.model, context),
             MasksStage(
                 self._detected,

@@ -116,7 +116,7 @@ class InferStage(Stage[Prepared, Detected]):
 
     def alike(self, first: Prepared, other: Prepared) -> bool:
         """Only images of one shape make a batch."""
-        return first.image.pixels.shape == other.image.pixels.shape
+        return first.image.shape == other.image.shape
 
     def work(self, items: list[Prepared]) -> list[Detected]:
         """Detect in one batch."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import av.error
 
-from maskcast.engines.bundle import Manifest
-from maskcast.engines.image import NetworkImage, fit_image
+from maskcast.engines.engine import Engine
+from maskcast.engines.image import NetworkImage
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.inbox import Inbox
 from maskcast.pipeline.log import fields
@@ -28,7 +27,7 @@ class Prepared:
 
 
 class PreprocessStage(Stage[Frame, Prepared]):
-    """Resizes, pads and converts one frame after the other to RGB, and begins its upload.
+    """Makes the network's input of one frame after the other, and begins its upload.
 
     A frame that cannot be converted, for example a damaged one, is dropped and counted.
     """
@@ -37,25 +36,23 @@ class PreprocessStage(Stage[Frame, Prepared]):
         self,
         inbox: Outlet[Frame | Event],
         outbox: Inbox[Prepared | Event],
-        manifest: Manifest,
-        prefetch: Callable[[NetworkImage], None],
+        engine: Engine,
         context: PipelineContext,
     ) -> None:
         super().__init__("preprocess", inbox, outbox, context)
-        self._manifest = manifest
-        self._prefetch = prefetch
+        self._engine = engine
 
     def work(self, items: list[Frame]) -> list[Prepared]:
         """Prepare the one frame."""
         (frame,) = items
         frame.timeline.begin("preprocess")
         try:
-            image = fit_image(frame.decoded, frame.rotation, self._manifest.input)
+            image = self._engine.fit(frame.decoded, frame.rotation)
         except (av.error.FFmpegError, MemoryError, OverflowError, ValueError) as error:
             self._context.meter.dropped(frame, "preprocess", "unreadable")
             shown = fields(source=frame.source, index=frame.index, reason=shorten(str(error)))
             _logger.warning("frame_unreadable", extra=shown)
             return []
-        self._prefetch(image)
+        self._engine.prefetch(image)
         frame.timeline.end("preprocess")
         return [Prepared(frame, image)]

@@ -290,6 +290,8 @@ int cuDevicePrimaryCtxRetain(Handle* context, int) {
   return *context = kContext, kSuccess;
 }
 
+int cuDevicePrimaryCtxSetFlags_v2(int, unsigned) { return kSuccess; }
+
 int cuDevicePrimaryCtxRelease_v2(int) {
   Locked lock(state_lock);
   if (retained == 0) return fault("the primary context was released too often", kInvalidContext);

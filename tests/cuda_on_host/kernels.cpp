@@ -19,6 +19,7 @@ constexpr Kernel entry(const char* name, bool barriers) {
 
 using maskcast::CropsArguments;
 using maskcast::NmsArguments;
+using maskcast::PlanesArguments;
 using maskcast::PreprocessArguments;
 using maskcast::RoiAlignArguments;
 
@@ -29,6 +30,7 @@ const Kernel kKernels[] = {
     entry<NmsArguments, nms_overlap>("nms_overlap", true),
     entry<NmsArguments, nms_select>("nms_select", true),
     entry<PreprocessArguments, preprocess>("preprocess", false),
+    entry<PlanesArguments, preprocess_planes>("preprocess_planes", false),
     entry<CropsArguments, crops_to_bytes>("crops_to_bytes", false),
 };
 

@@ -1,6 +1,8 @@
 // A program for AddressSanitizer and UndefinedBehaviorSanitizer: the library's plugins, called as
 // TensorRT calls them, on the host driver, with inputs of all sizes and with values that are wild.
 // Memory of the host driver has exactly the size that was asked for; what lies around it is poisoned.
+#include <dlfcn.h>
+
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -8,6 +10,8 @@
 #include <limits>
 #include <random>
 #include <vector>
+
+#include "../../engines/tensorrt/plugins/arguments.h"
 
 struct Tensor {
   int32_t rank, type;
@@ -106,6 +110,46 @@ void roi_align() {
       boxes * channels * size * size * (type == kHalf ? 2 : 4));
 }
 
+// Decoded images of all sizes, many at once, become a batch of the network's input.
+void planes() {
+  void* opened = dlopen(library, RTLD_NOW);
+  const auto convert = reinterpret_cast<int (*)(const maskcast::Planes*, int32_t, float*, int32_t,
+                                                int32_t, float, void*)>(
+      dlsym(opened, "maskcast_preprocess_planes"));
+  const int count = pick(1, 20), height = pick(1, 60), width = pick(1, 90);
+  std::vector<maskcast::Planes> images(count);
+  std::vector<void*> memory(count);
+  for (int i = 0; i < count; ++i) {
+    maskcast::Planes& image = images[i];
+    image.height = pick(1, 70);
+    image.width = pick(1, 70);
+    image.step = pick(1, 2);
+    image.turns = pick(0, 3);
+    image.content_height = pick(1, height);
+    image.content_width = pick(1, width);
+    image.chroma_shift = pick(0, 1) / 4.f;
+    image.luma_scale = image.v_to_red = image.u_to_green = image.v_to_green = image.u_to_blue = 1.f;
+    const int luma = image.height * image.width;
+    const int chroma = (image.height + 1) / 2 * ((image.width + 1) / 2);
+    cuMemAlloc_v2(&memory[i], luma + 2 * chroma);
+    const auto* at = static_cast<const uint8_t*>(memory[i]);
+    image.luma = at;
+    image.u = at + luma;
+    image.v = image.u + (image.step == 1 ? chroma : 1);
+  }
+  void* inputs = nullptr;
+  cuMemAlloc_v2(&inputs, size_t{12} * count * height * width);
+  if (convert(images.data(), count, static_cast<float*>(inputs), height, width, 7.f,
+              reinterpret_cast<void*>(stream))) {
+    std::printf("maskcast_preprocess_planes failed\n");
+    std::exit(3);
+  }
+  cuStreamSynchronize(stream);
+  for (void* one : memory) cuMemFree_v2(one);
+  cuMemFree_v2(inputs);
+  dlclose(opened);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -126,6 +170,7 @@ int main(int argc, char** argv) {
     host_driver_backwards(i % 2);
     nms();
     roi_align();
+    planes();
   }
   std::printf("%s", host_driver_report());
   return 0;

@@ -9,7 +9,7 @@ constexpr int kLevels = 4;
 constexpr int kMaxTaps = 64;         // most output_size * sampling_ratio of MultiscaleRoiAlign
 constexpr int kWord = 64;            // candidates in one word of overlap bits
 constexpr int kMaxCandidates = 8192; // most candidates an image of GroupedNms: 128 words
-constexpr int kMaxPictures = 16;     // most images in one launch of preprocess
+constexpr int kMaxImages = 16;       // most images in one launch of preprocess and preprocess_planes
 
 struct RoiAlignArguments {
   const void* features[kLevels];  // P2..P5, each [images, channels, heights[i], widths[i]]
@@ -44,9 +44,37 @@ struct NmsArguments {
 };
 
 struct PreprocessArguments {
-  const uint8_t* pictures[kMaxPictures];  // each [pixels, 3], aligned to 4
-  float* images;                          // [pictures, 3, pixels], aligned to 16
-  int32_t pixels;                         // of an image; a multiple of 4
+  const uint8_t* images[kMaxImages];  // each [pixels, 3], aligned to 4
+  float* inputs;                      // [images, 3, pixels], aligned to 16
+  int32_t pixels;                     // of an image; a multiple of 4
+};
+
+// An image as a decoder gives it: 8-bit YUV 4:2:0, rows without padding.
+struct Planes {
+  const uint8_t* luma;  // [height, width]
+  const uint8_t* u;     // [(height + 1) / 2, (width + 1) / 2] samples, `step` bytes apart
+  const uint8_t* v;
+  int32_t height;
+  int32_t width;
+  int32_t step;            // 1 for planes of their own, 2 for U and V in turn (NV12)
+  int32_t turns;           // quarter turns counter-clockwise that make it upright
+  int32_t content_height;  // of the upright image inside the network's input
+  int32_t content_width;
+  float chroma_shift;  // how far left of the middle of its four pixels a chroma sample lies
+  float luma_offset;   // red = luma_scale (Y - luma_offset) + v_to_red (V - 128), and so on
+  float luma_scale;
+  float v_to_red;
+  float u_to_green;
+  float v_to_green;
+  float u_to_blue;
+};
+
+struct PlanesArguments {
+  Planes images[kMaxImages];
+  float* inputs;  // [images, 3, height, width]
+  int32_t height;
+  int32_t width;
+  float pad_value;  // of what an image leaves
 };
 
 struct CropsArguments {

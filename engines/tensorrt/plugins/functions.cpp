@@ -54,9 +54,16 @@ MASKCAST_API int maskcast_grouped_nms(const float* boxes, const float* scores, c
 }
 
 // `pixels` of an image, a multiple of 4; see preprocess.cu.
-MASKCAST_API int maskcast_preprocess(const uint8_t* const* pictures, int32_t count, float* images,
+MASKCAST_API int maskcast_preprocess(const uint8_t* const* images, int32_t count, float* inputs,
                                      int32_t pixels, void* stream) {
-  return maskcast::preprocess(pictures, count, images, pixels, stream);
+  return maskcast::preprocess(images, count, inputs, pixels, stream);
+}
+
+// See preprocess.cu, and Planes in arguments.h.
+MASKCAST_API int maskcast_preprocess_planes(const maskcast::Planes* images, int32_t count,
+                                            float* inputs, int32_t height, int32_t width,
+                                            float pad_value, void* stream) {
+  return maskcast::preprocess_planes(images, count, inputs, height, width, pad_value, stream);
 }
 
 // `values` is a multiple of 4; see preprocess.cu.

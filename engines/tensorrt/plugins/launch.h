@@ -16,11 +16,12 @@ enum class Kernel {
   kNmsOverlap,
   kNmsSelect,
   kPreprocess,
+  kPreprocessPlanes,
   kCropsToBytes,
 };
 constexpr const char* kKernelNames[] = {
-    "multiscale_roi_align_f32", "multiscale_roi_align_f16", "nms_rank",       "nms_overlap",
-    "nms_select",               "preprocess",               "crops_to_bytes",
+    "multiscale_roi_align_f32", "multiscale_roi_align_f16", "nms_rank",          "nms_overlap",
+    "nms_select",               "preprocess",               "preprocess_planes", "crops_to_bytes",
 };
 constexpr int kKernels = sizeof kKernelNames / sizeof *kKernelNames;
 
@@ -82,18 +83,36 @@ inline int grouped_nms(NmsArguments a, void* workspace, void* stream) {
   return launch(Kernel::kNmsSelect, a, {images}, {512}, stream);
 }
 
-// Any number of pictures, one launch for each 16 of them.
-inline int preprocess(const uint8_t* const* pictures, int count, float* images, int32_t pixels,
+// Any number of images, one launch for each 16 of them.
+inline int preprocess(const uint8_t* const* images, int count, float* inputs, int32_t pixels,
                       void* stream) {
-  for (int first = 0; first < count; first += kMaxPictures) {
+  for (int first = 0; first < count; first += kMaxImages) {
     PreprocessArguments a = {};
-    const int here = count - first < kMaxPictures ? count - first : kMaxPictures;
-    for (int i = 0; i < here; ++i) a.pictures[i] = pictures[first + i];
-    a.images = images + int64_t{3} * pixels * first;
+    const int here = count - first < kMaxImages ? count - first : kMaxImages;
+    for (int i = 0; i < here; ++i) a.images[i] = images[first + i];
+    a.inputs = inputs + int64_t{3} * pixels * first;
     a.pixels = pixels;
     const Size3 grid = {static_cast<unsigned>(divide_up(pixels / 4, 256)),
                         static_cast<unsigned>(here)};
     if (int status = launch(Kernel::kPreprocess, a, grid, {256}, stream)) return status;
+  }
+  return 0;
+}
+
+// Any number of images, one launch for each 16 of them.
+inline int preprocess_planes(const Planes* images, int count, float* inputs, int32_t height,
+                             int32_t width, float pad_value, void* stream) {
+  for (int first = 0; first < count; first += kMaxImages) {
+    PlanesArguments a = {};
+    const int here = count - first < kMaxImages ? count - first : kMaxImages;
+    for (int i = 0; i < here; ++i) a.images[i] = images[first + i];
+    a.inputs = inputs + int64_t{3} * height * width * first;
+    a.height = height;
+    a.width = width;
+    a.pad_value = pad_value;
+    const Size3 grid = {static_cast<unsigned>(divide_up(width, 32)),
+                        static_cast<unsigned>(divide_up(height, 8)), static_cast<unsigned>(here)};
+    if (int status = launch(Kernel::kPreprocessPlanes, a, grid, {32, 8}, stream)) return status;
   }
   return 0;
 }

@@ -15,6 +15,7 @@ from threading import Lock
 from typing import Any
 
 from maskcast.engines.errors import InputError
+from maskcast.engines.planes import Planes
 
 NAMESPACE = "maskcast"
 PLUGINS = {"MultiscaleRoiAlign": "1", "GroupedNms": "1"}
@@ -37,8 +38,59 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "maskcast_nms_workspace_bytes": (ctypes.c_uint64, (_INT, _INT)),
     "maskcast_grouped_nms": (_INT, (*(_POINTER,) * 5, *(_INT,) * 3, _FLOAT, _FLOAT, _POINTER)),
     "maskcast_preprocess": (_INT, (_POINTER, _INT, _POINTER, _INT, _POINTER)),
+    "maskcast_preprocess_planes": (
+        _INT,
+        (_POINTER, _INT, _POINTER, _INT, _INT, _FLOAT, _POINTER),
+    ),
     "maskcast_crops_to_bytes": (_INT, (_POINTER, _POINTER, _INT, _POINTER)),
 }
+
+
+class DevicePlanes(ctypes.Structure):
+    """An image as a decoder gives it; see ``Planes`` in arguments.h."""
+
+    _fields_ = (
+        ("luma", _POINTER),
+        ("u", _POINTER),
+        ("v", _POINTER),
+        ("height", _INT),
+        ("width", _INT),
+        ("step", _INT),
+        ("turns", _INT),
+        ("content_height", _INT),
+        ("content_width", _INT),
+        ("chroma_shift", _FLOAT),
+        ("luma_offset", _FLOAT),
+        ("luma_scale", _FLOAT),
+        ("v_to_red", _FLOAT),
+        ("u_to_green", _FLOAT),
+        ("v_to_green", _FLOAT),
+        ("u_to_blue", _FLOAT),
+    )
+
+
+def device_planes(planes: Planes, at: int, content: tuple[int, int]) -> DevicePlanes:
+    """Describe an image whose planes lie one behind the other on the device, without padding.
+
+    Args:
+        planes: the image.
+        at: address of the first plane.
+        content: height and width of the upright image inside the network's input.
+    """
+    u = at + planes.arrays[0].size
+    is_interleaved = len(planes.arrays) == 2
+    return DevicePlanes(
+        at,
+        u,
+        u + 1 if is_interleaved else u + planes.arrays[1].size,
+        planes.height,
+        planes.width,
+        2 if is_interleaved else 1,
+        planes.turns,
+        *content,
+        planes.chroma_shift,
+        *planes.conversion,
+    )
 
 
 class CudaError(RuntimeError):
@@ -69,14 +121,30 @@ class Kernels:
         """Load the kernels into the current CUDA context, so that no later call has to."""
         self._check(self._library.maskcast_load())
 
-    def preprocess(self, pictures: Sequence[int], images: int, pixels: int, stream: int) -> None:
-        """Convert pictures, each ``[pixels, 3]`` uint8, to ``[pictures, 3, pixels]`` float32.
+    def preprocess(self, images: Sequence[int], inputs: int, pixels: int, stream: int) -> None:
+        """Convert images, each ``[pixels, 3]`` uint8, to ``[images, 3, pixels]`` float32.
 
         ``pixels`` is a multiple of 4.
         """
-        pointers = (ctypes.c_void_p * len(pictures))(*pictures)
+        pointers = (ctypes.c_void_p * len(images))(*images)
         self._check(
-            self._library.maskcast_preprocess(pointers, len(pictures), images, pixels, stream)
+            self._library.maskcast_preprocess(pointers, len(images), inputs, pixels, stream)
+        )
+
+    def preprocess_planes(
+        self,
+        images: Sequence[DevicePlanes],
+        inputs: int,
+        shape: tuple[int, int],
+        pad_value: float,
+        stream: int,
+    ) -> None:
+        """Resize and convert YUV images to ``[images, 3, height, width]`` float32, 0..255."""
+        given = (DevicePlanes * len(images))(*images)
+        self._check(
+            self._library.maskcast_preprocess_planes(
+                given, len(images), inputs, *shape, pad_value, stream
+            )
         )
 
     def crops_to_bytes(self, masks: int, crops: int, values: int, stream: int) -> None:

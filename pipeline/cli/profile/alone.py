@@ -10,7 +10,7 @@ from itertools import groupby, islice
 from typing import Self
 
 from maskcast.engines.engine import Engine
-from maskcast.engines.image import NetworkImage, fit_image
+from maskcast.engines.image import NetworkImage
 from maskcast.engines.instances.instances import Instances
 from maskcast.engines.instances.keypoints import Keypoints
 from maskcast.pipeline.configuration.config import SourceConfig
@@ -78,9 +78,7 @@ def measure_file(
         frames = islice(source, indices.start, indices.stop, indices.step)
         while not stop.is_set() and (chunk := list(islice(frames, engine.max_batch))):
             resize_s = time.thread_time()
-            images = [
-                fit_image(frame.decoded, frame.rotation, engine.manifest.input) for frame in chunk
-            ]
+            images = [engine.fit(frame.decoded, frame.rotation) for frame in chunk]
             alone.resize_s += time.thread_time() - resize_s
             warm.run(images)
             spent_s, found = _run_engine(engine, images, min_score)
@@ -144,8 +142,8 @@ class _Warm:
     def run(self, images: list[NetworkImage]) -> None:
         began_s = time.process_time()
         for image in images:
-            if image.pixels.shape not in self._shapes:
-                self._shapes.add(image.pixels.shape)
+            if image.shape not in self._shapes:
+                self._shapes.add(image.shape)
                 _run_engine(self._engine, [image], self._min_score)
         self.spent_s += time.process_time() - began_s
 
@@ -156,7 +154,7 @@ def _run_engine(
     """Run the engine on images, as many of one shape at once as it takes; return the seconds."""
     found: list[Instances] = []
     began_s = time.perf_counter()
-    for _, alike in groupby(images, key=lambda image: image.pixels.shape):
+    for _, alike in groupby(images, key=lambda image: image.shape):
         while batch := list(islice(alike, engine.max_batch)):
             found += engine.run(batch, min_score)
     return time.perf_counter() - began_s, found

@@ -21,7 +21,7 @@ from rich.progress import Progress
 
 from maskcast.engines.engine import Engine, Mode
 from maskcast.engines.errors import InputError
-from maskcast.engines.image import NetworkImage, fit_image
+from maskcast.engines.image import NetworkImage
 from maskcast.engines.load import load_engine
 from maskcast.engines.memory import read_memory
 from maskcast.pipeline.cli.profile.alone import Alone, measure_file, measure_images
@@ -281,7 +281,7 @@ def _extent(
 
 
 def _images(frames: Iterable[Frame], engine: Engine) -> Iterator[NetworkImage]:
-    return (fit_image(frame.decoded, frame.rotation, engine.manifest.input) for frame in frames)
+    return (engine.fit(frame.decoded, frame.rotation) for frame in frames)
 
 
 def _measure_alone(

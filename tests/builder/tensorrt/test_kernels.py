@@ -18,7 +18,7 @@ from maskcast.engines.errors import InputError
 
 KERNELS = {
     "multiscale_roi_align_f32", "multiscale_roi_align_f16", "nms_rank", "nms_overlap",
-    "nms_select", "preprocess", "crops_to_bytes",
+    "nms_select", "preprocess", "preprocess_planes", "crops_to_bytes",
 }  # fmt: skip
 
 needs_nvcc = pytest.mark.skipif(
