@@ -133,8 +133,8 @@ class Gpu:
         major, minor = device.compute_capability()
         self.capability = (int(major), int(minor))
         self._driver = ctypes.CDLL("libcuda.so.1")
-        # FFmpeg decodes in the same context only if it has these flags, whoever is first. How the
-        # engine waits, its events say.
+        # FFmpeg decodes in a context that exists only if it has these flags. They do not change how
+        # the engine waits: its events have flags of their own.
         self._driver.cuDevicePrimaryCtxSetFlags_v2(index, _BLOCKING_SYNC)
         self._context = device.retain_primary_context()
 

@@ -88,6 +88,17 @@ def _is_multicast(host: str) -> bool:
         return False
 
 
+def decode_device(config: SourceConfig, of_engine: DecodeDevice | None) -> DecodeDevice | None:
+    """Return the hardware that a source asks for; ``auto`` asks for that of the engine, if any."""
+    match config.decode:
+        case "auto":
+            return of_engine
+        case "software":
+            return None
+        case device:
+            return device
+
+
 def accelerator(device: DecodeDevice) -> HWAccel:
     """Return what makes ``av.open`` decode on a device.
 

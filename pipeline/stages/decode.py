@@ -11,13 +11,13 @@ from msgspec.structs import replace
 
 from maskcast.engines.errors import InputError
 from maskcast.engines.threads import mark_abandonable
-from maskcast.pipeline.configuration.config import DecodeDevice, SourceConfig
+from maskcast.pipeline.configuration.config import SourceConfig
 from maskcast.pipeline.frame import Frame
 from maskcast.pipeline.inbox import Inbox
 from maskcast.pipeline.log import fields
 from maskcast.pipeline.orders import Review
 from maskcast.pipeline.outputs.audio import audio_file
-from maskcast.pipeline.sources.ffmpeg import device_problem
+from maskcast.pipeline.sources.ffmpeg import decode_device, device_problem
 from maskcast.pipeline.sources.open import create_source
 from maskcast.pipeline.sources.source import Source, SourceLostError
 from maskcast.pipeline.sources.state import FINISHED, SourceState, StateChange
@@ -73,6 +73,7 @@ class DecodeStage(threading.Thread):
         self._state: SourceState | None = None
         self._has_answered = False
         self._skipped = 0
+        self._device = decode_device(config, context.decode_device)
         self._is_decoder_logged = False
         self._limiters = frame_rate_limiters(config)
         self._stopping = threading.Event()
@@ -82,8 +83,7 @@ class DecodeStage(threading.Thread):
         corrupt = 0
         reason, detail = "failed", ""
         try:
-            device = self._device()
-            config = replace(self.config, decode=device or "software")
+            config = replace(self.config, decode=self._device or "software")
             with create_source(config, self._on_change, self._stopping) as source:
                 if self._state is not SourceState.STREAMING:
                     self._on_change(StateChange(SourceState.STREAMING))
@@ -182,19 +182,9 @@ class DecodeStage(threading.Thread):
                 return "limit"
         return "stopped" if self._stopping.is_set() else "end of stream"
 
-    def _device(self) -> DecodeDevice | None:
-        """Return the hardware that the source is to be decoded by, if any."""
-        match self.config.decode:
-            case "auto":
-                return self._context.decode_device
-            case "software":
-                return None
-            case device:
-                return device
-
     def _check_decoder(self, frame: Frame) -> None:
         """Log, once, that a source is decoded in software and not by the device."""
-        device = self._device()
+        device = self._device
         if self._is_decoder_logged or device is None or frame.decoder == device:
             return
         self._is_decoder_logged = True

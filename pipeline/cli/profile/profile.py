@@ -25,6 +25,7 @@ from maskcast.engines.image import NetworkImage
 from maskcast.engines.load import load_engine
 from maskcast.engines.memory import read_memory
 from maskcast.pipeline.cli.profile.alone import Alone, measure_file, measure_images
+from maskcast.pipeline.cli.profile.decoding import measure_decoding
 from maskcast.pipeline.cli.profile.report import Report, make_report, report_table
 from maskcast.pipeline.cli.signals import stopping_on_signals
 from maskcast.pipeline.configuration.config import Config, ModelConfig, PublishConfig, SourceConfig
@@ -33,6 +34,7 @@ from maskcast.pipeline.log import fields
 from maskcast.pipeline.monitor.trace import Trace, write_trace
 from maskcast.pipeline.outputs.files import PendingFile, check_not_input, check_writable
 from maskcast.pipeline.pipeline import Pipeline
+from maskcast.pipeline.sources.ffmpeg import decode_device
 from maskcast.pipeline.sources.files import is_fifo
 from maskcast.pipeline.sources.open import check_source, create_source
 from maskcast.pipeline.sources.source import SourceLostError
@@ -132,6 +134,8 @@ def profile(
     try:
         threshold = runner.manifest.score_threshold if min_score is None else min_score
         extent = _extent(config, runner, limit, stop)
+        device = decode_device(config, runner.decode_device)
+        decoded = msgspec.structs.replace(config, decode=device or "software")
         count = extent.count
         rounds = 0 if count is None else min(2 * ENGINE_FRAMES, -(-count // extent.stride))
         total = None if count is None else count + rounds
@@ -142,7 +146,7 @@ def profile(
 
         def measure_alone(offset: int, done: int) -> Alone:
             return _measure_alone(
-                config, extent, offset, runner, threshold, stop, lambda more: progress(done + more)
+                decoded, extent, offset, runner, threshold, stop, lambda more: progress(done + more)
             )
 
         alone = measure_alone(0, 0)
@@ -155,6 +159,10 @@ def profile(
         if not stats.processed and stop.is_set():
             raise ProfileInterrupted
         alone += measure_alone(1, done + stats.processed)
+        is_file = extent.images is None and extent.count is not None and not config.loop
+        decoding = measure_decoding(
+            config, stats.sources[0].decoder, extent.count if is_file else None, stop
+        )
     finally:
         if runner is not bundle:
             runner.close()
@@ -164,6 +172,7 @@ def profile(
         stats,
         alone,
         read_memory(),
+        decoding,
         paced=extent.paced,
         processor_s=spent_s if is_comparable else None,
     )

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from maskcast.engines.memory import Memory
 from maskcast.pipeline.cli.profile.alone import Alone
+from maskcast.pipeline.cli.profile.decoding import DecodingReport
 from maskcast.pipeline.durations import Distribution
 from maskcast.pipeline.frame import POSE
 from maskcast.pipeline.stats import RECORD, StageStats, Stats
@@ -105,6 +106,7 @@ class Report(msgspec.Struct, frozen=True):
             alone, less 1. Tracks and zones count as overhead. None without ``processor_ms``.
         rss_bytes: memory that the process holds at the end, the model's included.
         peak_bytes: the most that it ever held.
+        decoding: what decoded the source, and whether hardware helps.
         bottleneck: what limits the speed and why, one sentence.
     """
 
@@ -123,11 +125,18 @@ class Report(msgspec.Struct, frozen=True):
     overhead: float | None
     rss_bytes: int
     peak_bytes: int
+    decoding: DecodingReport
     bottleneck: str
 
 
 def make_report(
-    stats: Stats, alone: Alone, memory: Memory, *, paced: bool, processor_s: float | None
+    stats: Stats,
+    alone: Alone,
+    memory: Memory,
+    decoding: DecodingReport,
+    *,
+    paced: bool,
+    processor_s: float | None,
 ) -> Report:
     """Put the figures of a pipeline and of its parts together.
 
@@ -135,6 +144,7 @@ def make_report(
         stats: the pipeline's, at its end.
         alone: what its parts cost.
         memory: the process's.
+        decoding: what decoded the source.
         paced: whether frames come at the source's own pace, as a camera's do.
         processor_s: processor time of the pipeline; None if it cannot be compared with its parts.
     """
@@ -162,6 +172,7 @@ def make_report(
         overhead=None if processor_ms is None else processor_ms.overhead,
         rss_bytes=memory.rss_bytes,
         peak_bytes=memory.peak_bytes,
+        decoding=decoding,
         bottleneck=name_bottleneck(
             _busy(stats.stages),
             captured_fps=stats.captured / wall_s,
@@ -263,6 +274,7 @@ def report_table(report: Report, width: int = 80) -> Group:
         f"p99 {latency.p99:.1f} ms",
         f"memory: {report.rss_bytes / 1e6:.0f} MB, at most {report.peak_bytes / 1e6:.0f} MB, the "
         "model's included",
+        f"decoding: {report.decoding.sentence()}",
         f"bottleneck: {report.bottleneck}",
     )
 

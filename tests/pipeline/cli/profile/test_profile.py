@@ -23,7 +23,7 @@ def test_the_default_model_is_profiled_on_a_file(make_clip) -> None:
     assert set(fields) == {
         "frames", "wall_s", "fps", "engine_fps", "captured", "processed", "dropped",
         "rates", "drops", "latency_ms", "stages", "processor_ms", "overhead",
-        "rss_bytes", "peak_bytes", "bottleneck",
+        "rss_bytes", "peak_bytes", "decoding", "bottleneck",
     }  # fmt: skip
     assert set(fields["latency_ms"]) == {"p50", "p95", "p99"}
     assert list(fields["stages"]) == ["decode", "preprocess", "infer", "masks", "publish"]

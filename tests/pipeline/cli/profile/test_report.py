@@ -6,6 +6,7 @@ from rich.console import Console
 
 from maskcast.engines.memory import Memory, read_memory
 from maskcast.pipeline.cli.profile.alone import Alone
+from maskcast.pipeline.cli.profile.decoding import DecodingReport
 from maskcast.pipeline.cli.profile.report import (
     Report,
     make_report,
@@ -48,6 +49,7 @@ REPORT = msgspec.convert(
         "overhead": 0.03125,
         "rss_bytes": 300_000_000,
         "peak_bytes": 412_000_000,
+        "decoding": {"decoder": "software", "alone_ms": {}, "absent": {"cuda": "no driver"}},
         "bottleneck": "infer is busy 93% of the time",
     },
     Report,
@@ -86,6 +88,7 @@ def test_a_report_is_shown_as_a_table() -> None:
         "processor time per frame: 41.2 ms, overhead 3.1 %",
         "alone: decode 2.00, resize 1.00, engine 36.90, encode 0.10 ms",
         "memory: 300 MB, at most 412 MB",
+        "decoding: in software; cuda: no driver",
         "bottleneck: infer is busy 93% of the time",
     ):
         assert figure in text
@@ -131,6 +134,7 @@ def test_a_report_of_nothing_can_be_made() -> None:
         Meter(["a"]).stats(),
         Alone(frames=10, engine_wall_s=1.0),
         Memory(1, 2),
+        DecodingReport("software", {}, {}),
         paced=False,
         processor_s=1.0,
     )
