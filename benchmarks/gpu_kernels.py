@@ -26,16 +26,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import torch
+from av.video.reformatter import Interpolation, VideoReformatter
 from torchvision.ops import nms, roi_align
 
 from benchmarks.gpu_devices import HostDevice, TorchDevice
 from benchmarks.gpu_report import Report
-from maskcast.engines.tensorrt.plugins.library import Kernels
+from maskcast.engines.planes import read_planes
+from maskcast.engines.tensorrt.plugins.library import Kernels, device_planes
 
 ROOT = Path(__file__).parents[1]
 SHAPES = {
@@ -127,6 +131,40 @@ class Align:
         return pooled
 
 
+class Decoded:
+    """A case of preprocess_planes: a decoded image, half as large again as the network's input."""
+
+    def __init__(self, device: Any, size: tuple[int, int], pixel_format: str = "nv12") -> None:
+        rng = np.random.default_rng(0)
+        self.size = size
+        self.frame = av.VideoFrame(size[1] * 3 // 2, size[0] * 3 // 2, pixel_format)
+        for plane in self.frame.planes:
+            memory = memoryview(plane)
+            memory[:] = rng.integers(16, 236, len(memory), np.uint8).tobytes()
+        planes = read_planes(self.frame, 0)
+        assert planes is not None
+        packed = np.concatenate([np.ascontiguousarray(one).ravel() for one in planes.arrays])
+        # The frame does not say where its chroma lies: libswscale takes the middle.
+        self.planes = replace(planes, chroma_shift=0.0)
+        self.held, self.kernels = device.put(packed), Kernels()
+        self.inputs = device.put(np.zeros((3, *size), "f4"))
+        self.addresses = device.pointer(self.held), device.pointer(self.inputs)
+        self.stream = device.stream
+
+    def run(self) -> None:
+        given = device_planes(self.planes, self.addresses[0], self.size)
+        self.kernels.preprocess_planes([given], self.addresses[1], self.size, 0.0, self.stream)
+
+    def wanted(self) -> Any:
+        """Convert with libswscale, with chroma of its own for each pixel."""
+        how = Interpolation.AREA | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
+        height, width = self.size
+        scaled = VideoReformatter().reformat(
+            self.frame, width=width, height=height, format="rgb24", interpolation=int(how)
+        )
+        return scaled.to_ndarray().transpose(2, 0, 1).astype("f4")
+
+
 def check(device: Any, shapes: dict[str, Any]) -> dict[str, Any]:
     """Compare every kernel with torchvision and numpy; raises where they differ."""
     found: dict[str, Any] = {}
@@ -150,6 +188,10 @@ def check(device: Any, shapes: dict[str, Any]) -> dict[str, Any]:
         pointers = [device.pointer(one) for one in held]
         Kernels().preprocess(pointers, device.pointer(images), pixels, device.stream)
         np.testing.assert_array_equal(device.get(images), batch.transpose(0, 2, 1))
+        for pixel_format in ("nv12", "yuv420p"):
+            decoded = Decoded(device, shape["size"], pixel_format)
+            decoded.run()
+            np.testing.assert_allclose(device.get(decoded.inputs), decoded.wanted(), atol=2)
         masks = np.random.default_rng(3).uniform(0, 1, 784 * 9).astype("f4")
         given, crops = device.put(masks), device.put(np.zeros(len(masks), np.uint8))
         Kernels().crops_to_bytes(
@@ -164,7 +206,11 @@ def times(device: Any, shapes: dict[str, Any], repeat: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, shape in shapes.items():
         case = Nms(device, shape["candidates"], shape["kept"])
-        works: dict[str, Callable[[], Any]] = {"GroupedNms": case.run}
+        decoded = Decoded(device, shape["size"])
+        works: dict[str, Callable[[], Any]] = {
+            "GroupedNms": case.run,
+            f"preprocess_planes {decoded.frame.width}x{decoded.frame.height}": decoded.run,
+        }
         if device.name == "cuda":
             boxes, scores, groups = (held[0] for held in case.held)
             from torchvision.ops import batched_nms
