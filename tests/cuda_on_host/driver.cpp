@@ -92,6 +92,7 @@ std::map<std::string, int> launches;
 size_t bytes_up = 0, bytes_down = 0;
 Handle next_handle = 0x1000;
 int retained = 0;
+unsigned context_flags = 0;
 uint64_t context_id = 0;
 int sticky_error = kSuccess;
 bool backwards = false;
@@ -290,7 +291,13 @@ int cuDevicePrimaryCtxRetain(Handle* context, int) {
   return *context = kContext, kSuccess;
 }
 
-int cuDevicePrimaryCtxSetFlags_v2(int, unsigned) { return kSuccess; }
+int cuDevicePrimaryCtxSetFlags_v2(int, unsigned flags) { return context_flags = flags, kSuccess; }
+int cuDevicePrimaryCtxSetFlags(int device, unsigned flags) {
+  return cuDevicePrimaryCtxSetFlags_v2(device, flags);
+}
+int cuDevicePrimaryCtxGetState(int, unsigned* flags, int* active) {
+  return *flags = context_flags, *active = retained > 0, kSuccess;
+}
 
 int cuDevicePrimaryCtxRelease_v2(int) {
   Locked lock(state_lock);
@@ -298,6 +305,7 @@ int cuDevicePrimaryCtxRelease_v2(int) {
   if (--retained == 0) modules.clear();
   return kSuccess;
 }
+int cuDevicePrimaryCtxRelease(int device) { return cuDevicePrimaryCtxRelease_v2(device); }
 
 int cuCtxPushCurrent_v2(Handle context) { return contexts.push_back(context), kSuccess; }
 int cuCtxPopCurrent_v2(Handle* context) {
@@ -349,6 +357,34 @@ int cuMemcpyDtoHAsync_v2(void* to, const void* from, size_t size, Handle stream)
 }
 int cuMemcpyDtoDAsync_v2(void* to, const void* from, size_t size, Handle stream) {
   return copy_async(to, false, from, false, size, stream, "cuMemcpyDtoDAsync");
+}
+
+// Rows between memory of any kind; what FFmpeg copies a decoded frame with. It waits at once.
+struct Copy2D {
+  size_t from_x, from_y;
+  int from_kind;
+  const void* from_host;
+  void* from_device;
+  void* from_array;
+  size_t from_pitch, to_x, to_y;
+  int to_kind;
+  void* to_host;
+  void* to_device;
+  void* to_array;
+  size_t to_pitch, width, height;
+};
+int cuMemcpy2DAsync_v2(const Copy2D* copy, Handle) {
+  REQUIRE_CONTEXT("cuMemcpy2DAsync");
+  constexpr int kDevice = 2;
+  const auto* from = static_cast<const unsigned char*>(
+      copy->from_kind == kDevice ? copy->from_device : copy->from_host);
+  auto* to =
+      static_cast<unsigned char*>(copy->to_kind == kDevice ? copy->to_device : copy->to_host);
+  for (size_t row = 0; row < copy->height; ++row) {
+    std::memcpy(to + (copy->to_y + row) * copy->to_pitch + copy->to_x,
+                from + (copy->from_y + row) * copy->from_pitch + copy->from_x, copy->width);
+  }
+  return kSuccess;
 }
 
 int cuStreamCreate(Handle* stream, unsigned flags) {

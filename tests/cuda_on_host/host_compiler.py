@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import pytest
 
 from maskcast.builder.tensorrt.plugin_library import cuda_headers
@@ -61,7 +62,10 @@ def header_options() -> tuple[str, ...]:
 
 
 def build_host_driver(folder: Path) -> None:
-    """Build libcuda.so.1 over host memory, and a libcurand.so.10, which pycuda links."""
+    """Build libcuda.so.1 over host memory, and what pycuda and FFmpeg load besides.
+
+    pycuda links libcurand.so.10; FFmpeg decodes with libnvcuvid.so.1.
+    """
     specification = importlib.util.find_spec("pycuda")
     assert specification is not None
     assert specification.origin is not None
@@ -69,15 +73,27 @@ def build_host_driver(folder: Path) -> None:
     symbols = subprocess.run(
         ["nm", "-D", "--undefined-only", module], capture_output=True, text=True, check=True
     ).stdout
-    needed = set(re.findall(r" U (cu[A-Z]\w+)", symbols))
+    needed = set(re.findall(r" U (cu[A-Z]\w+)", symbols)) | _names_in_ffmpeg()
     source = (CUDA_ON_HOST / "driver.cpp").read_text()
     made = set(re.findall(r"^\w+ (cu\w+)\(", source, re.MULTILINE))
-    absent = folder / "absent.cpp"  # what pycuda imports but nothing here calls: not supported
+    absent = folder / "absent.cpp"  # what is looked up but not called here: not supported
     lines = (f'extern "C" int {name}() {{ return 801; }}' for name in sorted(needed - made))
     absent.write_text("\n".join(lines))
     compile_on_host(
         folder / "libcuda.so.1", "driver.cpp", "kernels.cpp", absent,
         options=("-Wl,-soname,libcuda.so.1",),
     )  # fmt: skip
+    driver = folder / "libcuda.so.1"
+    options = ("-Wl,-soname,libnvcuvid.so.1", str(driver))
+    compile_on_host(folder / "libnvcuvid.so.1", "nvcuvid.cpp", options=options)
     versions = "-Wl,-soname,libcurand.so.10,--version-script=curand.map"
     compile_on_host(folder / "libcurand.so.10", "curand.cpp", options=(versions,))
+
+
+def _names_in_ffmpeg() -> set[str]:
+    """Return the names of the driver's functions that the FFmpeg in PyAV's wheel looks up."""
+    names: set[str] = set()
+    for library in (Path(av.__file__).parents[1] / "av.libs").glob("libav[cu]*.so*"):
+        found = re.findall(rb"\0(cu[A-Z]\w+)(?=\0)", library.read_bytes())
+        names.update(name.decode() for name in found)
+    return names
