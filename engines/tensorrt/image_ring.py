@@ -135,7 +135,7 @@ class ImageRing:
         return self._size
 
     def _fits(self, place: Place, size: int) -> bool:
-        """Return whether a place, which nothing uses, has so many bytes; let it grow if not."""
+        """Return whether a place, which nothing uses, has this size; let it grow if not."""
         if size <= place.host.size:
             return True
         size = -(-size // _GRANULE) * _GRANULE
