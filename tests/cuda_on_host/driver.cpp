@@ -403,6 +403,8 @@ int cuStreamDestroy_v2(Handle stream) {
 }
 int cuStreamSynchronize(Handle stream) {
   REQUIRE_CONTEXT("cuStreamSynchronize");
+  // FFmpeg's, which PyAV waits for with the GIL: nothing is queued on the default stream here.
+  if (stream == 0) return sticky_error;
   if (in_capture("cuStreamSynchronize")) return kCaptureUnsupported;
   return work_off(stream, UINT64_MAX), sticky_error;
 }

@@ -106,7 +106,7 @@ def test_a_run_on_the_gpu_decodes_there_and_gives_the_network_the_colours(clip, 
         y, u, v = 1.1644 * (2 + 4 * n - 16), 100 + n - 128, 150 - n - 128
         wanted = [y + 1.596 * v, y - 0.3918 * u - 0.813 * v, y + 2.0172 * u]  # BT.601
         np.testing.assert_allclose(rgb, np.clip(wanted, 0, 255), atol=1)
-    assert [error for context in doubles.contexts for error in context.errors] == []
+    assert [error for context in doubles.all_contexts() for error in context.errors] == []
 
 
 def test_a_profile_compares_nvdec_with_software(clip):

@@ -24,7 +24,7 @@ def engine(host_driver, tmp_path):
     engine = TensorRTEngine(make_bundle(tmp_path / "bundle"), open_plans=doubles)
     yield engine
     engine.close()
-    assert [error for context in doubles.contexts for error in context.errors] == []
+    assert [error for context in doubles.all_contexts() for error in context.errors] == []
 
 
 def decoded(height, width, pixel_format="nv12", seed=0):
