@@ -101,7 +101,7 @@ class BoundOutlet:
         linger_ms: int,
     ) -> None:
         self.endpoint = ""
-        self._subscribers: Subscribers = OpenSubscribers()
+        self._subscribers: Subscribers = OpenSubscribers(lossless)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.XPUB)
         self._guard: PeerGuard | None = None
@@ -119,7 +119,7 @@ class BoundOutlet:
             )
             self._guard = PeerGuard(self._socket, keys)
             if keys is not None:
-                self._subscribers = AdmittedSubscribers(self._guard)
+                self._subscribers = AdmittedSubscribers(self._guard, lossless)
             self.endpoint = bind(self._socket, endpoint, "publish")
         except BaseException:
             self.close()

@@ -17,16 +17,25 @@ RESEND_S = 1.0
 """While subscriptions arrive faster than they are read, kept events are sent this often."""
 
 KEPT_AT_ONCE = 100
-"""Maximum number of kept events sent at once, so that they do not overflow a queue."""
+"""Maximum number of kept events sent at once, so that frames do not wait for them."""
+
+STALLED_S = 0.1
+"""Kept events wait for space in the subscribers' queues, unless there has been none for this long."""
 
 Kept = Callable[[tuple[bytes, ...]], Iterable[Sequence[bytes]]]
 """Returns the kept events whose topics begin with one of these prefixes."""
 
 
 class Subscribers(ABC):
-    """The subscriptions to one XPUB socket, and the kept events that are still to be sent."""
+    """The subscriptions to one XPUB socket, and the kept events that are still to be sent.
 
-    def __init__(self) -> None:
+    Args:
+        lossless: as for the socket's owner: it waits for slow subscribers.
+    """
+
+    def __init__(self, lossless: bool = False) -> None:
+        self._lossless = lossless
+        self._sent_at_s = 0.0  # the last kept event
         self._has_unread = False
         self._joined: set[bytes] = set()  # prefixes of new subscribers
         self._pending: deque[Sequence[bytes]] = deque()
@@ -48,8 +57,9 @@ class Subscribers(ABC):
         if not self._pending and (joined := self._take_joined()):
             is_joined = True
             self._pending.extend(kept(joined))
-        for _ in range(min(KEPT_AT_ONCE, len(self._pending))):
-            socket.send_multipart(self._pending.popleft())
+            self._sent_at_s = time.monotonic()
+        if self._pending:
+            self._send_pending(socket)
         return is_joined
 
     @abstractmethod
@@ -76,6 +86,24 @@ class Subscribers(ABC):
         except zmq.Again:
             self._has_unread = False
 
+    def _send_pending(self, socket: zmq.Socket[bytes]) -> None:
+        """Send kept events while all subscribers' queues have space.
+
+        A subscriber that stalls must not keep the events from the others: without space for
+        ``STALLED_S``, they are sent to those that have some.
+        """
+        is_stalled = time.monotonic() - self._sent_at_s >= STALLED_S
+        socket.set(zmq.XPUB_NODROP, int(self._lossless or not is_stalled))
+        try:
+            for _ in range(min(KEPT_AT_ONCE, len(self._pending))):
+                socket.send_multipart(self._pending[0], 0 if is_stalled else zmq.DONTWAIT)
+                self._pending.popleft()
+                self._sent_at_s = time.monotonic()
+        except zmq.Again:
+            pass  # a queue is full
+        finally:
+            socket.set(zmq.XPUB_NODROP, int(self._lossless))
+
     def _take_joined(self) -> tuple[bytes, ...]:
         """Return the prefixes whose kept events are due."""
         joined = tuple(self._joined)
@@ -91,8 +119,8 @@ class Subscribers(ABC):
 class OpenSubscribers(Subscribers):
     """Subscribers of a socket without keys; libzmq matches subscriptions to messages itself."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, lossless: bool = False) -> None:
+        super().__init__(lossless)
         self._subscriptions = Subscriptions()
 
     def prefixes(self) -> set[bytes]:
@@ -148,8 +176,8 @@ class AdmittedSubscribers(Subscribers):
     what it has not subscribed to.
     """
 
-    def __init__(self, guard: PeerGuard) -> None:
-        super().__init__()
+    def __init__(self, guard: PeerGuard, lossless: bool = False) -> None:
+        super().__init__(lossless)
         self._guard = guard
         self._ignored: set[int] = set()  # connections, while libzmq confuses peers
 
