@@ -20,7 +20,7 @@ KEPT_AT_ONCE = 100
 """Maximum number of kept events sent at once, so that frames do not wait for them."""
 
 STALLED_S = 0.1
-"""Kept events wait for space in the subscribers' queues, unless there has been none for this long."""
+"""Kept events wait for space in the subscribers' queues unless there was none for this long."""
 
 Kept = Callable[[tuple[bytes, ...]], Iterable[Sequence[bytes]]]
 """Returns the kept events whose topics begin with one of these prefixes."""

@@ -35,9 +35,8 @@ def sockets():
 def take(socket, most):
     """Receive what has arrived, at most so many messages."""
     taken = []
-    with contextlib.suppress(zmq.Again):
-        for _ in range(most):
-            taken.append(socket.recv_multipart(zmq.DONTWAIT))
+    while len(taken) < most and socket.poll(0):
+        taken.append(socket.recv_multipart())
     return taken
 
 
