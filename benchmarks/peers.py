@@ -37,7 +37,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -181,21 +181,28 @@ class _CountBytes:
         raise AssertionError("a file loses no frame")
 
 
-def send_cv2(clip: str, port: int, meter: Meter) -> None:
-    """Send arrays as users do: pickled."""
+@contextmanager
+def plain_publisher(port: int) -> Iterator[Any]:
+    """Open a socket for pickled objects as users do, wait for the receiver, and end with END."""
     import zmq
 
-    detect = make_detector()
     context = zmq.Context()
     publisher = context.socket(zmq.PUB)
     publisher.bind(f"tcp://127.0.0.1:{port}")
     wait_for_receiver()
-    for image, decoded_ns in read_clip(clip, meter):
-        send_arrays(publisher, detect(image), decoded_ns, meter)
+    yield publisher
     time.sleep(0.5)
     publisher.send_pyobj(END)
     publisher.close()
     context.term()
+
+
+def send_cv2(clip: str, port: int, meter: Meter) -> None:
+    """Send arrays as users do: pickled."""
+    detect = make_detector()
+    with plain_publisher(port) as publisher:
+        for image, decoded_ns in read_clip(clip, meter):
+            send_arrays(publisher, detect(image), decoded_ns, meter)
 
 
 def send_arrays(publisher: Any, instances: Any, decoded_ns: int, meter: Meter) -> None:
@@ -212,34 +219,27 @@ def send_arrays(publisher: Any, instances: Any, decoded_ns: int, meter: Meter) -
 
 def send_inference(clip: str, port: int, meter: Meter) -> None:
     """Read with ``InferencePipeline``, send as ``cv2`` does."""
-    import zmq
     from inference import InferencePipeline
 
     detect = make_detector()
-    context = zmq.Context()
-    publisher = context.socket(zmq.PUB)
-    publisher.bind(f"tcp://127.0.0.1:{port}")
-    wait_for_receiver()
 
     def run_model(frames: Any) -> list[Any]:
         meter.start()
         return [(time.time_ns(), detect(frame.image)) for frame in frames]
 
-    def send_result(result: Any, _: Any) -> None:
-        if meter.frames < meter.limit:
-            send_arrays(publisher, result[1], result[0], meter)
-        else:
-            pipeline.terminate()
+    with plain_publisher(port) as publisher:
 
-    pipeline = InferencePipeline.init_with_custom_logic(
-        video_reference=clip, on_video_frame=run_model, on_prediction=send_result
-    )
-    pipeline.start(use_main_thread=False)
-    pipeline.join()
-    time.sleep(0.5)
-    publisher.send_pyobj(END)
-    publisher.close()
-    context.term()
+        def send_result(result: Any, _: Any) -> None:
+            if meter.frames < meter.limit:
+                send_arrays(publisher, result[1], result[0], meter)
+            else:
+                pipeline.terminate()
+
+        pipeline = InferencePipeline.init_with_custom_logic(
+            video_reference=clip, on_video_frame=run_model, on_prediction=send_result
+        )
+        pipeline.start(use_main_thread=False)
+        pipeline.join()
 
 
 def send_imagezmq(clip: str, port: int, meter: Meter) -> None:
@@ -423,7 +423,7 @@ def measure(name: str, python: str, clip: str, limit: int) -> dict[str, Any] | N
 
 
 def _received(receiver: subprocess.Popen[bytes]) -> dict[str, Any]:
-    """Return a receiver's report; one that waits for an end that it lost is told to report."""
+    """Return a receiver's report; end one that waits for an end that it lost."""
     try:
         lines = receiver.communicate(timeout=30)[0].splitlines()
     except subprocess.TimeoutExpired:

@@ -33,7 +33,7 @@ def sockets():
 
 
 def take(socket, most):
-    """Receive what has arrived, at most so many messages."""
+    """Receive what has arrived, ``most`` messages at most."""
     taken = []
     while len(taken) < most and socket.poll(0):
         taken.append(socket.recv_multipart())
