@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskcast.engines.instances.instances import Instances
-from maskcast.engines.instances.masks import HALF, MASK_SIZE
 from maskcast.pipeline.tracking.assignment import best_pairs
 from maskcast.pipeline.tracking.motion import MOST_DEVIATIONS, Box, Motion, Size, Step
-from maskcast.pipeline.tracking.overlap import mask_iou
+from maskcast.pipeline.tracking.overlap import binary_crops, mask_iou
 
 LOST_AFTER_S = 2.0
 """A track that no instance has continued for longer has ended."""
@@ -83,7 +82,7 @@ class _Track:
         label: its label.
         first_s, last_s: times of the first and the last frame that showed it.
         motion: where it is.
-        crop: its last mask, ``[28, 28]`` uint8; None without masks.
+        crop: its last mask, ``[28, 28]`` uint8, 0 or 1; all 1 without masks.
         shown: the box of its last instance.
         shown_at: where its centre was believed to be then, x and y.
         track_id: 0 for none yet.
@@ -94,7 +93,7 @@ class _Track:
     first_s: float
     last_s: float
     motion: Motion
-    crop: NDArray[np.uint8] | None
+    crop: NDArray[np.uint8]
     shown: Box
     shown_at: tuple[float, float]
     track_id: int = 0
@@ -113,7 +112,7 @@ class _Seen(NamedTuple):
     box: Box
     label: int
     is_sure: bool
-    crop: NDArray[np.uint8] | None
+    crop: NDArray[np.uint8]
 
 
 class Tracker:
@@ -217,9 +216,9 @@ class Tracker:
         rows, columns = sorted({i for i, _ in pairs}), sorted({j for _, j in pairs})
         tracks, candidates = [self._tracks[i] for i in rows], [seen[j] for j in columns]
         overlap = mask_iou(
-            _binary([track.crop for track in tracks]),
+            np.stack([track.crop for track in tracks]),
             np.array([track.moved() for track in tracks]),
-            _binary([one.crop for one in candidates]),
+            np.stack([one.crop for one in candidates]),
             np.array([one.box for one in candidates]),
         ).tolist()
         gain = np.zeros((len(rows), len(columns)))
@@ -311,23 +310,16 @@ class Tracker:
 
 def _seen(instances: Instances, sure: float) -> list[_Seen]:
     """Return the instances of a frame; those with a score of at least ``sure`` are sure."""
-    masks = instances.masks if isinstance(instances.masks, np.ndarray) else [None] * len(instances)
     columns = (instances.boxes.tolist(), instances.labels.tolist(), instances.scores.tolist())
     return [
         _Seen(box, label, score >= sure, crop)
-        for box, label, score, crop in zip(*columns, masks, strict=True)
+        for box, label, score, crop in zip(*columns, binary_crops(instances), strict=True)
     ]
 
 
 def _similarity(overlap: float, unlikely: float) -> float:
     """Return how similar an instance is to a track, 0 to 1."""
     return 0.5 * overlap + 0.5 * math.exp(-unlikely / 8)
-
-
-def _binary(crops: Sequence[NDArray[np.uint8] | None]) -> NDArray[np.uint8]:
-    """Return masks as crops of 0 and 1: ``[N, 28, 28]`` uint8; all 1 where there is none."""
-    whole = np.full((MASK_SIZE, MASK_SIZE), 255, np.uint8)
-    return (np.stack([whole if crop is None else crop for crop in crops]) > HALF).view(np.uint8)
 
 
 def _ended(tracks: Sequence[_Track], reason: EndReason) -> list[EndedTrack]:
