@@ -15,6 +15,9 @@ RECENT_MS = 1000
 """A peer whose last data arrived less than this before was cut off for it; a failed heartbeat takes
 longer."""
 
+CLOSED_WITHIN_S = 0.1
+"""Time in which libzmq closes a connection after it has reported its end."""
+
 LOCAL, UNKNOWN = "this machine", "an unknown address"
 """The address of an ``ipc://`` peer, and of one that was gone before it could be looked up."""
 
@@ -94,27 +97,50 @@ def _duplicate(handle: int) -> posix_socket.socket | None:
         return None
 
 
-def was_cut_off(peer: Peer) -> bool:
+def was_cut_off(peer: Peer, handle: int) -> bool:
     """Return whether this side closed a connection because of what the peer had just sent.
 
     libzmq also closes connections whose peer does not answer heartbeats, but some seconds after the
     last data. Connections of flooding peers are shut down by ``PeerGuard`` and not established.
+
+    Args:
+        peer: whose end was reported.
+        handle: the file descriptor that libzmq had for its connection.
     """
-    if peer.held is None:
-        return False
+    return peer.held is not None and _is_cut_off(peer, peer.held) and _closes(handle, peer.held)
+
+
+def _is_cut_off(peer: Peer, held: posix_socket.socket) -> bool:
     if peer.name is not None:
-        info = _tcp_info(peer.held)
+        info = _tcp_info(held)
         if len(info) < _BYTES_RECEIVED + 8 or info[0] != _TCP_ESTABLISHED:
             return False
         return bool(struct.unpack_from("=I", info, _LAST_DATA_RECEIVED)[0] < RECENT_MS)
     try:  # a UNIX socket does not report when data arrived
         flags = posix_socket.MSG_PEEK | posix_socket.MSG_DONTWAIT
-        is_open = bool(peer.held.recv(1, flags))
+        is_open = bool(held.recv(1, flags))
     except BlockingIOError:
         is_open = True
     except OSError:
         is_open = False
     return is_open and time.monotonic() - peer.since_s < RECENT_MS / 1000
+
+
+def _closes(handle: int, held: posix_socket.socket) -> bool:
+    """Return whether ``handle`` is no longer the held connection.
+
+    libzmq reports the end of a connection just before it closes it. If it stays open, it is a later
+    one, which got the number of a connection that ended before it was looked up.
+    """
+    end_s = time.monotonic() + CLOSED_WITHIN_S
+    while time.monotonic() < end_s:
+        try:
+            if not os.path.sameopenfile(handle, held.fileno()):
+                return True
+        except OSError:
+            return True
+        time.sleep(0.001)
+    return False
 
 
 def _peer_name(connection: posix_socket.socket) -> Any:

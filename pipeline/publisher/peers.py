@@ -229,7 +229,7 @@ class PeerGuard:
         elif kind == zmq.Event.DISCONNECTED:
             peer = self._peers.pop(handle, Peer(UNKNOWN, None))
             self.grants.close(handle)
-            is_cut_off = was_cut_off(peer)
+            is_cut_off = was_cut_off(peer, handle)
             peer.release()
             if peer.name is not None:
                 self._note_disconnection(peer)

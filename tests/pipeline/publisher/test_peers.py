@@ -298,6 +298,36 @@ def test_a_peer_whose_subscription_is_too_long_is_reported_and_others_are_not(
         assert "128 bytes" in record.fields["reason"]
 
 
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+def test_a_peer_that_left_before_it_was_looked_up_was_not_cut_off(
+    transport, tmp_path, monkeypatch, caplog
+):
+    endpoint = {"tcp": "tcp://127.0.0.1:0", "ipc": f"ipc://{tmp_path}/socket"}[transport]
+    may_look_up, looked_up = threading.Event(), []
+    look_up = peers.look_up
+
+    def look_up_late(handle, local):
+        may_look_up.wait(60)
+        looked_up.append(handle)
+        return look_up(handle, local)
+
+    monkeypatch.setattr(peers, "look_up", look_up_late)
+    with Publisher(endpoint, ("background",)) as publisher:
+        with subscribe(publisher.endpoint, "cam1"):
+            assert publisher.wait_for_subscribers(1, 60, ["cam1"])
+        wait_until(lambda: publish(publisher) or publisher.subscribers("cam1") == 0, 60)
+        # libzmq has closed the connection; the next one gets its number.
+        with subscribe(publisher.endpoint, "cam2"):
+            assert publisher.wait_for_subscribers(1, 60, ["cam2"])
+            may_look_up.set()
+            wait_until(lambda: len(looked_up) == 2, 60)
+        with subscribe(publisher.endpoint, "cam3"):
+            wait_until(lambda: len(looked_up) == 3, 60)
+        assert looked_up[0] == looked_up[1]
+        assert publisher.cut_off == 0
+    assert not caplog.messages
+
+
 def test_a_peer_that_vanishes_or_does_not_answer_was_not_cut_off(caplog, monkeypatch):
     monkeypatch.setattr(peers, "HELD_CONNECTIONS", 1)
     with Publisher("tcp://127.0.0.1:0", ("background",)) as publisher:

@@ -389,7 +389,10 @@ def test_a_screen_reader_finds_names_and_states(page: Page) -> None:
     assert tile is not None
     assert tile.find_element("css selector", "[data-part=state]").aria_role == "status"
     canvas = tile.find_element("css selector", "canvas")
-    assert canvas.get_attribute("aria-label") == "cam1: person 2, dog 1"
+    wait_until(
+        lambda: canvas.get_attribute("aria-label") == "cam1: person 2, dog 1",
+        what="the canvas's description",
+    )
 
 
 def test_pause_freezes_the_frame_and_resume_continues(page: Page, studio: Studio) -> None:
