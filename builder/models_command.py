@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from maskcast.builder.extra import builder_extra
-from maskcast.engines.bundle import DEFAULT, LongestSideInput, is_bundle, open_bundle
 from maskcast.engines.errors import InputError
 
 EXAMPLES = ("maskcast models", "maskcast models bundles/")
@@ -25,6 +24,8 @@ def models(
 
     The names go with `maskcast run --model`, `maskcast build` and `maskcast train --network`.
     """
+    from maskcast.engines.bundle import DEFAULT  # not at the top: it loads numpy, --help needs none
+
     rows = [("run", *_describe_bundle(DEFAULT))]
     for folder in folders or ():
         rows += [("run", *_describe_bundle(str(path))) for path in _bundles(folder)]
@@ -43,6 +44,8 @@ def models(
 
 
 def _bundles(folder: Path) -> list[Path]:
+    from maskcast.engines.bundle import is_bundle
+
     if is_bundle(folder):
         return [folder]
     try:
@@ -55,6 +58,8 @@ def _bundles(folder: Path) -> list[Path]:
 
 
 def _describe_bundle(name: str) -> tuple[str, str]:
+    from maskcast.engines.bundle import LongestSideInput, open_bundle
+
     try:
         manifest = open_bundle(name).manifest
     except InputError as error:

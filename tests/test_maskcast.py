@@ -190,6 +190,15 @@ print([name for name in {HEAVY} if name in sys.modules])
     assert run_python(code).strip() == "[]"
 
 
+def test_the_help_loads_no_numpy() -> None:
+    code = """
+import sys
+import maskcast.pipeline.cli.commands, maskcast.builder.commands
+print("numpy" in sys.modules)
+"""
+    assert run_python(code).strip() == "False"
+
+
 def test_a_run_loads_no_event_loop_and_no_image_library_that_it_does_not_need() -> None:
     code = """
 import sys
