@@ -1,1 +1,1 @@
-"""The shipped stream configurations, YAML."""
+"""Example configurations, YAML."""

@@ -1,4 +1,4 @@
-"""``python -m maskcast``."""
+"""Run the command: ``python -m maskcast``."""
 
 from maskcast import main
 
