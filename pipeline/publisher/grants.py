@@ -14,7 +14,7 @@ MAX_GRANTED = 10_000
 
 @dataclass(slots=True)
 class _Connection:
-    # Several keys, since a message of a former connection with the same number may be read late.
+    # Several keys: a message of an earlier connection with the same number may be read late.
     keys: set[bytes] = field(default_factory=set)
     granted: set[bytes] = field(default_factory=set)
 

@@ -1,4 +1,4 @@
-"""AddressLimits: how much the peers of one address may send, and how often they may connect."""
+"""AddressLimits: limits how much the peers of one address send and how often they connect."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ from dataclasses import dataclass
 from typing import Literal
 
 FLOOD_BYTES, FLOOD_BYTES_PER_PEER = 1 << 20, 16 << 10
-"""An address may send this many bytes at once, and this many more for each of its connections."""
+"""An address may send this many bytes in a burst, plus this many for each of its connections."""
 
 BYTES_PER_S, BYTES_PER_PEER_PER_S = 16 << 10, 1 << 10
-"""Its allowance grows by this many bytes per second; heartbeats need about 0.1 kB per peer."""
+"""Its allowance grows by this many bytes per second, plus this many for each of its connections.
+Heartbeats need about 0.1 kB/s per peer."""
 
 MAX_BLOCKED_S = 60.0
 """A flood blocks its address for 1 s, and each further flood for twice as long, up to this."""
 
 FORGIVEN_AFTER_S = 600.0
-"""Older floods do not count."""
-
-MAX_SHORT, SHORT_PER_S = 30, 0.5
-"""An address with more connections than this that last less than ``SHORT_S`` is unstable."""
+"""Floods longer ago than this are not counted."""
 
 SHORT_S = 1.0
+"""A connection that lasts less than this is short."""
+
+MAX_SHORT, SHORT_PER_S = 30, 0.5
+"""An address with more short connections than this, plus this many per second, is unstable."""
 
 MAX_ADDRESSES = 1024
 """Maximum number of addresses without a connection that are remembered."""
@@ -56,7 +58,7 @@ class AddressLimits:
         return now_s >= found.blocked_until_s
 
     def disconnect(self, address: str, lasted_s: float, now_s: float) -> bool:
-        """Count a disconnection; return whether the address reconnects again and again."""
+        """Count a disconnection; return whether the address has too many short connections."""
         found = self._at(address, now_s)
         found.peers = max(found.peers - 1, 0)
         if lasted_s < SHORT_S:

@@ -56,7 +56,7 @@ class Outlet(Protocol):
         """Connections closed because the peer sent a message that was too long or malformed."""
 
     def send(self, parts: Sequence[bytes]) -> None:
-        """Send a message to those who subscribed to it."""
+        """Send a message to its subscribers."""
 
     def answer(self, within_s: float, kept: Kept) -> None:
         """Read subscriptions for at most ``within_s``, and send new subscribers kept events.
@@ -68,21 +68,22 @@ class Outlet(Protocol):
         """Count the subscriptions to a source's instances; at least 1 while some are unread."""
 
     def close(self) -> None:
-        """Close the socket; what is queued is sent first, for as long as it lingers."""
+        """Send queued messages for at most the linger time, and close the socket."""
 
 
 class BoundOutlet:
     """An endpoint that subscribers connect to.
 
-    XPUB also sends kept events to the other subscribers, which recognise them by their sequence
-    numbers.
+    Kept events for a new subscriber also reach the others, which ignore them because of their
+    sequence numbers.
 
     Args:
-        endpoint: "tcp://*:5555", "ipc:///path/to/socket".
+        endpoint: "tcp://*:5555" or "ipc:///path/to/socket".
         high_water_mark: messages queued for a slow subscriber.
-        keys: encrypt, and admit only allowed clients, each to the sources that it may see.
+        keys: encrypt, and admit only allowed clients, each to the sources that it may see; None for
+            no encryption.
         lossless: wait for slow subscribers instead of dropping messages for them.
-        linger_ms: how long closing waits until queued messages are sent.
+        linger_ms: maximum time for which ``close`` sends queued messages.
 
     Attributes:
         endpoint: the bound endpoint, with the real port.
@@ -110,7 +111,7 @@ class BoundOutlet:
             self._socket.set(zmq.XPUB_MANUAL, int(keys is not None))
             self._socket.set(zmq.XPUB_NODROP, int(lossless))
             self._socket.set(zmq.SNDHWM, high_water_mark)
-            # Subscriptions of one peer, before libzmq's own queue.
+            # Subscriptions queued for one peer.
             self._socket.set(zmq.RCVHWM, 100)
             set_common_options(
                 self._socket,
@@ -134,7 +135,7 @@ class BoundOutlet:
 
     @property
     def sockets(self) -> Sequence[zmq.Socket[bytes]]:
-        """The socket."""
+        """The sockets that become readable when ``answer`` has work to do."""
         return (self._socket,)
 
     @property
@@ -153,11 +154,11 @@ class BoundOutlet:
 
     @property
     def peers(self) -> int:
-        """Connected subscribers."""
+        """Number of connected subscribers."""
         return 0 if self._guard is None else self._guard.connected
 
     def send(self, parts: Sequence[bytes]) -> None:
-        """Send a message to those who subscribed to it."""
+        """Send a message to its subscribers."""
         self._socket.send_multipart(parts)
 
     def answer(self, within_s: float, kept: Kept) -> None:
@@ -172,7 +173,7 @@ class BoundOutlet:
         return self._subscribers.count(source)
 
     def close(self) -> None:
-        """Send what is queued, for as long as the socket lingers, and free the endpoint."""
+        """Send queued messages for at most the linger time, and free the endpoint."""
         self._socket.close()
         self._context.term()
         if self._guard is not None:
@@ -187,14 +188,14 @@ class GatewayOutlet(ReconnectingSocket):
         context: belongs to the caller, who terminates it.
         endpoint: the gateway's endpoint for publishers.
         high_water_mark: messages queued for a slow gateway.
-        keys: for CURVE, or None.
-        linger_ms: how long closing waits until queued messages are sent.
+        keys: for CURVE; None for no encryption.
+        linger_ms: maximum time for which ``close`` sends queued messages.
 
     Raises:
         InputError: the endpoint cannot be connected to.
     """
 
-    cut_off = 0  # only a bound socket cuts peers off
+    cut_off = 0  # only a bound socket closes a peer's connection
 
     def __init__(
         self,
@@ -233,7 +234,9 @@ class GatewayOutlet(ReconnectingSocket):
         if self.connected:
             self._connected_at_s = time.monotonic()
         elif time.monotonic() - self._connected_at_s > SILENT_FOR_S and not self.problem:
-            self._report_failure(f"no connection for {SILENT_FOR_S:g} s; is the gateway running?")
+            self._report_failure(
+                f"no connection for {SILENT_FOR_S:g} s; check that the gateway is running"
+            )
         if self._subscribers.answer(self.socket, within_s, kept):
             self._backoff_s = MIN_BACKOFF_S
 
@@ -242,7 +245,7 @@ class GatewayOutlet(ReconnectingSocket):
         return self._subscribers.count(source)
 
     def close(self) -> None:
-        """Close the socket; what is queued is sent first, for as long as it lingers."""
+        """Send queued messages for at most the linger time, and close the socket."""
         self.monitor.close(linger=0)
         self.socket.close()
 
@@ -250,7 +253,7 @@ class GatewayOutlet(ReconnectingSocket):
         self._report_failure("the gateway closed the connection")
 
     def _prepare(self, socket: zmq.Socket[bytes]) -> None:
-        self._subscribers = GatewaySubscribers()  # the former socket took its own along
+        self._subscribers = GatewaySubscribers()  # a new socket has no subscriptions
         socket.set(zmq.XPUB_MANUAL, 1)
         socket.set(zmq.SNDHWM, self._high_water_mark)
         socket.set(zmq.RCVHWM, 100)

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 RECENT_MS = 1000
-"""A peer whose last data arrived less than this before was cut off for it; a failed heartbeat takes
-longer."""
+"""A connection that is closed within this time after data arrived was closed because of the data;
+a failed heartbeat takes longer."""
 
 CLOSED_WITHIN_S = 0.1
-"""Time in which libzmq closes a connection after it has reported its end."""
+"""Time within which libzmq closes a connection after it has reported the disconnection."""
 
 LOCAL, UNKNOWN = "this machine", "an unknown address"
 """The address of an ``ipc://`` peer, and of one that was gone before it could be looked up."""
@@ -31,15 +31,15 @@ _TCP_ESTABLISHED = 1
 
 @dataclass(slots=True)
 class Peer:
-    """A connection.
+    """A connection to a peer.
 
     Attributes:
-        address: of the peer.
+        address: the peer's address.
         name: its address and port, as ``getpeername`` returns them; None if it is not TCP.
         received: bytes received so far.
         since_s: when it began, monotonic seconds.
-        held: a second descriptor of the connection, which shows after libzmq has closed its own
-            which side ended it; None if there is none.
+        held: a second descriptor of the connection. After libzmq has closed its own, it shows which
+            side ended the connection. None if there is none.
     """
 
     address: str
@@ -57,7 +57,7 @@ class Peer:
 
 @contextmanager
 def connection_of(handle: int, name: Any) -> Iterator[posix_socket.socket | None]:
-    """Yield libzmq's connection ``handle``; None if the number belongs to another file by now.
+    """Yield libzmq's connection ``handle``; None if the number now belongs to another file.
 
     Args:
         handle: a file descriptor that libzmq owns.
@@ -72,7 +72,12 @@ def connection_of(handle: int, name: Any) -> Iterator[posix_socket.socket | None
 
 
 def look_up(handle: int, local: bool) -> Peer:
-    """Look up the peer of a connection; ``local`` means that it is an ``ipc://`` peer."""
+    """Return the peer of a connection.
+
+    Args:
+        handle: a file descriptor that libzmq owns.
+        local: whether it is an ``ipc://`` peer.
+    """
     connection = _duplicate(handle)
     if connection is None:
         return Peer(LOCAL if local else UNKNOWN, None)
@@ -98,13 +103,14 @@ def _duplicate(handle: int) -> posix_socket.socket | None:
 
 
 def was_cut_off(peer: Peer, handle: int) -> bool:
-    """Return whether this side closed a connection because of what the peer had just sent.
+    """Return whether libzmq closed a connection because of what the peer had just sent.
 
-    libzmq also closes connections whose peer does not answer heartbeats, but some seconds after the
-    last data. Connections of flooding peers are shut down by ``PeerGuard`` and not established.
+    libzmq also closes a connection if the peer does not answer heartbeats, but that is some seconds
+    after the last data. A flooding peer's connection, which ``PeerGuard`` has shut down, is no
+    longer in the TCP state ``ESTABLISHED``.
 
     Args:
-        peer: whose end was reported.
+        peer: the peer whose disconnection was reported.
         handle: the file descriptor that libzmq had for its connection.
     """
     return peer.held is not None and _is_cut_off(peer, peer.held) and _closes(handle, peer.held)
@@ -129,8 +135,9 @@ def _is_cut_off(peer: Peer, held: posix_socket.socket) -> bool:
 def _closes(handle: int, held: posix_socket.socket) -> bool:
     """Return whether ``handle`` is no longer the held connection.
 
-    libzmq reports the end of a connection just before it closes it. If it stays open, it is a later
-    one, which got the number of a connection that ended before it was looked up.
+    libzmq reports a disconnection just before it closes the connection. If the descriptor stays
+    open, it belongs to a later connection that reuses the number of one that had ended before it
+    was looked up.
     """
     end_s = time.monotonic() + CLOSED_WITHIN_S
     while time.monotonic() < end_s:
@@ -160,7 +167,7 @@ def bytes_received(connection: posix_socket.socket) -> int:
 
 
 def _tcp_info(connection: posix_socket.socket) -> bytes:
-    """Return Linux's ``struct tcp_info``; nothing where the system does not have it."""
+    """Return Linux's ``struct tcp_info``; no bytes if the system does not provide it."""
     try:
         return connection.getsockopt(posix_socket.IPPROTO_TCP, posix_socket.TCP_INFO, 256)
     except OSError:

@@ -1,4 +1,4 @@
-"""PeerGuard: decides who may connect to a bound socket, and disconnects peers that flood it."""
+"""PeerGuard: authenticates the clients of a bound socket, and disconnects peers that flood it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from maskcast.pipeline.wire.server_keys import AllowedClients, ServerKeys
 from maskcast.pipeline.wire.socket_events import SocketEvent, receive_event
 
 MAX_ADDRESSES = 256
-"""Maximum number of addresses reported by name, so that strangers cannot fill log and memory."""
+"""Maximum number of addresses reported by name, so that unknown clients cannot fill the log."""
 
 FLOOD_CHECK_S = 0.1
 """Interval at which the bytes received from up to 100 peers are checked."""
@@ -43,8 +43,8 @@ KEYS_CHECK_S = 0.5
 """Interval at which the files of the allowed clients are checked."""
 
 HELD_CONNECTIONS = 128
-"""Maximum number of connections held open until libzmq reports their end, to see which side closed
-them. Each takes one more file descriptor; further connections are not diagnosed."""
+"""Maximum number of connections with a second file descriptor, which shows which side closed the
+connection. For further connections this is not known."""
 
 CUT_OFF_REPORT_S = 60.0
 """An address whose peers are cut off repeatedly is reported at most once in this time."""
@@ -59,14 +59,13 @@ _logger = logging.getLogger(__name__)
 
 
 class PeerGuard:
-    """Guards a socket that is not bound yet, on a thread of its own.
+    """Guards a socket on its own thread.
 
     With keys it secures the socket with CURVE (RFC 26) and answers libzmq's requests to
     authenticate clients (ZAP, RFC 27), so that handshakes and frames never wait for each other. The
-    keys and rights of the allowed clients are read again when their files change. A peer that has
-    subscribed with a key that was withdrawn, or whose rights have changed, is disconnected. On
-    sockets for other purposes, all peers are disconnected when a key is withdrawn. Those still
-    allowed reconnect.
+    keys and rights of the allowed clients are read again when their files change. A subscriber
+    whose key was withdrawn, or whose rights have changed, is disconnected. On sockets for other
+    purposes, all peers are disconnected when a key is withdrawn, and those still allowed reconnect.
 
     With or without keys, a TCP peer that sends more than subscribers ever need is disconnected, and
     its address is blocked for a while (``AddressLimits``): libzmq queues subscriptions without a
@@ -79,10 +78,10 @@ class PeerGuard:
     The thread ends when the socket's context is terminated.
 
     Args:
-        socket: not bound yet.
+        socket: a socket that is not bound yet.
         keys: the server's own, and those of its clients; None for no encryption.
-        receives: what the socket receives: "requests", whose bytes are limited, or "messages" of
-            publishers, which are not.
+        receives: what the socket receives: "requests", whose bytes are limited, or publishers'
+            "messages", whose bytes are not.
 
     Attributes:
         grants: the granted subscriptions of each connection; the user of the guard adds them.
@@ -139,12 +138,12 @@ class PeerGuard:
         return None if self._clients is None else self._clients.rights.get(key)
 
     def disconnect(self, handles: Iterable[int]) -> None:
-        """Have peers disconnected, by the file descriptors of their connections. Thread-safe."""
+        """Schedule peers to be disconnected, by the file descriptor of each. Thread-safe."""
         for handle in handles:
             self._to_disconnect.put(handle)
 
     def join(self) -> None:
-        """Wait for the thread to end, after the context was terminated."""
+        """Wait for the thread to end. Terminate the context first."""
         self._thread.join()
 
     def _run(self) -> None:
@@ -188,7 +187,7 @@ class PeerGuard:
             self._zap.close(linger=0)
 
     def _interval_ms(self) -> int | None:
-        # What local peers send is not counted.
+        # The bytes of local peers are not counted.
         is_remote = any(peer.name is not None for peer in self._peers.values())
         if is_remote and self._receives == "requests":
             return int(FLOOD_CHECK_S * 1000)
@@ -203,14 +202,14 @@ class PeerGuard:
             and (key := z85.encode(credentials[0])) in self._clients.rights
         ):
             return [version, number, b"200", b"OK", key, b""]
-        # The address of an ipc:// peer is localhost:uid:gid:pid, a different one for each process.
+        # The address of an ipc:// peer is localhost:uid:gid:pid, which differs for each process.
         local = address.startswith(b"localhost:")
         peer = LOCAL if local else address.decode("ascii", "replace")
         self._report_refused(peer, "its key is not among those allowed")
         return [version, number, b"400", b"this key is not allowed", b"", b""]
 
     def _track(self, event: SocketEvent) -> None:
-        """Track connections. A failed handshake names no peer; the event after it does."""
+        """Track connections. A failed handshake does not name the peer; the next event does."""
         kind, handle = event.kind, event.value
         if kind & _FAILED:
             self._handshake_failed = True
@@ -247,14 +246,14 @@ class PeerGuard:
             self._disconnect(handle, peer)
 
     def _note_disconnection(self, peer: Peer) -> None:
-        """Report once that an address reconnects again and again, as libzmq does when cut off."""
+        """Report once that an address keeps reconnecting, as libzmq does when it is cut off."""
         now_s = time.monotonic()
         unstable = self._limits.disconnect(peer.address, now_s - peer.since_s, now_s)
         if self._receives == "messages":
             return
         if unstable and peer.address not in self._unstable and len(self._unstable) < MAX_ADDRESSES:
             self._unstable.add(peer.address)
-            reason = "it connects again and again; is one of its subscriptions too long?"
+            reason = "it keeps reconnecting; check that its subscriptions are not too long"
             _logger.warning(
                 "subscriber_unstable", extra=fields(address=peer.address, reason=reason)
             )
@@ -275,7 +274,7 @@ class PeerGuard:
             shown = fields(address=address, reason=reason, cut_off=self.cut_off)
             _logger.warning("publisher_cut_off", extra=shown)
         else:
-            reason += "; a subscription may have 128 bytes at most"
+            reason += "; a subscription has at most 128 bytes"
             shown = fields(address=address, reason=reason, cut_off=self.cut_off)
             _logger.warning("subscriber_cut_off", extra=shown)
 

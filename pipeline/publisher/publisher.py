@@ -39,17 +39,18 @@ LINGER_MS, GATEWAY_LINGER_MS, LOSSLESS_LINGER_MS = 200, 1000, 10_000
 """How long ``close`` waits for queued messages; none are queued for an absent gateway."""
 
 ANSWER_WITHIN_S, DRAIN_S = 0.0005, 0.005
-"""Maximum time that ``publish`` and ``event``, and ``answer_subscriptions``, read subscriptions."""
+"""Maximum time for reading subscriptions in ``publish`` and ``event``, and when idle."""
 
 RECONNECT_CHECK_S = 0.5
 """Interval at which connections to gateways are checked while nothing is published."""
 
 MAX_REMOVED = 4096
-"""Removed sources whose numbers are kept; four times as many as a subscriber tracks."""
+"""Maximum number of removed sources whose sequence numbers are kept: four times as many as a
+subscriber tracks."""
 
 
 class Sent(NamedTuple):
-    """Sequence number and time of a message."""
+    """Sequence number of a message, and when it was sent, UTC nanoseconds."""
 
     seq: int
     publish_ns: int
@@ -73,15 +74,15 @@ class Publisher:
     source.
 
     A peer that floods the publisher with subscriptions is disconnected (``PeerGuard``). Until they
-    are read, every source counts as subscribed to, and kept events are sent once a second, so that
-    new subscribers do not wait for them.
+    are read, every source counts as subscribed to, and all kept events are sent once a second, so
+    that new subscribers receive them in time.
 
     Not thread-safe: create, use and close it on one thread.
 
     Args:
-        endpoint: "tcp://*:5555", "tcp://127.0.0.1:0" (a free port), "ipc:///run/maskcast.sock".
+        endpoint: "tcp://*:5555", "tcp://127.0.0.1:0" (a free port) or "ipc:///run/maskcast.sock".
         label_names: the model's class names; ``label_names[0]`` is the background.
-        masks: the format that masks are sent in.
+        masks: the format of the masks (docs/wire.md).
         high_water_mark: messages queued for a slow subscriber.
         keys: encrypt, and admit only clients whose keys are allowed. None: anyone who can connect
             may subscribe; a warning is logged unless only this machine can.
@@ -89,14 +90,14 @@ class Publisher:
             reading holds up the others until its heartbeats time out.
         gateways: connect to these gateways, "tcp://host:5556", instead of binding ``endpoint``.
         gateway_keys: for encrypted connections to the gateways; None for no encryption.
-        keypoints: names and skeleton of the model's keypoints; None for a model without.
+        keypoints: names and skeleton of the model's keypoints; None for a model without keypoints.
 
     Attributes:
         endpoint: the bound endpoint, with the real port; "" with gateways.
 
     Raises:
-        InputError: the endpoint cannot be bound, or a gateway's is invalid. (An endpoint without
-            a gateway is no error.)
+        InputError: the endpoint cannot be bound, or a gateway's endpoint is invalid. (A gateway
+            that is not running is not an error.)
     """
 
     def __init__(
@@ -180,15 +181,15 @@ class Publisher:
             frame: its timeline gives the processing time of each stage.
             instances: its instances.
             drops: frames of this source dropped since the start, by stage and reason.
-            zones: instances in each zone.
+            zones: number of tracks in each zone.
             lines: crossings of each line since the start, by direction.
             dropped_before: frames of this source dropped since its last message.
             clock: whose time ``frame.capture_ns`` is: "receipt" or "sender".
-            jpeg: the image; None sends none.
+            jpeg: the image as JPEG; None sends no image.
             traceparent: the frame's span, W3C Trace Context; empty if it is not traced.
 
         Raises:
-            InputError: the source's name cannot stand in a topic.
+            InputError: the source's name is invalid in a topic.
             WireError: the frame cannot be encoded, for instance because it is too large.
         """
         source = frame.source
@@ -235,19 +236,19 @@ class Publisher:
         Args:
             source: the source's name.
             name: the event's name.
-            data: its data: numbers, strings, lists and maps of them.
+            data: its data: numbers, strings, and lists and dicts of them.
 
         Raises:
-            InputError: the source's name cannot stand in a topic.
+            InputError: the source's name is invalid in a topic.
         """
         self._stream(source)
         self._read_subscriptions(ANSWER_WITHIN_S)
         self._send_event(source, name, data)
 
     def relay(self, parts: Sequence[bytes]) -> None:
-        """Send a message of another publisher as it is, with that one's id and numbers.
+        """Send a message of another publisher unchanged, with that publisher's id and numbers.
 
-        Its kept events are sent to new subscribers like this publisher's own. Do not mix it with
+        Kept events are sent to new subscribers, as with ``event``. Do not use it together with
         ``publish`` and ``event``.
 
         Raises:
@@ -263,7 +264,7 @@ class Publisher:
     def forget(self, source: str) -> None:
         """Stop announcing a removed source to new subscribers.
 
-        If the name is used again, its numbers continue: subscribers ignore smaller ones.
+        If the name is used again, its sequence numbers continue: subscribers ignore smaller ones.
         """
         if (stream := self._streams.pop(source, None)) is not None:
             self._removed[source] = _Stream(stream.sent, stream.events)
@@ -280,7 +281,7 @@ class Publisher:
     def subscribers(self, source: str) -> int:
         """Count the subscriptions to a source's instances; at least 1 while some are unread.
 
-        Behind a gateway, those with the same subscription count as one.
+        Subscribers of a gateway with the same subscription count as one.
         """
         return sum(outlet.count(source) for outlet in self._outlets)
 
@@ -291,12 +292,12 @@ class Publisher:
 
     def wait_for_subscribers(self, count: int, timeout_s: float, sources: Sequence[str]) -> bool:
         """Wait until each of the sources has ``count`` subscribers; return False on a timeout."""
-        deadline = time.monotonic() + timeout_s
+        deadline_s = time.monotonic() + timeout_s
         while True:
             self.answer_subscriptions()
             if all(self.subscribers(source) >= count for source in sources):
                 return True
-            remaining_s = deadline - time.monotonic()
+            remaining_s = deadline_s - time.monotonic()
             if remaining_s <= 0:
                 return False
             poller = zmq.Poller()
@@ -307,7 +308,10 @@ class Publisher:
             poller.poll(int(wait_s * 1000) + 1)
 
     def close(self) -> None:
-        """Send queued messages for at most 0.2 s (``lossless``: 10 s), and free the endpoint."""
+        """Send queued messages, for at most 0.2 s, and free the endpoint.
+
+        The limit is 1 s with gateways and 10 s with ``lossless``.
+        """
         for outlet in self._outlets:
             outlet.close()
         self._context.term()

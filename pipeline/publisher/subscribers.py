@@ -14,13 +14,13 @@ from maskcast.pipeline.publisher.subscriptions import Subscriptions
 from maskcast.pipeline.wire.message import ALL_EVENTS, topic
 
 RESEND_S = 1.0
-"""While subscriptions arrive faster than they are read, kept events are sent this often."""
+"""Interval of kept events while subscriptions arrive faster than they are read."""
 
 KEPT_AT_ONCE = 100
 """Maximum number of kept events sent at once, so that frames do not wait for them."""
 
 STALLED_S = 0.1
-"""Kept events wait for space in the subscribers' queues unless there was none for this long."""
+"""Kept events wait this long for space in all subscribers' queues."""
 
 Kept = Callable[[tuple[bytes, ...]], Iterable[Sequence[bytes]]]
 """Returns the kept events whose topics begin with one of these prefixes."""
@@ -30,7 +30,7 @@ class Subscribers(ABC):
     """The subscriptions to one XPUB socket, and the kept events that are still to be sent.
 
     Args:
-        lossless: as for the socket's owner: it waits for slow subscribers.
+        lossless: wait for slow subscribers instead of dropping messages for them.
     """
 
     def __init__(self, lossless: bool = False) -> None:
@@ -75,7 +75,7 @@ class Subscribers(ABC):
         """Process a message that the socket has received."""
 
     def _read(self, socket: zmq.Socket[bytes], deadline_s: float) -> None:
-        # Polled first, since an exception per published message would cost more than all else here.
+        # Poll first: an exception for every published message would be expensive.
         if not int(socket.get(zmq.EVENTS)) & zmq.POLLIN:
             self._has_unread = False
             return
@@ -89,8 +89,8 @@ class Subscribers(ABC):
     def _send_pending(self, socket: zmq.Socket[bytes]) -> None:
         """Send kept events while all subscribers' queues have space.
 
-        A subscriber that stalls must not keep the events from the others: without space for
-        ``STALLED_S``, they are sent to those that have some.
+        A stalled subscriber must not delay the others: if a queue has no space for ``STALLED_S``,
+        the events are sent to the subscribers whose queues have space.
         """
         is_stalled = time.monotonic() - self._sent_at_s >= STALLED_S
         socket.set(zmq.XPUB_NODROP, int(self._lossless or not is_stalled))
@@ -107,7 +107,7 @@ class Subscribers(ABC):
     def _take_joined(self) -> tuple[bytes, ...]:
         """Return the prefixes whose kept events are due."""
         joined = tuple(self._joined)
-        if self._has_unread:  # answer all of them once in a while, instead of each prefix
+        if self._has_unread:  # send all kept events at intervals, instead of those of each prefix
             if time.monotonic() < self._resend_at_s:
                 return ()
             self._resend_at_s = time.monotonic() + RESEND_S
@@ -144,13 +144,13 @@ class OpenSubscribers(Subscribers):
 class GatewaySubscribers(OpenSubscribers):
     """The subscriptions of one gateway, which is the only peer of its socket.
 
-    It receives every event, because it keeps the state of all sources for its own subscribers, and
-    the frames that those have subscribed to. Prefixes cannot express this. Therefore the socket is
-    in manual mode and sends everything to the gateway, and its owner calls ``wants`` first.
+    A gateway receives every event, because it keeps the state of all sources, but only those frames
+    that its own subscribers have subscribed to. Prefixes cannot express this. Therefore the socket
+    is in manual mode and sends everything to the gateway, and its owner calls ``wants`` first.
     """
 
     def wants(self, topic: bytes) -> bool:
-        """Return whether a message is to be sent."""
+        """Return whether a message is to be sent to the gateway."""
         return topic.endswith(b"/event") or self._has_unread or bool(self._count(topic))
 
     def _enter(self, socket: zmq.Socket[bytes], message: zmq.Frame) -> None:
@@ -164,16 +164,16 @@ class GatewaySubscribers(OpenSubscribers):
 
 
 class AdmittedSubscribers(Subscribers):
-    """Subscribers of a socket with keys; each receives the part of its subscriptions it may see.
+    """Subscribers of a socket with keys; each receives only the sources that it may see.
 
     The socket is in manual mode (``ZMQ_XPUB_MANUAL``): its owner decides what the peer that sent
     the last message is subscribed to. After a message that is not a subscription, libzmq confuses
     this peer with another one until all messages are read. Therefore no subscription is granted
     until then, and the peers concerned are disconnected, so that they subscribe again.
 
-    Cancelling a subscription takes effect if it is not wider than what the peer may see. Otherwise
-    the granted part may also belong to another subscription, and is kept; a SUB socket discards
-    what it has not subscribed to.
+    Cancelling a subscription takes effect only if it is narrower than what the peer may see.
+    Otherwise the granted part may also belong to another subscription, and is kept; a SUB socket
+    discards messages that it has not subscribed to.
     """
 
     def __init__(self, guard: PeerGuard, lossless: bool = False) -> None:
@@ -203,7 +203,7 @@ class AdmittedSubscribers(Subscribers):
         if self._ignored or kind not in (b"\x00", b"\x01"):
             self._ignored.add(handle)
             return
-        # Identified first: a change of rights after they are read here must find the connection.
+        # Identify first: if the rights change after they are read, the connection must be known.
         self._guard.grants.identify(handle, user)
         if (rights := self._guard.rights(user)) is None:  # withdrawn since the handshake
             self._guard.disconnect([handle])
@@ -220,7 +220,7 @@ class AdmittedSubscribers(Subscribers):
 
 
 def _split(message: zmq.Frame) -> tuple[bytes, bytes]:
-    """Return what a message asks for, 1 to subscribe or 0 to cancel, and the topics' prefix."""
+    """Return the kind of a message, 1 to subscribe or 0 to cancel, and its topic prefix."""
     content = bytes(message.bytes)
     return content[:1], content[1:]
 

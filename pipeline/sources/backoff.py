@@ -1,4 +1,4 @@
-"""Backoff: the waits between tries."""
+"""Backoff: waits between retries, with random jitter."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 
 class Backoff:
-    """Waits that double from ``first_s`` to ``cap_s``, each shortened at random by up to a half.
+    """Waits that double from ``first_s`` to ``cap_s``, each shortened at random by up to half.
 
-    The randomness prevents that many cameras behind one switch are all tried at the same moment.
+    The jitter keeps many cameras behind one switch from reconnecting at the same moment.
 
     Args:
-        first_s: the longest first wait, seconds.
-        cap_s: the longest wait, seconds.
-        uniform: draws from an interval.
+        first_s: maximum of the first wait, seconds.
+        cap_s: maximum of every wait, seconds.
+        uniform: draws a number between two bounds.
     """
 
     def __init__(
@@ -34,5 +34,5 @@ class Backoff:
         return self._uniform(longest_s / 2, longest_s)
 
     def reset(self) -> None:
-        """Begin with the short waits again."""
+        """Start again with the shortest wait."""
         self._longest_s = self._first_s

@@ -1,4 +1,4 @@
-"""Connection: one opening of a network stream or camera, read on a thread of its own."""
+"""Connection: one connection to a network stream or camera, read on its own thread."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ from maskcast.pipeline.sources.video import VideoSource
 from maskcast.pipeline.url import redact, scheme
 
 READ_GRACE_S = 1.0
-"""FFmpeg times out on a silent camera this much later than ``LiveSource``. On its timeout it first
-returns the frame that its parser holds back, which would look as if the camera were back."""
+"""FFmpeg times out on a silent camera this much later than ``LiveSource``. When FFmpeg times out,
+it first returns the frame that its parser held back, as if the camera delivered again."""
 
 
 class Connection(threading.Thread):
     """Opens a source once and reads it into an inbox until it ends, breaks or is abandoned.
 
-    A read that hangs inside FFmpeg or in the name service cannot be interrupted from Python. The
-    reader therefore waits on the inbox and abandons a connection that hangs, which closes what it
-    has opened as soon as the call returns.
+    A read that hangs inside FFmpeg or in a name lookup cannot be interrupted from Python. The
+    owner therefore waits on the inbox and abandons a connection that hangs. The thread closes the
+    source as soon as the hanging call returns.
 
     Attributes:
         inbox: the frames, of which at most one waits; closed after the last one.
         source: the open source, set before its first frame is in the inbox; None until then.
-        error: why it ended; None for the end of the stream, and once it is abandoned. Set before
+        error: why reading failed; None at the end of the stream and after ``abandon``. Set before
             the inbox is closed.
-        began_s, heard_s: when it began, and when the last packet arrived, of ``time.monotonic``;
-            ``heard_s`` is None before the first.
+        began_s: when the connection was made, ``time.monotonic`` seconds.
+        last_packet_s: when the last packet arrived, ``time.monotonic`` seconds; None before the
+            first.
 
     Args:
         config: the source.
-        probe: check first whether the host answers at all. A host that is off would take the whole
-            timeout, and TCP repeats its requests at growing intervals.
+        probe: check first whether the host accepts TCP connections. Without this check, a host
+            that is off takes the whole timeout, because TCP retries at growing intervals.
     """
 
     def __init__(self, config: SourceConfig, *, probe: bool = False) -> None:
@@ -48,7 +49,7 @@ class Connection(threading.Thread):
         self.source: VideoSource | None = None
         self.error: BaseException | None = None
         self.began_s = time.monotonic()
-        self.heard_s: float | None = None
+        self.last_packet_s: float | None = None
         self._config = config
         self._probe = probe
         self._abandoned = threading.Event()
@@ -63,7 +64,7 @@ class Connection(threading.Thread):
             if not scheme(config.url).startswith("http"):
                 timeout_s = config.read_timeout_s + READ_GRACE_S
                 config = msgspec.structs.replace(config, read_timeout_s=timeout_s)
-            with VideoSource(config, self._abandoned, self._hear) as source:
+            with VideoSource(config, self._abandoned, self._on_packet) as source:
                 self.source = source
                 for frame in source:
                     if not self.inbox.put(frame):
@@ -71,22 +72,22 @@ class Connection(threading.Thread):
         except BaseException as error:
             self.error = error
             if self._abandoned.is_set():
-                self.error = None  # see ``abandon``, which may have looked too early
+                self.error = None  # ``abandon`` may have run before the error was set
         finally:
             self.inbox.close()
-            if self.source is not None:  # else there was no decoder
+            if self.source is not None:  # otherwise there was no decoder
                 give_back_memory()
 
     def abandon(self) -> None:
-        """Take nothing more from it; it ends by itself, as soon as it can.
+        """Stop taking frames. The thread ends as soon as its current call returns.
 
-        The error is released now. Its traceback refers to this connection, its source and the last
-        frame: a cycle, which Python would collect only after hundreds of reconnects, with a frame
-        or two in each.
+        The error is released now. Its traceback refers to this connection, the source and the last
+        frame: a reference cycle with a frame or two in it, which Python would collect only after
+        hundreds of reconnects.
         """
         self._abandoned.set()
         self.error = None
         self.inbox.close(discard=True)
 
-    def _hear(self) -> None:
-        self.heard_s = time.monotonic()
+    def _on_packet(self) -> None:
+        self.last_packet_s = time.monotonic()

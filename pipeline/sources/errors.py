@@ -1,4 +1,4 @@
-"""Messages for FFmpeg's errors: one line that names the cause and what to do."""
+"""Error messages for sources: one line with the cause of FFmpeg's error and what to do."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def opening_error(config: SourceConfig, error: Exception, waited_s: float) -> In
 
 
 def reading_problem(config: SourceConfig, error: Exception) -> str:
-    """Return why a source that was open broke off."""
+    """Return why reading an open source failed, as one line without credentials."""
     if isinstance(error, _TIMEOUT):
-        return f"{redact(config.url)}: nothing came for {config.read_timeout_s:g} s"
-    return f"{redact(config.url)}: broke off: {_reason(error)}{_index_advice(config.url)}"
+        return f"{redact(config.url)}: no data for {config.read_timeout_s:g} s"
+    return f"{redact(config.url)}: reading failed: {_reason(error)}{_index_advice(config.url)}"
 
 
 def probe_tcp(url: str) -> None:
-    """Check that the host of an RTSP or RTMP URL accepts connections; do nothing for others.
+    """Check that the host of an RTSP or RTMP URL accepts connections; ignore other URLs.
 
     Raises:
-        InputError: it does not, its name is unknown, or the URL is malformed.
+        InputError: the host is unknown, it accepts no connection, or the URL is malformed.
     """
     if scheme(url) not in _TCP_PORTS:
         return
@@ -78,7 +78,7 @@ def _opening_problem(config: SourceConfig, error: Exception, waited_s: float) ->
     url = config.url
     if isinstance(error, _TIMEOUT) or (not is_local(url) and waited_s >= config.open_timeout_s):
         if scheme(url) == "udp":
-            return f"nothing arrived within {config.open_timeout_s:g} s; check sender and port"
+            return f"no data within {config.open_timeout_s:g} s; check the sender and the port"
         return f"no answer within {config.open_timeout_s:g} s; check the address"
     if isinstance(error, ConnectionRefusedError):
         return _REFUSED
@@ -96,12 +96,12 @@ def _opening_problem(config: SourceConfig, error: Exception, waited_s: float) ->
         if _is_mp4(url):
             return (
                 "this MP4 file has no index (moov): the recording was cut off; repair it, or "
-                "record to Matroska (.mkv), which survives this"
+                "record to Matroska (.mkv), which can be read without its end"
             )
         if scheme(url).startswith("http"):
             return (
-                "not a video that FFmpeg can read; a web page is not enough, give the URL of the "
-                "stream itself"
+                "not a video that FFmpeg can read; give the URL of the stream itself, not of a "
+                "web page"
             )
         if is_fifo(local_path(url)):
             return f"not a video that FFmpeg can read from a pipe; {PIPE_ADVICE}"
@@ -110,7 +110,7 @@ def _opening_problem(config: SourceConfig, error: Exception, waited_s: float) ->
 
 
 def _network_problem(url: str) -> str:
-    """Return why a host is not reachable, "" if it is; FFmpeg's own errors do not say it."""
+    """Return why a host is unreachable, "" if it is reachable; FFmpeg's errors do not say."""
     try:
         host, port = host_and_port(url)
         socket.getaddrinfo(host, port)
@@ -125,7 +125,7 @@ def _network_problem(url: str) -> str:
 
 
 def _index_advice(url: str) -> str:
-    """Return what to do with an MP4 over HTTP whose index is at its end, "" for other sources."""
+    """Return advice for an MP4 over HTTP, whose index may be at its end; "" for other sources."""
     path = url.partition("?")[0].lower()
     if not scheme(url).startswith("http") or not path.endswith((".mp4", ".mov", ".m4v")):
         return ""

@@ -1,4 +1,4 @@
-"""What FFmpeg is given to open a source: an address, options, a device to decode on."""
+"""FFmpeg arguments for opening a source: address, format, options and decode device."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from maskcast.pipeline.configuration.config import DecodeDevice, SourceConfig
 from maskcast.pipeline.url import host_and_port, is_device, is_local, local_path, redact, scheme
 
 _ANALYSIS_US = 250_000
-"""FFmpeg would analyse a camera for a second and a stream over RTMP for five before the first
-frame; the SDP of the one and the first packets of the other say enough."""
+"""Limit of FFmpeg's analysis before the first frame, by default 1 s for RTSP and 5 s for RTMP. The
+SDP and the first packets describe the stream well enough."""
 
 _PROTOCOLS = {
     "": "file,crypto,data",
@@ -29,28 +29,28 @@ _PROTOCOLS = {
     "rtmp": "rtmp,tcp",
     "udp": "udp",
 }
-"""What FFmpeg may open for a URL: playlists and redirects cannot reach files, files no network."""
-
+"""Protocols that FFmpeg may use, by the scheme of the URL. A playlist or redirect from the network
+cannot read local files, and a local file cannot access the network."""
 
 _DEVICE_OPTIONS: dict[DecodeDevice, dict[str, object]] = {"cuda": {"primary_ctx": "1"}}
-"""All sources, and the engine, share one CUDA context: each would take some hundred megabytes."""
+"""All sources and the engine share one CUDA context; each context takes several hundred MB."""
 
 
 def screen_name(url: str) -> str:
-    """Return the X11 display of ``screen://`` (that of ``$DISPLAY``) or ``screen://:0``.
+    """Return the X11 display in a URL like ``screen://:0``, or ``$DISPLAY`` for ``screen://``.
 
     Raises:
-        InputError: it is not a display, or there is none.
+        InputError: the URL has no valid display, or ``$DISPLAY`` is not set.
     """
     name = url.partition("://")[2] or os.environ.get("DISPLAY", "")
     if not re.fullmatch(r"[A-Za-z0-9.-]*:\d+(\.\d+)?", name):
-        problem = f"{name!r} is not an X11 display" if name else "there is no $DISPLAY"
+        problem = f"{name!r} is not an X11 display" if name else "$DISPLAY is not set"
         raise InputError(f"{redact(url)}: {problem}; give one, for example screen://:0")
     return name
 
 
 def ffmpeg_address(url: str) -> str:
-    """Return the address for FFmpeg, which would read ``a:b.mp4`` as a protocol ``a``."""
+    """Return the address for FFmpeg, which would take ``a:b.mp4`` for a URL of protocol ``a``."""
     if is_device(url):
         return str(local_path(url))
     if scheme(url) == "screen":
@@ -59,7 +59,7 @@ def ffmpeg_address(url: str) -> str:
 
 
 def ffmpeg_format(url: str) -> str | None:
-    """Return the input format that a URL names, None where FFmpeg finds it out."""
+    """Return the input format for a URL; None if FFmpeg detects it."""
     if is_device(url):
         return "v4l2"
     return "x11grab" if scheme(url) == "screen" else None
@@ -74,10 +74,10 @@ def ffmpeg_options(config: SourceConfig) -> dict[str, str]:
     if kind.startswith("rtsp") or kind == "rtmp":
         options["analyzeduration"] = str(_ANALYSIS_US)
     if kind == "udp":
-        options["overrun_nonfatal"] = "1"  # packets are lost, as any network may lose them
+        options["overrun_nonfatal"] = "1"  # on an overrun, lose packets instead of the connection
         host, _ = host_and_port(config.url)
         if not _is_multicast(host):
-            options["localaddr"] = host  # else FFmpeg listens on every interface
+            options["localaddr"] = host  # otherwise FFmpeg listens on every interface
     return options
 
 
@@ -88,11 +88,11 @@ def _is_multicast(host: str) -> bool:
         return False
 
 
-def decode_device(config: SourceConfig, of_engine: DecodeDevice | None) -> DecodeDevice | None:
-    """Return the hardware that a source asks for; ``auto`` asks for that of the engine, if any."""
+def decode_device(config: SourceConfig, engine_device: DecodeDevice | None) -> DecodeDevice | None:
+    """Return the configured decode device; ``auto`` is the engine's. None is software."""
     match config.decode:
         case "auto":
-            return of_engine
+            return engine_device
         case "software":
             return None
         case device:
@@ -100,22 +100,21 @@ def decode_device(config: SourceConfig, of_engine: DecodeDevice | None) -> Decod
 
 
 def accelerator(device: DecodeDevice) -> HWAccel:
-    """Return what makes ``av.open`` decode on a device.
+    """Return the ``hwaccel`` argument with which ``av.open`` decodes on a device.
 
-    Frames are copied down to ordinary memory. What the device does not decode, FFmpeg decodes in
-    software.
+    Frames are copied to host memory. FFmpeg decodes in software what the device does not support.
     """
     return HWAccel(device, allow_software_fallback=True, options=_DEVICE_OPTIONS.get(device))
 
 
 @cache
 def device_problem(device: DecodeDevice) -> str:
-    """Return why a device cannot be opened, "" if it can; tried once, at the first call."""
+    """Return why a device cannot be opened, "" if it can. The first result is cached."""
     return open_device(device)
 
 
 def open_device(device: DecodeDevice) -> str:
-    """Open a device and close it again; return why that fails, "" if it does not."""
+    """Open a device and close it again. Return why that failed, "" if it succeeded."""
     if device not in hwdevices_available():
         return f"PyAV's FFmpeg is built without {device}"
     try:

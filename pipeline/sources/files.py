@@ -37,7 +37,7 @@ def list_files(path: Path, suffixes: frozenset[str]) -> list[Path]:
     found = [file for file in _files(path) if file.suffix.lower() in suffixes]
     if not found:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
-        raise InputError(f"{path}: the folder contains no images and no videos ({kinds})")
+        raise InputError(f"{path}: the folder contains no images or videos; expected {kinds}")
     return found
 
 
@@ -57,14 +57,14 @@ def is_fifo(path: Path) -> bool:
 
 
 class Fifo:
-    """A file object for ``av.open``.
+    """A named pipe as a file object for ``av.open``.
 
-    FFmpeg would block in the kernel, beyond the reach of ``stop``, until a process opens the pipe
-    for writing, and in every read. This object waits for both with a timeout.
+    FFmpeg itself would block in the kernel until a process opens the pipe for writing, and in every
+    read, where ``stop`` cannot interrupt it. This object polls instead.
 
     Args:
         path: the pipe.
-        stopping: once it is set, the pipe is at its end.
+        stopping: an event that makes ``read`` report the end of the pipe.
     """
 
     def __init__(self, path: Path, stopping: threading.Event) -> None:

@@ -16,7 +16,7 @@ from maskcast.pipeline.log import fields
 from maskcast.pipeline.url import host_and_port, redact
 
 MAX_HEAD_BYTES = 64 << 10
-"""Longest head of a request; FFmpeg's has about 200 bytes."""
+"""Maximum size of a request's head; FFmpeg's has about 200 bytes."""
 
 _READ_BYTES = 64 << 10
 
@@ -26,21 +26,21 @@ _logger = logging.getLogger(__name__)
 class HostProxy:
     """An HTTP proxy on loopback that connects to one host only.
 
-    FFmpeg follows redirects, and the segments of a playlist, to any host. It has no option against
-    that, but sends every request of a source through the proxy that it is given: absolute URLs for
-    http, CONNECT for https. Each connection carries one request, so that the next one is checked.
+    FFmpeg follows redirects and playlist segments to any host. It has no option to prevent that,
+    but it sends every request of a source through a proxy if one is configured: absolute URLs for
+    http, CONNECT for https. Each connection carries one request, so that every request is checked.
 
     Args:
-        url: the source; its host may be reached, on any port.
+        url: the source; only its host may be reached, on any port.
         source: the source's name, for the log.
-        timeout_s: the longest wait for the host, and between two bytes.
+        timeout_s: maximum wait for the request, for a connection to the host and for a send.
 
     Attributes:
-        url: the proxy's own.
-        refused: the last other host that was asked for; "" if none was.
+        url: the proxy's own URL.
+        refused_host: the last other host that FFmpeg requested; "" if there was none.
 
     Raises:
-        InputError: FFmpeg would use no proxy, or there is no port for it.
+        InputError: FFmpeg would not use the proxy, or no port is free for it.
     """
 
     def __init__(self, url: str, source: str, timeout_s: float) -> None:
@@ -49,20 +49,22 @@ class HostProxy:
                 f"{redact(url)}: cannot be confined to its host, because FFmpeg reads the variable "
                 "no_proxy; start the program without it"
             )
-        self.refused = ""
-        self._host = _plain(host_and_port(url)[0])
+        self.refused_host = ""
+        self._host = _normalize(host_and_port(url)[0])
         self._source = source
         self._timeout_s = timeout_s
         try:
             self._listener = socket.create_server(("127.0.0.1", 0))
         except OSError as error:
-            raise InputError(f"{redact(url)}: no port for its proxy: {error.strerror}") from None
+            raise InputError(
+                f"{redact(url)}: cannot open a port for its proxy: {error.strerror}"
+            ) from None
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._thread = threading.Thread(target=self._accept, name=f"proxy {source}", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Accept no more connections. Open ones end when FFmpeg or the host closes them."""
+        """Accept no more connections. Open ones last until FFmpeg or the host closes them."""
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()
@@ -83,7 +85,7 @@ class HostProxy:
             method, target, head, rest = _read_head(client)
             parts = urlsplit(f"//{target}" if method == "CONNECT" else target)
             host = parts.hostname or ""
-            if _plain(host) != self._host or (method != "CONNECT" and parts.scheme != "http"):
+            if _normalize(host) != self._host or (method != "CONNECT" and parts.scheme != "http"):
                 self._refuse(host)
                 client.sendall(b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\n\r\n")
                 return
@@ -99,31 +101,32 @@ class HostProxy:
                     server.sendall(rest)
                     self._relay({client: server, server: client})
                 else:
-                    place = re.search(r"://[^/?#]*/*", target)  # never "//host" to another server
-                    path = "/" + target[place.end() :] if place else "/"
+                    # Leading slashes are merged: a server may read "//host" as another host.
+                    origin = re.search(r"://[^/?#]*/*", target)
+                    path = "/" + target[origin.end() :] if origin else "/"
                     server.sendall(f"{method} {path} HTTP/1.1\r\n".encode() + head)
                     self._relay({server: client, client: None})
 
-    def _relay(self, ways: dict[socket.socket, socket.socket | None]) -> None:
-        """Pass on what arrives until one side closes; what arrives for None is ignored."""
+    def _relay(self, routes: dict[socket.socket, socket.socket | None]) -> None:
+        """Forward data along the routes until one side closes; discard data routed to None."""
         while True:
-            for ready in select.select(list(ways), [], [])[0]:
+            for ready in select.select(list(routes), [], [])[0]:
                 if not (data := ready.recv(_READ_BYTES)):
                     return
-                if (to := ways[ready]) is not None:
+                if (to := routes[ready]) is not None:
                     to.sendall(data)
 
     def _refuse(self, host: str) -> None:
-        if host != self.refused:
+        if host != self.refused_host:
             shown = fields(source=self._source, host=host, allowed=self._host)
             _logger.warning("source_host_refused", extra=shown)
-        self.refused = host
+        self.refused_host = host
 
 
 def _read_head(client: socket.socket) -> tuple[str, str, bytes, bytes]:
-    """Return a request's method and target, its header lines, and what came behind them.
+    """Return a request's method, its target, its header lines and any bytes after them.
 
-    The connection is made to end with the answer.
+    The header lines are changed to ask the server to close the connection after its response.
     """
     data = b""
     while b"\r\n\r\n" not in data:
@@ -134,9 +137,9 @@ def _read_head(client: socket.socket) -> tuple[str, str, bytes, bytes]:
     first, *lines = head.decode("latin-1").split("\r\n")
     method, target, _ = first.split(" ")
     kept = [line for line in lines if not line.lower().startswith(("connection:", "proxy-"))]
-    shown = "\r\n".join([*kept, "Connection: close", "", ""])
-    return method, target, shown.encode("latin-1"), rest
+    changed = "\r\n".join([*kept, "Connection: close", "", ""])
+    return method, target, changed.encode("latin-1"), rest
 
 
-def _plain(host: str) -> str:
+def _normalize(host: str) -> str:
     return host.strip("[]").rstrip(".").lower()

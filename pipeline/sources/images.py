@@ -21,16 +21,16 @@ from maskcast.pipeline.sources.source import Source, SourceLostError, oversize
 from maskcast.pipeline.url import local_path, shorten
 
 DEFAULT_FPS = 25.0
-"""Frame rate of a folder of images, unless the configuration gives another."""
+"""Frame rate of a folder of images for which the configuration gives none."""
 
 _logger = logging.getLogger(__name__)
 
 
 class ImageSource(Source):
-    """The images of a folder, sorted by name, or a single image; upright, as EXIF says.
+    """The images of a folder, sorted by name, or a single image, rotated according to EXIF.
 
-    Presentation times are ``index / fps``. An image of a folder that cannot be read, or is gone, is
-    skipped, counted in ``corrupt``, and named in the log the first time.
+    Presentation times are ``index / fps``. An image in a folder that cannot be read or has been
+    deleted is skipped, counted in ``corrupt``, and logged the first time.
     """
 
     def __init__(self, config: SourceConfig, stopping: threading.Event | None = None) -> None:
@@ -55,13 +55,13 @@ class ImageSource(Source):
             raise InputError(f"{self._path}: none of its {len(paths)} images can be read")
         self.width, self.height = first.decoded.width, first.decoded.height
         self.frame_count = None if self._config.loop else len(paths)
-        self._first = iter([first])  # an iterator releases what it has yielded: megabytes
+        self._first = iter([first])  # an iterator releases the frame once it is yielded
 
     def __iter__(self) -> Iterator[Frame]:
         yield from self._play(chain(self._first, self._frames))
 
     def close(self) -> None:
-        """Do nothing: no file stays open between two images."""
+        """Do nothing: no file is open between two images."""
 
     def _read(self, paths: list[Path]) -> Iterator[Frame]:
         while True:
@@ -107,7 +107,7 @@ class ImageSource(Source):
 
 
 def decode_image(path: Path) -> av.VideoFrame:
-    """Read an image file as an upright RGB image.
+    """Read an image file as an RGB image, rotated according to EXIF.
 
     Raises:
         InputError: it is missing, cannot be read, or is too large.

@@ -18,27 +18,27 @@ from maskcast.pipeline.sources.state import OnStateChange, SourceState, StateMac
 from maskcast.pipeline.url import redact
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 0.8
-"""Waits between tries. A camera that is back is tried within a second and opens within another."""
+"""Bounds of the waits between attempts: a camera that comes back delivers frames within 2 s."""
 
 FIRST_DENIED_WAIT_S, LONGEST_DENIED_WAIT_S = 30.0, 300.0
-"""The same after a wrong password: cameras lock an account after too many tries."""
+"""The same after a wrong password: cameras lock an account after too many attempts."""
 
 SETTLED_S = 5.0
-"""After a connection has delivered for this long, the waits begin short again."""
+"""A connection that has delivered frames for this long resets the backoff."""
 
-KEYFRAME_PATIENCE_S = 30.0
-"""How long a stream that sends packets may take to its first frame: it may wait for a key frame."""
+KEYFRAME_TIMEOUT_S = 30.0
+"""How long a stream that sends packets may take to deliver its first frame, a key frame."""
 
 OPEN_GRACE_S = 1.0
-"""How long after FFmpeg's own timeout an opening is given up."""
+"""A connection that does not open is abandoned this long after FFmpeg's own timeout."""
 
-MOST_HANGING = 4
-"""Abandoned connections that may still hang in a read before no further one is made."""
+MAX_HANGING = 4
+"""While this many abandoned connections hang in a read, no new one is made."""
 
 STALLED_SHARE = 0.4
 """A source is stalled after this share of the silence that makes it reconnect."""
 
-LARGEST_STEP_S = 10.0
+MAX_STEP_S = 10.0
 """A larger step between two frames is treated as a jump of the stream's clock."""
 
 _POLL_S = 0.2
@@ -48,15 +48,15 @@ _CLOSE_S = 0.5
 class LiveSource(Source):
     """An RTSP, RTMP, UDP or HTTP stream, a V4L2 camera or a screen: ends when it is stopped.
 
-    The first connection, too, is retried until it succeeds. An HTTP URL may turn out to be a finite
-    video: it is then read as ``VideoSource`` reads it, once.
+    The first connection is also retried until it succeeds. An HTTP URL may turn out to be a finite
+    video, which is read once, like a file.
 
-    Frame indices and presentation times continue over every reconnect.
+    Frame indices and presentation times continue across reconnects.
 
     Args:
         config: the source.
-        on_change: called, on the iterating thread, with every change of state.
-        stopping: an event that stops the source, and its opening, when it is set.
+        on_change: called with every change of state, on the thread that opens and iterates.
+        stopping: an event that stops the source when it is set, also while it opens.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class LiveSource(Source):
         self._first: Iterator[Frame] = iter(())
 
     def open(self) -> None:
-        """Connect, as often as it takes, and read the first frame.
+        """Connect, retrying until it succeeds, and read the first frame.
 
         Raises:
             SourceLostError: it was stopped before its first frame.
@@ -92,7 +92,7 @@ class LiveSource(Source):
         if first is None:
             raise SourceLostError(f"{redact(self._config.url)}: stopped before its first frame")
         self.width, self.height = first.decoded.width, first.decoded.height
-        self._first = iter([first])  # an iterator releases what it has yielded: megabytes
+        self._first = iter([first])  # an iterator releases the frame once it is yielded
 
     def __iter__(self) -> Iterator[Frame]:
         for frame in chain(self._first, self._frames):
@@ -101,7 +101,7 @@ class LiveSource(Source):
             yield frame
 
     def close(self) -> None:
-        """Abandon the connection; one that hangs closes its container when it can."""
+        """Abandon the connection. If it hangs, its thread closes the container later."""
         self._frames.close()
         deadline_s = time.monotonic() + _CLOSE_S
         for connection in self._hanging:
@@ -109,7 +109,7 @@ class LiveSource(Source):
         self._machine.end("closed")
 
     def _read(self) -> Generator[Frame]:
-        """Yield the frames of one connection after the other."""
+        """Yield the frames of one connection after another."""
         while self._wait_for_hanging():
             probe = self._machine.state is SourceState.RECONNECTING
             connection = Connection(self._config, probe=probe)
@@ -127,7 +127,11 @@ class LiveSource(Source):
             self._stopping.wait(wait_s)
 
     def _stream(self, connection: Connection) -> Generator[Frame]:
-        """Yield a connection's frames until it is stopped, or a finite video ends."""
+        """Yield a connection's frames until the source is stopped or a finite video ends.
+
+        Raises:
+            InputError, SourceLostError: the connection could not be made, or was lost.
+        """
         self._delivering_since_s = None
         self._clock.reconnect()
         quiet_since_s = time.monotonic()
@@ -142,12 +146,12 @@ class LiveSource(Source):
                 return
             for frame in frames:
                 yield self._place(frame, connection)
-                quiet_since_s = time.monotonic()  # the time that the pipeline took is not silence
+                quiet_since_s = time.monotonic()  # time spent in the pipeline is not silence
             if not frames and self.live:
                 self._check(connection, quiet_since_s)
 
     def _place(self, frame: Frame, connection: Connection) -> Frame:
-        """Continue the indices and times of the connections before."""
+        """Set a frame's index and time so that they continue those of previous connections."""
         source = connection.source
         assert source is not None
         if self._index == 0:
@@ -167,30 +171,30 @@ class LiveSource(Source):
         return frame
 
     def _check(self, connection: Connection, quiet_since_s: float) -> None:
-        """Check whether a connection that delivers nothing may still deliver.
+        """Check for how long a connection has delivered nothing.
 
         Raises:
             SourceLostError: it has been silent for too long.
         """
         config, now_s = self._config, time.monotonic()
-        heard_s, age_s = connection.heard_s, now_s - connection.began_s
+        last_packet_s, age_s = connection.last_packet_s, now_s - connection.began_s
         problem = ""
         if self._delivering_since_s is not None:
             self._machine.silent(now_s - quiet_since_s)
             if now_s - quiet_since_s >= config.read_timeout_s:
                 problem = f"no frame for {config.read_timeout_s:g} s"
-        elif heard_s is None:
+        elif last_packet_s is None:
             if age_s >= config.open_timeout_s + OPEN_GRACE_S:
                 problem = f"no answer within {config.open_timeout_s:g} s; check the address"
-        elif now_s - heard_s >= config.read_timeout_s:
-            problem = f"nothing came for {config.read_timeout_s:g} s"
-        elif age_s >= max(KEYFRAME_PATIENCE_S, config.open_timeout_s):
+        elif now_s - last_packet_s >= config.read_timeout_s:
+            problem = f"no data for {config.read_timeout_s:g} s"
+        elif age_s >= max(KEYFRAME_TIMEOUT_S, config.open_timeout_s):
             problem = f"no key frame within {age_s:.0f} s; make the camera send them more often"
         if problem:
             raise SourceLostError(f"{redact(config.url)}: {problem}")
 
     def _wait_s(self, error: Exception) -> float:
-        """Return how long to wait before the next try."""
+        """Return how long to wait before the next attempt."""
         if isinstance(error, AccessDeniedError):
             return self._denied_backoff.next_s()
         since_s = self._delivering_since_s
@@ -199,12 +203,14 @@ class LiveSource(Source):
         return self._backoff.next_s()
 
     def _wait_for_hanging(self) -> bool:
-        """Wait until few enough old connections hang; return False once stopped."""
+        """Wait while too many abandoned connections hang; return False if the source is stopped."""
         while not self._stopping.is_set():
             self._hanging = [connection for connection in self._hanging if connection.is_alive()]
-            if len(self._hanging) < MOST_HANGING:
+            if len(self._hanging) < MAX_HANGING:
                 return True
-            self._machine.lost(f"{redact(self._config.url)}: {len(self._hanging)} reads hang")
+            self._machine.lost(
+                f"{redact(self._config.url)}: {len(self._hanging)} earlier connections hang"
+            )
             self._stopping.wait(_POLL_S)
         return False
 
@@ -216,14 +222,14 @@ class LiveSource(Source):
 
 
 class PresentationClock:
-    """Gives every frame of a source a presentation time, seconds from 0, strictly increasing.
+    """Presentation times of a source's frames, in seconds: they start at 0 and strictly increase.
 
-    While the stream's own times increase, these increase by the same steps. If a time is missing,
-    repeats, goes back or jumps, for example after a reconnect or a wrap, the step is the time that
-    passed on the receiver's clock, and the next steps are the stream's again.
+    They follow the steps of the stream's own times. If a time is missing, repeats, goes back or
+    jumps, for example after a reconnect or a wraparound, the step is the time that has passed on
+    the receiver's clock.
 
-    FFmpeg gives the first frame of an RTSP connection no time, and delivers it together with the
-    frames behind it: the step to the second one is at least the nominal interval.
+    FFmpeg gives the first frame of an RTSP connection no time and delivers it together with the
+    following ones. Therefore the step to the second frame is at least the nominal interval.
     """
 
     def __init__(self) -> None:
@@ -232,7 +238,7 @@ class PresentationClock:
         self._time_s = 0.0
 
     def reconnect(self) -> None:
-        """Expect times of another connection, which have nothing to do with those before."""
+        """Note a new connection, whose times are unrelated to those of the previous one."""
         self._stream_s = None
 
     def time_s(
@@ -241,9 +247,9 @@ class PresentationClock:
         """Return the time of the next frame.
 
         Args:
-            stream_s: its time in the stream's clock, None if it has none.
-            arrival_s: when it arrived, seconds of a clock that never goes back.
-            interval_s: the nominal time between two frames, None if unknown.
+            stream_s: its time on the stream's clock, seconds; None if it has none.
+            arrival_s: when it arrived, seconds of a monotonic clock.
+            interval_s: the nominal time between two frames, seconds; None if unknown.
         """
         if self._arrival_s is not None:
             step_s = self._step_s(stream_s)
@@ -259,4 +265,4 @@ class PresentationClock:
         if stream_s is None or self._stream_s is None:
             return None
         step_s = stream_s - self._stream_s
-        return step_s if 1e-6 < step_s <= LARGEST_STEP_S else None
+        return step_s if 1e-6 < step_s <= MAX_STEP_S else None

@@ -1,4 +1,4 @@
-"""Which kind of source a URL asks for, and what can be checked without opening it."""
+"""Create the source for a URL, and check the URL without opening it."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def create_source(
 
     Args:
         config: the source.
-        on_change: called with a live source's changes of state, on the thread that opens it and
-            iterates over it.
-        stopping: an event that stops the source, and its opening, when it is set.
+        on_change: called with every change of a live source's state, on the thread that opens it
+            and iterates over it.
+        stopping: an event that stops the source when it is set, also while it opens.
 
     Raises:
         InputError: see ``check_source``.
@@ -48,18 +48,18 @@ def create_source(
         return PatternSource(config, stopping)
     if is_endless(config.url):
         return LiveSource(config, on_change, stopping)
-    if _is_of_images(config.url):
+    if _is_image_source(config.url):
         return ImageSource(config, stopping)
     return VideoSource(config, stopping)
 
 
 def is_tracked(config: SourceConfig) -> bool:
-    """Tell whether a source's instances get track ids: by default those of video do."""
+    """Tell whether a source's instances get track ids; by default only those of video do."""
     if config.track is not None:
         return config.track
     if config.zones or config.lines:
         return True
-    return not _is_of_images(config.url)
+    return not _is_image_source(config.url)
 
 
 def is_live(config: SourceConfig) -> bool:
@@ -70,7 +70,7 @@ def is_live(config: SourceConfig) -> bool:
 
 
 def check_source(config: SourceConfig) -> None:
-    """Check a source without opening it. What may come later, like a camera, is no error.
+    """Check a source without opening it. A camera that is not there yet is not an error.
 
     Raises:
         InputError: the URL is malformed, its scheme is unknown, there is no such file, or an option
@@ -98,8 +98,8 @@ def check_source(config: SourceConfig) -> None:
                 _check_path(local_path(url))
         case "srt" | "rtmps" as kind:
             raise InputError(
-                f"{redact(url)}: maskcast does not read {kind}; let another program pass the "
-                "stream on, for example ffmpeg: see docs/sources.md"
+                f"{redact(url)}: {kind} is not supported; relay the stream with another program, "
+                "for example ffmpeg: see docs/sources.md"
             )
         case unknown:
             raise InputError(
@@ -107,15 +107,17 @@ def check_source(config: SourceConfig) -> None:
                 "http(s)://, rtsp(s)://, rtmp://, udp://, /dev/videoN, screen:// or "
                 "test://WIDTHxHEIGHT@FPS"
             )
-    if config.fps is not None and not _is_of_images(url):
+    if config.fps is not None and not _is_image_source(url):
         raise InputError(
             f"{redact(url)}: 'fps' is for folders of images; to limit the rate use 'max_fps'"
         )
-    if config.decode not in ("auto", "software") and (scheme(url) == "test" or _is_of_images(url)):
+    if config.decode not in ("auto", "software") and (
+        scheme(url) == "test" or _is_image_source(url)
+    ):
         raise InputError(f"{redact(url)}: 'decode' is for video; leave it out")
 
 
-def _is_of_images(url: str) -> bool:
+def _is_image_source(url: str) -> bool:
     if scheme(url) not in ("", "file"):
         return False
     path = local_path(url)
@@ -131,7 +133,7 @@ def _check_path(path: Path) -> None:
     text = str(path)
     if text.isdecimal():
         advice = f"for a camera give /dev/video{text}"
-    elif text.startswith("screen"):
+    elif text.partition(":")[0] == "screen":
         advice = "for the screen give screen://"
     elif text.startswith("~"):
         advice = "the shell did not expand '~', because it is quoted; give the full path"

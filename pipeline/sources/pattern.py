@@ -19,7 +19,7 @@ from maskcast.pipeline.sources.source import Pace, Source
 
 
 class PatternSource(Source):
-    """``test://WIDTHxHEIGHT@FPS``: moving colour gradients and a white square, without end.
+    """``test://WIDTHxHEIGHT@FPS``: endless moving colour gradients and a white square.
 
     Frame ``index`` is the same on every machine. The frames arrive at their rate, like a camera's;
     with the policy ``block`` they arrive as fast as they are taken.
@@ -30,7 +30,7 @@ class PatternSource(Source):
         self.live = config.policy != "block"
 
     def open(self) -> None:
-        """Read size and rate from the URL.
+        """Read the size and the frame rate from the URL.
 
         Raises:
             InputError: the URL does not have this form.
@@ -55,11 +55,11 @@ class PatternSource(Source):
             yield Frame(self.name, index, index / self.fps, capture_ns, decoded, timeline=timeline)
 
     def close(self) -> None:
-        """Do nothing: nothing is open."""
+        """Do nothing: a pattern holds no resources."""
 
 
 def pattern_format(url: str) -> tuple[int, int, float]:
-    """Return width and height, pixels, and frames per second of ``test://WIDTHxHEIGHT@FPS``.
+    """Return the width and height in pixels and the frames per second of a pattern's URL.
 
     Raises:
         InputError: the URL does not have this form.

@@ -1,4 +1,4 @@
-"""Source: the interface of everything that frames come from."""
+"""Source: the common interface of all frame sources."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from maskcast.pipeline.url import source_name
 
 
 class SourceLostError(Exception):
-    """A source that was open broke off. The message is one line and contains no credentials."""
+    """Reading an open source failed. The message is one line and contains no credentials."""
 
 
 class AccessDeniedError(InputError):
-    """The source asks for a user and password, or for others than those in the URL."""
+    """The source requires a user and password, or rejected those in the URL."""
 
 
 class Source(ABC):
@@ -42,7 +42,7 @@ class Source(ABC):
         frame_count: number of frames, None if unknown or endless.
         has_audio: whether there is audio, which is not read.
 
-    All but the first two are known once the source is open.
+    All attributes except ``name`` and ``corrupt`` are set by ``open``.
     """
 
     def __init__(self, config: SourceConfig, stopping: threading.Event | None = None) -> None:
@@ -63,7 +63,7 @@ class Source(ABC):
 
     @abstractmethod
     def open(self) -> None:
-        """Open the source and read its first frame. Blocks until it is there.
+        """Open the source and wait for its first frame.
 
         Raises:
             InputError: the source does not exist, cannot be read, or has no frames.
@@ -75,11 +75,11 @@ class Source(ABC):
         """Yield frames until the source ends or is stopped.
 
         Raises:
-            SourceLostError: it broke off.
+            SourceLostError: reading failed.
         """
 
     def _play(self, frames: Iterable[Frame]) -> Iterator[Frame]:
-        """Yield frames until the source is stopped; with ``latest`` a file plays at its speed."""
+        """Yield frames until the source is stopped; with ``latest`` play a file in real time."""
         pace = Pace(self._stopping) if self.policy == "latest" and not self.live else None
         for frame in frames:
             if pace is not None and frame.pts_s is not None:
@@ -95,7 +95,7 @@ class Source(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Release files, sockets and decoders. Safe to call twice, and when it was never open."""
+        """Release files, sockets and decoders. Safe to call twice, or without ``open``."""
 
     def __enter__(self) -> Self:
         try:
@@ -115,7 +115,7 @@ class Source(ABC):
 
 
 def oversize(width: int, height: int) -> str:
-    """Return why frames of a size are refused, "" if they are not."""
+    """Return why frames of this size, in pixels, are rejected; "" if they are accepted."""
     if max(width, height) <= MAX_SIDE:
         return ""
     return (
@@ -131,9 +131,9 @@ class Pace:
         self._epoch_s: float | None = None
 
     def wait(self, at_s: float) -> None:
-        """Sleep until ``at_s`` seconds of the stream; the first call sets the stream's start.
+        """Wait until ``at_s``, seconds on the stream's clock; return early if it is stopped.
 
-        Does not sleep if that time has passed already.
+        The first call returns at once and relates the stream's clock to the wall clock.
         """
         now_s = time.monotonic()
         if self._epoch_s is None:

@@ -1,4 +1,4 @@
-"""SourceState: what a source is doing, and which changes of state are possible."""
+"""SourceState: the states of a source and the transitions between them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 REMOVED = "removed"
-"""The reason with which a source ends that was removed while the pipeline runs."""
+"""End reason of a source that was removed while the pipeline was running."""
 
 MOVED = "moved"
-"""The reason with which a source ends here that another pipeline goes on with. Nothing is published
-about it, so that subscribers do not take it for the end."""
+"""End reason of a source that another pipeline has taken over. It is not published, so that
+subscribers do not take it for the end of the source."""
 
 FINISHED = frozenset({"end of stream", "limit"})
-"""The reasons with which a source ends that has delivered all of its frames."""
+"""End reasons of a source that has delivered all of its frames."""
 
 
 class SourceState(StrEnum):
@@ -49,7 +49,7 @@ class StateChange:
     Attributes:
         state: the new state.
         reason: why, one line without credentials; "" if there is nothing to say.
-        reconnects: how often the source has streamed again after it was reconnecting.
+        reconnects: number of successful reconnects so far.
     """
 
     state: SourceState
@@ -63,12 +63,12 @@ OnStateChange = Callable[[StateChange], None]
 class StateMachine:
     """Follows a source's state and reports every change.
 
-    ``connecting`` becomes ``streaming`` with the first frame. Silence makes that ``stalled``, until
-    the next frame. Any failure makes it ``reconnecting``, until the next frame. A new reason for
-    ``reconnecting`` is reported too: first "connection refused", then "access denied".
+    A source is ``connecting`` until its first frame, and then ``streaming``. Silence makes it
+    ``stalled`` and a failure makes it ``reconnecting``, until the next frame. A new reason for
+    ``reconnecting`` is also reported: "connection refused", and later "access denied".
 
     Attributes:
-        state: the state now.
+        state: the current state.
 
     Args:
         silence_s: seconds without a frame after which a source is stalled.
@@ -102,7 +102,7 @@ class StateMachine:
             self._become(SourceState.STALLED, f"no frame for {for_s:.1f} s")
 
     def lost(self, reason: str) -> None:
-        """Note that a connection broke, or could not be made."""
+        """Note that a connection was lost or could not be made."""
         if (self.state, self._reason) != (SourceState.RECONNECTING, reason):
             self._become(SourceState.RECONNECTING, reason)
 

@@ -52,28 +52,28 @@ _FULL_HD = 1920 * 1088
 """Pixels of a frame up to which one thread decodes fast enough."""
 
 _DAMAGED_READS_LIMIT = 100
-"""After this many unreadable stretches in a row, without one packet between them, a file ends."""
+"""Maximum number of consecutive read errors without a packet in between; then a file ends."""
 
 _SENDER_CLOCK_TOLERANCE_NS = 10_000_000_000
-"""A camera whose clock differs by more than this has never been set."""
+"""A camera's clock that differs by more than this is assumed to be unset and is ignored."""
 
 _NO_TIMESTAMPS = 0x80
-"""FFmpeg's AVFMT_NOTIMESTAMPS: it would invent times, at 25 frames per second."""
+"""FFmpeg's AVFMT_NOTIMESTAMPS: a format without times, for which FFmpeg assumes 25 per second."""
 
 _ENDLESS_FORMATS = frozenset({"mpjpeg", "hls", "dash"})
-"""FFmpeg formats whose size over HTTP is that of a playlist, or means nothing."""
+"""FFmpeg formats whose size over HTTP does not tell whether the stream ends."""
 
 
 class VideoSource(Source):
     """A video file, a folder of them, a pipe, a stream, a V4L2 camera or an X11 screen.
 
-    The videos of a folder follow one another in the order of their names, and times go on. One that
-    cannot be read is skipped, counted in ``corrupt``, and named in the log. With the policy
-    ``latest`` a file is played at its own speed, like a camera.
+    The videos of a folder are read in the order of their names, as one video with continuous times.
+    One that cannot be read is skipped, counted in ``corrupt``, and logged. With the policy
+    ``latest`` a file is played in real time, like a camera.
 
-    With ``decode: cuda`` or ``vaapi`` it is decoded in software where the device cannot be opened,
-    does not decode this video, or gives no first frame; ``Frame.decoder`` tells. Here ``auto`` is
-    ``software``: what it means for a run, the decode stage decides.
+    With ``decode: cuda`` or ``vaapi`` a video is decoded in software if the device cannot be
+    opened, does not support the video, or returns no frame; see ``Frame.decoder``. This class
+    treats ``auto`` as ``software``: the decode stage has replaced it.
 
     Args:
         config: the source.
@@ -122,9 +122,9 @@ class VideoSource(Source):
         self.width, self.height = first.decoded.width, first.decoded.height
         rate = stream.average_rate or stream.guessed_rate
         self.fps = float(rate) if rate and self._has_clock else None
-        is_one_round = not (self.live or self._config.loop or self._is_folder)
-        self.frame_count = self._count(stream) if is_one_round else None
-        self._first = iter([first])  # an iterator releases what it has yielded: megabytes
+        is_single_pass = not (self.live or self._config.loop or self._is_folder)
+        self.frame_count = self._count(stream) if is_single_pass else None
+        self._first = iter([first])  # an iterator releases the frame once it is yielded
 
     def __iter__(self) -> Iterator[Frame]:
         assert self._frames is not None
@@ -133,11 +133,11 @@ class VideoSource(Source):
     def close(self) -> None:
         """Close the container: PyAV leaks decoders and sockets of containers left open.
 
-        An iteration that goes on finds the end. PyAV itself would read from freed memory.
+        An unfinished iteration ends; with PyAV alone it would read freed memory.
         """
         if self._frames is not None:
             self._frames.close()
-        self._on_packet = None  # its owner often holds this source: a reference cycle
+        self._on_packet = None  # its owner often refers to this source: a reference cycle
         self._close_container()
 
     def _close_container(self) -> None:
@@ -157,23 +157,23 @@ class VideoSource(Source):
         try:
             container = self._open_container(config)
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            if self._device is not None and open_device(self._device):  # it was there before
+            if self._device is not None and open_device(self._device):  # the device is gone
                 self._device = None
                 self._close_container()
                 return self._open()
-            if self._proxy is not None and self._proxy.refused:
+            if self._proxy is not None and self._proxy.refused_host:
                 raise InputError(
-                    f"{url}: it leads to another host, {self._proxy.refused!r}; add the URL there, "
-                    "if that host is allowed"
+                    f"{url}: leads to another host, {self._proxy.refused_host!r}; add the URL on "
+                    "that host instead, if it is allowed"
                 ) from None
             raise opening_error(config, error, time.monotonic() - began_s) from None
         self._container = container
         self.has_audio = len(container.streams.audio) > 0
         if not container.streams.video:
-            held = "only sound" if container.streams.audio else "no frames"
-            raise InputError(f"{url}: not a video, it contains {held}")
+            content = "only audio" if container.streams.audio else "no frames"
+            raise InputError(f"{url}: not a video, it contains {content}")
         stream = container.streams.video[0]
-        # PyAV's types do not say that it has no codec context without a decoder.
+        # Despite PyAV's types, a stream without a decoder has no codec context.
         if getattr(stream, "codec_context", None) is None:
             raise InputError(f"{url}: FFmpeg has no decoder for this video; use H.264, for example")
         if problem := oversize(stream.width, stream.height):
@@ -181,13 +181,12 @@ class VideoSource(Source):
         self.live = not is_local(config.url) and not _is_finite(container)
         no_timestamps = container.format.flags & _NO_TIMESTAMPS
         self._has_clock = not (self.live and (no_timestamps or container.format.name == "mpjpeg"))
-        # Frame threads decode faster, but each holds back one frame, which adds latency for a
-        # camera, and they take two fifths more processor time, which up to Full HD is better spent
-        # on the model.
+        # Frame threads decode faster, but each holds back one frame, which adds latency to a
+        # camera. They also take 40 % more CPU time, which up to Full HD the model needs more.
         is_large = stream.width * stream.height > _FULL_HD
         stream.thread_type = "SLICE" if self.live else "AUTO" if is_large else "NONE"
         if self._device is not None and stream.codec_context.is_hwaccel:
-            stream.thread_type = "NONE"  # each thread would take one more frame of the device
+            stream.thread_type = "NONE"  # each thread would hold one more of the device's frames
         return stream
 
     def _open_container(self, config: SourceConfig) -> av.container.InputContainer:
@@ -211,7 +210,7 @@ class VideoSource(Source):
         return None if self._device is None else accelerator(self._device)
 
     def _read(self) -> Generator[Frame]:
-        """Yield all frames; times go on from one video of a folder, or round, to the next."""
+        """Yield all frames; times continue from one video of a folder, or loop, to the next."""
         offset_s = 0.0
         while True:
             index_before = self._index
@@ -236,14 +235,20 @@ class VideoSource(Source):
                     assert self._stream is not None
                     offset_s = last_s + 1.0 / float(self._stream.average_rate or 25)
                 self._close_container()
-                give_back_memory()  # the decoder's frames are megabytes
+                give_back_memory()  # the decoder has freed megabytes of frames
             if not self._config.loop or self._index == index_before:
                 return
 
     def _urls(self) -> list[str]:
         if not self._is_folder:
             return [self._config.url]
-        return [str(path) for path in list_files(local_path(self._config.url), VIDEO_SUFFIXES)]
+        try:
+            paths = list_files(local_path(self._config.url), VIDEO_SUFFIXES)
+        except InputError as error:
+            if self._index == 0:
+                raise
+            raise SourceLostError(str(error)) from None
+        return [str(path) for path in paths]
 
     def _skip(self, error: Exception) -> None:
         self.corrupt += 1
@@ -251,7 +256,7 @@ class VideoSource(Source):
         _logger.warning("video_unreadable", extra=shown)
 
     def _decode_video(self) -> Iterator[Frame]:
-        """Open the video and decode it, in software if the device gives no frame of it."""
+        """Open the video and decode it, in software if the device returns no frame of it."""
         index_before = self._index
         try:
             self._stream = self._open()
@@ -264,14 +269,14 @@ class VideoSource(Source):
             device, self._device = self._device, None
             self._stream = self._open()
             yield from self._decode(self._stream)
-            if self._index == index_before:  # a video without frames: the next one has some
+            if self._index == index_before:  # the video has no frames, the device may be fine
                 self._device = device
 
     def _is_device_at_fault(self, index_before: int) -> bool:
         return (
             self._device is not None
             and self._index == index_before
-            and self._fifo is None  # which can be read only once
+            and self._fifo is None  # a pipe can be read only once
             and not self._stopping.is_set()
         )
 
@@ -292,7 +297,7 @@ class VideoSource(Source):
                 begin_ns = time.monotonic_ns()
 
     def _packets(self, stream: VideoStream) -> Iterator[av.Packet[VideoStream]]:
-        """Yield packets; a stretch of the file that cannot be read is skipped and counted."""
+        """Yield packets; skip and count unreadable parts of the file."""
         assert self._container is not None
         damaged = 0
         while damaged < _DAMAGED_READS_LIMIT:
@@ -336,7 +341,7 @@ class VideoSource(Source):
         return frame
 
     def _decoder(self) -> str:
-        """Return what decodes: in software, FFmpeg replaces the device's own pixel format."""
+        """Return the decoder in use; software is recognised by its pixel format."""
         assert self._stream is not None
         device, pixel_format = self._device, self._stream.codec_context.pix_fmt
         return device if device is not None and pixel_format == device else "software"
@@ -344,8 +349,8 @@ class VideoSource(Source):
     def _capture(self, decoded: av.VideoFrame) -> tuple[int, Clock]:
         """Return when a frame was captured, UTC nanoseconds, and by which clock.
 
-        RTCP sender reports relate a stream's times to the camera's clock (RFC 3550, 6.4.1); the
-        first arrives after some seconds.
+        RTCP sender reports relate a stream's times to the camera's clock (RFC 3550, 6.4.1). The
+        first report arrives some seconds after the stream begins.
         """
         now_ns = time.time_ns()
         assert self._container is not None

@@ -1,4 +1,4 @@
-"""StageChain: all stages of a pipeline, from decode to record, and the inboxes between them."""
+"""StageChain: the stages of a pipeline, from decode to record, and the inboxes between them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from maskcast.pipeline.outputs.recorder import Recorder
 from maskcast.pipeline.sources.open import is_tracked
 from maskcast.pipeline.stages.decoders import Decoders
 from maskcast.pipeline.stages.infer import Detected, InferStage, min_score_for
-from maskcast.pipeline.stages.masks import MasksStage, Seen
+from maskcast.pipeline.stages.masks import MasksStage, Segmented
 from maskcast.pipeline.stages.preprocess import Prepared, PreprocessStage
 from maskcast.pipeline.stages.publish import PublishStage, Tracer
 from maskcast.pipeline.stages.record import OnFrame, Recorded, RecordStage
@@ -61,7 +61,7 @@ class StageChain:
         self.decoders = Decoders(
             configs,
             context,
-            stays=config.control is not None,
+            open_end=config.control is not None,
             changed=changed,
             is_held=lambda: recording is not None and len(recording) >= RECORD_CAPACITY,
         )
@@ -70,47 +70,47 @@ class StageChain:
             engine.max_batch, on_drop=self._drop_prepared
         )
         self._detected: Inbox[Detected | Event] = Inbox(on_drop=self._drop_detected)
-        self._seen: Inbox[Seen | Event] = Inbox(on_drop=self._drop_seen)
+        self._segmented: Inbox[Segmented | Event] = Inbox(on_drop=self._drop_segmented)
         decoded = self.decoders.outlet
         self._stages: list[Stage[Any, Any]] = [
             PreprocessStage(decoded, self._prepared, engine, context),
             InferStage(self._prepared, self._detected, engine, config.model, context),
             MasksStage(
                 self._detected,
-                self._seen,
+                self._segmented,
                 engine,
                 lambda source: self._analyse(source, engine, config.model),
                 context,
             ),
             PublishStage(
-                self._seen, config.publish, manifest, self.decoders, recording, context, tracer
+                self._segmented, config.publish, manifest, self.decoders, recording, context, tracer
             ),
         ]
         self._inboxes: dict[str, Inbox[Any] | RoundRobin[Any]] = {
             "preprocess": decoded,
             "infer": self._prepared,
             "masks": self._detected,
-            "publish": self._seen,
+            "publish": self._segmented,
         }
-        self._behind_engine = self._stages[3:]
+        self._after_engine = self._stages[3:]
         self._record: RecordStage | None = None
         if recording is not None:
             record = self._record = RecordStage(recording, recorders, on_frame, context)
             self._stages.append(record)
-            self._behind_engine.append(record)
+            self._after_engine.append(record)
             self._inboxes[record.name] = recording
 
     def add(self, source: SourceConfig) -> None:
         """Read one more source.
 
         Raises:
-            InputError: see ``Decoders.add``, and it has a zone for a class that the model lacks.
+            InputError: see ``Decoders.add``; or a zone or line counts a class the model lacks.
         """
         self._check(source)
         self.decoders.add(source)
 
     def start(self) -> None:
-        """Start all threads, the last stage's first: it closes the recorders at the end."""
+        """Start all threads, beginning with the last stage, which closes the recorders."""
         try:
             self._stages[-1].start()
         except BaseException:
@@ -122,37 +122,35 @@ class StageChain:
 
     @property
     def started(self) -> int:
-        """The number of stages that were started: each sends one ``StageEnded``."""
+        """Number of stages that were started; each sends one ``StageEnded``."""
         return sum(stage.ident is not None for stage in self._stages)
 
     @property
     def is_published(self) -> bool:
         """Whether everything is sent and recorded, and sockets and files are closed."""
-        return all(
-            stage.ident is not None and not stage.is_alive() for stage in self._behind_engine
-        )
+        return all(stage.ident is not None and not stage.is_alive() for stage in self._after_engine)
 
     def queue_depth(self) -> dict[str, int]:
-        """Return the number of frames that wait before each stage, by the stage's name."""
+        """Return the number of frames that wait for each stage, by the stage's name."""
         return {stage: inbox.waiting for stage, inbox in self._inboxes.items()}
 
     def at_work_s(self) -> dict[str, float]:
-        """Return for how long each stage has been at its current work; idle ones are absent."""
+        """Return the seconds since each stage began its current work; idle stages are absent."""
         return {stage.name: s for stage in self._stages if (s := stage.at_work_s) is not None}
 
     def drain(self) -> None:
-        """Drop the frames that the engine has not begun; the others are still published."""
+        """Drop the frames that the engine has not started on; the others are still published."""
         self._prepared.discard()
 
     def bypass_engine(self) -> None:
-        """Let the publish stage end although the engine is still at work on frames it has begun.
+        """Let the publish stage end without waiting for the frames in the engine.
 
-        The first frame of a size can take an engine seconds; on a CPU a large model always does.
-        The publish stage itself publishes the ``ended`` events that wait behind those frames.
+        An engine can take seconds for the first frame of a size, or for every frame of a large
+        model on a CPU. The publish stage itself then publishes the remaining ``ended`` events.
         """
         self._prepared.close(discard=True)
         self._detected.close(discard=True)
-        self._seen.close()
+        self._segmented.close()
 
     def abandon_hanging_output(self) -> bool:
         """Abandon an output whose write hangs (``RecordStage.abandon_hanging``)."""
@@ -160,15 +158,15 @@ class StageChain:
         return record is not None and record.is_alive() and record.abandon_hanging()
 
     def abort(self) -> None:
-        """Drop every frame that waits: after a failure a stage that would take it may be gone."""
-        for inbox in (self._prepared, self._detected, self._seen):
+        """Drop all waiting frames: after a failure, the stage that would take them may be gone."""
+        for inbox in (self._prepared, self._detected, self._segmented):
             inbox.close(discard=True)
 
     def _check(self, source: SourceConfig) -> None:
         check_labels((*source.zones, *source.lines), self._label_names, source.name or source.url)
 
     def _analyse(self, source: str, engine: Engine, model: ModelConfig) -> SourceAnalysis | None:
-        """Make the analysis of a source; None if it is not tracked."""
+        """Return a new analysis of a source; None if the source is not tracked."""
         for config in self.decoders.configs():
             if config.name == source and is_tracked(config):
                 min_score = min_score_for(engine, model)
@@ -185,8 +183,8 @@ class StageChain:
         for frame in item.frames:
             self._meter.dropped(frame, "masks", reason)
 
-    def _drop_seen(self, item: Seen | Event, reason: str) -> None:
-        assert isinstance(item, Seen)
+    def _drop_segmented(self, item: Segmented | Event, reason: str) -> None:
+        assert isinstance(item, Segmented)
         self._meter.dropped(item.frame, "publish", reason)
 
     def _drop_recorded(self, item: Recorded | Event, reason: str) -> None:

@@ -39,20 +39,20 @@ class DecodeStage(threading.Thread):
 
     Args:
         config: the source; its name is set.
-        inbox: where frames go; it takes the source's policy.
-        context: what it shares with the stages. A source begins when ``reading`` is set and the
-            engine ``is_ready`` for its first frame: a file waits for both, the frames of a live
-            source before that are skipped and not counted. If the shape of a live source changes
-            later, frames are dropped until the engine is ready again. ``Review`` is sent when the
-            source has ended.
+        inbox: receives the frames and events; its policy is set to the source's.
+        context: shared with the stages. A source begins when ``reading`` is set and the engine
+            ``is_ready`` for its first frame: a file waits for both; earlier frames of a live
+            source are skipped and not counted. If the shape of a live source changes later, frames
+            are dropped until the engine is ready again. ``Review`` is sent when the source has
+            ended.
 
     Attributes:
         config: the source.
         policy: what happens to a frame that arrives while another waits; None until it is known.
-        last_word: its ``ended`` event, None until then.
-        error: why it could not be read at all, or failed unexpectedly; None otherwise.
+        ended_event: its ``ended`` event; None until then.
+        error: why it could not be opened, or failed unexpectedly; None otherwise.
         is_over: whether it has ended.
-        has_returned: whether its thread counts nothing any more, and has closed the source.
+        has_returned: whether its thread has closed the source and updates no more counters.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class DecodeStage(threading.Thread):
         mark_abandonable(self)
         self.config = config
         self.policy = config.policy
-        self.last_word: Event | None = None
+        self.ended_event: Event | None = None
         self.error: Exception | None = None
         self.is_over = False
         self.has_returned = False
@@ -79,7 +79,7 @@ class DecodeStage(threading.Thread):
         self._stopping = threading.Event()
 
     def run(self) -> None:
-        """Read until the source ends, breaks off, is stopped or has reached the limit."""
+        """Read until the source ends, fails, is stopped or reaches the limit."""
         corrupt = 0
         reason, detail = "failed", ""
         try:
@@ -88,11 +88,8 @@ class DecodeStage(threading.Thread):
                 if self._state is not SourceState.STREAMING:
                     self._on_change(StateChange(SourceState.STREAMING))
                 self._context.meter.opened(self._source_name, self._frame_count(source))
-                is_missing = source.has_audio and audio_file(self.config) is None
-                if self._context.saves_video and is_missing:
-                    reason = "audio is copied from video files only, not from looped ones"
-                    shown = fields(source=self._source_name, reason=reason)
-                    _logger.warning("audio_not_recorded", extra=shown)
+                if self._context.saves_video and source.has_audio:
+                    self._check_audio()
                 self.policy = source.policy
                 self._inbox.set_policy(source.policy)
                 try:
@@ -114,13 +111,19 @@ class DecodeStage(threading.Thread):
             self._context.send(Review())
 
     def stop(self) -> None:
-        """Ask the source to end. Safe on any thread. A read that hangs ends by its timeout."""
+        """Ask the source to end. Thread-safe. A read that hangs ends with its timeout."""
         self._stopping.set()
 
     def end(
         self, reason: str, detail: str = "", corrupt: int = 0, *, discard: bool = False
     ) -> bool:
-        """Declare that the source has ended, and take nothing more from it; the first call counts.
+        """Mark the source as ended and close its inbox. Only the first call has an effect.
+
+        Args:
+            reason: why it ended, as published and logged.
+            detail: the error, if there was one.
+            corrupt: damaged packets, or unreadable images, that were skipped.
+            discard: drop the frames that wait in the inbox.
 
         Returns:
             Whether this was the first call.
@@ -128,13 +131,13 @@ class DecodeStage(threading.Thread):
         data = {"reason": reason}
         if detail:
             data["detail"] = self._without_address(detail)
-        last_word = Event(self._source_name, "ended", data)
+        ended_event = Event(self._source_name, "ended", data)
         self.is_over = True
-        if not self._inbox.close(last_word, discard=discard):
+        if not self._inbox.close(ended_event, discard=discard):
             return False
-        self.last_word = last_word
+        self.ended_event = ended_event
         self._context.meter.ended(self._source_name, detail or reason, corrupt)
-        # Whether an unreadable source is an error of the whole run, ``Decoders`` decides.
+        # ``Decoders`` decides whether an unreadable source is an error of the whole run.
         level = logging.WARNING if reason == "lost" else logging.INFO
         shown = fields(
             source=self._source_name, state=SourceState.ENDED, reason=reason, detail=detail or None
@@ -143,7 +146,7 @@ class DecodeStage(threading.Thread):
         return True
 
     def _read(self, source: Source) -> str:
-        """Put the source's frames into the inbox; return why it ended."""
+        """Put the source's frames into the inbox; return the reason with which it ended."""
         context = self._context
         if not source.live and not self._wait(context.reading.is_set):
             return "stopped"
@@ -162,7 +165,7 @@ class DecodeStage(threading.Thread):
                         return "stopped"
                     frame.restart_clock()
                 first_index, first_pts_s = frame.index, frame.pts_s or 0.0
-            if source.live and first_index:  # those that were skipped are not counted
+            if source.live and first_index:  # frames skipped at the start are not counted
                 frame.index -= first_index
                 frame.pts_s = None if frame.pts_s is None else frame.pts_s - first_pts_s
             context.meter.captured(frame, source.corrupt)
@@ -182,8 +185,15 @@ class DecodeStage(threading.Thread):
                 return "limit"
         return "stopped" if self._stopping.is_set() else "end of stream"
 
+    def _check_audio(self) -> None:
+        """Log that a source's audio will be missing in saved video."""
+        if audio_file(self.config) is None:
+            reason = "audio is copied from video files only, not from looped ones"
+            shown = fields(source=self._source_name, reason=reason)
+            _logger.warning("audio_not_recorded", extra=shown)
+
     def _check_decoder(self, frame: Frame) -> None:
-        """Log, once, that a source is decoded in software and not by the device."""
+        """Log once that a source is decoded in software and not by the device."""
         device = self._device
         if self._is_decoder_logged or device is None or frame.decoder == device:
             return
@@ -227,7 +237,7 @@ class DecodeStage(threading.Thread):
         self._inbox.post(Event(self._source_name, "state", data))
 
     def _without_address(self, text: str) -> str:
-        """Return a reason as it is published: subscribers need not know where a source is."""
+        """Return a reason without the source's address, which subscribers do not need to know."""
         return text.removeprefix(f"{redact(self.config.url)}: ")
 
     def _log(self, change: StateChange) -> None:

@@ -1,4 +1,4 @@
-"""Decoders: the decode stages of a pipeline, to which sources are added and removed."""
+"""Decoders: the decode stages of a pipeline; sources can be added and removed at any time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from maskcast.pipeline.stages.decode import DecodeStage
 from maskcast.pipeline.stages.stage import Event, PipelineContext
 
 BLOCK_CAPACITY = 2
-"""Capacity of a source's inbox with the policy ``block``: one to take, one ready after it."""
+"""Capacity of a source's inbox with the policy ``block``: one frame to take and the next one."""
+
+_ENDING = "the pipeline is ending and accepts no more sources"
 
 _logger = logging.getLogger(__name__)
 
@@ -32,10 +34,10 @@ class _Member:
     """One source.
 
     Attributes:
-        added: it was added by ``add``; its errors are not errors of the run.
-        removed: it was removed by ``remove``.
-        is_published: its removal has been published, after its last frame.
-        reported: the log says that it could not be read.
+        added: whether it was added by ``add``; then its errors are not errors of the run.
+        removed: whether it was removed by ``remove``.
+        is_published: whether its removal has been published, after its last frame.
+        reported: whether the log says that it could not be read.
     """
 
     decoder: DecodeStage
@@ -47,17 +49,17 @@ class _Member:
 
 
 class Decoders:
-    """A decoder and an inbox for each source, and one outlet behind them all. Thread-safe.
+    """A decoder and an inbox for each source, and one outlet for all of them. Thread-safe.
 
-    A source that is removed keeps its name until its last frame and its ``ended`` are published and
-    its thread has returned, so that a new source of that name has nothing in common with it.
+    A removed source keeps its name until its last frame and its ``ended`` event are published and
+    its thread has returned, so that nothing of it is attributed to a new source of that name.
 
     Args:
         configs: the first sources; their names are set.
-        context: what they share with the stages; its meter already knows the first sources.
-        stays: the outlet stays open when no source is left, because others may be added.
+        context: shared with the stages; its meter already knows the first sources.
+        open_end: keep the outlet open when no source is left, because others may be added.
         changed: the condition that all inboxes share.
-        is_held: as of ``RoundRobin``: sources that may not lose a frame wait.
+        is_held: as in ``RoundRobin``: while it returns True, sources with ``block`` wait.
 
     Attributes:
         outlet: where the frames and events of all sources are taken from, in turn.
@@ -68,36 +70,36 @@ class Decoders:
         configs: Sequence[SourceConfig],
         context: PipelineContext,
         *,
-        stays: bool,
+        open_end: bool,
         changed: threading.Condition | None = None,
         is_held: Callable[[], bool] = lambda: False,
     ) -> None:
         self._context = context
-        self._stays = stays
+        self._open_end = open_end
         self._lock = threading.Lock()
         self._is_over = self._is_stopped = False
         self._changed = changed or threading.Condition()
         self.outlet: RoundRobin[Frame | Event] = RoundRobin(
-            [], self._changed, open_end=stays, is_held=is_held
+            [], self._changed, open_end=open_end, is_held=is_held
         )
         self._members: dict[str, _Member] = {}
         for config in configs:
             self._enter(config)
 
     def start(self) -> None:
-        """Begin to read the first sources, unless the pipeline has been stopped already."""
+        """Start reading the first sources, unless the pipeline has already been stopped."""
         with self._lock:
             if not self._is_over:
                 for member in self._members.values():
-                    if member.decoder.ident is None:  # one that was added has been started
+                    if member.decoder.ident is None:  # ``add`` has started the others
                         member.decoder.start()
 
     def add(self, config: SourceConfig) -> None:
-        """Read one more source. If it cannot be read, it alone ends.
+        """Read one more source. If it cannot be read, only this source ends.
 
         Raises:
-            InputError: it has no name or one that is taken, ``check_source`` refuses it, or the
-                pipeline is at its end.
+            InputError: it has no name or one that is taken, ``check_source`` rejects it, or the
+                pipeline is ending.
         """
         name = config.name
         if name is None:
@@ -105,7 +107,7 @@ class Decoders:
         check_source(config)
         with self._lock:
             if self._is_over:
-                raise InputError("the pipeline is at its end and takes no more sources")
+                raise InputError(_ENDING)
             if (member := self._members.get(name)) is not None:
                 raise InputError(
                     f"the source {name!r} is still being removed; try again in a moment"
@@ -116,12 +118,12 @@ class Decoders:
             self._context.meter.add(name)
             if not (decoder := self._enter(config, added=True)):
                 self._context.meter.remove(name)
-                raise InputError("the pipeline is at its end and takes no more sources")
+                raise InputError(_ENDING)
             decoder.start()
         _logger.info("source_added", extra=fields(source=name, url=config.url))
 
     def remove(self, name: str) -> None:
-        """Remove a source. Its waiting frames are dropped, then ``ended`` is published.
+        """Remove a source: drop its waiting frames, then publish ``ended``.
 
         Raises:
             InputError: there is no such source.
@@ -135,7 +137,7 @@ class Decoders:
         is_first = member.decoder.end(REMOVED, discard=True)
         member.decoder.stop()
         if not is_first:
-            # It had ended by itself and closed its inbox: its removal is one more event.
+            # It had already ended and closed its inbox: its removal is one more event.
             member.inbox.add_last(Event(name, "ended", {"reason": REMOVED}))
             self.outlet.add(member.inbox)
         _logger.info("source_removed", extra=fields(source=name))
@@ -143,8 +145,8 @@ class Decoders:
     def ended_events(self) -> list[Event]:
         """Return the ``ended`` event of each source that has ended."""
         with self._lock:
-            words = [member.decoder.last_word for member in self._members.values()]
-        return [word for word in words if word is not None]
+            events = [member.decoder.ended_event for member in self._members.values()]
+        return [event for event in events if event is not None]
 
     def names(self) -> list[str]:
         """Return the names of all sources, in the order in which they were added."""
@@ -173,10 +175,10 @@ class Decoders:
         self.review()
 
     def review(self) -> None:
-        """Forget removed sources that are gone; report those that could not be read.
+        """Delete removed sources that are gone, and log sources that could not be read.
 
-        A source that could not be read is logged while others are running. When none is left, the
-        run ends and ``startup_error`` is its result.
+        They are logged only while other sources are running. When none is left, the run ends with
+        ``startup_error``.
         """
         with self._lock:
             gone = [
@@ -188,8 +190,8 @@ class Decoders:
                 del self._members[name]
                 self._context.meter.remove(name)
             members = list(self._members.values())
-        if not self._stays and all(member.decoder.is_over for member in members):
-            self._context.reading.set()  # no subscriber needs to be waited for
+        if not self._open_end and all(member.decoder.is_over for member in members):
+            self._context.reading.set()  # do not wait for subscribers any longer
             return
         for member in members:
             error = member.decoder.error
@@ -203,29 +205,29 @@ class Decoders:
         with self._lock:
             self._is_over = self._is_stopped = True
             members = list(self._members.values())
-        with ExitStack() as steps:  # an error in one step leaves out none of the others
+        with ExitStack() as steps:  # after an error in one step, the others still run
             steps.callback(self.outlet.close)
             for member in reversed(members):
                 steps.callback(member.decoder.stop)
                 steps.callback(member.decoder.end, reason, discard=True)
 
     def join(self, timeout_s: float) -> None:
-        """Wait for the decoders for at most ``timeout_s``; abandon one that hangs in a read."""
+        """Wait at most ``timeout_s`` for the decoders; abandon those that hang in a read."""
         deadline_s = time.monotonic() + timeout_s
         with self._lock:
             self._is_over = True
             decoders = [member.decoder for member in self._members.values()]
         for decoder in decoders:
-            if decoder.ident is not None:  # else it was never started
+            if decoder.ident is not None:  # otherwise it was never started
                 decoder.join(max(0.0, deadline_s - time.monotonic()))
 
     def startup_error(self) -> Exception | None:
         """Return why a source could not be read, or failed; None after ``stop``.
 
-        A run that ends by itself fails with the error of its first source that had one.
+        A run that ends by itself fails with the error of the first source that has one.
         """
         with self._lock:
-            if self._stays or self._is_stopped:
+            if self._open_end or self._is_stopped:
                 return None
             errors = [member.decoder.error for member in self._members.values() if not member.added]
         return next((error for error in errors if error is not None), None)

@@ -1,4 +1,4 @@
-"""Frame rate limiters: which frames of a source are processed."""
+"""Frame rate limiters: choose which frames of a source are processed."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ class FrameRateLimiter(Protocol):
     """Decides for every frame in turn whether it is processed.
 
     Attributes:
-        reason: the reason under which a frame that is not is counted.
+        reason: the reason under which skipped frames are counted.
     """
 
     reason: str
 
     def keeps(self, time_s: float) -> bool:
-        """Tell whether the next frame is processed; ``time_s`` is its time in seconds."""
+        """Tell whether the next frame, at ``time_s`` in seconds, is processed."""
 
 
 def frame_rate_limiters(config: SourceConfig) -> list[FrameRateLimiter]:
-    """Return the limiters that a source is configured with, in the order of their use."""
+    """Return the configured limiters of a source, in the order of their use."""
     limiters: list[FrameRateLimiter] = []
     if config.every_nth > 1:
         limiters.append(EveryNth(config.every_nth))
@@ -46,10 +46,10 @@ class EveryNth:
 
 
 class MaxFps:
-    """Keeps at most ``fps`` frames per second, evenly spaced.
+    """Keeps at most ``fps`` frames per second on average, evenly spaced.
 
-    A frame may be early by a tenth of an interval: a camera with jitter would otherwise lose every
-    other frame at its own rate. The average is not exceeded.
+    A frame may be early by a tenth of an interval. Otherwise a camera with jitter that is limited
+    to its own rate would lose every other frame.
     """
 
     reason = "max_fps"
@@ -63,7 +63,7 @@ class MaxFps:
         interval_s = self._interval_s
         due_s = self._due_s
         if due_s is None or time_s > due_s + interval_s or time_s < due_s - 2 * interval_s:
-            due_s = time_s  # the first frame, the first after a gap, or a clock that went back
+            due_s = time_s  # the first frame, the first after a gap, or after a step back in time
         if time_s < due_s - interval_s / 10:
             return False
         self._due_s = due_s + interval_s

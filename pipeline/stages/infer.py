@@ -1,4 +1,4 @@
-"""Infer stage: finds the boxes of the instances in frames."""
+"""Infer stage: detects the boxes of the instances in frames."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def load_engine_for(config: Config, bundle: Bundle | None = None) -> Engine:
     """Load the engine of a configuration.
 
     Args:
-        config: says which bundle, engine and mode, and whether with poses.
-        bundle: the configured bundle, if it is open already; its files are not checked again.
+        config: names the bundle, the engine and the mode, and whether poses are estimated.
+        bundle: the configured bundle, if it is already open; its files are not checked again.
 
     Raises:
         InputError: there is no such bundle or engine, or the engine cannot run the bundle.
@@ -51,7 +51,7 @@ def mode_for(config: Config) -> Mode:
 
 
 def min_score_for(engine: Engine, model: ModelConfig) -> float:
-    """Return the minimum score: the configured one, or else the bundle's."""
+    """Return the minimum score, 0..1: the configured one, or the bundle's."""
     chosen = model.score_threshold
     return engine.manifest.score_threshold if chosen is None else chosen
 
@@ -97,7 +97,7 @@ class Detected:
 
 
 class InferStage(Stage[Prepared, Detected]):
-    """Finds boxes in a batch: as many waiting frames of one shape as the engine takes."""
+    """Detects boxes in batches: as many waiting frames of one shape as the engine accepts."""
 
     def __init__(
         self,
@@ -115,11 +115,11 @@ class InferStage(Stage[Prepared, Detected]):
         self._labels = labels_of(model.classes, engine.manifest.labels)
 
     def alike(self, first: Prepared, other: Prepared) -> bool:
-        """Only images of one shape make a batch."""
+        """Tell whether two images have the same shape."""
         return first.image.shape == other.image.shape
 
     def work(self, items: list[Prepared]) -> list[Detected]:
-        """Detect in one batch."""
+        """Detect the boxes in one batch."""
         frames = [item.frame for item in items]
         begin_ns = begin_batch(frames, "infer")
         detections = self._engine.detect([item.image for item in items], self._min_score)

@@ -1,4 +1,4 @@
-"""Masks stage: computes masks and poses of detections, and follows the objects that they show."""
+"""Masks stage: computes the masks and poses of detections, and tracks the objects."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from maskcast.pipeline.tracking.analysis import UNTRACKED, Analysis, SourceAnaly
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """A frame, what was seen in it, and what became of the objects that are followed."""
+class Segmented:
+    """A frame, its instances, and what tracking found."""
 
     frame: Frame
     instances: Instances
     analysis: Analysis = UNTRACKED
 
 
-class MasksStage(Stage[Detected, Seen]):
-    """Computes the masks of the boxes that were kept, and follows the objects that they show.
+class MasksStage(Stage[Detected, Segmented]):
+    """Computes the masks of detected boxes, and tracks the objects.
 
-    Before the masks it estimates poses, if the engine has a poser.
+    If the engine has a pose model, poses are estimated before the masks.
 
     Args:
         inbox: batches of frames, and events.
         outbox: single frames, and events.
         engine: computes the masks and the poses.
-        analyse: makes the analysis of a source; None for a source that is not tracked. It is asked
-            at a source's first frame, and again where frames come after its end.
-        context: as of ``Stage``.
+        analyse: returns a new analysis of a source, or None for a source that is not tracked.
+            Called at a source's first frame, and again if frames follow its end.
+        context: as in ``Stage``.
     """
 
     def __init__(
         self,
         inbox: Inbox[Detected | Event],
-        outbox: Inbox[Seen | Event],
+        outbox: Inbox[Segmented | Event],
         engine: Engine,
         analyse: Callable[[str], SourceAnalysis | None],
         context: PipelineContext,
@@ -52,8 +52,8 @@ class MasksStage(Stage[Detected, Seen]):
         self._analyse = analyse
         self._analyses: dict[str, SourceAnalysis | None] = {}
 
-    def work(self, items: list[Detected]) -> list[Seen]:
-        """Estimate poses in one batch, segment it, and continue the tracks."""
+    def work(self, items: list[Detected]) -> list[Segmented]:
+        """Estimate the poses and compute the masks of one batch, and update the tracks."""
         (detected,) = items
         frames, detections = detected.frames, detected.detections
         try:
@@ -65,22 +65,22 @@ class MasksStage(Stage[Detected, Seen]):
             instances = self._engine.segment(detections)
         finally:
             detections.release()
-        seen = [self._follow(*pair) for pair in zip(frames, instances, strict=True)]
+        segmented = [self._track(*pair) for pair in zip(frames, instances, strict=True)]
         end_batch(frames, "masks", begin_ns)
-        return seen
+        return segmented
 
     def event(self, event: Event) -> None:
-        """Pass an event on; before the end of a source, those of its tracks."""
+        """Pass an event on; before a source's ``ended``, send the final events of its tracks."""
         if event.name == "ended" and (analysis := self._analyses.pop(event.source, None)):
             for name, data in analysis.end("ended"):
                 super().event(Event(event.source, name, data))
         super().event(event)
 
-    def _follow(self, frame: Frame, instances: Instances) -> Seen:
+    def _track(self, frame: Frame, instances: Instances) -> Segmented:
         source = frame.source
         if source not in self._analyses:
             self._analyses[source] = self._analyse(source)
         analysis = self._analyses[source]
         if analysis is None:
-            return Seen(frame, instances)
-        return Seen(frame, *analysis.update(frame, instances))
+            return Segmented(frame, instances)
+        return Segmented(frame, *analysis.update(frame, instances))

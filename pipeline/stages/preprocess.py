@@ -1,4 +1,4 @@
-"""The preprocess stage: frames to network images."""
+"""Preprocess stage: converts frames to the network's input."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A frame and the network's input made from it."""
+    """A frame and the network input made from it."""
 
     frame: Frame
     image: NetworkImage
 
 
 class PreprocessStage(Stage[Frame, Prepared]):
-    """Makes the network's input of one frame after the other, and begins its upload.
+    """Converts one frame after another to the network's input, and starts its upload.
 
-    A frame that cannot be converted, for example a damaged one, is dropped and counted.
+    A frame that cannot be converted, for example because it is damaged, is dropped and counted.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class PreprocessStage(Stage[Frame, Prepared]):
         self._engine = engine
 
     def work(self, items: list[Frame]) -> list[Prepared]:
-        """Prepare the one frame."""
+        """Convert one frame."""
         (frame,) = items
         frame.timeline.begin("preprocess")
         try:

@@ -18,7 +18,7 @@ from maskcast.pipeline.orders import SourceRemoved
 from maskcast.pipeline.outputs.recorder import Published
 from maskcast.pipeline.publisher.publisher import Publisher
 from maskcast.pipeline.sources.state import MOVED, REMOVED
-from maskcast.pipeline.stages.masks import Seen
+from maskcast.pipeline.stages.masks import Segmented
 from maskcast.pipeline.stages.record import Recorded
 from maskcast.pipeline.stages.stage import Event, PipelineContext, Stage
 from maskcast.pipeline.tracking.analysis import Analysis
@@ -26,59 +26,59 @@ from maskcast.pipeline.wire.curve import ClientKeys
 from maskcast.pipeline.wire.server_keys import ServerKeys
 
 SUBSCRIBER_POLL_S, BACKLOG_POLL_S = 0.1, 0.001
-"""Seconds without a frame after which subscriptions are read; the second while a backlog waits."""
+"""Seconds without a frame after which subscriptions are read, without and with a backlog."""
 
 
 class PublishedSources(Protocol):
     """The sources whose frames are published."""
 
     def names(self) -> Sequence[str]:
-        """Return the names of all."""
+        """Return the names of all sources."""
 
     def is_lossless(self, name: str) -> bool:
         """Return whether a source waits for the pipeline instead of losing frames."""
 
     def ended_events(self) -> Sequence[Event]:
-        """Return the ``ended`` of each that has ended."""
+        """Return the ``ended`` event of each source that has ended."""
 
 
 class Traced(Protocol):
-    """A frame that is traced, and is about to be published."""
+    """The span of a frame that is about to be published."""
 
     @property
     def traceparent(self) -> str:
-        """Its span, W3C Trace Context."""
+        """The span's W3C Trace Context ``traceparent``."""
 
     def end(self, seq: int, instances: int) -> None:
-        """End its span: it is published under this number, with its count of instances."""
+        """End the span, with the message's sequence number and the number of instances."""
 
 
 class Tracer(Protocol):
-    """Makes spans of some frames."""
+    """Creates spans for some frames."""
 
     def begin(self, frame: Frame) -> Traced | None:
         """Begin the span of a frame that is about to be published; None if it is not traced."""
 
 
-class PublishStage(Stage[Seen, None]):
-    """Owns the socket. Hands every frame on to the record stage, and never waits for it.
+class PublishStage(Stage[Segmented, None]):
+    """Publishes frames and events, and passes them to the record stage without waiting for it.
 
     Args:
         inbox: frames and events.
-        config: the socket's; None for none.
-        manifest: the model's.
-        sources: tells of all sources.
-        recording: the record stage's inbox; None where there are no outputs. Frames of sources
-            that may lose some replace one another in it, the others always find space.
-        context: as of ``Stage``; ``reading`` is set when enough subscribers are connected.
-        tracer: makes spans of frames.
+        config: configuration of the publisher; None publishes nothing.
+        manifest: the model's manifest.
+        sources: the sources whose frames are published.
+        recording: the record stage's inbox; None if there are no outputs. If it is full, frames of
+            sources that may lose frames replace waiting ones; lossless sources are always added.
+        context: as in ``Stage``; ``reading`` is set when enough subscribers are connected.
+        tracer: creates spans for frames; None traces nothing.
     """
 
     idle_timeout_s = SUBSCRIBER_POLL_S
 
     def __init__(
         self,
-        inbox: Inbox[Seen | Event],
+        inbox: Inbox[Segmented | Event],
         config: PublishConfig | None,
         manifest: Manifest,
         sources: PublishedSources,
@@ -100,7 +100,7 @@ class PublishStage(Stage[Seen, None]):
         self._tracer = tracer
 
     def open(self) -> None:
-        """Bind the socket, and wait for subscribers if configured."""
+        """Create the publisher, and wait for subscribers if configured."""
         if self._config is not None:
             self._publisher = make_publisher(self._config, self._manifest)
             wanted = self._config.wait_subscribers
@@ -111,18 +111,18 @@ class PublishStage(Stage[Seen, None]):
                     break
         self._context.reading.set()
 
-    def work(self, items: list[Seen]) -> list[None]:
-        """Publish one frame, then hand it on to the record stage."""
-        (seen,) = items
-        frame, instances = seen.frame, seen.instances
+    def work(self, items: list[Segmented]) -> list[None]:
+        """Publish one frame, then pass it to the record stage."""
+        (segmented,) = items
+        frame, instances = segmented.frame, segmented.instances
         frame.timeline.begin("publish")
         traced = None if self._tracer is None else self._tracer.begin(frame)
         traceparent = "" if traced is None else traced.traceparent
-        published = self._publish(frame, instances, seen.analysis, traceparent)
+        published = self._publish(frame, instances, segmented.analysis, traceparent)
         frame.timeline.end("publish")
         if traced is not None:
             traced.end(published.seq, len(instances))
-        self._context.meter.processed(frame, instances, seen.analysis)
+        self._context.meter.processed(frame, instances, segmented.analysis)
         if self._recording is not None:
             recorded = Recorded(frame, instances, published)
             if self._sources.is_lossless(frame.source):
@@ -132,7 +132,7 @@ class PublishStage(Stage[Seen, None]):
         return []
 
     def event(self, event: Event) -> None:
-        """Publish an event; behind the last of a source, keep nothing more of it."""
+        """Publish an event; when a source has ended, delete its state."""
         if self._publisher is not None and event.data.get("reason") != MOVED:
             self._publisher.event(event.source, event.name, **event.data)
         if event.name == "ended":
@@ -151,16 +151,16 @@ class PublishStage(Stage[Seen, None]):
             self._context.send(SourceRemoved(event.source))
 
     def idle(self) -> None:
-        """Send kept events to new subscribers while nothing is published."""
+        """Read subscriptions, and send kept events to new subscribers."""
         if self._publisher is not None:
             self._publisher.answer_subscriptions()
             self._count_subscribers(self._publisher)
 
     def close(self) -> None:
-        """Free the endpoint and let the record stage end.
+        """Close the publisher and let the record stage end.
 
-        ``ended`` events that could not pass the stages behind the last frame are published here:
-        a stage failed, or the engine takes too long.
+        Before that, publish ``ended`` events that did not arrive because a stage has failed or the
+        engine takes too long.
         """
         with ExitStack() as closing:
             if self._publisher is not None:
@@ -170,9 +170,9 @@ class PublishStage(Stage[Seen, None]):
                 closing.callback(self._recording.close)
 
     def _publish_missing_ends(self, publisher: Publisher) -> None:
-        """Publish ``ended`` for every source that has not ended on the wire.
+        """Publish ``ended`` for every source for which it has not been published.
 
-        A source without an ``ended`` event of its own is still being read: this stage failed.
+        A source without an ``ended`` event is still being read, so this stage has failed.
         """
         known = {event.source: event for event in self._sources.ended_events()}
         for name in self._sources.names():
@@ -185,7 +185,7 @@ class PublishStage(Stage[Seen, None]):
         self, frame: Frame, instances: Instances, analysis: Analysis, traceparent: str
     ) -> Published:
         source = frame.source
-        position = frame.index - frame.skipped  # among the frames that are wanted
+        position = frame.index - frame.skipped  # index among the frames that are not skipped
         dropped_before = max(position - self._next_position[source], 0)
         if self._publisher is None:
             seq = self._seq[source]
@@ -220,7 +220,7 @@ class PublishStage(Stage[Seen, None]):
 
     def _count_subscribers(self, publisher: Publisher) -> None:
         self._count_at_s = time.monotonic() + SUBSCRIBER_POLL_S
-        # While subscriptions wait to be read, every free moment goes to them.
+        # While subscriptions wait to be read, read them between all frames.
         self.idle_timeout_s = BACKLOG_POLL_S if publisher.has_backlog else SUBSCRIBER_POLL_S
         self._context.meter.subscribers = max(
             map(publisher.subscribers, self._sources.names()), default=0
@@ -229,10 +229,10 @@ class PublishStage(Stage[Seen, None]):
 
 
 def make_publisher(config: PublishConfig, manifest: Manifest) -> Publisher:
-    """Make the publisher of a configuration.
+    """Create the publisher of a configuration.
 
     Raises:
-        InputError: a key cannot be read, or an endpoint cannot be used.
+        InputError: a key cannot be read, or an endpoint is invalid or cannot be bound.
     """
     keys, gateway_keys = read_keys(config)
     return Publisher(
@@ -248,7 +248,7 @@ def make_publisher(config: PublishConfig, manifest: Manifest) -> Publisher:
 
 
 def read_keys(config: PublishConfig) -> tuple[ServerKeys | None, ClientKeys | None]:
-    """Read the keys for subscribers, or those for the gateways; None where there are none.
+    """Read the keys for subscribers and those for gateways; None for those not configured.
 
     Raises:
         InputError: a key cannot be read.
@@ -262,8 +262,8 @@ def read_keys(config: PublishConfig) -> tuple[ServerKeys | None, ClientKeys | No
 
 
 def encode_jpeg(frame: Frame, quality: int) -> bytes:
-    """Encode a frame's image, upright, as JPEG of ``quality`` 1..100."""
-    from PIL import Image  # only here: most pipelines send no images
+    """Encode a frame's image, upright, as JPEG with ``quality`` 1..100."""
+    from PIL import Image  # imported late: most pipelines send no images
 
     image = Image.fromarray(frame.image())
     buffer = io.BytesIO()

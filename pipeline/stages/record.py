@@ -1,4 +1,4 @@
-"""Record stage: hands published frames to the recorders and to ``on_frame``."""
+"""Record stage: passes published frames to the recorders and to ``on_frame``."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from maskcast.pipeline.stages.stage import Event, PipelineContext, Stage
 from maskcast.pipeline.stats import RECORD
 
 RETRY_S = 10.0
-"""An output that could not be written is tried again after this long."""
+"""An output that could not be written is retried after this long."""
 
 FINISH_S = 1.0
-"""Time to finish the other outputs when one is abandoned: they may lie on the same drive."""
+"""Time to finish the other outputs when one is abandoned; they may be on the same drive."""
 
 OnFrame = Callable[[Frame, Instances, Published], None]
 
@@ -44,7 +44,7 @@ class Recorded:
 
 @dataclass(slots=True)
 class _Output:
-    """A recorder, and when and why it last failed; None and "" while it works."""
+    """A recorder, and when and why it last failed; None and "" while it is not paused."""
 
     name: str
     recorder: Recorder
@@ -60,21 +60,21 @@ class _Call:
 
 
 class RecordStage(Stage[Recorded, None]):
-    """Writes files and calls ``on_frame``, behind the publish stage, which never waits for it.
+    """Writes files and calls ``on_frame``. The publish stage never waits for it.
 
-    An output that cannot be written (disk full, folder gone, permission lost) is paused: one line
-    in the log, a state in ``/healthz`` and the metrics, and another try every ``RETRY_S``. The
-    other outputs and the pipeline run on. Errors of ``on_frame``, and any other error, end the run.
+    An output that cannot be written (disk full, folder gone, permission lost) is paused and retried
+    every ``RETRY_S``. This is logged, and shown in ``/healthz`` and the metrics. The other outputs
+    and the pipeline continue. Errors of ``on_frame``, and any other error, end the run.
 
-    A write may hang, on a dead network drive or in a pipe that nobody reads. At the end of the run
-    such an output is abandoned, so that the run ends (``abandon_hanging``).
+    A write may hang on a dead network drive or in a pipe that nobody reads. Such an output is
+    abandoned so that the run can end (``abandon_hanging``).
 
     Args:
         inbox: published frames, and ``ended`` events.
-        recorders: get every frame; closed at the end, each once.
-        on_frame: called with every frame.
-        context: as of ``Stage``.
-        clock_s: a monotonic clock.
+        recorders: receive every frame; each is closed once, at the end.
+        on_frame: called with every frame; None for none.
+        context: as in ``Stage``.
+        clock_s: returns monotonic seconds.
     """
 
     def __init__(
@@ -131,10 +131,10 @@ class RecordStage(Stage[Recorded, None]):
     def abandon_hanging(self) -> bool:
         """Abandon an output whose write hangs, and finish the others. For the supervisor.
 
-        Call it again and again while the run ends: whether a write hangs shows after a second.
+        Call it repeatedly while the run ends: it takes a second to detect that a write hangs.
 
         Returns:
-            Whether one was abandoned; the stage's thread is then left behind.
+            Whether an output was abandoned; do not wait for the stage's thread then.
         """
         call = self._call
         if not self._watch.hangs(call) or call is None:
@@ -162,9 +162,9 @@ class RecordStage(Stage[Recorded, None]):
                 self._pause(output, error)
 
     def _use(self, output: _Output, call: Callable[[], None]) -> bool:
-        """Call an output; return whether that succeeded.
+        """Call an output; return whether the call succeeded.
 
-        When one is abandoned, another thread finishes the others.
+        After an output is abandoned, do nothing for the others: another thread finishes them.
         """
         with self._lock:
             if self._abandoned not in (None, output):

@@ -22,18 +22,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class PipelineContext:
-    """What all stages and decoders of one pipeline share. Every member is thread-safe.
+    """State shared by all stages and decoders of a pipeline. Every member is thread-safe.
 
     Attributes:
         meter: counts frames and times stages.
         send: passes an order to the supervisor.
-        reading: set when the sources may be read: enough subscribers are connected, or the
-            pipeline ends.
-        is_ready: tells whether the engine is ready for frames of the same shape; if not, it
-            prepares for them in the background.
+        reading: set when the sources may be read, because enough subscribers are connected or the
+            pipeline is ending.
+        is_ready: tells whether the engine is ready for frames of this shape; if not, the engine
+            starts to prepare for them in the background.
         limit: the number of frames to read from each source; None for all.
-        saves_video: whether annotated video is written; a source's missing audio is then logged.
-        decode_device: the hardware of sources with ``decode: auto``; None for software.
+        saves_video: whether annotated video is written; if so, missing audio is logged.
+        decode_device: the device for sources with ``decode: auto``; None for software.
     """
 
     meter: Meter
@@ -51,7 +51,7 @@ class Event:
 
     Attributes:
         source: the source's name.
-        name: ``state`` or ``ended`` (docs/wire.md).
+        name: the event's name on the wire, for example ``state`` or ``ended`` (docs/wire.md).
         data: details, published with the event.
     """
 
@@ -61,7 +61,7 @@ class Event:
 
 
 class Outlet(Protocol[T]):
-    """What a stage takes from: one inbox, or several in turn."""
+    """The input of a stage: one inbox, or several in turn."""
 
     def take(
         self,
@@ -75,23 +75,22 @@ class Outlet(Protocol[T]):
 class Stage(threading.Thread, ABC, Generic[In, Out]):
     """One thread of the pipeline. It owns the resources that its work needs.
 
-    It takes an item only when the next inbox can hold the result, so that with the policy
-    ``latest`` an item is as recent as possible when the next stage receives it.
+    A stage takes an item only when the next inbox can hold the result. With the policy ``latest``,
+    items are therefore as recent as possible when the next stage receives them.
 
-    When its inbox is closed and empty, the stage closes the next inbox: the end of the run follows
-    the last item from stage to stage. A stage that fails leaves the next inbox open; the supervisor
-    closes it.
+    When its inbox is closed and empty, the stage closes the next inbox, so that the stages end one
+    after another. A stage that fails leaves the next inbox open; the supervisor closes it.
 
     Args:
         name: name of the thread, and of the stage in timelines.
         inbox: where it takes items from.
         outbox: where it puts results; None for the last stage.
-        context: what it shares with the other stages. An error is sent as ``Failed``, and its end
-            as ``StageEnded``.
+        context: shared with the other stages. An error is sent as ``Failed``, and the end of the
+            thread as ``StageEnded``.
     """
 
     batch_size = 1
-    """Maximum number of items per call of ``work``."""
+    """Maximum number of items per call to ``work``."""
     idle_timeout_s: float | None = None
     """Seconds without an item after which ``idle`` is called; None for never."""
 
@@ -123,7 +122,7 @@ class Stage(threading.Thread, ABC, Generic[In, Out]):
             finally:
                 self.close()
         except BaseException as error:
-            # The next inbox stays open: the supervisor closes it once every source has its reason.
+            # The next inbox stays open until the supervisor has ended every source with a reason.
             self._context.send(Failed(error))
         else:
             if self._outbox is not None:

@@ -1,4 +1,4 @@
-"""Backlog: messages that a subscriber has received but not handed out yet."""
+"""Backlog: messages that a subscriber has received but not returned yet."""
 
 from __future__ import annotations
 
@@ -25,7 +25,16 @@ _NO_GAP = SequenceGap(0, restarted=False)
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """An ``instances`` message in the backlog. It is decoded when it is handed out."""
+    """An ``instances`` message in the backlog. Its arrays are decoded when it is returned.
+
+    Attributes:
+        source: the source's name.
+        header: the decoded part 1.
+        parts: all parts of the message.
+        received_ns: when it arrived, UTC nanoseconds.
+        gap: what was lost since the previous message in the backlog.
+        skipped: number of older messages that this one has replaced.
+    """
 
     source: str
     header: InstancesHeader
@@ -38,7 +47,7 @@ class Arrival:
 class Backlog:
     """Counts messages and queues them between two threads.
 
-    With policy "latest" a message replaces the one of the same source that is still queued.
+    With the policy "latest", a message replaces a queued message of the same source.
 
     Args:
         policy: "latest" or "all".
@@ -46,11 +55,11 @@ class Backlog:
         high_water_mark: maximum number of queued items; ``add`` waits while the queue is full.
 
     Attributes:
-        changed: the lock that guards everything here; notified of every change.
+        changed: a condition whose lock guards all other attributes; notified of every change.
         losses: counts, label names and states.
-        notify: called after every addition, for a waiting event loop.
-        closed: ``add`` does not wait any more.
-        finished: nothing will be added any more.
+        notify: called after every addition, to wake an event loop; None if there is none.
+        closed: if set, ``add`` no longer waits.
+        finished: if set, nothing more is added.
     """
 
     def __init__(self, policy: Policy, *, events: bool, high_water_mark: int) -> None:
@@ -62,17 +71,17 @@ class Backlog:
         self._policy = policy
         self._events = events
         self._high_water_mark = high_water_mark
-        self._queue: dict[object, Arrival | StreamEvent] = {}  # in the order to hand out
-        # Gaps that belong to no queued frame; the next frame of the source reports them.
+        self._queue: dict[object, Arrival | StreamEvent] = {}  # oldest first
+        # Gaps that do not belong to a queued frame; the next frame of the source reports them.
         self._pending_gaps: OrderedDict[str, SequenceGap] = OrderedDict()
 
     @property
     def has_items(self) -> bool:
-        """Whether something is queued. The lock is held."""
+        """Whether something is queued. The caller holds the lock."""
         return bool(self._queue)
 
     def take(self) -> Arrival | StreamEvent | None:
-        """Remove the oldest item; None if there is none. The lock is held."""
+        """Remove and return the oldest item; None if there is none. The caller holds the lock."""
         if not self._queue:
             return None
         item = self._queue.pop(next(iter(self._queue)))
@@ -80,7 +89,7 @@ class Backlog:
         return item
 
     def add(self, parts: list[bytes], received_ns: int) -> None:
-        """Count a message and append it to the queue. The lock is held."""
+        """Count a message and append it to the queue. The caller holds the lock."""
         try:
             source, header = decode_header(parts)
         except WireError:
@@ -107,7 +116,7 @@ class Backlog:
             self.wake()
 
     def _enqueue(self, key: object, item: Arrival | StreamEvent) -> None:
-        """Append an item, or replace the older one of its key (policy "latest")."""
+        """Append an item; with the policy "latest", replace an older item with the same key."""
         if self._policy == "all":
             key = object()
         while (
@@ -126,7 +135,7 @@ class Backlog:
             keep(self._pending_gaps, source, gap, MAX_SOURCES)
 
     def wake(self) -> None:
-        """Wake both threads. The lock is held."""
+        """Wake both threads. The caller holds the lock."""
         self.changed.notify_all()
         if self.notify is not None:
             self.notify()

@@ -15,12 +15,12 @@ class Connection(ReconnectingSocket):
     """A SUB socket to one publisher or gateway.
 
     Args:
-        context: belongs to the caller, who terminates it.
+        context: the ZeroMQ context; the caller terminates it.
         endpoint: "tcp://host:port" or "ipc:///path".
-        prefixes: subscriptions.
-        high_water_mark: messages queued in the socket.
-        max_message_bytes: a longer part disconnects; a longer message is discarded.
-        keys: for CURVE, or None.
+        prefixes: topic prefixes to subscribe to.
+        high_water_mark: maximum number of messages queued in the socket.
+        max_message_bytes: longer messages are discarded; a longer part closes the connection.
+        keys: for CURVE; None for no encryption.
 
     Raises:
         InputError: the endpoint cannot be connected to.
@@ -44,10 +44,10 @@ class Connection(ReconnectingSocket):
         super().__init__(context, endpoint, kind=zmq.SUB, keys=keys, peer="publisher")
 
     def receive(self, max_parts: int) -> list[bytes] | None:
-        """Receive a message without waiting; None if there is none, or one that is too long.
+        """Receive a message without waiting; None if there is none, or if it is too long.
 
         Args:
-            max_parts: further parts are discarded.
+            max_parts: maximum number of parts; further parts are discarded.
 
         Raises:
             zmq.ContextTerminated: the context was terminated.
@@ -62,7 +62,7 @@ class Connection(ReconnectingSocket):
         return parts
 
     def take_oversized(self) -> int:
-        """Return the number of messages since the last call that were too long."""
+        """Return the number of messages that were too long since the last call."""
         count, self._oversized = self._oversized, 0
         return count
 
@@ -90,11 +90,11 @@ def receive_parts(
 
     Args:
         socket: a socket to receive from.
-        max_message_bytes: a longer message is discarded.
-        max_parts: further parts are discarded.
+        max_message_bytes: maximum size; a longer message is discarded.
+        max_parts: maximum number of parts; further parts are discarded.
 
     Returns:
-        The parts, or None if there was no message or it was too long, and its size, bytes.
+        The parts, or None if there was no message or it was too long, and the size in bytes.
     """
     parts: list[bytes] = []
     size = 0
@@ -106,6 +106,6 @@ def receive_parts(
                 parts.append(part.bytes)
             if not part.more:
                 break
-    except zmq.Again:  # messages arrive whole: this is before the first part
+    except zmq.Again:  # there is no message: the parts of a message arrive together
         return None, 0
     return (parts if size <= max_message_bytes else None), size

@@ -1,4 +1,4 @@
-"""LossTracker: counts lost and repeated messages, and keeps label names and source states."""
+"""LossTracker: counts lost and duplicate messages, and keeps label names and source states."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from maskcast.pipeline.wire.kept import MAX_SOURCES, keep
 from maskcast.pipeline.wire.message import EventHeader, InstancesHeader
 
 MAX_EVENTS = 64
-"""Event names tracked per stream."""
+"""Maximum number of event names tracked per stream."""
 
 MAX_TABLES = 64
-"""Tables of label names kept."""
+"""Maximum number of tables of label names."""
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -27,8 +27,8 @@ class Tally:
     Attributes:
         received: well-formed ``instances`` messages.
         lost: messages that never arrived, according to the sequence numbers.
-        skipped: messages that a newer one replaced before they were handed out.
-        duplicate: messages that arrived twice, for instance over two endpoints.
+        skipped: messages that were replaced by newer ones before they were returned.
+        duplicate: messages that arrived twice, for example over two endpoints.
         malformed: messages that could not be read, or were too long.
     """
 
@@ -41,7 +41,7 @@ class Tally:
 
 @dataclass(slots=True)
 class _Stream:
-    """One publisher's messages of one source."""
+    """The sequence numbers of one publisher's messages of one source."""
 
     next_seq: int | None = None
     event_seq: OrderedDict[str, int] = field(default_factory=OrderedDict)
@@ -52,10 +52,10 @@ class _Source:
     """A source as its newest publisher describes it; it may have moved from another publisher.
 
     Attributes:
-        publisher: of the last ``instances`` message.
-        newest: the publisher that appeared last.
-        ended: whether it has ended at its newest publisher.
-        state: its state at its newest publisher.
+        publisher: the publisher of the last ``instances`` message.
+        newest: the publisher that was first heard most recently.
+        ended: whether the source has ended, according to its newest publisher.
+        state: its state, according to its newest publisher.
     """
 
     publisher: str = ""
@@ -66,11 +66,11 @@ class _Source:
 
 @dataclass(frozen=True, slots=True)
 class SequenceGap:
-    """What happened between a message and the one before it.
+    """What happened between a message and the previous one.
 
     Attributes:
         lost: messages that never arrived.
-        restarted: the publisher was restarted.
+        restarted: whether the publisher was restarted.
     """
 
     lost: int
@@ -83,8 +83,8 @@ class SequenceGap:
 class LossTracker:
     """Tracks sequence numbers, label names and source states. Uses no socket and no clock.
 
-    Its memory is bounded, whatever a publisher sends: the entries that were updated least recently
-    are forgotten, and count as new if they return.
+    Its memory is bounded: the entries that were updated least recently are forgotten, and are
+    treated as new if they return.
 
     Args:
         max_sources: maximum number of sources, and of pairs of publisher and source.
@@ -101,12 +101,12 @@ class LossTracker:
         self._label_names: OrderedDict[str, tuple[str, ...]] = OrderedDict()
 
     def add_instances(self, source: str, header: InstancesHeader) -> SequenceGap | None:
-        """Count an ``instances`` message; None if it is a repetition."""
-        stream, known = self._hear(header.publisher, source)
+        """Count an ``instances`` message; return the gap before it, None for a duplicate."""
+        stream, known = self._touch(header.publisher, source)
         if stream.next_seq is not None and header.seq < stream.next_seq:
             self.tally.duplicate += 1
             return None
-        # Messages before the first one that arrived here do not count as lost.
+        # Messages before the first one that arrived are not counted as lost.
         first = stream.next_seq is None
         restarted = first and known.publisher not in ("", header.publisher)
         lost = 0 if stream.next_seq is None else header.seq - stream.next_seq
@@ -119,8 +119,8 @@ class LossTracker:
         return SequenceGap(lost, restarted)
 
     def add_event(self, source: str, header: EventHeader) -> SequenceGap | None:
-        """Count an ``event`` message; None if it is a repetition."""
-        stream, known = self._hear(header.publisher, source)
+        """Count an ``event`` message; return the gap before it, None for a duplicate."""
+        stream, known = self._touch(header.publisher, source)
         if header.seq <= stream.event_seq.get(header.event, -1):
             return None
         keep(stream.event_seq, header.event, header.seq, MAX_EVENTS)
@@ -135,24 +135,24 @@ class LossTracker:
                 table = str(header.data.get("id"))
                 keep(self._label_names, table, tuple(names), MAX_TABLES)
         elif header.publisher != known.newest:
-            pass  # the source has moved since
+            pass  # the source has moved to another publisher
         elif header.event == "ended":
             known.ended, known.state = True, "ended"
         elif header.event == "state":
             known.ended, known.state = False, str(header.data.get("state", ""))
         return SequenceGap(lost, restarted=False)
 
-    def _hear(self, publisher: str, source: str) -> tuple[_Stream, _Source]:
-        """Return a publisher's stream of a source, and the source, as the most recent ones."""
+    def _touch(self, publisher: str, source: str) -> tuple[_Stream, _Source]:
+        """Return a publisher's stream and the source, and mark both as most recently used."""
         is_new = (publisher, source) not in self._streams
-        stream = _recall(self._streams, (publisher, source), _Stream, self._max_sources)
-        known = _recall(self._sources, source, _Source, self._max_sources)
+        stream = _get(self._streams, (publisher, source), _Stream, self._max_sources)
+        known = _get(self._sources, source, _Source, self._max_sources)
         if is_new or not known.newest:
             known.newest = publisher
         return stream, known
 
     def restart(self, source: str, publisher: str) -> None:
-        """Count no messages as lost before a publisher's next ``instances`` message of a source."""
+        """Count nothing as lost before a publisher's next ``instances`` message of a source."""
         if (stream := self._streams.get((publisher, source))) is not None:
             stream.next_seq = None
 
@@ -161,7 +161,7 @@ class LossTracker:
         return list(self._streams)
 
     def label_names(self, labels: str) -> tuple[str, ...]:
-        """Return the table with the id ``labels``; empty if it has not arrived."""
+        """Return the label names of the table with id ``labels``; empty if it has not arrived."""
         return self._label_names.get(labels, ())
 
     def all_ended(self, sources: tuple[str, ...] | None) -> bool:
@@ -176,8 +176,8 @@ class LossTracker:
         return {name: source.state for name, source in self._sources.items() if source.state}
 
 
-def _recall(kept: OrderedDict[K, V], key: K, make: Callable[[], V], most: int) -> V:
-    """Return the value of a key, made if absent, as the most recent of at most ``most``."""
+def _get(kept: OrderedDict[K, V], key: K, make: Callable[[], V], limit: int) -> V:
+    """Return the value of a key, created if absent, and mark it as most recently used."""
     value = kept[key] if key in kept else make()
-    keep(kept, key, value, most)
+    keep(kept, key, value, limit)
     return value

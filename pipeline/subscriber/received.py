@@ -22,29 +22,29 @@ class PublishedFrame:
     Attributes:
         source: the source's name.
         publisher: 16 hexadecimal digits, new at each start of the publisher.
-        seq: number of this message, counted by publisher and source from 0.
-        index: index of the frame in its source, from 0; dropped frames count too.
-        pts_s: presentation time in the stream's own clock, seconds; None if the stream has none.
+        seq: sequence number of the message, per publisher and source, from 0.
+        index: index of the frame in its source, from 0, including dropped frames.
+        pts_s: presentation time on the stream's own clock, seconds; None if the stream has none.
         capture_ns: when the frame was captured, UTC nanoseconds.
         publish_ns: when the message was sent, UTC nanoseconds.
         received_ns: when it arrived here, UTC nanoseconds.
-        age_ms: time from capture until the frame was handed to you; in a recording, until it was
-            recorded. Between machines it is only as accurate as their clocks.
+        age_ms: time from capture until the frame was returned to you; in a recording, until it was
+            recorded. Between machines, it is only as accurate as their clocks.
         lost_before: messages of this source that were lost since the previous frame.
         skipped_before: messages replaced by newer ones since the previous frame (policy "latest").
-        restarted: whether the publisher was restarted since the previous frame; ``seq`` then begins
-            again.
-        clock: whose time ``capture_ns`` is: "receipt" (the publisher's host) or "sender" (camera).
+        restarted: whether the publisher was restarted since the previous frame, so that ``seq``
+            began again at 0.
+        clock: the clock of ``capture_ns``: "receipt" (the publisher's host) or "sender" (camera).
         stage_ms: processing time of each stage, milliseconds.
         drops: frames of this source that the publisher has dropped so far, by stage and reason.
         dropped_before: frames of this source that the publisher dropped since its previous message;
             unlike ``lost_before``, these were never sent.
-        zones: instances in each zone, by the zone's name; empty if there are none.
-        lines: instances that have crossed each line since the start, by the line's name and
-            direction, "forward" or "backward".
-        instances: boxes, scores, labels and masks, and track ids and keypoints where there are any.
-        label_names: ``label_names[instances.labels[i]]``; empty until the table has arrived.
-        keypoints: names and skeleton of ``instances.keypoints``; None where no pose is estimated.
+        zones: number of tracks in each zone, by the zone's name; empty if there are no zones.
+        lines: number of crossings of each line since the start, by the line's name and direction,
+            "forward" or "backward".
+        instances: boxes, scores, labels and masks, and track ids and keypoints if there are any.
+        label_names: class names, indexed by label; empty until the table has arrived.
+        keypoints: names and skeleton of ``instances.keypoints``; None if no poses are estimated.
         jpeg: the image as JPEG, if the publisher sends it.
         traceparent: the frame's span, W3C Trace Context, to continue its trace; empty if the frame
             is not traced.
@@ -86,7 +86,11 @@ class PublishedFrame:
         label_names: tuple[str, ...],
         recorded: bool = False,
     ) -> Self:
-        """Make a frame from a message that is handed out now, or was recorded."""
+        """Create a frame from a decoded message.
+
+        ``age_ms`` ends now, or with ``recorded`` at ``received_ns``; the other arguments are the
+        attributes of the same names.
+        """
         header = message.header
         return cls(
             source=message.source,
@@ -115,7 +119,7 @@ class PublishedFrame:
         )
 
     def image(self) -> NDArray[np.uint8] | None:
-        """Decode the image: RGB, uint8 ``[H, W, 3]``; None if the message has none.
+        """Decode the image: RGB, uint8 ``[height, width, 3]``; None if the message has none.
 
         Raises:
             WireError: part 4 is not a JPEG file.
@@ -138,7 +142,7 @@ class StreamEvent:
     Attributes:
         source: the source's name.
         publisher: identifies one start of the publisher.
-        name: the event; docs/wire.md lists them.
+        name: the event's name; docs/wire.md lists them.
         data: the event's data.
         publish_ns: when it happened, UTC nanoseconds.
         received_ns: when it arrived here, UTC nanoseconds.

@@ -1,4 +1,4 @@
-"""Receiver: messages of one publisher as they arrive, not decoded."""
+"""Receiver: receives the messages of one publisher without decoding them."""
 
 from __future__ import annotations
 
@@ -20,21 +20,20 @@ MAX_MESSAGE_BYTES = 64 << 20
 
 HIGH_WATER_MARK = 1000
 
-
 MAX_PARTS = 64
-"""Parts that are kept of a message; a later version may add some to the six of today."""
+"""Maximum number of parts that are kept; later versions may add parts to the current six."""
 
 
 class Receiver:
-    """Receives from one endpoint, and reconnects. Not thread-safe; use it with ``with``.
+    """Receives from one endpoint, and reconnects. Not thread-safe. Use it as a context manager.
 
     Args:
         endpoint: "tcp://host:port" or "ipc:///path".
-        sources: names; None for all.
-        keys: for CURVE, or None.
+        sources: names of the sources; None for all.
+        keys: for CURVE; None for no encryption.
 
     Attributes:
-        oversized: messages that were too long and discarded.
+        oversized: number of messages that were discarded because they were too long.
 
     Raises:
         InputError: the endpoint or a name is invalid.
@@ -68,7 +67,7 @@ class Receiver:
         self._context.term()
 
     def receive(self, timeout_s: float) -> RawMessage | None:
-        """Wait for a message; None if none arrived in time."""
+        """Wait for a message; return None if none arrives within ``timeout_s``."""
         deadline_s = time.monotonic() + timeout_s
         while True:
             self._connection.process_events()
@@ -79,7 +78,7 @@ class Receiver:
             if parts is not None:
                 return RawMessage(parts, time.time_ns())
             if oversized:
-                continue  # others may wait behind it
+                continue  # more messages may be queued
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 return None
@@ -95,10 +94,13 @@ def read_client_keys(
     """Read the keys of a subscriber from files; None if none are given.
 
     Raises:
-        InputError: only one is given, or one cannot be read.
+        InputError: only one of them is given, or one cannot be read.
     """
     if server_key is not None and client_key is not None:
         return ClientKeys.read(server_key, client_key)
     if server_key is not None or client_key is not None:
-        raise InputError("keys go together: give the server's .key and the client's .key_secret")
+        raise InputError(
+            "keys go together: only one is given; give the server's .key and the client's "
+            ".key_secret"
+        )
     return None

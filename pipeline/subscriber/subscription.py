@@ -1,4 +1,4 @@
-"""Subscriber: receives published frames and events, synchronously or with asyncio."""
+"""Subscription: receives published frames and events, synchronously or with asyncio."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from maskcast.pipeline.wire.recording import read_recording
 __all__ = ["EndOfStreams", "Policy", "PublishedFrame", "StreamEvent", "Subscription"]
 
 Received = TypeVar("Received", bound=PublishedFrame | StreamEvent)
-"""What a subscription yields: frames, or frames and events."""
+"""The items of a subscription: frames, or frames and events."""
 
 MAX_PARTS = 6
 """Number of parts of a message in this version; further parts are discarded."""
@@ -40,11 +40,11 @@ class EndOfStreams(Exception):  # noqa: N818 - not an error
 
 
 class Subscription(Generic[Received]):
-    """Connections to publishers; made by ``subscribe``.
+    """Connections to publishers, as returned by ``subscribe``.
 
-    A background thread owns the sockets and receives messages as they arrive: in ZeroMQ's queues,
-    old frames would be kept and newer ones dropped. Use ``receive`` and the loops on one thread at
-    a time; ``close`` is thread-safe.
+    A background thread owns the sockets and receives messages as they arrive, because ZeroMQ's
+    queues would keep old frames and drop new ones. Use ``receive`` and the loops on one thread at a
+    time; ``close`` is thread-safe.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Subscription(Generic[Received]):
         """Connect. ``with`` and the loops do this.
 
         Raises:
-            InputError: an endpoint is invalid. (An endpoint without a publisher is no error.)
+            InputError: an endpoint is invalid. (A publisher that is not running is not an error.)
         """
         context = zmq.Context()
         prefixes = [""] if self._sources is None else [f"{name}/" for name in self._sources]
@@ -118,14 +118,14 @@ class Subscription(Generic[Received]):
         return self
 
     def close(self) -> None:
-        """Disconnect, and end a loop that is waiting. Calling it twice is safe."""
+        """Disconnect, and end a waiting loop. Safe to call twice."""
         with self._backlog.changed:
             self._backlog.closed = True
             context, self._context = self._context, None
             thread, self._thread = self._thread, None
             self._backlog.wake()
         if context is not None and thread is not None:
-            context.term()  # wakes the thread; returns when it has closed its sockets
+            context.term()  # wakes the thread, and waits until it has closed its sockets
             thread.join()
 
     @property
@@ -136,7 +136,7 @@ class Subscription(Generic[Received]):
 
     @property
     def broken(self) -> bool:
-        """Whether a connection has broken since this was opened; it is made again by itself."""
+        """Whether a connection has been lost since ``open``. It is reconnected automatically."""
         return self._broken
 
     def __enter__(self) -> Self:
@@ -166,7 +166,7 @@ class Subscription(Generic[Received]):
                 self.close()
 
     async def __aiter__(self) -> AsyncIterator[Received]:
-        """Yield like the synchronous loop, without blocking the event loop."""
+        """Yield the same items as the synchronous loop, without blocking the event loop."""
         opened = self._context is not None
         if not opened:
             self.open()
@@ -186,27 +186,27 @@ class Subscription(Generic[Received]):
             timeout_s: seconds; None for the value given to ``subscribe``.
 
         Raises:
-            TimeoutError: nothing arrived.
+            TimeoutError: nothing arrived within ``timeout_s``.
             EndOfStreams: every source has ended, or the subscription was closed.
         """
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
-        deadline = time.monotonic() + timeout_s
+        deadline_s = time.monotonic() + timeout_s
         while True:
             with self._backlog.changed:
                 while (item := self._next()) is None:
-                    remaining_s = deadline - time.monotonic()
+                    remaining_s = deadline_s - time.monotonic()
                     if remaining_s <= 0:
                         raise TimeoutError(self._timeout_message(timeout_s))
                     self._backlog.changed.wait(min(remaining_s, 3600))
-            if (handed := self._hand_out(item)) is not None:
-                return cast("Received", handed)  # events are queued only on request
+            if (decoded := self._decode(item)) is not None:
+                return cast("Received", decoded)  # events are queued only on request
 
     async def receive_async(self, timeout_s: float | None = None) -> Received:
         """Wait like ``receive``, without blocking the event loop."""
-        import asyncio  # 7 MB that a process without an event loop does not need
+        import asyncio  # imported late: it takes 7 MB of memory
 
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
-        deadline = time.monotonic() + timeout_s
+        deadline_s = time.monotonic() + timeout_s
         loop, arrived = asyncio.get_running_loop(), asyncio.Event()
         with self._backlog.changed:
             self._backlog.notify = partial(loop.call_soon_threadsafe, arrived.set)
@@ -216,11 +216,11 @@ class Subscription(Generic[Received]):
                 with self._backlog.changed:
                     item = self._next()
                 if item is not None:
-                    if (handed := self._hand_out(item)) is not None:
-                        return cast("Received", handed)
+                    if (decoded := self._decode(item)) is not None:
+                        return cast("Received", decoded)
                     continue
                 try:
-                    async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
+                    async with asyncio.timeout(max(deadline_s - time.monotonic(), 0)):
                         await arrived.wait()
                 except TimeoutError:
                     with self._backlog.changed:
@@ -234,9 +234,9 @@ class Subscription(Generic[Received]):
         return Backlog(self._policy, events=self._events, high_water_mark=self._high_water_mark)
 
     def _next(self) -> Arrival | StreamEvent | None:
-        """Take the next item from the queue. The lock is held."""
+        """Take the next item from the queue. The caller holds the lock."""
         if isinstance(self._fault, InputError) and not self._backlog.has_items:
-            raise self._fault  # the recording is damaged after what was handed out
+            raise self._fault  # the recording is damaged after the last item
         if self._fault is not None and not isinstance(self._fault, InputError):
             raise RuntimeError("the subscriber's thread failed") from self._fault
         if self._backlog.closed:
@@ -251,8 +251,8 @@ class Subscription(Generic[Received]):
             raise EndOfStreams
         return None
 
-    def _hand_out(self, item: Arrival | StreamEvent) -> PublishedFrame | StreamEvent | None:
-        """Decode an item from the queue; None if it turns out malformed."""
+    def _decode(self, item: Arrival | StreamEvent) -> PublishedFrame | StreamEvent | None:
+        """Decode an item from the queue; return None if it is malformed."""
         if isinstance(item, StreamEvent):
             return item
         source, header, gap = item.source, item.header, item.gap
@@ -276,7 +276,7 @@ class Subscription(Generic[Received]):
         )
 
     def _read_recordings(self, prefixes: list[str]) -> None:
-        """Read the files until their end or ``close``; runs on the background thread."""
+        """Read the files until their end or ``close``. Runs on the background thread."""
         wanted = tuple(f"{VERSION}/{prefix}".encode() for prefix in prefixes)
         backlog = self._backlog
         try:
@@ -296,7 +296,7 @@ class Subscription(Generic[Received]):
                 backlog.wake()
 
     def _receive_messages(self, connections: list[Connection]) -> None:
-        """Receive until the context is terminated; runs on the thread that owns the sockets."""
+        """Receive until the context is terminated. Runs on the background thread."""
         try:
             while True:
                 self._wait_for_input(connections)
@@ -344,7 +344,7 @@ class Subscription(Generic[Received]):
         why = "; ".join(filter(None, (*self._problems.values(), *missing)))
         if not why and (states := self._backlog.losses.states()):
             named = ", ".join(f"{name} is {state}" for name, state in states.items())
-            why = f"the publisher answers ({named}), but sends no frames; look at its log"
+            why = f"the publisher is connected ({named}) but sends no frames; check its log"
         if not why:
             keys = "whether it uses keys" if self._keys is None else "that it allows this key"
             why = f"check that maskcast publishes there, the names of the sources, and {keys}"

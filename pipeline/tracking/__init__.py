@@ -1,1 +1,1 @@
-"""Tracking: which instances of different frames are one object, and its zones and lines."""
+"""Tracking: track ids for objects across frames, and the zones and lines that they pass."""

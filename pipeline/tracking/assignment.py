@@ -1,4 +1,4 @@
-"""Assignment: the pairs of rows and columns whose sum is greatest."""
+"""Assignment: pairs rows and columns of a matrix with the greatest sum."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from numpy.typing import NDArray
 def best_pairs(gain: NDArray[np.float64]) -> list[tuple[int, int]]:
     """Pair rows with columns so that the sum of the gains is the greatest possible.
 
-    A row or column may stay unpaired; a pair whose gain is 0 or less is never made. Uncontested
-    pairs, nearly all of them, are found at once; the rest by shortest augmenting paths
-    (Jonker and Volgenant 1987), in each group of rows and columns that have to do with each other.
+    A row or column may stay unpaired; a pair whose gain is 0 or less is never made. Pairs without
+    an alternative, which are nearly all, are found at once. The others are found by shortest
+    augmenting paths (Jonker and Volgenant 1987), separately in each connected group of rows and
+    columns.
 
     Args:
-        gain: ``[A, B]``, finite.
+        gain: ``[A, B]`` float64, finite.
 
     Returns:
-        Pairs of row and column, by row.
+        Pairs of row and column, sorted by row.
     """
     possible = gain > 0
     per_row, per_column = possible.sum(axis=1), possible.sum(axis=0)
@@ -52,7 +53,7 @@ def _groups(row: list[int], column: list[int]) -> list[tuple[list[int], list[int
 
 
 def _solve(gain: NDArray[np.float64]) -> list[tuple[int, int]]:
-    """Solve one group: every row gets a column while there are any; gains are 0 or more."""
+    """Solve one group: pair every row, or every column if there are fewer; no gain is negative."""
     if gain.shape[0] > gain.shape[1]:
         return [(i, j) for j, i in _solve(gain.T)]
     cost = gain.max() - gain
@@ -79,11 +80,11 @@ def _solve(gain: NDArray[np.float64]) -> list[tuple[int, int]]:
                 break
             i = int(row_of[j])
             done_rows.append(i)
-        # Prices move so that all reduced costs stay 0 or more.
+        # Update the prices so that all reduced costs stay 0 or more.
         for i in done_rows:
             row_price[i] += reached - (0.0 if i == start else distance[column_of[i]])
         column_price[is_done] -= reached - distance[is_done]
-        while True:  # back along the path: each row takes the column through which it was reached
+        while True:  # back along the path: each row takes the column that was reached from it
             i = int(before[j])
             row_of[j] = i
             j, column_of[i] = int(column_of[i]), j

@@ -1,7 +1,7 @@
-"""Motion: where an object will be after some seconds.
+"""Motion: predicts the box of one object with a Kalman filter.
 
-Plain numbers instead of arrays: nearly all frames show a few objects, and a call of numpy costs
-more than all numbers of one.
+Uses plain numbers instead of arrays: nearly all frames show a few objects, and one call to NumPy
+costs more than all the arithmetic for one object.
 """
 
 from __future__ import annotations
@@ -9,32 +9,32 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-MEASURED = 0.05
-"""Standard deviation of a box's centre and sides as they are detected, in sizes of the object."""
+BOX_STD = 0.05
+"""Standard deviation of the centre and the sides of a detected box, in sizes of the object."""
 
-JOLTS = (0.7, 0.7, 0.3, 0.3)
-"""How much the speed of the centre (x, y) and of the sides (width, height) changes within a second:
-standard deviation, sizes / s; over other times with their square root."""
+SPEED_CHANGE_STD = (0.7, 0.7, 0.3, 0.3)
+"""Standard deviation of the change of speed within one second, of the centre (x, y) and the sides
+(width, height), in sizes / s. It grows with the square root of the time."""
 
-FIRST_SPEED = (1.5, 1.5, 0.3, 0.3)
-"""Of an object that was seen once: standard deviation, sizes / s."""
+INITIAL_SPEED_STD = (1.5, 1.5, 0.3, 0.3)
+"""Standard deviation of the speed of a new object, in sizes / s."""
 
-SPEED_LASTS_S = (2.0, 2.0, 0.4, 0.4)
-"""Without a new detection, speeds fade to 1/e in this time."""
+SPEED_DECAY_S = (2.0, 2.0, 0.4, 0.4)
+"""Time in which speeds decay to 1/e without a new detection."""
 
-TOLERATED = 0.1
-"""How far a box may be off before it counts as unlikely, in sizes of the object."""
+TOLERANCE = 0.1
+"""Deviation of a box that is always tolerated, in sizes of the object."""
 
-MOST_DEVIATIONS = 5.0
-"""Deviations beyond which a box is not the object."""
+MAX_DEVIATIONS = 5.0
+"""Number of standard deviations beyond which a box does not belong to the object."""
 
-SHRINKS, GROWS = 0.6, 0.3
-"""Likewise its sides, in sides of the object: parts of it may be hidden."""
+SHRINK_STD, GROWTH_STD = 0.6, 0.3
+"""Tolerated change of a side, in sides of the object: parts of the object may be hidden."""
 
-HIDDEN = 0.1
-"""A box whose side is shorter by this share is partly hidden by another object."""
+HIDDEN_SHARE = 0.1
+"""A box with a side that is shorter by this share is partly hidden by another object."""
 
-BORDER = 2.0
+BORDER_PX = 2.0
 """An edge of a box within this many pixels of the frame's edge is cut off by it."""
 
 Box = tuple[float, float, float, float]
@@ -45,135 +45,146 @@ Size = tuple[float, float]
 
 
 class Step(NamedTuple):
-    """What the time between two frames does to each of the four numbers of a box.
+    """The effect of a time step on the four numbers of a box: centre x, centre y, width, height.
 
     Attributes:
-        numbers: how far a speed of 1 carries while it fades, what is left of a speed, and by how
-            much the variances of the number, of both, and of the speed grow, sizes squared.
+        terms: for each number, the distance that a speed of 1 covers while it decays, in seconds;
+            the factor by which the speed decays; and the increase of the variance of the number,
+            of its covariance with the speed, and of the variance of the speed, in sizes squared.
     """
 
-    numbers: tuple[tuple[float, float, float, float, float], ...]
+    terms: tuple[tuple[float, float, float, float, float], ...]
 
     @classmethod
     def of(cls, seconds: float) -> Step:
-        """Return the step of a time."""
-        numbers = []
-        for lasts_s, jolts in zip(SPEED_LASTS_S, JOLTS, strict=True):
-            left, jolt = math.exp(-seconds / lasts_s), jolts**2
-            grows = (jolt * seconds**3 / 3, jolt * seconds**2 / 2, jolt * seconds)
-            numbers.append((lasts_s * (1 - left), left, *grows))
-        return cls(tuple(numbers))
+        """Return the step of a time in seconds."""
+        terms = []
+        for decay_s, change in zip(SPEED_DECAY_S, SPEED_CHANGE_STD, strict=True):
+            decay, variance = math.exp(-seconds / decay_s), change**2
+            noise = (variance * seconds**3 / 3, variance * seconds**2 / 2, variance * seconds)
+            terms.append((decay_s * (1 - decay), decay, *noise))
+        return cls(tuple(terms))
 
 
 class Motion:
-    """A Kalman filter for one object: centre and sides of its box, and their speeds.
+    """A Kalman filter for one object: the centre and the sides of its box, and their speeds.
 
-    Time is in seconds, so it does not matter how many frames were dropped. The four numbers of a
-    box are filtered apart from each other, so a covariance is three numbers for each. Noise is
-    relative to the object's size, the root of its box's area.
+    Times are in seconds, so dropped frames do not matter. The four numbers of a box are filtered
+    independently, so each has a covariance of three numbers. Noise is relative to the object's
+    size, which is the square root of its box's area.
 
     Args:
-        box: where it was seen first; it stands still.
+        box: the first box; the initial speed is 0.
 
     Attributes:
         state: centre x, centre y, width, height, pixels.
-        speed: of each of them, pixels / s.
+        speed: speed of each of them, pixels / s.
     """
 
-    __slots__ = ("_both", "_place", "_quick", "speed", "state")
+    __slots__ = ("_covariance", "_speed_variance", "_variance", "speed", "state")
 
     def __init__(self, box: Box) -> None:
         x1, y1, x2, y2 = box
         self.state = [(x1 + x2) / 2, (y1 + y2) / 2, max(x2 - x1, 1.0), max(y2 - y1, 1.0)]
         self.speed = [0.0] * 4
         area = self.state[2] * self.state[3]
-        # Variances of the state, of both, of the speed.
-        self._place = [MEASURED**2 * area] * 4
-        self._both = [0.0] * 4
-        self._quick = [first**2 * area for first in FIRST_SPEED]
+        self._variance = [BOX_STD**2 * area] * 4
+        self._covariance = [0.0] * 4  # of state and speed
+        self._speed_variance = [std**2 * area for std in INITIAL_SPEED_STD]
 
     @property
     def box(self) -> Box:
-        """Where the object is believed to be."""
+        """The estimated box."""
         x, y, width, height = self.state
         return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
     def predict(self, step: Step) -> None:
-        """Move the object on."""
+        """Advance the estimate by a time step."""
         state, speed = self.state, self.speed
-        place, both, quick = self._place, self._both, self._quick
-        for k, (reach, left, _, _, _) in enumerate(step.numbers):
+        variance, covariance = self._variance, self._covariance
+        speed_variance = self._speed_variance
+        for k, (reach, decay, _, _, _) in enumerate(step.terms):
             state[k] += reach * speed[k]
-            speed[k] *= left
+            speed[k] *= decay
         state[2], state[3] = max(state[2], 1.0), max(state[3], 1.0)
         area = state[2] * state[3]
-        for k, (reach, left, more_place, more_both, more_quick) in enumerate(step.numbers):
-            spread = reach * quick[k]
-            place[k] += reach * (2 * both[k] + spread) + more_place * area
-            both[k] = left * (both[k] + spread) + more_both * area
-            quick[k] = left * left * quick[k] + more_quick * area
+        for k, (reach, decay, noise, cross_noise, speed_noise) in enumerate(step.terms):
+            spread = reach * speed_variance[k]
+            variance[k] += reach * (2 * covariance[k] + spread) + noise * area
+            covariance[k] = decay * (covariance[k] + spread) + cross_noise * area
+            speed_variance[k] = decay * decay * speed_variance[k] + speed_noise * area
 
     def reach(self) -> Size:
-        """Return how far apart, in x and y, the object and a box of no size may be.
+        """Return how far from the centre, in x and y, a box of the object may be, pixels.
 
-        A box that is farther, by more than half its sides, is certainly not the object.
+        A box with all of its area outside this distance certainly does not belong to the object.
         """
         _, _, width, height = self.state
-        tolerated = TOLERATED**2 * width * height
+        tolerance = TOLERANCE**2 * width * height
         return (
-            MOST_DEVIATIONS * math.sqrt(self._place[0] + tolerated) + width / 2,
-            MOST_DEVIATIONS * math.sqrt(self._place[1] + tolerated) + height / 2,
+            MAX_DEVIATIONS * math.sqrt(self._variance[0] + tolerance) + width / 2,
+            MAX_DEVIATIONS * math.sqrt(self._variance[1] + tolerance) + height / 2,
         )
 
     def distance(self, box: Box, frame: Size) -> float:
-        """Return how unlikely a box is to be the object, squared deviations.
+        """Return the squared distance of a box from the object, in standard deviations.
 
         A box that is smaller than the object is compared at its nearest edges, because the rest may
-        be hidden. The expected value for the right box is 2. Beyond ``MOST_DEVIATIONS`` squared it
-        is not computed to the end.
+        be hidden. For a box of the object the expected value is 2. Beyond ``MAX_DEVIATIONS``
+        squared, the value is only a lower bound.
+
+        Args:
+            box: the box.
+            frame: size of the frame.
         """
         squares = 0.0
-        tolerated = TOLERATED**2 * self.state[2] * self.state[3]
+        tolerance = TOLERANCE**2 * self.state[2] * self.state[3]
         for k in (0, 1):
             moved, grown, edge = self._compare(k, box, frame)
             if edge and grown > 0:
-                grown = 0.0  # it comes into the frame
-            allowed = (SHRINKS if grown < 0 else GROWS) * self.state[k + 2]
-            squares += moved**2 / (self._place[k] + tolerated)
-            squares += grown**2 / (self._place[k + 2] + allowed**2)
-            if squares > MOST_DEVIATIONS**2:
+                grown = 0.0  # it enters the frame
+            side_std = (SHRINK_STD if grown < 0 else GROWTH_STD) * self.state[k + 2]
+            squares += moved**2 / (self._variance[k] + tolerance)
+            squares += grown**2 / (self._variance[k + 2] + side_std**2)
+            if squares > MAX_DEVIATIONS**2:
                 break
         return squares
 
     def correct(self, box: Box, frame: Size) -> None:
-        """Learn from a detection."""
+        """Update the estimate with a detected box.
+
+        Args:
+            box: the box.
+            frame: size of the frame.
+        """
         state = self.state
-        apart, noise = [0.0] * 4, [1.0] * 4
+        residual, noise = [0.0] * 4, [1.0] * 4
         for k in (0, 1):
             moved, grown, edge = self._compare(k, box, frame)
-            if edge and grown > 0:  # more of the object has come into the frame: it did not grow
+            if edge and grown > 0:  # more of the object is visible: it did not grow
                 state[k] -= edge * grown / 2
                 state[k + 2] += grown
                 grown = 0.0
-            apart[k], apart[k + 2] = moved, grown
+            residual[k], residual[k + 2] = moved, grown
             if edge:
                 noise[k], noise[k + 2] = 2.0, 10.0 if grown < 0 else 1.0
-        measured = MEASURED**2 * state[2] * state[3]
-        place, both, quick = self._place, self._both, self._quick
+        box_variance = BOX_STD**2 * state[2] * state[3]
+        variance, covariance = self._variance, self._covariance
+        speed_variance = self._speed_variance
         for k in range(4):
-            total = place[k] + measured * noise[k] ** 2
-            place_gain, speed_gain = place[k] / total, both[k] / total
-            state[k] += place_gain * apart[k]
-            self.speed[k] += speed_gain * apart[k]
-            quick[k] -= speed_gain * both[k]
-            place[k] *= 1 - place_gain
-            both[k] *= 1 - place_gain
+            total = variance[k] + box_variance * noise[k] ** 2
+            gain, speed_gain = variance[k] / total, covariance[k] / total
+            state[k] += gain * residual[k]
+            self.speed[k] += speed_gain * residual[k]
+            speed_variance[k] -= speed_gain * covariance[k]
+            variance[k] *= 1 - gain
+            covariance[k] *= 1 - gain
 
     def _compare(self, k: int, box: Box, frame: Size) -> tuple[float, float, int]:
         """Return by how much the object has moved and grown if this is its box, pixels.
 
-        Where a box is cut off, by the frame or by another object, the visible edge shows the
-        motion, and the visible part of a side says little about the size.
+        If a box is cut off by the frame or hidden by another object, the visible edge shows the
+        motion, and the visible part of the side says little about the size.
 
         Args:
             k: 0 for x, 1 for y.
@@ -181,14 +192,14 @@ class Motion:
             frame: size of the frame.
 
         Returns:
-            The way of the centre, the growth of the side, and the edge that tells: -1 the low one,
-            1 the high one, 0 both since the box is whole.
+            The motion of the centre, the growth of the side, and which edge they are based on: -1
+            for the low edge, 1 for the high edge, 0 for both, if the whole side is visible.
         """
         centre, side = self.state[k], self.state[k + 2]
         low, high = box[k] - (centre - side / 2), box[k + 2] - (centre + side / 2)
         grown = high - low
-        is_cut_low, is_cut_high = box[k] <= BORDER, box[k + 2] >= frame[k] - BORDER
-        is_hidden = grown < -HIDDEN * side
+        is_cut_low, is_cut_high = box[k] <= BORDER_PX, box[k + 2] >= frame[k] - BORDER_PX
+        is_hidden = grown < -HIDDEN_SHARE * side
         if not is_cut_low and (is_cut_high or (is_hidden and abs(low) < abs(high))):
             return low, grown, -1
         if not is_cut_high and (is_cut_low or is_hidden):

@@ -1,4 +1,4 @@
-"""Overlap: how much two masks have in common, from their 28x28 crops."""
+"""Overlap: intersection over union of masks, computed from their 28 x 28 crops."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from maskcast.engines.instances.instances import Instances
 from maskcast.engines.instances.masks import HALF, MASK_SIZE
 
 SAMPLES = 12
-"""Points a side at which two masks are compared, over what their boxes have in common."""
+"""Two masks are compared at a grid of this many points per side in their boxes' intersection."""
 
 
 def binary_crops(instances: Instances) -> NDArray[np.uint8]:
-    """Return the masks as crops of 0 and 1: ``[N, 28, 28]`` uint8; all 1 where there are none."""
+    """Return the masks as crops of 0 and 1: ``[N, 28, 28]`` uint8; all 1 without masks."""
     if isinstance(instances.masks, np.ndarray):
         return (instances.masks > HALF).view(np.uint8)
     return np.ones((len(instances), MASK_SIZE, MASK_SIZE), np.uint8)
@@ -40,8 +40,8 @@ def mask_iou(
 ) -> NDArray[np.float64]:
     """Return the intersection over union of each mask of a with each of b: ``[A, B]``, 0 to 1.
 
-    Pairs whose boxes are apart cost next to nothing; the others are compared at 12 x 12 points of
-    what their boxes have in common. Full-size masks are never made.
+    Pairs whose boxes do not intersect are skipped; the others are compared at 12 x 12 points in
+    the intersection of their boxes. Full-size masks are not needed.
 
     Args:
         crops_a: ``[A, 28, 28]`` uint8, 0 or 1.

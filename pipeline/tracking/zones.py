@@ -6,38 +6,41 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from maskcast.pipeline.configuration.zones import ZoneConfig
-from maskcast.pipeline.tracking.settling import Settling, Sight
+from maskcast.pipeline.tracking.debounce import Debounce, Sighting
 
-STAYS = 0.7
+STAY_SHARE = 0.7
 """A track stays in a zone while its overlap is at least this share of ``min_overlap``."""
 
 FEET_MARGIN = 0.05
-"""With ``feet``: it stays while they are at most this share of its height outside."""
+"""With ``feet``, a track stays while they are outside by at most this share of its height."""
 
 
 @dataclass(slots=True)
 class _Visit:
-    """A track and a zone."""
+    """The state of a track in a zone; ``entered`` is None until it has entered."""
 
-    inside: Settling = field(default_factory=Settling)
-    entered: Sight | None = None
+    inside: Debounce = field(default_factory=Debounce)
+    entered: Sighting | None = None
 
 
 class Entered(NamedTuple):
-    """A track has entered a zone, at ``sight``."""
+    """A track has entered a zone; ``sighting`` is the first one inside."""
 
-    sight: Sight
+    sighting: Sighting
 
 
 class Left(NamedTuple):
-    """A track has left a zone, at ``sight``, after ``dwell_s`` seconds there."""
+    """A track has left a zone after ``dwell_s`` seconds; ``sighting`` is the first one outside.
 
-    sight: Sight
+    If the track has ended inside, ``sighting`` is its last one.
+    """
+
+    sighting: Sighting
     dwell_s: float
 
 
 class ZoneWatch:
-    """Follows the tracks of one source through one zone.
+    """Detects when the tracks of one source enter and leave a zone.
 
     Args:
         config: the zone.
@@ -49,11 +52,11 @@ class ZoneWatch:
 
     @property
     def count(self) -> int:
-        """Number of tracks in the zone now; a track that is hidden for a moment counts."""
+        """Number of tracks in the zone, including tracks that are hidden for a moment."""
         return sum(visit.inside.value is True for visit in self._visits.values())
 
-    def knows(self, track_id: int) -> bool:
-        """Tell whether a track is, or was for a moment, in the zone."""
+    def has_visit(self, track_id: int) -> bool:
+        """Tell whether a track is in the zone, or was in it too briefly to be counted."""
         return track_id in self._visits
 
     def is_inside(self, track_id: int) -> bool:
@@ -61,18 +64,18 @@ class ZoneWatch:
         visit = self._visits.get(track_id)
         return visit is not None and visit.inside.value is True
 
-    def see(self, track_id: int, inside: bool, sight: Sight) -> list[Entered | Left]:
-        """Note whether a track is inside in a frame, hysteresis included; return what happened."""
+    def update(self, track_id: int, inside: bool, sighting: Sighting) -> list[Entered | Left]:
+        """Note whether a track is inside in a frame; return whether it has entered or left."""
         visit = self._visits.get(track_id)
         if visit is None:
             if not inside:
                 return []
             visit = self._visits[track_id] = _Visit()
-            visit.inside.settle(False, sight)
-        first = visit.inside.since or sight
-        if not visit.inside.see(inside, sight):
+            visit.inside.accept(False, sighting)
+        first = visit.inside.since or sighting
+        if not visit.inside.update(inside, sighting):
             return []
-        visit.inside.settle(inside, sight)
+        visit.inside.accept(inside, sighting)
         if inside:
             visit.entered = first
             return [Entered(first)]
@@ -81,7 +84,7 @@ class ZoneWatch:
         return [Left(first, first.time_s - entered.time_s)] if entered else []
 
     def end(self, track_id: int) -> list[Entered | Left]:
-        """Forget a track; return what happened at its end."""
+        """Delete a track that has ended; if it was inside, return that it has left."""
         visit = self._visits.pop(track_id, None)
         if visit is None or visit.entered is None:
             return []

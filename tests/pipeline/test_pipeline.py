@@ -224,7 +224,7 @@ def test_a_source_that_breaks_off_does_not_stop_the_others(timed_engine, stallin
     pipeline.run()
     lost, pattern = pipeline.stats().sources
     assert lost.ended is not None
-    assert "nothing came for 0.5 s" in lost.ended
+    assert "no data for 0.5 s" in lost.ended
     assert 0 < lost.processed < 60
     assert pattern.processed + sum(pattern.dropped.values()) == 50
 

@@ -232,7 +232,7 @@ def test_a_pipeline_with_a_control_socket_waits_for_its_first_source(
         assert not pipeline.wait(0.3)
         assert client.list() == []
     assert sum(engine.batches) == 10
-    with pytest.raises(InputError, match="at its end"):
+    with pytest.raises(InputError, match="pipeline is ending"):
         pipeline.add(SourceConfig(url="test://8x8@1", name="late"))
     with pytest.raises(InputError, match="no answer"):
         ControlClient(endpoint, 0.1).list()
@@ -250,7 +250,7 @@ def test_without_a_control_socket_a_pipeline_ends_with_its_last_source(
     pipeline.remove("a")
     assert pipeline.wait(60)
     pipeline.join()
-    with pytest.raises(InputError, match="at its end"):
+    with pytest.raises(InputError, match="pipeline is ending"):
         pipeline.add(SourceConfig(url="test://8x8@1", name="late"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from maskcast.pipeline.configuration.config import Config, OutputConfig, SourceConfig
 from maskcast.pipeline.outputs.audio import audio_file
 from maskcast.pipeline.pipeline import Pipeline
+from maskcast.pipeline.stages.decode import DecodeStage
 
 FPS, RATE = 25, 48_000
 Packets = list[tuple[float, bytes]]
@@ -183,3 +185,18 @@ def test_only_local_video_files_are_sources_of_audio(tmp_path: Path) -> None:
     assert audio_file(SourceConfig(url=f"{tmp_path}/a:b.mp4", loop=True)) is None
     for url in (str(tmp_path), f"{tmp_path}/missing.mp4", "/dev/video0", "rtsp://camera/1"):
         assert audio_file(SourceConfig(url=url)) is None
+
+
+def test_missing_audio_is_not_the_reason_of_a_later_failure(
+    make_clip_with_audio, timed_engine, tmp_path: Path, monkeypatch, caplog
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("a defect of a library")
+
+    monkeypatch.setattr(DecodeStage, "_read", fail)
+    clip = make_clip_with_audio("clip.mp4", "aac")
+    with caplog.at_level(logging.INFO, "maskcast"), pytest.raises(ZeroDivisionError):
+        save(clip, tmp_path / "out.mp4", timed_engine(), loop=True)
+    assert len(not_recorded(caplog)) == 1
+    states = [r.fields for r in caplog.records if r.getMessage() == "source_state"]
+    assert (states[-1]["state"], states[-1]["reason"]) == ("ended", "failed")

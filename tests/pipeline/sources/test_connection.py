@@ -13,7 +13,7 @@ from maskcast.pipeline.sources import connection as connection_module
 from maskcast.pipeline.sources import live as live_source
 from maskcast.pipeline.sources.connection import Connection
 from maskcast.pipeline.sources.errors import probe_tcp
-from maskcast.pipeline.sources.live import MOST_HANGING, LiveSource
+from maskcast.pipeline.sources.live import MAX_HANGING, LiveSource
 from maskcast.pipeline.sources.source import SourceLostError
 from maskcast.pipeline.sources.state import StateChange
 
@@ -33,8 +33,8 @@ def test_a_connection_reads_to_the_end_and_closes_its_inbox(make_clip) -> None:
     assert take_all(connection) == list(range(20))
     connection.join()
     assert connection.error is None
-    assert connection.heard_s is not None
-    assert connection.heard_s >= connection.began_s
+    assert connection.last_packet_s is not None
+    assert connection.last_packet_s >= connection.began_s
 
 
 def test_a_connection_that_cannot_be_made_says_why(free_port: int) -> None:
@@ -63,7 +63,7 @@ def test_an_abandoned_connection_closes_what_it_opened(make_clip) -> None:
 def test_an_abandoned_connection_that_broke_is_freed_with_its_source(
     stalling_server, no_collector
 ) -> None:
-    """A camera that breaks off once a minute would else leave images behind for hours."""
+    """Otherwise a camera that disconnects once a minute would leave frames in memory for hours."""
     connection = Connection(SourceConfig(url=stalling_server.url, read_timeout_s=0.3))
     connection.start()
     assert take_all(connection)
@@ -183,9 +183,9 @@ def test_reads_that_hang_are_abandoned_up_to_a_maximum(monkeypatch) -> None:
 
     reader = threading.Thread(target=read)
     reader.start()
-    wait_until(lambda: changes and f"{MOST_HANGING} reads hang" in changes[-1].reason)
+    wait_until(lambda: changes and f"{MAX_HANGING} earlier connections hang" in changes[-1].reason)
     time.sleep(0.5)
-    assert sum(thread.name == "read cam" for thread in threading.enumerate()) == MOST_HANGING
+    assert sum(thread.name == "read cam" for thread in threading.enumerate()) == MAX_HANGING
     released.set()
     wait_until(lambda: "released" in changes[-1].reason)
     stopping.set()

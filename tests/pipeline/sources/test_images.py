@@ -79,7 +79,7 @@ def test_a_loop_starts_again(tmp_path: Path) -> None:
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(InputError, match="contains no images and no videos"):
+    with pytest.raises(InputError, match="contains no images or videos"):
         create_source(SourceConfig(url=str(tmp_path))).open()
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskcast.pipeline.sources.live import LARGEST_STEP_S, PresentationClock
+from maskcast.pipeline.sources.live import MAX_STEP_S, PresentationClock
 
 TIMES = st.one_of(st.none(), st.floats(-1e9, 1e9), st.sampled_from([0.0, 1.0, 86400.0]))
 
@@ -14,7 +14,7 @@ def test_times_always_increase(times_s, interval_s: float) -> None:
     clock = PresentationClock()
     given_s = [clock.time_s(time_s, index * interval_s) for index, time_s in enumerate(times_s)]
     assert all(before < after for before, after in pairwise(given_s))
-    assert all(after - before <= LARGEST_STEP_S + 1e-6 for before, after in pairwise(given_s))
+    assert all(after - before <= MAX_STEP_S + 1e-6 for before, after in pairwise(given_s))
 
 
 @given(start_s=st.floats(-1e5, 1e5), steps_s=st.lists(st.floats(0.001, 9), max_size=50))

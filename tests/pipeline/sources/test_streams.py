@@ -80,7 +80,7 @@ def test_a_stream_over_udp_is_read_and_reconnected(free_port: int) -> None:
 
 def test_a_port_where_nothing_arrives_is_named(free_port: int) -> None:
     config = SourceConfig(url=f"udp://127.0.0.1:{free_port}", open_timeout_s=0.5)
-    with pytest.raises(InputError, match=r"nothing arrived within 0.5 s; check sender and port"):
+    with pytest.raises(InputError, match=r"no data within 0.5 s; check the sender and the port"):
         VideoSource(config).open()
 
 

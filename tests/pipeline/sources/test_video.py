@@ -118,6 +118,16 @@ def test_the_videos_of_a_folder_follow_one_another_in_the_order_of_their_names(
         assert len(list(islice(source, 30))) == 30
 
 
+def test_a_looped_folder_whose_videos_vanish_is_lost(make_clip, tmp_path: Path) -> None:
+    clip = make_clip("a.mp4", frames=4)
+    with open_video(tmp_path, loop=True) as source:
+        frames = iter(source)
+        assert len(list(islice(frames, 4))) == 4
+        clip.unlink()
+        with pytest.raises(SourceLostError, match="contains no images or videos"):
+            next(frames)
+
+
 def test_a_folder_without_a_readable_video_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"no video")
     with pytest.raises(InputError, match="contains no frames"):
@@ -196,7 +206,7 @@ def test_a_sound_file_is_refused(tmp_path: Path) -> None:
         sound.sample_rate = 44100
         container.mux(stream.encode(sound))
         container.mux(stream.encode(None))
-    with pytest.raises(InputError, match="contains only sound"):
+    with pytest.raises(InputError, match="contains only audio"):
         create_source(SourceConfig(url=str(path))).open()
 
 
@@ -251,7 +261,7 @@ def test_a_stream_that_falls_silent_is_lost(stalling_server) -> None:
     frames = 0
     with open_video(stalling_server.url, read_timeout_s=0.5) as source:
         began_s = time.monotonic()
-        with pytest.raises(SourceLostError, match=r"nothing came for 0\.5 s"):  # noqa: PT012
+        with pytest.raises(SourceLostError, match=r"no data for 0\.5 s"):  # noqa: PT012
             for _ in source:
                 frames += 1
         assert time.monotonic() - began_s < 30.0

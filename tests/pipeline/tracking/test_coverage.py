@@ -124,7 +124,7 @@ def test_without_masks_or_polygons_there_is_nothing():
     assert Coverage([]).shares(FULL[None], np.array([[0, 0, 9, 9.0]])).shape == (1, 0)
     square = np.array([[0, 0], [9, 0], [9, 9], [0, 9]], float)
     assert Coverage([square]).shares(FULL[:0].reshape(0, 28, 28), np.zeros((0, 4))).shape == (0, 1)
-    assert Coverage([]).hold(np.zeros((2, 2))).shape == (2, 0)
+    assert Coverage([]).contains(np.zeros((2, 2))).shape == (2, 0)
 
 
 def test_a_box_without_area_is_no_error():

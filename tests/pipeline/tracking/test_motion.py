@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from maskcast.pipeline.tracking.motion import MOST_DEVIATIONS, Motion, Step
+from maskcast.pipeline.tracking.motion import MAX_DEVIATIONS, Motion, Step
 
 FRAME = (640.0, 480.0)
 
@@ -78,4 +78,4 @@ def test_a_new_object_is_where_it_was_seen():
     reach_x, reach_y = motion.reach()
     assert reach_x > 30
     assert reach_y > 80
-    assert motion.distance(box(301.0 + reach_x), FRAME) > MOST_DEVIATIONS**2
+    assert motion.distance(box(301.0 + reach_x), FRAME) > MAX_DEVIATIONS**2

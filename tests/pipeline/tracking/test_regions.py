@@ -58,13 +58,13 @@ def walk(begin, end, y=240, number=1, steps=None):
 def test_who_goes_through_a_zone_enters_and_leaves_it_once():
     regions = Regions([zone()], [], NAMES)
     met = follow(regions, walk(600, 20) + walk(20, 600))
-    kinds = [type(one.what) for _, one in met]
+    kinds = [type(one.change) for _, one in met]
     assert kinds == [Entered, Left]
     (_, entered), (_, left) = met
     # It enters where 30 % of the mask are inside: its centre is 8 pixels beyond the edge.
-    assert 600 - STEP * entered.what.sight.index == pytest.approx(328, abs=STEP)
-    inside = left.what.sight.index - entered.what.sight.index
-    assert left.what.dwell_s == pytest.approx(inside / FPS)
+    assert 600 - STEP * entered.change.sighting.index == pytest.approx(328, abs=STEP)
+    inside = left.change.sighting.index - entered.change.sighting.index
+    assert left.change.dwell_s == pytest.approx(inside / FPS)
     assert regions.zones() == {"door": 0}
 
 
@@ -73,7 +73,7 @@ def test_the_count_is_of_those_inside_now():
     frames = [seen((1, 100, 200), (2, 200, 200), (3, 500, 200))] * 10
     follow(regions, frames)
     assert regions.zones() == {"door": 2}
-    assert [one.what.dwell_s for one in regions.end(1)] == [pytest.approx(9 / FPS)]
+    assert [one.change.dwell_s for one in regions.end(1)] == [pytest.approx(9 / FPS)]
     assert regions.zones() == {"door": 1}
     assert regions.end(3) == []
 
@@ -90,7 +90,7 @@ def test_one_frame_inside_is_no_visit_and_one_outside_no_end():
     outside, inside = seen((1, 500, 240)), seen((1, 100, 240))
     assert follow(regions, [outside] * 9 + [inside] + [outside] * 9) == []
     met = follow(regions, [inside] * 9 + [outside] + [inside] * 9)
-    assert [type(one.what) for _, one in met] == [Entered]
+    assert [type(one.change) for _, one in met] == [Entered]
 
 
 def test_at_one_frame_a_second_two_frames_decide():
@@ -98,7 +98,7 @@ def test_at_one_frame_a_second_two_frames_decide():
     frames = [seen((1, x, 240)) for x in (600, 500, 100, 90, 80)]
     met = follow(regions, frames, fps=1)
     assert [(index, one.region) for index, one in met] == [(3, "door"), (3, "gate")]
-    assert all(one.what.sight.index == 2 for _, one in met)
+    assert all(one.change.sighting.index == 2 for _, one in met)
 
 
 def test_instances_without_a_track_do_not_count():
@@ -131,7 +131,7 @@ def test_the_feet_decide_where_that_is_wanted():
 def test_a_line_is_crossed_in_a_direction(begin, end, direction):
     regions = Regions([], [line()], NAMES)
     ((_, met),) = follow(regions, walk(begin, end))
-    assert (met.region, met.what.direction) == ("gate", direction)
+    assert (met.region, met.change.direction) == ("gate", direction)
     assert regions.lines()["gate"][direction] == 1
     assert sum(regions.lines()["gate"].values()) == 1
 
@@ -141,13 +141,13 @@ def test_forward_is_to_the_left_of_the_way_from_the_first_point_to_the_second():
     regions = Regions([], [line(points=((0, 0.5), (1, 0.5)))], NAMES)
     up = [seen((1, 300, 400 - 4 * k)) for k in range(80)]
     ((_, met),) = follow(regions, up)
-    assert met.what.direction == "forward"
+    assert met.change.direction == "forward"
 
 
 def test_only_crossings_in_the_wanted_direction_count():
     regions = Regions([], [line(direction="backward")], NAMES)
     met = follow(regions, walk(100, 540) + walk(540, 100))
-    assert [one.what.direction for _, one in met] == ["backward"]
+    assert [one.change.direction for _, one in met] == ["backward"]
     assert regions.lines() == {"gate": {"forward": 0, "backward": 1}}
 
 
@@ -176,7 +176,7 @@ def test_counting_is_exact_for_many_that_come_and_go():
                 met += regions.update(frame, index / FPS, index, index)
                 index += 1
         met += regions.end(number)
-    kinds = [type(one.what) for one in met]
+    kinds = [type(one.change) for one in met]
     assert kinds.count(Entered) == kinds.count(Left) == entries
     assert regions.lines() == {"gate": {"forward": forward, "backward": backward}}
     assert kinds.count(Crossed) == forward + backward
@@ -186,7 +186,7 @@ def test_a_crossing_just_before_the_end_of_a_track_counts():
     regions = Regions([], [line()], NAMES)
     assert follow(regions, [seen((1, x, 240)) for x in (200, 240, 280, 360, 400)]) == []
     (met,) = regions.end(1)
-    assert met.what.direction == "forward"
+    assert met.change.direction == "forward"
     assert regions.lines()["gate"]["forward"] == 1
 
 

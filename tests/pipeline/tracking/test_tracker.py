@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from maskcast.engines.instances.instances import Instances
-from maskcast.pipeline.tracking.tracker import LOST_AFTER_S, MOST_TRACKS, Tracker
+from maskcast.pipeline.tracking.tracker import LOST_AFTER_S, MAX_TRACKS, Tracker
 
 AXIS = np.linspace(-1, 1, 28)
 BODY = np.uint8(255) * (2 * AXIS[None] ** 2 + AXIS[:, None] ** 2 < 1).astype(np.uint8)
@@ -154,7 +154,7 @@ def test_memory_is_bounded_whatever_is_seen(tracker):
         update = tracker.update(seen(*boxes), k / 500)
         named = update.track_ids[update.track_ids > 0]
         assert len(set(named.tolist())) == len(named)
-    assert len(tracker) <= MOST_TRACKS + 100
+    assert len(tracker) <= MAX_TRACKS + 100
 
 
 def test_a_model_without_masks_is_tracked_by_boxes(tracker):
