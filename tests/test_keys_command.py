@@ -68,7 +68,7 @@ def test_a_key_pair_is_made_once_and_its_files_are_named(tmp_path: Path) -> None
     secret = (tmp_path / "server.key_secret").read_bytes()
     code, output, errors = run(tmp_path, "keys", "new", "server")
     assert (code, output) == (2, "")
-    assert errors == "maskcast: server.key exists already: choose another name, or remove it\n"
+    assert errors == "maskcast: server.key: already exists; choose another name, or delete it\n"
     assert (tmp_path / "server.key_secret").read_bytes() == secret
     code, output, errors = run(tmp_path, "keys", "new", "absent/server")
     assert (code, output) == (2, "")
@@ -157,9 +157,9 @@ def test_rights_are_written_by_a_command_and_decide_what_is_seen(folder: Path) -
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (("clients/anna.key", "--sources", "a/b"), "'a/b' is no source"),
+        (("clients/anna.key", "--sources", "a/b"), "invalid source 'a/b'"),
         (("clients/nobody.key", "--sources", "*"), "nobody.key"),
-        (("clients/anna.key_secret", "--sources", "*"), "holds a secret key"),
+        (("clients/anna.key_secret", "--sources", "*"), "contains a secret key"),
     ],
 )
 def test_a_mistake_in_rights_is_one_line(

@@ -1,4 +1,4 @@
-"""Audio of video files, copied undecoded into the files that are recorded of them."""
+"""Audio: copied from video files into the recorded files without decoding."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from maskcast.pipeline.log import fields
 from maskcast.pipeline.url import is_device, is_local, local_path
 
 _TRIAL_PACKETS = 5
-"""Packets that are copied on trial before a file is begun."""
+"""Number of packets that are copied into memory before a file is created, as a test."""
 
 _OPTIONS = {"protocol_whitelist": "file,crypto,data"}
-"""As for the video of a local file (``pipeline/sources/video.py``)."""
+"""The same as for the video of a local file (``pipeline/sources/ffmpeg.py``)."""
 
 _logger = logging.getLogger(__name__)
 
 
 def audio_file(config: SourceConfig) -> Path | None:
-    """Return the file that a source's audio can be copied from; None for other kinds of sources.
+    """Return the file that a source's audio can be copied from; None for other sources.
 
-    A file that is repeated has none, because the times of its audio begin again.
+    The audio of a looped file is not copied, because its times start again with every loop.
     """
     if not is_local(config.url) or is_device(config.url) or config.loop:
         return None
@@ -38,9 +38,10 @@ def audio_file(config: SourceConfig) -> Path | None:
 
 
 class AudioReader:
-    """Reads the packets of a video file's first audio stream, and copies them into containers.
+    """Copies the packets of a video file's first audio stream into containers.
 
-    Errors never concern the video: they end the audio, and are logged (``audio_not_recorded``).
+    An error while reading ends only the audio, not the video, and is logged
+    (``audio_not_recorded``).
 
     Args:
         path: the video file.
@@ -57,14 +58,14 @@ class AudioReader:
         self._is_new = True
 
     def add_stream(
-        self, output: OutputContainer, form: str, options: dict[str, str]
+        self, output: OutputContainer, container_format: str, options: dict[str, str]
     ) -> AudioStream | None:
-        """Add an audio stream to a container that holds no packets yet.
+        """Add an audio stream to a container that contains no packets yet.
 
         Args:
             output: the container.
-            form: the format that it was opened with, the same for all containers.
-            options: the options that it was opened with, likewise.
+            container_format: the format of the container, the same for all containers.
+            options: the options that it was opened with, the same for all containers.
 
         Returns:
             The stream; None if there is no audio, or it cannot be copied into such a container.
@@ -72,10 +73,10 @@ class AudioReader:
         try:
             if self._is_new:
                 self._is_new = False
-                self._open(form, options)
+                self._open(container_format, options)
             return None if self._stream is None else output.add_stream_from_template(self._stream)
         except (av.FFmpegError, OSError, ValueError) as error:
-            self._give_up(error)
+            self._abandon(error)
             return None
 
     def copy(
@@ -87,7 +88,7 @@ class AudioReader:
             output: the container.
             stream: what ``add_stream`` returned for it.
             begin_s: the time in the source that is 0 in the container. Earlier packets are skipped.
-            end_s: the time in the source up to which packets are copied.
+            end_s: the time in the source before which packets are copied.
 
         Raises:
             OSError, av.FFmpegError: the container cannot be written.
@@ -113,23 +114,23 @@ class AudioReader:
         if self._container is not None:
             self._container.close()
 
-    def _open(self, form: str, options: dict[str, str]) -> None:
+    def _open(self, container_format: str, options: dict[str, str]) -> None:
         self._container = av.open(f"file:{self._path}", options=_OPTIONS)
         if self._container.streams.audio:
-            self._try_copy(form, options)
+            self._try_copy(container_format, options)
             self._stream = self._container.streams.audio[0]
             self._packets = self._container.demux(self._stream)
             self._next = self._read()
 
-    def _try_copy(self, form: str, options: dict[str, str]) -> None:
-        """Copy some packets into memory: a container may refuse a codec as late as the first one.
+    def _try_copy(self, container_format: str, options: dict[str, str]) -> None:
+        """Copy some packets into memory: a container may reject a codec at its first packet.
 
         Raises:
             av.FFmpegError, ValueError: it cannot be copied.
         """
         with (
             av.open(f"file:{self._path}", options=_OPTIONS) as given,
-            av.open(io.BytesIO(), "w", format=form, options=options) as output,
+            av.open(io.BytesIO(), "w", format=container_format, options=options) as output,
         ):
             stream = output.add_stream_from_template(given.streams.audio[0])
             for packet in islice(given.demux(given.streams.audio[0]), _TRIAL_PACKETS):
@@ -141,10 +142,10 @@ class AudioReader:
         try:
             return next(self._packets, None)
         except (av.FFmpegError, OSError) as error:
-            self._give_up(error)
+            self._abandon(error)
             return None
 
-    def _give_up(self, error: Exception) -> None:
+    def _abandon(self, error: Exception) -> None:
         reason = getattr(error, "strerror", None) or str(error)
         _logger.warning("audio_not_recorded", extra=fields(source=self._source, reason=reason))
         self._stream = self._next = None

@@ -1,4 +1,4 @@
-"""Instances drawn into an image: masks, outlines, boxes, skeletons, and labels with scores."""
+"""Drawing of instances: masks, outlines, boxes, skeletons, and labels with scores."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from maskcast.engines.instances.keypoints import Keypoints
 from maskcast.engines.instances.masks import Patch
 
 FILL = 0.42
-"""How much of a mask's colour covers the image."""
+"""Opacity of a mask, 0..1."""
 TAG_TRIES = 6
-"""Places inside and below a box's upper edge that are tried for its tag."""
-LIMBS_ACROSS = 40
-"""A box is at least this many times as wide, in the mean of its sides, as its skeleton's lines."""
+"""Number of places below a box's upper edge that are tried for its tag."""
+LIMBS_PER_SIDE = 40
+"""The lines of a skeleton are at most 1 / this of its box's mean side wide."""
 SAME_INSTANCE_IOU = 0.3
-"""An instance whose box overlaps one of the last frame's this much keeps that one's colour."""
+"""Minimum overlap of two boxes in consecutive frames for which the colour is kept."""
 
 _EDGE = (16, 16, 16)
 
@@ -34,11 +34,11 @@ class Annotator:
     """Draws the instances of one source, frame after frame.
 
     The colour of an instance is that of its track. Without tracks it is the colour of the instance
-    in the last frame whose box overlaps most, so that it stays although the order of instances (by
-    score) changes from frame to frame.
+    in the previous frame whose box overlaps most, so that colours do not change with the order of
+    the instances, which are sorted by score.
 
     Args:
-        label_names: the model's names, indexed by label.
+        label_names: the model's class names, indexed by label.
         keypoints: the model's keypoints; None draws no skeletons.
     """
 
@@ -49,7 +49,7 @@ class Annotator:
         self._last_colours: list[int] = []
 
     def draw(self, image: Image.Image, instances: Instances) -> None:
-        """Draw into an RGB image, in place; its size must be that of ``instances``."""
+        """Draw into an RGB image in place; its size must be that of ``instances``."""
         colours = self._assign_colours(instances)
         unit = max(1, round(min(image.size) / 360))  # line width in pixels: 2 at 720p
         pen = ImageDraw.Draw(image)
@@ -65,7 +65,7 @@ class Annotator:
                 draw_skeleton(pen, instances.keypoints[i], self._keypoints.skeleton, width)
         font = tag_font(image.size)
         placed: list[Rectangle] = []
-        for i in range(len(instances)):  # best first: it gets the place at its box
+        for i in range(len(instances)):  # highest score first, which gets the place at its box
             label = int(instances.labels[i])
             text = f"{self._label_names[label]} {100 * float(instances.scores[i]):.0f}%"
             if instances.track_ids is not None and instances.track_ids[i]:
@@ -75,7 +75,7 @@ class Annotator:
             draw_tag(pen, tag, text, palette(colours[i]), font)
 
     def _assign_colours(self, instances: Instances) -> list[int]:
-        """Choose colours: by track id, else as the box of the last frame that overlaps most."""
+        """Return the number of each instance's colour: its track id, or as in the last frame."""
         if instances.track_ids is not None:
             return [int(track_id) for track_id in instances.track_ids]
         boxes = instances.boxes
@@ -93,9 +93,9 @@ class Annotator:
 
 @lru_cache(maxsize=256)
 def palette(number: int) -> Colour:
-    """Return colour ``number`` of an endless series in which near numbers look far apart.
+    """Return colour ``number`` of an endless series in which neighbours differ clearly.
 
-    Hues advance by the golden ratio, which spreads any run of them evenly around the circle.
+    The hue advances by the golden ratio, which spreads consecutive colours evenly.
     """
     return _colour((0.56 + number * 0.618034) % 1, 0.78)
 
@@ -106,11 +106,11 @@ def _colour(hue: float, saturation: float) -> Colour:
 
 
 def _draw_mask(image: Image.Image, patch: Patch, colour: Colour, outline: int) -> None:
-    """Lay one mask over the image: its area see-through, its outline solid."""
+    """Draw one mask over the image, with a transparent area and a solid outline."""
     if not patch.pixels.any():
         return
     inner = np.pad(patch.pixels, 1)
-    for _ in range(outline):  # each turn takes one pixel off all around
+    for _ in range(outline):  # each iteration erodes the mask by one pixel
         inner[1:-1, 1:-1] &= inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
     alpha = np.where(inner[1:-1, 1:-1], np.uint8(255 * FILL), np.uint8(255)) * patch.pixels
     image.paste(colour, (patch.x0, patch.y0), Image.fromarray(alpha))
@@ -124,13 +124,13 @@ def draw_skeleton(
 ) -> None:
     """Draw the visible keypoints of one instance, and the lines between them.
 
-    Each line has its colour, and a dark edge, so that it is seen on any image and mask.
+    Each line has its own colour and a dark edge, so that it is visible on any image and mask.
 
     Args:
         pen: draws into the image.
-        points: ``[K, 3]`` x, y in pixels and score.
-        skeleton: pairs of keypoints.
-        width: of the lines, pixels.
+        points: ``[K, 3]`` x and y in pixels, and score.
+        skeleton: pairs of indices of keypoints.
+        width: width of the lines, pixels.
     """
     visible = points[:, 2] >= VISIBLE
     lines = [
@@ -148,14 +148,14 @@ def draw_skeleton(
 
 
 def limb_width(box: NDArray[np.float32], unit: int) -> int:
-    """Return the width of a skeleton's lines in pixels: thinner in a small box.
+    """Return the width of a skeleton's lines in pixels; they are thinner in a small box.
 
     Args:
-        box: ``[4]``, x1 y1 x2 y2.
-        unit: width of the box's lines.
+        box: ``[4]`` x1 y1 x2 y2 in pixels.
+        unit: width of the box's lines, pixels.
     """
     side = float(np.sqrt((box[2] - box[0]) * (box[3] - box[1])))
-    return max(1, min(3 * unit, round(side / LIMBS_ACROSS)))
+    return max(1, min(3 * unit, round(side / LIMBS_PER_SIDE)))
 
 
 def _square(x: float, y: float, radius: float) -> Rectangle:
@@ -164,7 +164,7 @@ def _square(x: float, y: float, radius: float) -> Rectangle:
 
 @lru_cache(maxsize=1024)
 def limb_colour(number: int, count: int) -> Colour:
-    """Return the colour of line ``number`` of a skeleton of ``count``: the hues in their order."""
+    """Return the colour of line ``number`` of a skeleton with ``count`` lines, ordered by hue."""
     return _colour(number / count, 0.9)
 
 
@@ -175,9 +175,16 @@ def place_tag(
     font: ImageFont.FreeTypeFont,
     placed: Sequence[Rectangle],
 ) -> Rectangle:
-    """Find where to write ``text``: on top of the box, inside it, or lower, where no tag is yet.
+    """Find a free place for a tag: above its box, inside it, or further down.
 
-    In a crowd without a free place it is on top of the box, or inside at the image's upper edge.
+    If none is free, the tag is placed above the box, or inside it at the image's upper edge.
+
+    Args:
+        size: width and height of the image, pixels.
+        place: left and top of the box, pixels; further numbers are ignored.
+        text: the text of the tag.
+        font: the font of the tag.
+        placed: the tags that have been placed already.
     """
     ascent, descent = font.getmetrics()
     pad = max(2, ascent // 5)
@@ -204,7 +211,7 @@ def draw_tag(
     colour: Colour,
     font: ImageFont.FreeTypeFont,
 ) -> None:
-    """Write ``text`` on a field of ``colour``."""
+    """Draw a tag with ``text`` on a background of ``colour``."""
     pad = max(2, font.getmetrics()[0] // 5)
     pen.rectangle(tag, fill=colour)
     red, green, blue = colour
@@ -215,7 +222,7 @@ def draw_tag(
 
 
 def tag_font(size: tuple[int, int]) -> ImageFont.FreeTypeFont:
-    """Return the font for tags in an image of a width and height."""
+    """Return the font for tags in an image of this width and height, pixels."""
     return _font(max(11, round(min(size) / 40)))
 
 

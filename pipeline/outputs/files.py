@@ -1,4 +1,4 @@
-"""Output files: names, checks before a run, and a temporary name until the first frame."""
+"""Output files: their names, checks before a run, and temporary names until the first frame."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from maskcast.engines.errors import InputError
 
 SEGMENT_TIME = "-%Y%m%d-%H%M%S"
-"""What segments without a time in their name get."""
+"""Added to the name of segments if it does not contain a time."""
 
 _PROBE_BYTES = 65536
 
@@ -23,17 +23,17 @@ _DIRECTIVE = re.compile(r"%[A-Za-z]")
 class FileNames:
     """The names of one output's files.
 
-    The first source is written to ``path``, every other one to a name with its own name added
-    (``out-door.mp4``). ``path`` may hold directives of ``strftime``, which become the local time of
-    the file's first frame. Only the first file of a source in ``sources``, under a name without a
-    time, may replace a file that exists; all others get a number (``out-2.mp4``) where their name
-    is taken.
+    The first source is written to ``path``; the names of the other sources are added to theirs
+    (``out-door.mp4``). ``path`` may contain ``strftime`` directives, which are replaced by the
+    local time of the file's first frame. Only the first file of a source in ``sources`` may replace
+    an existing file, and only if its name contains no time. All others get a number
+    (``out-2.mp4``) if their name is taken.
 
     Args:
         path: the output's path.
-        sources: the names of the sources of the run, in their order; empty where they are not
-            known: then the first source that is asked for is the first one.
-        segmented: several files follow one another; the time is added to a name without one.
+        sources: the names of the run's sources, in their order. If empty, the first source is the
+            first one that ``next`` is called with.
+        segmented: whether a source has several files; the time is then added to a name without one.
     """
 
     def __init__(self, path: Path, sources: Sequence[str] = (), *, segmented: bool = False) -> None:
@@ -62,16 +62,16 @@ class FileNames:
 
 
 class PendingFile:
-    """A file that is written under a temporary name until it is worth its own.
+    """A file that has a temporary name until ``keep`` is called.
 
     Args:
-        path: the name that it will have; where it is a link, the link's target is meant.
-        replace: ``keep`` replaces a file of that name; else it takes the next free one.
+        path: the final name; with ``replace``, links are followed.
+        replace: whether ``keep`` replaces an existing file instead of adding a number to the name.
 
     Attributes:
-        name: the name that it will have, apart from a number.
-        path: the name that the file has now.
-        is_kept: whether it has its own.
+        name: the final name, without a number.
+        path: the current name.
+        is_kept: whether the file has its final name.
     """
 
     def __init__(self, path: Path, *, replace: bool) -> None:
@@ -81,10 +81,10 @@ class PendingFile:
         self.is_kept = False
 
     def probe(self) -> None:
-        """Make the file, empty, and find out whether anything can be written to it.
+        """Create the empty file, and check that data can be written to it.
 
         Raises:
-            OSError: disk full, folder gone, no permission.
+            OSError: the disk is full, the folder is gone, or permission is denied.
         """
         try:
             with self.path.open("wb") as file:
@@ -96,7 +96,7 @@ class PendingFile:
             raise
 
     def keep(self) -> None:
-        """Give the file its name, atomically.
+        """Give the file its final name, atomically.
 
         Raises:
             OSError: the folder is gone or cannot be written.
@@ -113,25 +113,25 @@ class PendingFile:
 
 
 def is_pattern(path: Path) -> bool:
-    """Return whether a path holds a directive of ``strftime``."""
+    """Return whether a path contains a ``strftime`` directive."""
     return _DIRECTIVE.search(str(path)) is not None
 
 
 def expand(path: Path, time_ns: int) -> Path:
-    """Put a time (UTC nanoseconds) into a pattern, as local time; make the folders that it names.
+    """Insert a time, UTC nanoseconds, into a pattern as local time, and create its folders.
 
     Raises:
-        OSError: a folder cannot be made.
+        OSError: a folder cannot be created.
     """
-    local_time = datetime.fromtimestamp(time_ns / 1e9).astimezone()  # knows its zone, for %z
+    local_time = datetime.fromtimestamp(time_ns / 1e9).astimezone()  # with its time zone, for %z
     expanded = Path(local_time.strftime(str(path)))
-    if expanded.parent != path.parent:  # %D in a name makes folders, too
+    if expanded.parent != path.parent:  # %D in a file name also adds folders
         expanded.parent.mkdir(parents=True, exist_ok=True)
     return expanded
 
 
 def check_path(path: str | os.PathLike[str], name: str = "path") -> Path:
-    """Return a path; ``name`` is the argument's.
+    """Return the path given as argument ``name``.
 
     Raises:
         TypeError: it is not a path.
@@ -142,7 +142,7 @@ def check_path(path: str | os.PathLike[str], name: str = "path") -> Path:
 
 
 def check_label_names(label_names: Sequence[str]) -> tuple[str, ...]:
-    """Return the model's class names.
+    """Return class names as a tuple.
 
     Raises:
         TypeError: they are not a sequence of strings.
@@ -154,7 +154,7 @@ def check_label_names(label_names: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_writable(path: Path) -> None:
-    """Refuse a file that certainly cannot be written, without touching it.
+    """Reject a file that certainly cannot be written, without touching it.
 
     Raises:
         InputError: its folder does not exist or is read-only, the path is a folder, or a name in it
@@ -175,7 +175,7 @@ def _writing_problem(path: Path) -> str:
     if path.is_dir():
         return "it is a folder; add a file name"
     if not folder.is_dir():
-        return f"No such file or directory: {folder}; create the folder first"
+        return f"no such folder: {folder}; create it first"
     _part_path(path).exists()  # raises if the name is too long
     if not os.access(folder, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
         return "permission denied"
@@ -183,14 +183,14 @@ def _writing_problem(path: Path) -> str:
 
 
 def check_not_input(path: Path, inputs: Iterable[Path]) -> None:
-    """Refuse an output that is one of the inputs: by its path, a link or a hard link.
+    """Reject an output that is one of the inputs, also through a link or a hard link.
 
     Args:
         path: the output.
         inputs: files, and folders whose files are read.
 
     Raises:
-        InputError: it is one.
+        InputError: the output is one of the inputs.
     """
     for given in inputs:
         if path.resolve() == given.resolve() or _is_same(path, given):
@@ -209,12 +209,12 @@ def _is_same(path: Path, given: Path) -> bool:
 
 
 def _part_path(path: Path) -> Path:
-    """Return the name under which a file is written until it is worth its own."""
+    """Return the temporary name of a file."""
     return path.with_name(f".{path.name}.part")
 
 
 def _claim(path: Path) -> Path:
-    """Reserve the first free name of ``out.mp4``, ``out-2.mp4``, …; it becomes an empty file."""
+    """Reserve the first free name of ``out.mp4``, ``out-2.mp4``, … with an empty file."""
     for number in count(1):
         free = path if number == 1 else path.with_stem(f"{path.stem}-{number}")
         try:

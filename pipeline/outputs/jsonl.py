@@ -1,4 +1,4 @@
-"""JSON lines: one object for each frame, and the recorder that writes them."""
+"""JSON lines: the record of a frame, and the recorder that writes one record per line."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ STDOUT = "-"
 
 
 class Segmentation(msgspec.Struct, frozen=True):
-    """A mask as COCO's compressed run-length code; ``size`` is height, width."""
+    """A mask as COCO's compressed run-length code; ``size`` is height and width, pixels."""
 
     size: tuple[int, int]
     counts: str
 
 
 class InstanceRecord(msgspec.Struct, frozen=True):
-    """One instance: its class, its score, its box (x1 y1 x2 y2, source pixels) and its mask.
+    """One instance: its class, its score, its box (x1 y1 x2 y2, pixels) and its mask.
 
-    ``track_id`` is absent where nothing is tracked, and None for an instance without a track.
-    ``keypoints`` are x, y and score by name, absent where no pose is estimated.
+    ``track_id`` is absent if the source is not tracked, and None for an instance without a track.
+    ``keypoints`` are x, y and score by name, absent if no poses are estimated.
     """
 
     label: str
@@ -57,10 +57,10 @@ class InstanceRecord(msgspec.Struct, frozen=True):
 
 
 class FrameRecord(msgspec.Struct, frozen=True):
-    """One frame as a line of JSON: the same for ``run --jsonl`` and ``watch --json``.
+    """One frame as a line of JSON, the same for ``run --jsonl`` and ``watch --json``.
 
-    ``zones`` and ``lines`` are absent where there are none, ``file`` (the image file's name) where
-    the source is no image, and in messages.
+    ``zones`` and ``lines`` are absent if there are none. ``file``, the file's name, is present only
+    in ``run --jsonl``, for a frame from a folder or a single image.
     """
 
     source: str
@@ -81,7 +81,7 @@ class FrameRecord(msgspec.Struct, frozen=True):
 def instance_records(
     instances: Instances, label_names: Sequence[str], keypoints: Keypoints | None = None
 ) -> list[InstanceRecord]:
-    """Turn instances into records: positions to a hundredth of a pixel, scores to four digits."""
+    """Return the records of instances, with positions to 0.01 pixels and scores to 0.0001."""
     boxes = np.round(instances.boxes.astype(np.float64), 2).tolist()
     scores = np.round(instances.scores.astype(np.float64), 4).tolist()
     names = [label_name(label, label_names) for label in instances.labels.tolist()]
@@ -119,29 +119,30 @@ def _poses(
 
 
 def label_name(label: int, label_names: Sequence[str]) -> str:
-    """Name a label; by its number while a publisher's table of names has not arrived."""
+    """Return the name of a label, or its number if the table of names has not arrived."""
     return label_names[label] if 0 <= label < len(label_names) else str(label)
 
 
 class JsonlRecorder:
-    """Writes one ``FrameRecord`` a line.
+    """Writes one ``FrameRecord`` per line.
 
-    Every line is handed to the operating system whole and at once, so the file of a process that
-    was killed ends with a complete line.
+    Every line is written immediately and without buffering, so the file of a killed process ends
+    with a complete line.
 
     Args:
-        path: the file, opened at the first frame; a file that exists is replaced then. May hold
-            directives of ``strftime`` (``out-%Y%m%d.jsonl``). ``-`` is standard output; a device or
-            a named pipe is written as it is.
+        path: the file, opened at the first frame, which replaces an existing file. May contain
+            ``strftime`` directives (``out-%Y%m%d.jsonl``). ``-`` is standard output. A device or a
+            named pipe is written directly.
         label_names: the model's class names, indexed by label.
-        append: add to a file that exists.
+        append: append to an existing file.
         segment_s: begin a new file after this many seconds of capture time.
         segment_bytes: begin a new file when this many bytes are reached.
-        keypoints: the model's keypoints; None for a model without.
+        keypoints: the model's keypoints; None for a model without keypoints.
 
     Raises:
         InputError: the file cannot be written.
         TypeError: an argument has the wrong type.
+        ValueError: ``append`` is combined with segments.
     """
 
     name = "jsonl"
@@ -198,6 +199,7 @@ class JsonlRecorder:
         try:
             if self._file is not None and self._is_full(self._file, frame.capture_ns):
                 self.close()
+                self._interrupted = None
             if self._file is None:
                 self._file = self._open(frame.capture_ns)
             self._write_line(self._file, line)
@@ -208,7 +210,7 @@ class JsonlRecorder:
             raise
 
     def close(self) -> None:
-        """Close the file; without a frame there is none."""
+        """Close the file, if one was opened."""
         if self._file is not None:
             self._file.close()
         if self._pending is not None:
@@ -225,8 +227,7 @@ class JsonlRecorder:
             os.set_blocking(opened, True)
             return io.FileIO(opened, "wb")
         if self._interrupted is not None:
-            path, self._interrupted = self._interrupted, None
-            return _open_to_append(path)
+            return _open_to_append(self._interrupted)
         if self._append:
             path = expand(self._path, time_ns) if is_pattern(self._path) else self._path
             return _open_to_append(path)
@@ -248,7 +249,7 @@ class JsonlRecorder:
         return elapsed_s >= self._segment_s or status.st_size >= self._segment_bytes
 
     def _write_line(self, file: io.FileIO, line: bytes) -> None:
-        """Write a line whole; what could be written of one that fails is taken back."""
+        """Write a complete line; if that fails, remove the part that was written."""
         is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
         begin = os.fstat(file.fileno()).st_size
         left = memoryview(line)
@@ -262,7 +263,7 @@ class JsonlRecorder:
             raise
 
     def _interrupt(self) -> None:
-        """Close the file after an error; what it holds is appended to at the next try."""
+        """Close the file after an error; the next attempts append to it."""
         if self._pending is not None and self._pending.is_kept:
             self._interrupted = self._pending.path
         with suppress(OSError):
@@ -270,7 +271,7 @@ class JsonlRecorder:
 
 
 def _open_to_append(path: Path) -> io.FileIO:
-    """Open a file to append whole lines: one that a killed writer left unfinished is ended."""
+    """Open a file to append lines; first end a line that a killed writer left incomplete."""
     file = io.FileIO(path, "ab+")
     if file.seek(0, io.SEEK_END):
         file.seek(-1, io.SEEK_END)

@@ -1,4 +1,4 @@
-"""Outputs: a configuration's recorders, and the checks before they are made."""
+"""Outputs: checks the outputs of a configuration, and creates their recorders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from maskcast.pipeline.url import is_local, local_path
 
 
 def check_outputs(config: Config) -> None:
-    """Refuse outputs that cannot be written or would destroy an input; touch nothing.
+    """Reject outputs that cannot be written or would overwrite an input, without touching them.
 
     Raises:
         InputError: a folder is missing or read-only, or a file is an input or another output.
@@ -43,12 +43,12 @@ def make_recorders(
     sources: Sequence[str],
     audio_of: Callable[[str], Path | None],
 ) -> list[Recorder]:
-    """Make the recorders of a configuration; none of them has opened a file yet.
+    """Create the recorders of a configuration. They open their files at the first frame.
 
     Args:
         outputs: the files to write.
-        manifest: the model's.
-        sources: the sources' names, in their order.
+        manifest: the model's manifest.
+        sources: the names of the sources, in their order.
         audio_of: returns the file from which to copy a source's audio, or None.
     """
     recorders: list[Recorder] = []

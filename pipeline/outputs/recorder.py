@@ -1,4 +1,4 @@
-"""Recorder: what writes published frames to an output."""
+"""Recorder: the interface for writing published frames to an output."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from maskcast.pipeline.tracking.analysis import UNTRACKED, Analysis
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What became of a frame on the wire.
+    """The result of publishing a frame.
 
     Attributes:
-        seq: the message's number, counted by publisher and source from 0.
+        seq: sequence number of the message, per publisher and source, from 0.
         publish_ns: when it was sent, UTC nanoseconds.
-        dropped_before: frames of the source dropped since its last message.
+        dropped_before: number of frames of the source dropped since its last message.
         analysis: zones, lines and events after this frame.
     """
 
@@ -34,7 +34,7 @@ class Recorder(Protocol):
         """Write one frame, of any source, after its message has been sent.
 
         Raises:
-            OSError, av.FFmpegError: it cannot be written. Everything else runs on, and the
+            OSError, av.FFmpegError: it cannot be written. Everything else continues, and the
                 recorder is called again some seconds later.
         """
 
@@ -47,4 +47,4 @@ class SourceEnding(Protocol):
     """A recorder that finishes a source's file when the source ends."""
 
     def end_source(self, source: str) -> None:
-        """Finish what was written of a source. The name may be used again later."""
+        """Finish a source's file. The source's name may be used again later."""

@@ -1,4 +1,4 @@
-"""Zones and lines drawn into an image, with their counts."""
+"""Drawing of zones and lines, with their counts."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from maskcast.pipeline.outputs.draw import Colour, draw_tag, palette, place_tag,
 from maskcast.pipeline.tracking.analysis import Analysis
 
 FILL = 40
-"""Opacity of a zone's area, of 255."""
+"""Opacity of a zone, 0..255."""
 
 LINE_COLOUR = (255, 214, 10)
 
 
 def draw_regions(image: Image.Image, analysis: Analysis) -> None:
-    """Draw a source's zones and lines into an RGB image, in place.
+    """Draw a source's zones and lines into an RGB image in place.
 
-    Where they are known, a zone's name is followed by its count and a line's by its crossings. A
+    A zone's name is followed by its count, and a line's name by its crossings, if they are known. A
     line has an arrow that points forward.
     """
     if analysis.config is None:
@@ -38,15 +38,15 @@ def draw_regions(image: Image.Image, analysis: Analysis) -> None:
         (x0, y0), (x1, y1) = ends = [(x * image.width, y * image.height) for x, y in line.points]
         pen.line(ends, fill=LINE_COLOUR, width=2 * unit)
         length = ((x1 - x0) ** 2 + (y1 - y0) ** 2) ** 0.5
-        way = ((x1 - x0) / length, (y1 - y0) / length)
-        left = (way[1], -way[0])
+        along = ((x1 - x0) / length, (y1 - y0) / length)
+        left = (along[1], -along[0])
         middle = ((x0 + x1) / 2, (y0 + y1) / 2)
         tip = (middle[0] + 16 * unit * left[0], middle[1] + 16 * unit * left[1])
         pen.line([middle, tip], fill=LINE_COLOUR, width=2 * unit)
         wings = [
             (
-                tip[0] - 7 * unit * (left[0] + side * way[0] * 0.7),
-                tip[1] - 7 * unit * (left[1] + side * way[1] * 0.7),
+                tip[0] - 7 * unit * (left[0] + side * along[0] * 0.7),
+                tip[1] - 7 * unit * (left[1] + side * along[1] * 0.7),
             )
             for side in (-1, 1)
         ]

@@ -1,4 +1,4 @@
-"""Trails: where the tracked objects of one source have been lately."""
+"""Trails: the recent paths of the tracked objects of one source."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from maskcast.engines.instances.instances import Instances
 from maskcast.pipeline.outputs.draw import palette
 
 MAX_POINTS = 256
-"""Points that one trail keeps; of a longer one, the oldest are forgotten."""
+"""Maximum number of points of a trail; the oldest are dropped."""
 
 Point = tuple[float, float, float]
 """Time in seconds, then x and y in pixels."""
 
 
 class Trails:
-    """Draws a line behind every tracked object, in the colour of its track.
+    """Draws the path of every tracked object, in the colour of its track.
 
-    A trail follows the middle of the box's lower edge, where an object stands.
+    A path follows the middle of the box's lower edge, where an object touches the ground.
 
     Args:
-        duration_s: how far back a trail reaches, seconds.
+        duration_s: duration of a trail, seconds.
     """
 
     def __init__(self, duration_s: float) -> None:
@@ -33,9 +33,9 @@ class Trails:
         """Add the objects of one frame to their trails, and draw all trails in place.
 
         Args:
-            image: RGB, of the size of ``instances``.
-            instances: of the frame; those without a track have no trail.
-            time_s: the frame's time. A time that goes back starts all trails again.
+            image: an RGB image of the size of ``instances``.
+            instances: the frame's instances; those without a track have no trail.
+            time_s: the frame's time, seconds. A step back deletes all trails.
         """
         self._add(instances, time_s)
         width = max(1, round(min(image.size) / 240))

@@ -1,4 +1,4 @@
-"""Annotated video files."""
+"""VideoRecorder: writes annotated video files."""
 
 from __future__ import annotations
 
@@ -35,29 +35,29 @@ from maskcast.pipeline.outputs.regions import draw_regions
 from maskcast.pipeline.outputs.trails import Trails
 
 CLOCK_HZ = 90_000
-"""Ticks per second of a video's clock (that of RTP and MPEG): exact for every usual rate."""
+"""Ticks per second of a video's clock, as in RTP and MPEG; exact for all common frame rates."""
 
 DEFAULT_FPS = 25
-"""Frames per second of a recorded folder of images, which has no times."""
+"""Frames per second of a video that is recorded from frames without times."""
 
 
 class VideoRecorder:
-    """Writes H.264 video with the instances drawn in and the source's own timing.
+    """Writes H.264 video with the instances drawn in, and with the source's own timing.
 
-    Each source has a file of its own (``FileNames`` says which name). An MP4 file is fragmented
-    while it grows, so that it plays up to the last fragment if the process is killed, and becomes
-    an ordinary one when it is closed. A file gets its name when its first fragment is on disk.
-    The audio of a video file is copied, without decoding it, if the file's type can hold it.
+    Each source has its own file (see ``FileNames``). An MP4 file is fragmented while it grows, so
+    that it plays up to the last fragment if the process is killed, and becomes an ordinary MP4 file
+    when it is closed. A file gets its final name when its first fragment is on disk. The audio of a
+    video file is copied without decoding if the file's type supports it.
 
     Args:
-        path: the file, ``.mp4`` or ``.mkv``; may hold directives of ``strftime``.
+        path: the file, ``.mp4`` or ``.mkv``; may contain ``strftime`` directives.
         label_names: the model's class names, indexed by label.
-        sources: the names of the run's sources, in their order; where empty, the first source that
+        sources: the names of the run's sources, in their order; if empty, the first source that
             delivers a frame is the first one.
         segment_s: begin a new file after this many seconds of video.
-        segment_bytes: begin a new file when this many bytes are reached; one fragment (50 frames)
-            may lie above.
-        trail_s: draw where tracked objects have been during this many seconds; None draws no trail.
+        segment_bytes: begin a new file when this many bytes are reached, after up to one more
+            fragment (50 frames).
+        trail_s: draw the paths of tracked objects for this many seconds; None draws no paths.
         audio_of: returns the video file from which to copy a source's audio; None for no audio.
         keypoints: the model's keypoints; None draws no skeletons.
 
@@ -102,8 +102,8 @@ class VideoRecorder:
         """Append one annotated frame to its source's file.
 
         Raises:
-            OSError, av.FFmpegError: it cannot be written. What was written so far is finished; the
-                next frame begins a new file.
+            OSError, av.FFmpegError: it cannot be written. The file is finished with the frames so
+                far; the next frame begins a new file.
         """
         source = frame.source
         image = Image.fromarray(frame.image())
@@ -150,17 +150,17 @@ class VideoRecorder:
                 closing.callback(file.close)
 
     def close(self) -> None:
-        """Finish the files; without a frame there is none.
+        """Finish all files.
 
         Raises:
-            OSError, av.FFmpegError: one could not be finished; the others are.
+            OSError, av.FFmpegError: a file could not be finished; the others are finished.
         """
         with ExitStack() as closing:
             for source in list(self._files | self._audio):
                 closing.callback(self.end_source, source)
 
     def _audio_reader(self, source: str) -> AudioReader | None:
-        """Return the reader of a source's audio, which goes on from one segment to the next."""
+        """Return the reader of a source's audio, which continues across segments."""
         path = self._audio_of(source) if self._audio_of is not None else None
         if source not in self._audio and path is not None:
             self._audio[source] = AudioReader(path, source)
@@ -170,29 +170,29 @@ class VideoRecorder:
 class _VideoFile:
     """One video file.
 
-    The first frame decides the size. A frame of another size (a camera with new settings) is
-    scaled to fit, with bars where its shape differs. H.264 with 4:2:0 colour needs even sides: the
-    last column or row of an odd one is repeated.
+    The first frame determines the size. A frame of another size (a camera with new settings) is
+    scaled to fit, with bars if its aspect ratio differs. H.264 with 4:2:0 colour requires even
+    sides: the last column or row of an odd side is repeated.
     """
 
     def __init__(
         self, pending: PendingFile, size: tuple[int, int], audio: AudioReader | None
     ) -> None:
-        pending.probe()  # the encoder writes nothing yet: a full disk would show seconds later
+        pending.probe()  # the encoder writes nothing yet, so a full disk would be noticed late
         self._pending = pending
         self._clock = _Clock()
         self._header_bytes = 0
         is_mp4 = pending.name.suffix.lower() == ".mp4"
-        # Audio may end before the video: do not hold frames back in the hope of more of it.
+        # Audio may end before the video: do not hold back frames while waiting for audio.
         options = {"flush_packets": "1", "max_interleave_delta": "2000000"}
         if is_mp4:
             options["movflags"] = "hybrid_fragmented+frag_keyframe+delay_moov+default_base_moof"
-        form = "mp4" if is_mp4 else "matroska"
+        container_format = "mp4" if is_mp4 else "matroska"
         self._container: OutputContainer = av.open(
-            str(pending.path), "w", format=form, options=options
+            str(pending.path), "w", format=container_format, options=options
         )
         self._stream: VideoStream = self._container.add_stream(
-            # Without B-frames: their delay would move every time in a fragmented file.
+            # No B-frames: their delay would shift all times in a fragmented file.
             "libx264",
             rate=None,
             options={"preset": "veryfast", "crf": "23", "bf": "0"},
@@ -204,16 +204,16 @@ class _VideoFile:
         self._audio = audio
         self._audio_stream: AudioStream | None = None
         if audio is not None:
-            self._audio_stream = audio.add_stream(self._container, form, options)
+            self._audio_stream = audio.add_stream(self._container, container_format, options)
 
     @property
     def duration_s(self) -> float:
-        """From the first frame to the one that would follow."""
+        """Seconds from the first frame to the end of the last one."""
         return self._clock.next_ticks / CLOCK_HZ
 
     @property
     def size(self) -> int:
-        """Bytes on disk; PyAV makes the file with the first packet.
+        """Bytes on disk; PyAV creates the file with the first packet.
 
         Raises:
             FileNotFoundError: the file was deleted.
@@ -221,7 +221,7 @@ class _VideoFile:
         return self._pending.path.stat().st_size if self._header_bytes else 0
 
     def append(self, image: Image.Image, frame: Frame) -> None:
-        """Encode an image (RGB)."""
+        """Encode an RGB image with the time of its frame."""
         size = (self._stream.width, self._stream.height)
         missing = (size[0] - image.width, size[1] - image.height)
         if missing not in ((0, 0), (0, 1), (1, 0), (1, 1)):
@@ -236,7 +236,7 @@ class _VideoFile:
         self._copy_audio()
 
     def close(self) -> None:
-        """Flush the encoder and write the index that makes the file an ordinary one."""
+        """Flush the encoder, and write the index that makes the file an ordinary one."""
         try:
             self._mux(None)
             self._copy_audio()
@@ -254,7 +254,7 @@ class _VideoFile:
         self._pending.discard()
 
     def _copy_audio(self) -> None:
-        """Copy the audio up to where the next frame is due."""
+        """Copy the audio up to the time of the next frame."""
         if self._audio is not None and self._audio_stream is not None:
             begin_s = self._clock.begin_s
             end_s = begin_s + self.duration_s
@@ -270,7 +270,7 @@ class _VideoFile:
 
 
 class _Clock:
-    """Turns a source's times into the strictly rising ticks that a file needs."""
+    """Converts a source's times to the strictly increasing ticks that a file requires."""
 
     def __init__(self) -> None:
         self._offset_s: float | None = None
@@ -284,15 +284,15 @@ class _Clock:
 
     @property
     def next_ticks(self) -> int:
-        """When the next frame is due."""
+        """Ticks at which the next frame is expected."""
         return 0 if self._last < 0 else self._last + self._step
 
     def ticks(self, frame: Frame) -> int:
-        """Return the frame's time in the file, 0 for the first one.
+        """Return the frame's time in the file, in ticks, 0 for the first frame.
 
-        Images without times follow one another at ``DEFAULT_FPS``. Where the source's clock jumps
-        back or far ahead (a camera that came back, a clip that starts again), the file goes on with
-        the last distance between two frames.
+        Frames without times follow one another at ``DEFAULT_FPS``. If the source's clock jumps back
+        or far ahead (a camera that reconnects, a clip that restarts), the file continues with the
+        last interval between two frames.
         """
         if frame.pts_s is None:
             self._last = self.next_ticks

@@ -119,9 +119,9 @@ def subscribe(
     if policy not in ("latest", "all"):
         raise InputError(f'invalid policy {policy!r}: expected "latest" or "all"')
     if sources is not None and not sources:
-        raise InputError("sources: empty; name at least one, or use None for all")
+        raise InputError("sources: none given; name at least one, or use None for all")
     if not endpoints:
-        raise InputError("endpoints: empty; give at least one, for example tcp://host:5555")
+        raise InputError("endpoints: none given; give at least one, for example tcp://host:5555")
     keys = read_client_keys(server_key, client_key)
     recordings = check_recordings(endpoints)
     if not recordings:

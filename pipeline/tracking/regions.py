@@ -147,9 +147,10 @@ class Regions:
     def end(self, track_id: int) -> list[RegionEvent]:
         """Delete a track that has ended; return the changes at its end."""
         label = self._labels.pop(track_id, 0)
+        regions: list[LineWatch | ZoneWatch] = [*self._lines, *self._zones]
         return [
             RegionEvent(track_id, label, region.config.name, change)
-            for region in (*self._lines, *self._zones)
+            for region in regions
             for change in region.end(track_id)
         ]
 

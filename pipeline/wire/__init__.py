@@ -1,1 +1,1 @@
-"""Messages over ZeroMQ (docs/wire.md), and what both ends need: masks, keys, endpoints."""
+"""Messages over ZeroMQ (docs/wire.md), with their masks, keys, rights, endpoints and recordings."""

@@ -1,7 +1,7 @@
-"""Keys: CURVE key pairs in files, of servers and clients.
+"""Keys: CURVE key pairs of servers and clients, stored in files.
 
-The files are ZeroMQ certificates as CZMQ and pyzmq write and read them: ``name.key`` holds the
-public key and may be given to anyone, ``name.key_secret`` holds both and never leaves its machine.
+The files are ZeroMQ certificates, as CZMQ and pyzmq read and write them. ``name.key`` contains the
+public key and may be shared. ``name.key_secret`` contains both keys and must not leave its machine.
 """
 
 from __future__ import annotations
@@ -39,14 +39,15 @@ class ClientKeys:
 
     @classmethod
     def read(cls, server_key: str | Path, client_key: str | Path) -> Self:
-        """Read them from files.
+        """Read the keys from files.
 
         Args:
             server_key: the publisher's ``.key`` file.
             client_key: the subscriber's ``.key_secret`` file.
 
         Raises:
-            InputError: a file cannot be read or is another one, or others can read the secret.
+            InputError: a file cannot be read or is not of this kind, or other users can read the
+                secret key.
         """
         return cls(read_key_pair(client_key), read_public_key(server_key))
 
@@ -58,22 +59,22 @@ class ClientKeys:
 
 
 def new_keys(name: Path) -> tuple[Path, Path]:
-    """Make a key pair and write it to ``name.key`` (0644) and ``name.key_secret`` (0600).
+    """Create a key pair and write it to ``name.key`` (0644) and ``name.key_secret`` (0600).
 
     Returns:
         The two files, the public one first.
 
     Raises:
-        InputError: one of them exists already, the folder does not, or one cannot be written.
+        InputError: one of the files exists, the folder does not, or a file cannot be written.
     """
     files = Path(f"{name}{PUBLIC}"), Path(f"{name}{SECRET}")
     if name.is_dir() or not name.name:
-        raise InputError(f"{name} is a folder: name the pair too, as in {name / 'server'}")
+        raise InputError(f"{name}: is a folder; add a name for the keys, like {name / 'server'}")
     if not name.parent.is_dir():
         raise InputError(f"{name}: no such folder: {name.parent}; create it first")
     for file in files:
         if os.path.lexists(file):
-            raise InputError(f"{file} exists already: choose another name, or remove it")
+            raise InputError(f"{file}: already exists; choose another name, or delete it")
     public, secret = (key.decode("ascii") for key in zmq.curve_keypair())
     text = _public_text(public)
     try:
@@ -85,7 +86,7 @@ def new_keys(name: Path) -> tuple[Path, Path]:
 
 
 def write_public_key(path: Path, public: bytes) -> Path:
-    """Write a public key to a new ``.key`` file (0644), and return the file.
+    """Write a public key to a new ``.key`` file (0644), and return its path.
 
     Raises:
         InputError: the file exists, or cannot be written.
@@ -101,28 +102,29 @@ def read_public_key(path: str | Path) -> bytes:
     """Read a public key: 40 characters of Z85.
 
     Raises:
-        InputError: the file cannot be read, is no certificate, or holds a secret key, which does
-            not belong where only the public one is needed.
+        InputError: the file cannot be read, is not a key file, or contains a secret key, which must
+            not be stored where only the public one is needed.
     """
     public, secret = _load(path)
     if secret is not None:
-        raise InputError(f"{path} holds a secret key: give the public one, a {PUBLIC} file")
+        raise InputError(f"{path}: contains a secret key; use the {PUBLIC} file")
     return public
 
 
 def read_key_pair(path: str | Path) -> KeyPair:
-    """Read a key pair from the file that holds its secret key.
+    """Read a key pair from a ``.key_secret`` file.
 
     Raises:
-        InputError: the file cannot be read, holds no secret key, or others can read it.
+        InputError: the file cannot be read, contains no secret key or keys that do not match, or
+            other users can read it.
     """
     public, secret = _load(path)
     if secret is None:
-        raise InputError(f"{path} holds no secret key: give the {SECRET} file")
+        raise InputError(f"{path}: contains no secret key; use the {SECRET} file")
     if Path(path).stat().st_mode & 0o077:
-        raise InputError(f"others can read the secret key in {path}: chmod 600 {path}")
+        raise InputError(f"{path}: other users can read the secret key; run chmod 600 {path}")
     if zmq.curve_public(secret) != public:
-        raise InputError(f"the keys in {path} are no pair: make new ones with maskcast keys new")
+        raise InputError(f"{path}: the two keys do not match; make new ones with maskcast keys new")
     return KeyPair(public, secret)
 
 
@@ -131,10 +133,10 @@ def _public_text(public: str) -> str:
 
 
 def _write_new(file: Path, text: str, mode: int) -> None:
-    """Write a file that must not exist, with its permissions from the first byte on."""
+    """Write a new file. Its permissions are set before its content is written."""
     handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(handle, "w", encoding="ascii") as stream:
-        os.fchmod(handle, mode)  # whatever the umask took away
+        os.fchmod(handle, mode)  # regardless of the umask
         stream.write(text)
 
 
@@ -144,8 +146,8 @@ def _load(path: str | Path) -> tuple[bytes, bytes | None]:
     except ValueError:
         public, secret = b"", None
     except OSError as error:
-        reason = error.strerror or "there is no such file"
+        reason = error.strerror or "no such file"
         raise InputError(f"cannot read the key {path}: {reason}") from None
     if not all(_Z85_KEY.fullmatch(key) for key in (public, secret) if key is not None):
-        raise InputError(f"{path} is no key file: make one with maskcast keys new")
+        raise InputError(f"{path}: not a key file; make one with maskcast keys new")
     return public, secret

@@ -22,21 +22,22 @@ DEAD_AFTER_MS = 3000
 STALLED_AFTER_MS = 10_000
 """A peer that acknowledges no data for this long is disconnected."""
 
-LONGEST_PATH = 107
-"""Bytes of a socket file's path that fit in a ``sockaddr_un``."""
+MAX_PATH_BYTES = 107
+"""Maximum length of a socket file's path, which must fit in a ``sockaddr_un``."""
 
 
 def check_endpoint(endpoint: str, example: str) -> str:
     """Return an endpoint if it is valid.
 
-    libzmq does not check: it turns port 99999 into 34463, and cuts off a path that is too long.
+    libzmq does not check this: it turns port 99999 into 34463, and truncates a path that is too
+    long.
 
     Args:
         endpoint: "tcp://<host>:<port>" or "ipc://<path>".
-        example: a valid one, for the error message.
+        example: a valid endpoint, for the error message.
 
     Raises:
-        InputError: it is neither.
+        InputError: the endpoint is invalid.
     """
     scheme, _, address = endpoint.partition("://")
     if scheme == "tcp":
@@ -44,33 +45,36 @@ def check_endpoint(endpoint: str, example: str) -> str:
         number = 0 if port == "*" else int(port) if re.fullmatch("[0-9]{1,6}", port) else -1
         if host and 0 <= number <= 65535:
             return endpoint
-    elif scheme == "ipc" and 0 < len(address.encode()) <= LONGEST_PATH:
+    elif scheme == "ipc" and 0 < len(address.encode()) <= MAX_PATH_BYTES:
         return endpoint
-    limit = f" of at most {LONGEST_PATH} bytes" if scheme == "ipc" else ""
+    limit = f" of at most {MAX_PATH_BYTES} bytes" if scheme == "ipc" else ""
     raise InputError(
-        f"invalid endpoint {endpoint[:200]!r}: use {example} or ipc:///path/to/socket{limit}"
+        f"invalid endpoint {endpoint[:200]!r}: expected {example} or ipc:///path/to/socket{limit}"
     )
 
 
 def reason(error: zmq.ZMQError) -> str:
-    """Return what is wrong; the text of the error itself repeats the endpoint."""
+    """Return the reason of an error without the endpoint, which the error's own text contains."""
     text = zmq.strerror(error.errno or 0)
     return text[:1].lower() + text[1:]
 
 
 def missing_socket(endpoint: str) -> str:
-    """Return that the file of an ``ipc://`` endpoint does not exist; "" if it does, and for TCP."""
+    """Return a message if the file of an ``ipc://`` endpoint does not exist; otherwise "".
+
+    For a ``tcp://`` endpoint the result is "".
+    """
     scheme, _, path = endpoint.partition("://")
     return f"there is no socket {path}" if scheme == "ipc" and not Path(path).exists() else ""
 
 
 def set_common_options(socket: zmq.Socket[Any], *, linger_ms: int, max_part_bytes: int) -> None:
-    """Set the options that every socket of maskcast has: heartbeats, linger and sizes.
+    """Set the options that all sockets have in common: heartbeats, linger and sizes.
 
     Args:
-        socket: not bound or connected yet.
-        linger_ms: how long closing waits until queued messages are sent.
-        max_part_bytes: a peer that sends a longer part is disconnected.
+        socket: a socket that is not bound or connected yet.
+        linger_ms: maximum time for which closing the socket sends queued messages.
+        max_part_bytes: maximum length of a part; a peer that sends a longer one is disconnected.
     """
     socket.set(zmq.LINGER, linger_ms)
     socket.set(zmq.MAXMSGSIZE, max_part_bytes)
@@ -81,7 +85,7 @@ def set_common_options(socket: zmq.Socket[Any], *, linger_ms: int, max_part_byte
 
 
 def is_loopback(endpoint: str) -> bool:
-    """Whether only this machine can reach a bound endpoint, given with its numeric address."""
+    """Return whether only this machine can reach a bound endpoint, whose address is numeric."""
     scheme, _, address = endpoint.partition("://")
     if scheme == "ipc":
         return True
@@ -90,9 +94,9 @@ def is_loopback(endpoint: str) -> bool:
 
 
 def is_public(endpoint: str) -> bool:
-    """Whether an endpoint that is not bound yet will certainly be open to other machines.
+    """Return whether an endpoint that is not bound yet is certainly open to other machines.
 
-    Names of hosts and interfaces are not resolved.
+    Names of hosts and interfaces are not resolved, and give False.
     """
     scheme, _, address = endpoint.partition("://")
     host = address.rpartition(":")[0].strip("[]").partition("%")[0]
@@ -103,22 +107,22 @@ def is_public(endpoint: str) -> bool:
 
 
 def bind(socket: zmq.Socket[Any], endpoint: str, purpose: str) -> str:
-    """Bind to an endpoint and return the real one, with its numeric address and port.
+    """Bind to an endpoint and return the bound endpoint, with its numeric address and port.
 
     Args:
-        socket: not bound yet.
-        endpoint: "tcp://*:5555", "tcp://127.0.0.1:0" (a free port), "ipc:///path/to/socket".
-        purpose: what the socket is for, a verb, for messages.
+        socket: a socket that is not bound yet.
+        endpoint: "tcp://*:5555", "tcp://127.0.0.1:0" (a free port) or "ipc:///path/to/socket".
+        purpose: what the socket is for, a verb for error messages.
 
     Raises:
         InputError: the endpoint is invalid or in use.
     """
     in_use = InputError(
-        f"{endpoint} is in use: stop the program that has it, or choose another endpoint"
+        f"{endpoint} is in use: stop the program that uses it, or choose another endpoint"
     )
     check_endpoint(endpoint, "tcp://*:5555")
     scheme, _, address = endpoint.partition("://")
-    # libzmq takes a socket file away from a program that still listens on it.
+    # libzmq would replace the socket file of a program that still listens on it.
     if scheme == "ipc" and _listens(address):
         raise in_use
     socket.set(zmq.IPV6, int("[" in address))
@@ -142,7 +146,7 @@ def remove_socket_file(endpoint: str) -> None:
 
 
 def _listens(path: str) -> bool:
-    """Whether a program accepts connections on the socket file ``path``."""
+    """Return whether a program accepts connections on the socket file ``path``."""
     if not Path(path).is_socket():
         return False
     with posix_socket.socket(posix_socket.AF_UNIX, posix_socket.SOCK_STREAM) as probe:

@@ -10,25 +10,24 @@ from typing import TypeVar
 from maskcast.pipeline.wire.message import EventHeader, Header, topic
 
 MAX_SOURCES = 1024
-"""Maximum number of sources, and of pairs of publisher and source, that anything is kept for."""
+"""Maximum number of sources, and of pairs of publisher and source, for which data is kept."""
+
+MAX_FORMER = 8
+"""Maximum number of former publishers that are remembered for a source."""
 
 KEPT_EVENTS = {"labels": "labels", "size": "size", "state": "state", "ended": "state"}
-"""Events that a new subscriber receives, and the slot that each is kept in."""
+"""Events that a new subscriber receives, and the slot in which each is kept."""
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 
-def keep(kept: OrderedDict[K, V], key: K, value: V, most: int) -> None:
-    """Store a value as the most recent of at most ``most``; the oldest is dropped."""
+def keep(kept: OrderedDict[K, V], key: K, value: V, limit: int) -> None:
+    """Store a value as the most recent one; drop the oldest of more than ``limit``."""
     kept[key] = value
     kept.move_to_end(key)
-    if len(kept) > most:
+    if len(kept) > limit:
         kept.popitem(last=False)
-
-
-MAX_FORMER = 8
-"""Maximum number of former publishers that are remembered for a source."""
 
 
 @dataclass(slots=True)
@@ -47,7 +46,7 @@ class KeptEvents:
     """The last ``labels``, ``size`` and ``state`` of each source, from its newest publisher.
 
     Args:
-        max_sources: maximum number of sources; the one updated least recently is forgotten first.
+        max_sources: maximum number of sources; the least recently updated one is dropped first.
     """
 
     def __init__(self, max_sources: int = MAX_SOURCES) -> None:
@@ -55,9 +54,9 @@ class KeptEvents:
         self._sources: OrderedDict[str, _Source] = OrderedDict()
 
     def add(self, source: str, header: Header, parts: Sequence[bytes]) -> None:
-        """Keep a message if it is one of these events.
+        """Keep a message if it is one of ``KEPT_EVENTS``.
 
-        Events of a removed source and of former publishers are not kept.
+        Events of removed sources and of former publishers are not kept.
         """
         if not isinstance(header, EventHeader) or not (slot := KEPT_EVENTS.get(header.event)):
             return
@@ -74,7 +73,7 @@ class KeptEvents:
         keep(self._sources, source, known, self._max_sources)
 
     def messages(self, prefixes: tuple[bytes, ...] = (b"",)) -> Iterator[list[bytes]]:
-        """Yield the kept messages of sources whose events have a topic that begins with a prefix.
+        """Yield the kept messages whose topics begin with one of the prefixes.
 
         Sources that have ended come last, so that a subscriber to all sources does not conclude
         that there are no others.
@@ -89,7 +88,7 @@ class KeptEvents:
                 yield parts
 
     def states(self) -> dict[str, str]:
-        """Return the last known state of each source: one of its states, or "ended"."""
+        """Return the last known state of each source (``SourceState``)."""
         states = {}
         for name, source in self._sources.items():
             if (known := source.events.get("state")) is not None:

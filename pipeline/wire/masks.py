@@ -1,4 +1,4 @@
-"""Masks on the wire: part 3 of an ``instances`` message, in each of its formats."""
+"""Masks on the wire: encodes and decodes part 3 of an ``instances`` message."""
 
 from __future__ import annotations
 
@@ -12,44 +12,54 @@ from maskcast.engines.instances.masks import MASK_SIZE, PACKED_BYTES, pack_crops
 from maskcast.engines.instances.rle import decompress_runs
 
 MaskFormat = Literal["crop_u8", "crop_bits", "coco_rle", "polygon", "none"]
-"""How part 3 carries masks; docs/wire.md has the layouts."""
+"""The format of part 3; docs/wire.md describes the layouts."""
 
 CROP_BYTES = MASK_SIZE * MASK_SIZE
 
 
 class WireError(ValueError):
-    """A message is malformed; the text says where."""
+    """A message is malformed; the text says in which way."""
 
 
-def encode_masks(instances: Instances, form: MaskFormat) -> bytes:
-    """Write the masks of a frame in a format.
+def encode_masks(instances: Instances, mask_format: MaskFormat) -> bytes:
+    """Encode the masks of a frame as part 3 of a message.
 
     Raises:
-        WireError: the masks are in a form from which that format cannot be made.
+        WireError: there are no masks, or they cannot be converted to this format.
     """
-    if form == "none":
+    if mask_format == "none":
         return b""
     if instances.masks is None:
-        raise WireError(f"there are no masks to write as {form}")
-    if form == "coco_rle":
+        raise WireError(f"there are no masks to encode as {mask_format}")
+    if mask_format == "coco_rle":
         counts = instances.counts()
         return np.array([len(c) for c in counts], dtype="<u4").tobytes() + b"".join(counts)
-    if form == "polygon":
+    if mask_format == "polygon":
         return _encode_polygons([instances.polygons(i) for i in range(len(instances))])
     if not isinstance(instances.masks, np.ndarray):
-        raise WireError(f"crops are lost, so the masks cannot be written as {form}")
-    return (instances.masks if form == "crop_u8" else pack_crops(instances.masks)).tobytes()
+        raise WireError(f"the masks are not crops, so they cannot be encoded as {mask_format}")
+    return (instances.masks if mask_format == "crop_u8" else pack_crops(instances.masks)).tobytes()
 
 
 def decode_masks(
-    part: bytes, form: MaskFormat, count: int, width: int, height: int
+    part: bytes, mask_format: MaskFormat, count: int, width: int, height: int
 ) -> NDArray[np.uint8] | RleMasks | PolygonMasks | None:
-    """Read the masks of ``count`` instances in an image of ``width`` x ``height``.
+    """Decode part 3 of a message.
+
+    Args:
+        part: the part.
+        mask_format: its format.
+        count: number of instances.
+        width: width of the frame, pixels.
+        height: height of the frame, pixels.
+
+    Returns:
+        Crops, ``[count, 28, 28]`` uint8, for the formats with crops; None for "none".
 
     Raises:
         WireError: the part is malformed.
     """
-    match form:
+    match mask_format:
         case "none":
             return None
         case "crop_u8":

@@ -1,7 +1,7 @@
-"""Messages and their ZeroMQ parts, as specified in docs/wire.md.
+"""Messages and their ZeroMQ parts, as specified in docs/wire.md. Uses no socket.
 
-Uses no socket. ``decode`` accepts everything that ``encode`` returns, and raises nothing but
-``WireError`` for anything else.
+``decode`` accepts everything that ``encode`` returns, and raises only ``WireError`` for anything
+else.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ __all__ = [
 
 VERSION = "v1"
 ALL_EVENTS = f"{VERSION}/*/event".encode()
-"""Subscription of a gateway to the events of every source. No topic begins with it."""
+"""Subscription of a gateway to the events of every source. No topic begins with this prefix."""
 
 MAX_SIDE = 16384
-"""Largest width and height of a frame, pixels."""
+"""Maximum width and height of a frame, pixels."""
 
 MAX_HEADER_BYTES = 1 << 20
-"""Maximum length of part 1; unpacked, it takes many times as much memory."""
+"""Maximum length of part 1; decoded, it takes many times as much memory."""
 
 TRACK_IDS = "track_ids"
-"""In ``InstancesHeader.arrays``: int32, the track id of each instance, in part 2."""
+"""In ``InstancesHeader.arrays``: track id of each instance, ``[N]`` int32, in part 2."""
 
 KEYPOINTS = "keypoints"
-"""In ``InstancesHeader.arrays``: float32, the keypoints of each instance, in part 5."""
+"""In ``InstancesHeader.arrays``: keypoints of each instance, ``[N, K, 3]`` float32, in part 5."""
 
 Kind = Literal["instances", "event"]
 Whole = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -70,27 +70,27 @@ class InstancesHeader(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         publisher: 16 hexadecimal digits, new at each start of the publisher.
-        seq: counts this publisher's ``instances`` messages of this source, from 0.
-        index: index of the frame in its source, from 0; dropped frames count too.
+        seq: number of this publisher's ``instances`` message of this source, from 0.
+        index: index of the frame in its source, from 0, including dropped frames.
         capture_ns: when the frame was captured, UTC nanoseconds.
         publish_ns: when the message was sent, UTC nanoseconds.
-        width: width of the frame, pixels; boxes and masks are in these pixels.
+        width: width of the frame, pixels; boxes and masks refer to this size.
         height: height of the frame, pixels.
         count: number of instances.
         masks: the format of part 3.
         labels: id of the table of label names, ``labels_id``; empty if there is none.
-        pts_s: presentation time in the stream's own clock, seconds.
-        clock: whose time ``capture_ns`` is: "receipt" (the host that received the frame) or
-            "sender" (the camera).
+        pts_s: presentation time on the stream's own clock, seconds; None if it has none.
+        clock: the clock of ``capture_ns``: "receipt" (the host that received the frame) or "sender"
+            (the camera).
         stage_ms: processing time of each stage, milliseconds.
         drops: frames of this source dropped since the start, by stage and reason.
-        dropped_before: frames of this source dropped since the message before this one.
+        dropped_before: frames of this source dropped since the previous message.
         arrays: the arrays after the labels in part 2, in order: "track_ids"; and "keypoints", which
             are in part 5.
-        keypoints: names and skeleton of the keypoints; None without them.
-        zones: instances in each zone, by the zone's name.
-        lines: instances that have crossed each line since the start, by the line's name, then by
-            direction: "forward" and "backward".
+        keypoints: names and skeleton of the keypoints; None without keypoints.
+        zones: number of tracks in each zone, by the zone's name.
+        lines: number of crossings of each line since the start, by the line's name and direction,
+            "forward" or "backward".
         traceparent: the frame's span, W3C Trace Context; empty if the frame is not traced.
     """
 
@@ -121,12 +121,12 @@ class EventHeader(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         publisher: 16 hexadecimal digits, new at each start of the publisher.
-        seq: counts this publisher's events of this source, from 0. An event that is sent again for
+        seq: number of this publisher's event of this source, from 0. An event that is sent again to
             a new subscriber keeps its number.
         publish_ns: when it happened, UTC nanoseconds.
-        event: its name; docs/wire.md lists them.
+        event: the event's name; docs/wire.md lists them.
         sent: number of ``instances`` messages of this source sent before it.
-        data: its data.
+        data: the event's data.
     """
 
     publisher: Hex16
@@ -139,7 +139,7 @@ class EventHeader(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InstancesMessage:
-    """The instances of one frame. ``jpeg`` is the image, if it is sent."""
+    """The instances of one frame. ``jpeg`` is the image; None if it is not sent."""
 
     source: str
     header: InstancesHeader
@@ -169,11 +169,11 @@ def check_source_name(name: str) -> str:
     """Return the name of a source if it is valid in a topic.
 
     Raises:
-        InputError: it is not 1 to 64 of ``A-Z a-z 0-9 . _ -``, a letter or a digit first.
+        InputError: it is not 1 to 64 of ``A-Z a-z 0-9 . _ -``, beginning with a letter or a digit.
     """
     if not _SOURCE_NAME.fullmatch(name):
         raise InputError(
-            f"source name {name[:80]!r}: use 1 to 64 letters, digits and . _ - only, "
+            f"invalid source name {name[:80]!r}: expected 1 to 64 letters, digits and . _ -, "
             "beginning with a letter or a digit"
         )
     return name
@@ -185,18 +185,18 @@ def topic(source: str, kind: Kind) -> bytes:
 
 
 def labels_id(names: Sequence[str]) -> str:
-    """Return the id of a table of label names: 8 hexadecimal digits of the SHA-256 of its lines."""
+    """Return the id of a table of label names: 8 hex digits of the SHA-256 of its lines."""
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
 
 
 def encode(message: Message) -> list[bytes]:
-    """Turn a message into its parts. Boxes are clipped to the frame.
+    """Return the parts of a message. Boxes are clipped to the frame.
 
-    The masks are written in the format that the header names. The header's ``count``, ``arrays``
-    and ``keypoints`` must be those of the instances.
+    The masks are encoded in the format given by the header. The header's ``count``, ``width``,
+    ``height``, ``arrays`` and ``keypoints`` must match the instances.
 
     Raises:
-        WireError: ``decode`` would refuse the message.
+        WireError: ``decode`` would reject the message.
     """
     if isinstance(message, EventMessage):
         parts = [topic(message.source, "event"), _encoder.encode(message.header)]
@@ -208,11 +208,12 @@ def encode(message: Message) -> list[bytes]:
         instances.width,
         instances.height,
     ):
-        raise WireError("the header's count, width and height are not those of the instances")
+        raise WireError("the header's count, width and height do not match the instances")
     is_posed = instances.keypoints is not None
     if header.arrays != array_names(instances) or is_posed != (header.keypoints is not None):
-        raise WireError("the header's arrays and keypoints are not those of the instances")
-    # As a dict, whose length takes one byte; that of a struct with more than 15 fields takes more.
+        raise WireError("the header's arrays and keypoints do not match the instances")
+    # Encoded as a dict, whose length takes one byte: for a struct with more than 15 fields, msgspec
+    # uses more.
     packed = _encoder.encode(msgspec.to_builtins(header))
     head = [topic(message.source, "instances"), packed]
     decode_header(head)
@@ -239,13 +240,13 @@ def encode(message: Message) -> list[bytes]:
 
 
 def array_names(instances: Instances) -> tuple[str, ...]:
-    """Return ``InstancesHeader.arrays``: what instances have besides boxes, scores and labels."""
+    """Return ``InstancesHeader.arrays``: the arrays besides boxes, scores and labels."""
     arrays = {TRACK_IDS: instances.track_ids, KEYPOINTS: instances.keypoints}
     return tuple(name for name, array in arrays.items() if array is not None)
 
 
 def decode_header(parts: Sequence[bytes]) -> tuple[str, Header]:
-    """Read only the source and the header of a message.
+    """Decode only the source and the header of a message.
 
     Raises:
         WireError: part 0 or 1 is malformed.
@@ -268,7 +269,7 @@ def decode_header(parts: Sequence[bytes]) -> tuple[str, Header]:
 
 
 def decode(parts: Sequence[bytes]) -> Message:
-    """Read a message; its arrays are read-only views of the parts.
+    """Decode a message. Its arrays are read-only views of the parts.
 
     Raises:
         WireError: it is malformed.
@@ -280,11 +281,11 @@ def decode(parts: Sequence[bytes]) -> Message:
 
 
 def decode_body(source: str, header: InstancesHeader, parts: Sequence[bytes]) -> InstancesMessage:
-    """Read the rest of an ``instances`` message whose header is decoded already.
+    """Decode the rest of an ``instances`` message whose header is already decoded.
 
     Args:
-        source: from ``decode_header``.
-        header: likewise.
+        source: as returned by ``decode_header``.
+        header: as returned by ``decode_header``.
         parts: all parts of the message; the arrays are read-only views of them.
 
     Raises:
@@ -300,7 +301,7 @@ def decode_body(source: str, header: InstancesHeader, parts: Sequence[bytes]) ->
     scores = np.frombuffer(parts[2], dtype="<f4", count=count, offset=16 * count)
     labels = np.frombuffer(parts[2], dtype="<i4", count=count, offset=20 * count)
     _check_arrays(boxes, scores, labels, header)
-    # Arrays have no lengths, so that only those before the first unknown one can be found.
+    # The lengths of arrays are not sent, so only those before the first unknown one can be found.
     track_ids = None
     if header.arrays[:1] == (TRACK_IDS,):
         if len(parts[2]) < 28 * count:
@@ -326,10 +327,10 @@ def decode_body(source: str, header: InstancesHeader, parts: Sequence[bytes]) ->
 def _decode_keypoints(
     header: InstancesHeader, parts: Sequence[bytes]
 ) -> NDArray[np.float32] | None:
-    """Read part 5, ``[N, K, 3]``; None if the header names no keypoints.
+    """Decode part 5, ``[N, K, 3]`` float32; return None if the header names no keypoints.
 
     Raises:
-        WireError: it is malformed, or missing.
+        WireError: the part is malformed or missing.
     """
     if KEYPOINTS not in header.arrays:
         return None
@@ -337,7 +338,7 @@ def _decode_keypoints(
         raise WireError("the header names keypoints that the message does not have")
     size = 12 * header.count * len(header.keypoints)
     if len(parts[5]) != size:
-        raise WireError(f"{len(parts[5])} bytes of keypoints where there must be {size}")
+        raise WireError(f"{len(parts[5])} bytes of keypoints instead of {size}")
     found = np.frombuffer(parts[5], dtype="<f4")
     keypoints: NDArray[np.float32] = found.reshape(header.count, len(header.keypoints), 3)
     _check_keypoints(keypoints, header)
@@ -350,14 +351,14 @@ def _check_arrays(
     labels: NDArray[np.int32],
     header: InstancesHeader,
 ) -> None:
-    """Raise WireError unless boxes lie in the frame, scores in 0..1 and labels are not negative.
+    """Raise WireError unless boxes are inside the frame, scores in 0..1 and labels not negative.
 
-    Comparisons are written so that NaN fails them.
+    The comparisons are written so that NaN fails them.
     """
     low, high = boxes[:, :2], boxes[:, 2:]
     limit = np.array([header.width, header.height], dtype="<f4")
     if not ((low >= 0) & (low <= high) & (high <= limit)).all():
-        raise WireError("a box does not lie inside the frame")
+        raise WireError("a box is not inside the frame")
     if not ((scores >= 0) & (scores <= 1)).all():
         raise WireError("a score is not between 0 and 1")
     if not (labels >= 0).all():
@@ -365,7 +366,7 @@ def _check_arrays(
 
 
 def _check_track_ids(track_ids: NDArray[np.int32]) -> None:
-    """Raise WireError unless ids are not negative, and no two instances are one object."""
+    """Raise WireError if an id is negative, or two instances have the same track."""
     known = [track_id for track_id in track_ids.tolist() if track_id]
     if min(known, default=1) < 0:
         raise WireError("a track id is negative")
@@ -374,10 +375,10 @@ def _check_track_ids(track_ids: NDArray[np.int32]) -> None:
 
 
 def _check_keypoints(keypoints: NDArray[np.float32], header: InstancesHeader) -> None:
-    """Raise WireError unless they are the header's, lie in the frame and have scores in 0..1."""
+    """Raise WireError unless keypoints match the header and are in the frame, scores in 0..1."""
     names = 0 if header.keypoints is None else len(header.keypoints)
     if keypoints.shape[1:] != (names, 3):
-        raise WireError("the header's keypoints are not those of the instances")
+        raise WireError("the header's keypoints do not match the instances")
     limit = np.array([header.width, header.height, 1], dtype="<f4")
     if not np.all((keypoints >= 0) & (keypoints <= limit)):
-        raise WireError("a keypoint does not lie inside the frame, or its score not in 0 to 1")
+        raise WireError("a keypoint is not inside the frame, or its score is not between 0 and 1")

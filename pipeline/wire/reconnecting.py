@@ -1,4 +1,4 @@
-"""ReconnectingSocket: is replaced when libzmq abandons its peer."""
+"""ReconnectingSocket: a socket that is replaced when libzmq stops reconnecting."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from maskcast.pipeline.wire.endpoint import reason
 from maskcast.pipeline.wire.socket_events import receive_event
 
 MIN_BACKOFF_S, MAX_BACKOFF_S = 0.1, 5.0
-"""Delay before a socket is replaced: it doubles from failure to failure, up to the second."""
+"""First and longest delay before a socket is replaced; it doubles with every failure."""
 
 ABANDONED_AFTER_S = 1.0
-"""libzmq announces within this time that it connects again; otherwise it has abandoned the peer."""
+"""If libzmq does not report within this time that it reconnects, it has abandoned the peer."""
 
 _REFUSED = zmq.Event.HANDSHAKE_FAILED_AUTH
 _FAILED = zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
@@ -34,24 +34,24 @@ _logger = logging.getLogger(__name__)
 class ReconnectingSocket(ABC):
     """A socket that connects to one endpoint, and recovers where libzmq does not.
 
-    libzmq reconnects after a broken connection, but not after a failed handshake or a part over
-    ``ZMQ_MAXMSGSIZE``. The socket's monitor tells these cases apart; then the socket is closed and
-    a new one made, with backoff. Not thread-safe.
+    libzmq reconnects after a lost connection, but not after a failed handshake or a part that
+    exceeds ``ZMQ_MAXMSGSIZE``. The socket's monitor distinguishes these cases. The socket is then
+    closed and replaced by a new one, with backoff. Not thread-safe.
 
     Args:
-        context: belongs to the caller, who terminates it.
+        context: the ZeroMQ context; the caller terminates it.
         endpoint: "tcp://host:port" or "ipc:///path".
         kind: the socket's type.
-        keys: for CURVE, or None.
+        keys: for CURVE; None for no encryption.
         peer: what is at the endpoint, for messages.
 
     Attributes:
         endpoint: the endpoint.
-        socket: the socket of this moment, to poll.
-        monitor: its monitor, to poll.
-        connected: whether the last handshake succeeded and its connection has not broken.
-        broken: whether such a connection has broken, at any time.
-        problem: why there is no connection, one line for people; "" if no reason is known.
+        socket: the current socket, for polling.
+        monitor: its monitor, for polling.
+        connected: whether there is a connection whose handshake has succeeded.
+        broken: whether such a connection has ever been lost.
+        problem: why there is no connection, one line; "" if no reason is known.
 
     Raises:
         InputError: the endpoint cannot be connected to.
@@ -85,7 +85,7 @@ class ReconnectingSocket(ABC):
 
     @abstractmethod
     def _on_abandoned(self) -> None:
-        """Note that a connection was given up though its handshake had succeeded."""
+        """Note that libzmq has abandoned the peer although the handshake had succeeded."""
 
     def process_events(self) -> None:
         """Read the monitor, and schedule a replacement if libzmq has abandoned the peer."""
@@ -107,15 +107,15 @@ class ReconnectingSocket(ABC):
                     f"the {self._peer} does not allow this client's key"
                     if event & _REFUSED
                     else "the handshake failed: one side uses keys and the other does not, "
-                    f"the server key is wrong, or this is no ZeroMQ {self._peer}"
+                    f"the server key is wrong, or this is not a ZeroMQ {self._peer}"
                 )
                 self._schedule()
 
     def replace_if_due(self) -> float | None:
-        """Replace the socket if its time has come.
+        """Replace the socket if a replacement is due.
 
         Returns:
-            Seconds until it will be due; None if no replacement is scheduled.
+            Seconds until a replacement is due; None if none is scheduled.
         """
         if self._replace_at_s is None:
             return None
@@ -129,10 +129,10 @@ class ReconnectingSocket(ABC):
         self._handshake_failed = False
         try:
             self.socket, self.monitor = self._connect()
-        except (InputError, zmq.ZMQError) as error:  # for instance, no file descriptors are left
+        except (InputError, zmq.ZMQError) as error:  # for example, no file descriptors are left
             if isinstance(error, zmq.ContextTerminated):
                 raise
-            self._handshake_failed = True  # nothing was too long
+            self._handshake_failed = True  # the reason is not a part that was too long
             self._report_failure(str(error))
             self._schedule()
             return self._backoff_s
@@ -175,7 +175,7 @@ class ReconnectingSocket(ABC):
             self._backoff_s = min(2 * self._backoff_s, MAX_BACKOFF_S)
 
     def _report_failure(self, problem: str) -> None:
-        """Log a problem, once until a handshake succeeds."""
+        """Log a problem, unless it was already logged since the last successful handshake."""
         self.problem = problem
         if problem != self._reported:
             self._reported = problem

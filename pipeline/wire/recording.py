@@ -1,4 +1,4 @@
-"""Recordings: MCAP files that hold messages as they were sent (docs/clients.md)."""
+"""Recordings: MCAP files with messages as they were sent (docs/clients.md)."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from mcap.records import McapRecord
 
 ENCODING = "maskcast-v1"
-"""``message_encoding`` of the channels: a msgpack array of the parts behind the topic."""
+"""``message_encoding`` of the channels: a msgpack array of the parts after the topic."""
 
 FILE_SCHEME = "file:"
 
 CHUNK_BYTES = 1 << 20
 
 MAX_RECORD_BYTES = 256 << 20
-"""Longest MCAP record that is read; a chunk holds one message of at most 64 MiB beyond 1 MiB."""
+"""Maximum length of an MCAP record; a chunk exceeds 1 MiB by at most one message of 64 MiB."""
 
 _logger = logging.getLogger(__name__)
 _decoder = msgspec.msgpack.Decoder(list[bytes])
 
 
 class RawMessage(NamedTuple):
-    """The parts of a message, and when it was received (UTC nanoseconds)."""
+    """The parts of a message, and when it was received, UTC nanoseconds."""
 
     parts: list[bytes]
     received_ns: int
@@ -49,7 +49,7 @@ class RecordingWriter:
         path: the file; it must not exist.
 
     Raises:
-        InputError: the file exists, or it cannot be written.
+        InputError: the file exists or cannot be written, or the package ``mcap`` is missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,7 +60,7 @@ class RecordingWriter:
         try:
             self._file = path.open("xb")
         except FileExistsError:
-            raise InputError(f"{path}: exists; choose another name, or delete it") from None
+            raise InputError(f"{path}: already exists; choose another name, or delete it") from None
         except OSError as error:
             raise InputError(f"{path}: cannot be written: {error.strerror}") from None
         self._writer = Writer(self._file, chunk_size=CHUNK_BYTES)
@@ -82,7 +82,7 @@ class RecordingWriter:
 
     @property
     def size(self) -> int:
-        """Bytes of the file, with those not written yet before their compression."""
+        """Size of the file in bytes, including uncompressed data that is not written yet."""
         return self._file.tell() + self._pending_bytes
 
     def write(self, message: RawMessage, header: Header) -> None:
@@ -106,12 +106,12 @@ class RecordingWriter:
             log_time=message.received_ns,
             data=data,
             publish_time=header.publish_ns,
-            sequence=header.seq & 0xFFFFFFFF,  # MCAP has 32 bits for it; the header has them all
+            sequence=header.seq & 0xFFFFFFFF,  # 32 bits in MCAP; the header contains all bits
         )
         self._pending_bytes = min(self._pending_bytes + len(data), CHUNK_BYTES)
 
     def flush(self) -> None:
-        """Write the chunk in progress, so that it survives the end of this process.
+        """Write the current chunk, so that it is not lost if this process is killed.
 
         Raises:
             OSError: it cannot be written, or the file was deleted.
@@ -123,9 +123,9 @@ class RecordingWriter:
         self._flushed_bytes = self._file.tell()
 
     def abandon(self) -> None:
-        """Close the file after an error, as it was after the last ``flush``.
+        """Close the file after an error, truncated to its state after the last ``flush``.
 
-        It is deleted if it holds no message.
+        It is deleted if it contains no messages.
         """
         with suppress(OSError):
             self._file.close()
@@ -146,11 +146,11 @@ class RecordingWriter:
 def read_recording(path: Path) -> Iterator[RawMessage]:
     """Yield the messages of a recording, in the order in which they arrived.
 
-    A file that ends early, because its recorder was killed, is read up to its last whole chunk,
-    and that is logged (``recording_truncated``). Channels of other programs are left out.
+    A truncated file, whose recorder was killed, is read up to its last complete chunk, and this is
+    logged (``recording_truncated``). Channels of other programs are ignored.
 
     Raises:
-        InputError: the file cannot be read, is no MCAP file, or is damaged.
+        InputError: the file cannot be read, is not an MCAP file, or is damaged.
     """
     require_mcap()
     from mcap.exceptions import InvalidMagic
@@ -178,9 +178,9 @@ def read_recording(path: Path) -> Iterator[RawMessage]:
                     message = RawMessage(parts, record.log_time)
             except InvalidMagic:
                 if file.tell() > 8:
-                    raise InputError(f"{path}: damaged at its end, behind all messages") from None
+                    raise InputError(f"{path}: damaged at its end, after all messages") from None
                 raise InputError(f"{path}: not a recording; expected an MCAP file") from None
-            except Exception as error:  # of the reader, struct, zstandard and lz4
+            except Exception as error:  # raised by the reader, struct, zstandard or lz4
                 if file.read(1):
                     at = file.tell()
                     raise InputError(f"{path}: damaged before byte {at}: {error}") from error
@@ -188,7 +188,7 @@ def read_recording(path: Path) -> Iterator[RawMessage]:
                     raise InputError(f"{path}: not a recording; expected an MCAP file") from None
                 shown = fields(
                     file=path,
-                    advice="its recorder was killed or could not write; the rest is complete",
+                    advice="the recorder was killed or could not write; the rest is complete",
                 )
                 _logger.warning("recording_truncated", extra=shown)
                 return
@@ -197,17 +197,18 @@ def read_recording(path: Path) -> Iterator[RawMessage]:
 
 
 def recording_path(endpoint: str) -> Path | None:
-    """Return the path of "file:PATH"; None for another endpoint."""
+    """Return the path in "file:PATH"; None for other endpoints."""
     if not endpoint.startswith(FILE_SCHEME):
         return None
     return Path(endpoint.removeprefix(FILE_SCHEME).removeprefix("//"))
 
 
 def check_recordings(endpoints: Sequence[str]) -> tuple[Path, ...]:
-    """Return the paths if the endpoints are recordings, nothing if they are none.
+    """Return the paths if the endpoints are recordings; an empty tuple if none of them is.
 
     Raises:
-        InputError: some are and some are not, or a file does not exist.
+        InputError: only some of them are recordings, a file does not exist, or the package ``mcap``
+            is missing.
     """
     paths = [recording_path(endpoint) for endpoint in endpoints]
     if not any(paths):
@@ -222,16 +223,16 @@ def check_recordings(endpoints: Sequence[str]) -> tuple[Path, ...]:
 
 
 def require_mcap() -> None:
-    """Check that the package is installed.
+    """Check that the packages for recordings are installed.
 
     Raises:
-        InputError: it is not.
+        InputError: one of them is missing.
     """
     try:
         import mcap.writer
         import zstandard
     except ImportError as error:
         raise InputError(
-            f"recordings need the package {error.name}: run pip install 'maskcast[record]'"
+            f"recordings: the package {error.name} is missing; run pip install 'maskcast[record]'"
         ) from None
     del mcap, zstandard

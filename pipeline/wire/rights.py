@@ -1,4 +1,4 @@
-"""ClientRights: what a client may see and do, read from a file next to its key."""
+"""ClientRights: which sources a client may see and control, read from a file next to its key."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from maskcast.engines.errors import InputError
 from maskcast.pipeline.wire.message import VERSION, topic
 
 SUFFIX = ".yaml"
-"""``alice.yaml`` holds the rights of ``alice.key``."""
+"""Suffix of rights files: ``alice.yaml`` contains the rights of ``alice.key``."""
 
 MAX_BYTES = 64 << 10
-"""Longest file that is read."""
+"""Maximum length of a rights file."""
 
 _PATTERN = r"\A(\*|[A-Za-z0-9][A-Za-z0-9._-]{0,63}\*?)\Z"
 Pattern = Annotated[str, Meta(pattern=_PATTERN)]
-"""A source's name, or the beginning of names and ``*``."""
+"""The name of a source, or the beginning of names followed by ``*``."""
 
 
 class ClientRights(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a client may see and do. What is not listed is not granted.
+    """The rights of a client. Anything that is not listed is not allowed.
 
     Attributes:
-        sources: names of the sources that it may see; ``yard*`` is every name that begins with
-            ``yard``, ``*`` is every name.
-        control: whether it may add, remove and list these sources, where there is a control
-            endpoint that allows its key.
+        sources: names of the sources that it may see; ``yard*`` stands for all names that begin
+            with ``yard``, and ``*`` for all names.
+        control: whether it may add, remove and list these sources, through a control endpoint that
+            allows its key.
     """
 
     sources: Annotated[tuple[Pattern, ...], Meta(max_length=1024)] = ()
     control: bool = False
 
     def allows(self, source: str) -> bool:
-        """Whether a source may be seen."""
+        """Return whether the client may see a source."""
         return topic(source, "event").startswith(_prefixes(self.sources))
 
     def granted(self, subscription: bytes) -> list[bytes]:
-        """Return the part of a subscription that is granted, as subscriptions that do not overlap.
+        """Return the granted part of a subscription, as subscriptions that do not overlap.
 
         Args:
-            subscription: a prefix of topics; ``b""`` covers all of them.
+            subscription: a prefix of topics; ``b""`` stands for all topics.
         """
         prefixes = _prefixes(self.sources)
         if subscription.startswith(prefixes):
@@ -56,7 +56,7 @@ class ClientRights(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 @lru_cache(maxsize=1024)
 def _prefixes(sources: tuple[str, ...]) -> tuple[bytes, ...]:
-    """Return the prefixes of the topics of these sources; none is the beginning of another."""
+    """Return the topic prefixes of these sources; none of them is a prefix of another."""
     prefixes: list[bytes] = []
     for prefix in sorted(
         f"{VERSION}/{name[:-1] if name.endswith('*') else name + '/'}".encode() for name in sources
@@ -70,7 +70,7 @@ EVERYTHING = ClientRights(sources=("*",), control=True)
 
 
 def rights_path(key: str | Path) -> Path:
-    """Return the file that holds the rights of a ``.key`` file's owner."""
+    """Return the rights file that belongs to a ``.key`` file."""
     return Path(key).with_suffix(SUFFIX)
 
 
@@ -86,7 +86,7 @@ def read_rights(key: str | Path) -> ClientRights:
             text = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise InputError(
-            f"{key} has no rights file: run maskcast keys allow {key} --sources 'door,yard*' "
+            f"{key}: no rights file; run maskcast keys allow {key} --sources 'door,yard*' "
             "(or '*' for all)"
         ) from None
     except OSError as error:
@@ -104,30 +104,30 @@ def read_rights(key: str | Path) -> ClientRights:
 
 
 def make_rights(sources: Sequence[str], *, control: bool) -> ClientRights:
-    """Make rights from values that a user gave.
+    """Create rights from user input.
 
     Raises:
-        InputError: a name is invalid.
+        InputError: a name is invalid, or there are too many.
     """
     try:
         return msgspec.convert({"sources": sources, "control": control}, ClientRights)
     except msgspec.ValidationError:
         wrong = [name for name in sources if not re.fullmatch(_PATTERN, name)]
         raise InputError(
-            f"{wrong[0]!r} is no source: use names, the beginning of names and *, or * for all"
+            f"invalid source {wrong[0]!r}: expected a name, the beginning of names and *, or *"
             if wrong
             else f"{len(sources)} sources are too many; use the beginning of names and *"
         ) from None
 
 
 def write_rights(key: str | Path, rights: ClientRights) -> Path:
-    """Write the rights that belong to a ``.key`` file, and replace former ones at once.
+    """Write the rights file of a ``.key`` file. An existing one is replaced atomically.
 
     Returns:
-        The file.
+        The path of the rights file.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the file cannot be written.
     """
     path = rights_path(key)
     part = path.with_name(f"{path.name}.part")

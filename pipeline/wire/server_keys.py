@@ -1,4 +1,4 @@
-"""ServerKeys: the keys of a server, and the clients that may connect, with their rights."""
+"""ServerKeys: the keys of a server, and the clients that may connect with their rights."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from maskcast.pipeline.wire.curve import PUBLIC, KeyPair, read_key_pair, read_pu
 from maskcast.pipeline.wire.rights import EVERYTHING, ClientRights, read_rights, rights_path
 
 Purpose = Literal["subscribe", "control", "publish"]
-"""What clients connect for. A client that publishes to a gateway needs no rights file."""
+"""The purpose for which clients connect. Clients that publish to a gateway need no rights file."""
 
 KeyFiles = str | Path | tuple[str, ...]
-"""A folder of ``.key`` files, or files and folders."""
+"""A folder of ``.key`` files, or several files and folders."""
 
 _logger = logging.getLogger(__name__)
 
@@ -27,15 +27,15 @@ class ServerKeys:
     """The keys of a server: its own pair, and the clients that may connect.
 
     Attributes:
-        own: the server's pair.
+        own: the server's key pair.
         clients: the rights of each client, by its public key.
-        read_from: the folder or files that ``clients`` was read from, if any.
-        purpose: what clients connect for: "subscribe", "control" or "publish".
+        read_from: the folder or files from which ``clients`` was read; None if it was not read.
+        purpose: the purpose for which clients connect: "subscribe", "control" or "publish".
     """
 
     own: KeyPair
     clients: Mapping[bytes, ClientRights]
-    read_from: str | Path | tuple[str, ...] | None = None
+    read_from: KeyFiles | None = None
     purpose: Purpose = "subscribe"
 
     @classmethod
@@ -45,17 +45,18 @@ class ServerKeys:
         allowed_clients: str | Path | Sequence[str],
         purpose: Purpose = "subscribe",
     ) -> Self:
-        """Read them from files.
+        """Read the keys and rights from files.
 
         Args:
             secret_key: the server's ``.key_secret`` file.
-            allowed_clients: a folder of ``.key`` files, or files and folders; each key with a
-                rights file next to it (``maskcast keys allow``), unless clients publish.
-            purpose: what clients connect for; "control" admits only those with that right.
+            allowed_clients: a folder of ``.key`` files, or several files and folders. Each key
+                needs a rights file next to it (``maskcast keys allow``), unless clients publish.
+            purpose: the purpose for which clients connect; "control" admits only clients with that
+                right.
 
         Raises:
-            InputError: a file cannot be read or is no key file, others can read the secret key, a
-                client has no rights file, or there are no clients.
+            InputError: a file cannot be read or is not a key file, other users can read the secret
+                key, a client has no rights file, or there are no clients.
         """
         own = read_key_pair(secret_key)
         read_from = (
@@ -63,16 +64,17 @@ class ServerKeys:
         )
         if isinstance(read_from, (str, Path)) and not Path(read_from).is_dir():
             raise InputError(
-                f"{read_from} is no folder: put the clients' {PUBLIC} files into one, or list them"
+                f"{read_from}: not a folder; put the clients' {PUBLIC} files in one, or list them"
             )
         files = _key_files(read_from)
         if not files:
-            raise InputError(f"no client is allowed: put their {PUBLIC} files into {read_from}")
+            raise InputError(f"{read_from}: no client keys; put the clients' {PUBLIC} files there")
         clients = dict(_read_client(file, purpose) for file in files)
         clients = _admitted(clients, purpose)
         if not clients:
             raise InputError(
-                f"no client may control: run maskcast keys allow {files[0]} --sources '*' --control"
+                f"{read_from}: no client may control; run maskcast keys allow {files[0]} "
+                "--sources '*' --control"
             )
         return cls(own, clients, read_from, purpose)
 
@@ -80,10 +82,10 @@ class ServerKeys:
 class AllowedClients:
     """The clients that may connect, read again when their files change.
 
-    ``reload`` belongs to one thread; ``rights`` may be read by any.
+    Call ``reload`` on one thread; ``rights`` may be read on any thread.
 
     Args:
-        keys: from ``ServerKeys.read``; other keys never change.
+        keys: as returned by ``ServerKeys.read``; keys that were not read from files do not change.
 
     Attributes:
         rights: the rights of each client, by its public key, 40 characters of Z85.
@@ -92,20 +94,21 @@ class AllowedClients:
     def __init__(self, keys: ServerKeys) -> None:
         self._read_from = keys.read_from
         self._purpose: Purpose = keys.purpose
-        self._seen: list[tuple[str, int, int, int]] = []  # read again once: they may have changed
+        # Empty, so that the first ``reload`` reads the files: they may have changed since.
+        self._last_state: list[tuple[str, int, int, int]] = []
         self.rights = keys.clients
 
     def reload(self) -> frozenset[bytes]:
         """Read the files again if one has changed.
 
-        A client whose key or rights cannot be read is not allowed, which is logged.
+        A client whose key or rights cannot be read is not allowed. This is logged.
 
         Returns:
             The keys that were withdrawn, or whose rights have changed.
         """
-        if self._read_from is None or (seen := self._state()) == self._seen:
+        if self._read_from is None or (state := self._state()) == self._last_state:
             return frozenset()
-        self._seen = seen
+        self._last_state = state
         before, now = self.rights, dict[bytes, ClientRights]()
         for path in _key_files(self._read_from):
             try:
@@ -123,7 +126,7 @@ class AllowedClients:
         return changed
 
     def _state(self) -> list[tuple[str, int, int, int]]:
-        """Return what changes with the files: their names, times, sizes and inodes."""
+        """Return the names, modification times, sizes and inodes of the files."""
         state = []
         for key in _key_files(self._read_from or ()):
             for path in (Path(key), rights_path(key)):

@@ -1,6 +1,6 @@
-"""Socket events: what the monitor of a ZeroMQ socket reports of its connections.
+"""Socket events: the reports of a ZeroMQ socket's monitor about its connections.
 
-pyzmq has a function for this, too, whose module loads asyncio and TLS: 7 MB in every process.
+pyzmq also has a function for this, but its module loads asyncio and TLS: 7 MB in every process.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ _HEAD = struct.Struct("=Hi")
 
 
 class SocketEvent(NamedTuple):
-    """What happened to a connection.
+    """An event of a connection.
 
     Attributes:
         kind: one of ``zmq.Event``.
         value: a file descriptor, an error number or an interval, depending on the kind.
-        endpoint: of the socket.
+        endpoint: the socket's endpoint.
     """
 
     kind: int

@@ -135,7 +135,7 @@ def test_other_outputs_are_no_inputs(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_written_is_refused_with_the_reason(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"No such file or directory: .*absent; create the folder"):
+    with pytest.raises(InputError, match=r"no such folder: .*absent; create it first"):
         check_writable(tmp_path / "absent" / "out.mp4")
     with pytest.raises(InputError, match="it is a folder; add a file name"):
         check_writable(tmp_path)

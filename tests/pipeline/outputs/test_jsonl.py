@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import replace
@@ -160,6 +161,24 @@ def test_a_file_that_was_deleted_is_reported_and_begun_again(tmp_path: Path) -> 
     write(recorder, 2)
     recorder.close()
     assert seqs(path) == [2]
+
+
+def test_lines_are_appended_after_repeated_failures(tmp_path: Path, monkeypatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "out.jsonl"
+    recorder = JsonlRecorder(path, NAMES)
+    write(recorder, 0)
+    with monkeypatch.context() as full:
+        full.setattr(JsonlRecorder, "_write_line", fail)
+        for seq in (1, 2):
+            with pytest.raises(OSError, match="No space left"):
+                write(recorder, seq)
+    write(recorder, 3)
+    recorder.close()
+    assert seqs(path) == [0, 3]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_lines_can_go_to_a_pipe(tmp_path: Path) -> None:

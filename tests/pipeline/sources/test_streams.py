@@ -162,7 +162,7 @@ def test_the_screen_is_read(display: str, monkeypatch) -> None:
 def test_a_screen_that_is_no_display_is_refused(monkeypatch) -> None:
     monkeypatch.delenv("DISPLAY", raising=False)
     with pytest.raises(
-        InputError, match=r"there is no \$DISPLAY; give one, for example screen://:0"
+        InputError, match=r"\$DISPLAY is not set; give one, for example screen://:0"
     ):
         check_source(SourceConfig(url="screen://"))
     with pytest.raises(InputError, match="'0' is not an X11 display"):

@@ -284,7 +284,7 @@ def test_a_timeout_says_what_is_known(publisher, tmp_path):
         assert publisher.wait_for_subscribers(1, 60, ["cam1"])
         publisher.event("cam1", "state", state="streaming")
         wait_until(lambda: frames._backlog.losses.states() == {"cam1": "streaming"})
-        with pytest.raises(TimeoutError, match=r"answers \(cam1 is streaming\), but sends"):
+        with pytest.raises(TimeoutError, match=r"connected \(cam1 is streaming\) but sends"):
             frames.receive()
 
 
@@ -308,9 +308,9 @@ def test_an_async_wait_can_be_cancelled_at_once():
         ({"endpoints": "127.0.0.1:5555"}, "invalid endpoint"),
         ({"endpoints": "tcp://127.0.0.1"}, "invalid endpoint"),
         ({"endpoints": "tcp://host:70000"}, "invalid endpoint"),
-        ({"endpoints": []}, "no endpoint"),
+        ({"endpoints": []}, "endpoints: none given"),
         ({"endpoints": "tcp://127.0.0.1:1", "sources": "a/b"}, "source name"),
-        ({"endpoints": "tcp://127.0.0.1:1", "sources": []}, "no source"),
+        ({"endpoints": "tcp://127.0.0.1:1", "sources": []}, "sources: none given"),
         ({"endpoints": "tcp://127.0.0.1:1", "policy": "newest"}, "policy"),
     ],
     ids=str,

@@ -42,7 +42,7 @@ def test_keys_are_a_pair_that_pyzmq_reads_and_the_public_file_holds_no_secret(tm
 @pytest.mark.parametrize("there", ["server.key", "server.key_secret"])
 def test_keys_that_exist_are_never_overwritten(tmp_path, there):
     (tmp_path / there).write_text("precious")
-    with pytest.raises(InputError, match=f"{there} exists already"):
+    with pytest.raises(InputError, match=f"{there}: already exists"):
         new_keys(tmp_path / "server")
     assert [path.name for path in tmp_path.iterdir()] == [there]
     assert (tmp_path / there).read_text() == "precious"
@@ -66,9 +66,9 @@ def test_public_and_secret_files_are_not_mistaken_for_each_other(tmp_path):
     public, secret = new_keys(tmp_path / "server")
     with pytest.raises(InputError, match="no secret key"):
         read_key_pair(public)
-    with pytest.raises(InputError, match="holds a secret key"):
+    with pytest.raises(InputError, match="contains a secret key"):
         read_public_key(secret)
-    with pytest.raises(InputError, match="holds a secret key"):
+    with pytest.raises(InputError, match="contains a secret key"):
         ClientKeys.read(secret, secret)
 
 
@@ -78,7 +78,7 @@ def test_public_and_secret_files_are_not_mistaken_for_each_other(tmp_path):
 def test_a_file_that_holds_no_key_is_refused(tmp_path, text):
     path = tmp_path / "odd.key"
     path.write_text(text, encoding="latin-1")
-    with pytest.raises(InputError, match="no key file"):
+    with pytest.raises(InputError, match="not a key file"):
         read_public_key(path)
 
 

@@ -81,7 +81,7 @@ def test_a_malformed_rights_file_is_one_line(tmp_path, text):
 
 
 def test_a_name_that_is_none_is_refused():
-    with pytest.raises(InputError, match="'a/b' is no source"):
+    with pytest.raises(InputError, match="invalid source 'a/b'"):
         make_rights(["door", "a/b"], control=False)
     with pytest.raises(InputError, match="too many"):
         make_rights(["door"] * 2000, control=False)

@@ -8,7 +8,7 @@ const TAG_TRIES = 6;
 const TAG_CSS_PX = 12;
 const SAME_INSTANCE_IOU = 0.3;
 const VISIBLE = 0.3; // minimum score of a keypoint that is drawn
-const LIMBS_ACROSS = 40; // a box is at least this many times as wide as its skeleton's lines
+const LIMBS_PER_SIDE = 40; // the lines of a skeleton are at most 1 / this of its box's mean side wide
 const EDGE = "rgb(16 16 16)";
 
 /** Colour `number` of an endless series in which near numbers look far apart: [r, g, b]. */
@@ -159,7 +159,7 @@ function drawRings(pen, rings, colour, unit) {
 function drawSkeleton(pen, { boxes, keypoints, points, skeleton }, i, unit) {
   const [x1, y1, x2, y2] = boxes.subarray(4 * i, 4 * i + 4);
   const side = Math.sqrt((x2 - x1) * (y2 - y1));
-  const width = Math.max(1, Math.min(3 * unit, Math.round(side / LIMBS_ACROSS)));
+  const width = Math.max(1, Math.min(3 * unit, Math.round(side / LIMBS_PER_SIDE)));
   const at = (k) => keypoints.subarray(3 * (points * i + k), 3 * (points * i + k + 1));
   const lines = [...skeleton.entries()].filter(([, pair]) => pair.every((k) => at(k)[2] >= VISIBLE));
   const stroke = (pairs, lineWidth, styleOf) => {
