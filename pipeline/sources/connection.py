@@ -22,7 +22,7 @@ it first returns the frame that its parser held back, as if the camera delivered
 
 
 class Connection(threading.Thread):
-    """Opens a source once and reads it into an inbox until it ends, breaks or is abandoned.
+    """Opens a source once and reads it into an inbox until it ends, fails or is abandoned.
 
     A read that hangs inside FFmpeg or in a name lookup cannot be interrupted from Python. The
     owner therefore waits on the inbox and abandons a connection that hangs. The thread closes the

@@ -1,4 +1,4 @@
-"""LiveSource: a camera or network stream that is reopened whenever it breaks."""
+"""LiveSource: a camera or network stream that is reopened whenever its connection is lost."""
 
 from __future__ import annotations
 

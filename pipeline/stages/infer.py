@@ -77,7 +77,7 @@ def labels_of(
 
 
 def select(detections: Detections, labels: NDArray[np.int32]) -> Detections:
-    """Return the detections of these labels; the features stay those of the whole batch."""
+    """Return the detections of these labels; the features still cover the whole batch."""
     wanted = np.isin(detections.labels, labels)
     return replace(
         detections,

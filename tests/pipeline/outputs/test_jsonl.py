@@ -79,7 +79,7 @@ def test_every_line_is_on_disk_as_soon_as_it_is_written(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_is_named_at_once(
     recorder: type[JsonlRecorder | VideoRecorder], tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match=r"absent/out\.mp4: cannot be written: No such file"):
+    with pytest.raises(InputError, match=r"absent/out\.mp4: cannot be written: no such folder"):
         recorder(tmp_path / "absent" / "out.mp4", NAMES)
 
 

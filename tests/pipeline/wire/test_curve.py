@@ -86,7 +86,7 @@ def test_keys_that_are_no_pair_are_refused(tmp_path):
     (_, one), (_, other) = new_keys(tmp_path / "one"), new_keys(tmp_path / "other")
     lines, foreign = one.read_text().splitlines(), other.read_text().splitlines()
     one.write_text("\n".join([*lines[:-1], foreign[-1]]))
-    with pytest.raises(InputError, match="no pair"):
+    with pytest.raises(InputError, match="do not match"):
         read_key_pair(one)
 
 
