@@ -25,7 +25,7 @@ from maskcast.pipeline.wire.rights import make_rights, write_rights
 CAMERA = "rtsp://192.0.2.1/stream"
 PROBLEMS: list[tuple[dict[str, Any], str]] = [
     ({"sources": ["absent.mp4"]}, "absent.mp4: no such file"),
-    ({"outputs": {"save": "absent/out.mp4"}}, "absent/out.mp4: cannot be written: No such file"),
+    ({"outputs": {"save": "absent/out.mp4"}}, "absent/out.mp4: cannot be written: no such folder"),
     ({"sources": ["a.mp4"], "outputs": {"save": "a.mp4"}}, "a.mp4: cannot be written: it is the i"),
     ({"publish": {"endpoint": "tcp://*"}}, "invalid endpoint 'tcp://*'"),
     ({"publish": {"gateways": ["gateway"]}}, "invalid endpoint 'gateway'"),

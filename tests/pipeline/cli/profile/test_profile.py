@@ -216,7 +216,7 @@ def test_a_profile_touches_no_file_before_it_has_something_to_write(
         show_profile(str(clip), None, None, "auto", False, clip, None)
     with pytest.raises(InputError, match="two outputs have this name"):
         show_profile(str(clip), None, None, "auto", False, old, old)
-    with pytest.raises(InputError, match="cannot be written: No such file"):
+    with pytest.raises(InputError, match="cannot be written: no such folder"):
         show_profile(str(clip), None, None, "auto", False, tmp_path / "absent" / "r.json", None)
     with pytest.raises(InputError, match=r"gone\.mp4"):
         show_profile(
