@@ -8,17 +8,18 @@ from matplotlib.figure import Figure
 
 
 class TrainingLog:
-    """Appends to ``metrics.jsonl`` of a run's folder; ``plot`` draws it as ``metrics.png``.
+    """Appends to ``metrics.jsonl`` in a run's folder; ``plot`` draws it as ``metrics.png``.
 
     Args:
         folder: of the run.
-        iteration: where the run resumes; later lines, of a run that was killed, are dropped.
+        iteration: where the run resumes. Later lines and an incomplete last line, both left by a
+            killed run, are dropped.
     """
 
     def __init__(self, folder: Path, iteration: int) -> None:
         self._path = folder / "metrics.jsonl"
         self._plot = folder / "metrics.png"
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        lines = self._path.read_text().split("\n")[:-1] if self._path.exists() else []
         self.entries: list[dict[str, Any]] = [json.loads(line) for line in lines]
         self.entries = [entry for entry in self.entries if entry["iteration"] <= iteration]
         self._path.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries))

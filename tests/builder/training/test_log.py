@@ -25,6 +25,13 @@ def test_a_resumed_log_drops_what_came_after_the_checkpoint(tmp_path: Path) -> N
     assert json.loads(lines[-1])["losses"] == {"mask": 0.4}
 
 
+def test_a_resumed_log_drops_an_incomplete_last_line(tmp_path: Path) -> None:
+    TrainingLog(tmp_path, 0).append({"iteration": 20, "losses": {"mask": 0.5}})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 40, "los')
+    assert [entry["iteration"] for entry in TrainingLog(tmp_path, 40).entries] == [20]
+
+
 def test_the_plot_is_an_image_even_of_an_empty_log(tmp_path: Path) -> None:
     log = TrainingLog(tmp_path, 0)
     log.plot()
