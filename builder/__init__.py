@@ -1,1 +1,1 @@
-"""Offline: checkpoint to portable graphs to engines, training and accuracy. Needs torch."""
+"""Offline tools: build bundles, train networks and measure accuracy."""

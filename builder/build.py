@@ -1,7 +1,7 @@
-"""Build a bundle from a checkpoint or from another bundle: the one path for every backend.
+"""Build a bundle from a checkpoint or from another bundle, for every backend.
 
-The source becomes a manifest and graphs in memory; the precision is written into the graphs; they
-are saved once; TensorRT compiles them in the same folder.
+The source is read into a manifest and graphs in memory. The precision is written into the graphs,
+which are then saved. For TensorRT, they are also compiled, into the same folder.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 Size = tuple[int, int] | int
 Report = Callable[[str, int, int], None]
-"""Called with the name of a step, its parts that are done, and all its parts (0 if unknown)."""
+"""Called with the name of a step, the parts done and the total number of parts (0 if unknown)."""
 
 PRECISIONS: dict[Backend, tuple[str, ...]] = {
     "openvino": ("fp32", "bf16", "int8"),
@@ -73,33 +73,33 @@ def build(
     report: Report = lambda step, done, total: None,
     on_plan: Callable[[str, Built], None] = lambda graph, built: None,
 ) -> Bundle:
-    """Build a bundle from a checkpoint, or one of another kind from a bundle.
+    """Build a bundle from a checkpoint or from another bundle.
 
-    The bundle's folder appears when it is complete and replaces an older bundle of that name. An
-    option that the backend or the precision cannot obey is refused.
+    The folder is written only when the bundle is complete, and replaces an older bundle. Options
+    that the backend or the precision does not support are errors.
 
     Args:
-        source: a file or a name, as ``load_checkpoint`` takes it; a bundle's folder; or "default".
-            torch is not needed for a bundle.
-        out: the bundle's folder; may be that of the source.
-        backend: what runs it.
-        precision: what it computes in, see ``PRECISIONS``.
+        source: checkpoint file or name, as for ``load_checkpoint``; folder of a bundle; or
+            "default". Building from a bundle does not need torch.
+        out: folder of the new bundle; may be that of the source.
+        backend: engine that runs the bundle.
+        precision: number format that it computes in, see ``PRECISIONS``.
         size: height and width of the network's input; or the longest side, for an input that
             follows the aspect ratio of the images (not with TensorRT). Multiples of 32 from 64 to
             4096. By default a bundle's own, else ``PAPER_SIZE``.
-        name: of the model; the folder's by default.
-        labels: names of the classes 1, 2, ...; by default those that the source has.
-        fp16_weights: store weights in half the space; they are computed with as ``precision`` says.
-        score_threshold: minimum score, 0..1, unless a user names one; by default a bundle's own,
-            else 0.5.
-        calibration: a folder of images like those that the model will see, or such images resized
-            to the network's input, for int8: a few dozen. A bundle that is quantised already keeps
-            its ranges without.
-        max_batch: TensorRT: images at once, at most; 1 by default.
+        name: of the model; by default that of the folder.
+        labels: names of the classes 1, 2, ...; by default those of the source.
+        fp16_weights: store weights as float16, which halves the file; they are converted to
+            ``precision`` for computing.
+        score_threshold: default minimum score, 0..1; by default a bundle's own, else 0.5.
+        calibration: for int8: a folder of a few dozen images like those that the model will see, or
+            such images already resized to the network's input. Without it, a quantised bundle keeps
+            its ranges.
+        max_batch: TensorRT: maximum number of images per batch; 1 by default.
         capabilities: TensorRT-RTX: compute capabilities to build for, for example "8.6"; by default
-            that of the GPU at hand, else ``USUAL_CAPABILITIES``.
+            that of the local GPU, else ``USUAL_CAPABILITIES``.
         report: receives the progress.
-        on_plan: receives the name of each graph that TensorRT compiled, and how that went.
+        on_plan: called with the name of each graph that TensorRT compiled, and the result.
 
     Raises:
         InputError: source, folder, images or an option cannot be used.
@@ -148,7 +148,7 @@ def build(
                 max_batch=max_batch or 1,
                 capabilities=capabilities,
                 report=report,
-                built=on_plan,
+                on_plan=on_plan,
             )
         write_manifest(folder, manifest)
     return open_bundle(out)
@@ -216,7 +216,7 @@ def _convert(
         quantise_graphs(graphs, images)
     elif not is_quantised(graphs["detector"]):
         raise InputError(
-            "precision int8: its ranges are found on images; give a folder of a few dozen with "
+            "precision int8: needs images to find the ranges; give a folder of a few dozen with "
             "--calibration"
         )
 
@@ -248,17 +248,19 @@ def _check_precision(
     if precision not in PRECISIONS[backend]:
         *most, last = PRECISIONS[backend]
         raise InputError(
-            f"precision {precision}: {backend} computes in {', '.join(most)} or {last}"
+            f"precision {precision}: not supported by {backend}; choose {', '.join(most)} or {last}"
         )
     if precision != "int8" and has_calibration:
-        raise InputError(f"precision {precision} needs no --calibration: leave it out")
+        raise InputError(
+            f"--calibration: precision {precision} does not use it; leave it out or choose int8"
+        )
     if precision == "int8" and fp16_weights:
-        raise InputError("--fp16-weights: int8 weights are smaller already; leave it out")
+        raise InputError("--fp16-weights: int8 weights are already smaller; leave it out")
     if precision == "bf16":
         from maskcast.engines.openvino.engine import has_bf16
 
         if not has_bf16():
-            raise InputError("precision bf16: this CPU does not compute in it; choose fp32")
+            raise InputError("precision bf16: not supported by this CPU; choose fp32")
 
 
 def _check_size(size: Size) -> None:
@@ -271,8 +273,8 @@ def _check_fixed(shape: Input, backend: Backend) -> None:
     if isinstance(shape, LongestSideInput):
         (height, width), _ = shape.shape(1080, 1920)
         raise InputError(
-            f"size {shape.longest_side}: {backend} builds for one size of the input, not for one "
-            f"that follows the image; give --size HEIGHTxWIDTH, for 16:9 {height}x{width}"
+            f"size {shape.longest_side}: {backend} needs a fixed input size; "
+            f"give --size HEIGHTxWIDTH, for 16:9 {height}x{width}"
         )
 
 

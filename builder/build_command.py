@@ -22,7 +22,7 @@ EXAMPLES = (
 
 
 class Backend(StrEnum):
-    """What runs a bundle."""
+    """Engine that runs a bundle."""
 
     openvino = "openvino"
     onnxruntime = "onnxruntime"
@@ -35,16 +35,13 @@ def build(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="Checkpoint file, bundle, default, or torchvision name such as "
-            "maskrcnn_resnet50_fpn_v2/COCO_V1.",
+            help="Checkpoint, bundle, default, or name like maskrcnn_resnet50_fpn_v2/COCO_V1.",
         ),
     ],
     *,
     calibration: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER", rich_help_panel=_INPUT, help="Images to find int8 ranges on."
-        ),
+        typer.Option(metavar="FOLDER", rich_help_panel=_INPUT, help="Calibration images for int8."),
     ] = None,
     labels: Annotated[
         str | None,
@@ -61,7 +58,7 @@ def build(
             metavar="SIZE",
             rich_help_panel=_MODEL,
             show_default="the bundle's, else 800x1344",
-            help="Input, HEIGHTxWIDTH or longest side, pixels, multiples of 32.",
+            help="Input HEIGHTxWIDTH or longest side, multiples of 32.",
         ),
     ] = None,
     score_threshold: Annotated[
@@ -95,14 +92,12 @@ def build(
         typer.Option(
             metavar="PRECISION",
             rich_help_panel=_OUTPUT,
-            help="Number format: fp32, bf16 or int8; TensorRT: fp32, fp16 or int8.",
+            help="Number format: fp32, int8, bf16 (OpenVINO), fp16 (TensorRT).",
         ),
     ] = "fp32",
     fp16_weights: Annotated[
         bool,
-        typer.Option(
-            "--fp16-weights", rich_help_panel=_OUTPUT, help="Store weights in half the space."
-        ),
+        typer.Option("--fp16-weights", rich_help_panel=_OUTPUT, help="Store weights as float16."),
     ] = False,
     batch: Annotated[
         int | None,
@@ -112,7 +107,7 @@ def build(
             metavar="N",
             rich_help_panel="TensorRT",
             show_default="1",
-            help="Maximum number of images at once.",
+            help="Maximum number of images per batch.",
         ),
     ] = None,
     compute_capability: Annotated[
@@ -120,8 +115,8 @@ def build(
         typer.Option(
             metavar="X.Y",
             rich_help_panel="TensorRT",
-            show_default="the one here",
-            help="Cards to build for, repeatable.",
+            show_default="the local GPU's",
+            help="Compute capability to build for; repeatable.",
         ),
     ] = None,
     triton: Annotated[
@@ -174,7 +169,7 @@ def parse_size(text: str) -> tuple[int, int] | int:
     """Read HEIGHTxWIDTH, or one number.
 
     Raises:
-        InputError: it is neither.
+        InputError: the text is neither.
     """
     match = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", text)
     if match is None:
@@ -192,7 +187,9 @@ def read_labels(text: str) -> tuple[str, ...]:
         try:
             names = Path(text).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError):
-            raise InputError(f"--labels {text}: not a text file that can be read") from None
+            raise InputError(
+                f"--labels {text}: not a readable UTF-8 file; give one with a name on each line"
+            ) from None
         while names and not names[-1].strip():
             names.pop()
     else:

@@ -1,4 +1,4 @@
-"""Bundle writer: a bundle's folder appears when it is complete, or not at all."""
+"""Bundle writer: puts a bundle's folder in place only when it is complete."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_bundle_folder(out: Path) -> None:
     """Refuse to write to a folder that holds anything but a bundle.
 
     Raises:
-        InputError: it does.
+        InputError: the folder holds something else.
     """
     is_empty = out.is_dir() and not any(out.iterdir())
     if out.exists() and not (out / MANIFEST).is_file() and not is_empty:
@@ -27,7 +27,7 @@ def check_bundle_folder(out: Path) -> None:
 
 @contextmanager
 def new_bundle(out: Path) -> Iterator[Path]:
-    """Yield an empty folder to write a bundle to; it replaces ``out`` at the end.
+    """Yield an empty folder to write a bundle to; at the end it replaces ``out``.
 
     Raises:
         InputError: ``out`` cannot be written.
@@ -56,7 +56,7 @@ def _put_in_place(folder: Path, out: Path) -> None:
     if not out.exists():
         folder.rename(out)
         return
-    # Two folders cannot be swapped in one step: the old one is moved away, not changed.
+    # Folders cannot be swapped in one step: move the old one away, and back if the new one fails.
     old = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     out.rename(old / out.name)
     try:

@@ -23,6 +23,6 @@ def mount(app: typer.Typer) -> None:
         "models": (models_command.models, models_command.EXAMPLES),
     }
     for name, (command, examples) in commands.items():
-        # Typer keeps the line breaks of a docstring; in an epilogue an empty line is one.
+        # Typer keeps the line breaks of a docstring; in an epilogue an empty line makes one.
         text = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(command) or "")
         app.command(name, help=text, epilog="\n\n".join(("Examples:", *examples)))(command)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def build_progress(console: Console) -> Iterator[Report]:
-    """Show the steps of a build on a terminal. Elsewhere an error is the only line."""
+    """Show the steps of a build on a terminal; print nothing elsewhere."""
     if not console.is_terminal:
         yield lambda step, done, total: None
         return
@@ -34,7 +34,7 @@ def build_progress(console: Console) -> Iterator[Report]:
 
 
 def print_plan(console: Console, graph: str, built: Built) -> None:
-    """Print what TensorRT took to compile a graph."""
+    """Print the size of a plan, and the time and memory that TensorRT needed for it."""
     print_line(
         console,
         f"{graph}: {built.plan_bytes / 1e6:.1f} MB in {built.build_s:.1f} s, peak memory "
@@ -54,7 +54,7 @@ def print_bundle(console: Console, bundle: Bundle, seconds: float) -> None:
 
 
 def print_scores(scores: dict[str, Any]) -> None:
-    """Print the tables of ``maskcast eval``; ``scores`` as ``evaluate`` returns it."""
+    """Print the tables of ``maskcast eval``; ``scores`` as returned by ``evaluate``."""
     console = Console()
     table = Table("", title=f"COCO average precision, percent, {scores['images']} images")
     for name in scores["bbox"]:
@@ -74,7 +74,7 @@ def print_scores(scores: dict[str, Any]) -> None:
 
 
 def print_line(console: Console, text: str) -> None:
-    """Print a line as it is, whatever it contains and however long it is."""
+    """Print a line without markup, highlighting or wrapping."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -26,7 +26,7 @@ def evaluate(
     annotations: Annotated[
         Path,
         typer.Option(
-            metavar="FILE", rich_help_panel=_INPUT, help="Instances of the images, COCO JSON."
+            metavar="FILE", rich_help_panel=_INPUT, help="Annotations of the images, COCO JSON."
         ),
     ],
     limit: Annotated[
@@ -40,15 +40,16 @@ def evaluate(
         ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", rich_help_panel=_OUTPUT, help="Print JSON: fractions of 1.")
+        bool,
+        typer.Option("--json", rich_help_panel=_OUTPUT, help="Print JSON, with fractions of 1."),
     ] = False,
 ) -> None:
     """Measure a bundle's accuracy on annotated images.
 
     Prints COCO's average precision of boxes, masks and keypoints, and the precision, recall and
-    false alarms per image at the bundle's score threshold, where a detection counts as right if its
-    box overlaps an instance with an IoU of at least 0.5. Images without annotations count.
-    Categories are matched by name; only those that the model knows are scored.
+    false alarms per image at the bundle's score threshold, where a detection is correct if its box
+    overlaps an instance with an IoU of at least 0.5. Images without annotations count. Categories
+    are matched by name; only those that the model knows are scored.
     """
     with builder_extra():
         from maskcast.builder.evaluation.evaluate import Prediction

@@ -10,7 +10,7 @@ from maskcast.engines.errors import InputError
 
 @contextmanager
 def builder_extra() -> Iterator[None]:
-    """Say what to install if a package of the builder extra is missing."""
+    """Raise an ``InputError`` that says what to install if a package of the extra is missing."""
     try:
         yield
     except ModuleNotFoundError as error:

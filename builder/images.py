@@ -1,4 +1,4 @@
-"""Calibration images: what int8 ranges are measured on."""
+"""Calibration images, on which int8 ranges are measured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from maskcast.engines.errors import InputError
 from maskcast.engines.image import NetworkImage, fit_image
 from maskcast.engines.image_file import read_image
 
-_MOST_IMAGES = 200
+_MAX_IMAGES = 200
 """More images hardly change the ranges."""
 
 
@@ -22,7 +22,7 @@ def read_calibration_images(folder: Path, shape: Input) -> list[NetworkImage]:
         InputError: there is no such folder, or no readable image in it.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder of images")
+        raise InputError(f"{folder}: no such folder; give a folder of images")
     images: list[NetworkImage] = []
     for path in sorted(folder.iterdir()):
         try:
@@ -30,8 +30,8 @@ def read_calibration_images(folder: Path, shape: Input) -> list[NetworkImage]:
         except InputError:
             continue
         images.append(fit_image(av.VideoFrame.from_ndarray(rgb, "rgb24"), 0, shape))
-        if len(images) == _MOST_IMAGES:
+        if len(images) == _MAX_IMAGES:
             break
     if not images:
-        raise InputError(f"{folder}: holds no image that can be read")
+        raise InputError(f"{folder}: holds no readable image; give a folder of images")
     return images

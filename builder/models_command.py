@@ -53,7 +53,7 @@ def _bundles(folder: Path) -> list[Path]:
     except OSError as error:
         raise InputError(f"{folder}: cannot be read: {error.strerror}") from None
     if not found:
-        raise InputError(f"{folder}: no bundle, and no folder that contains bundles")
+        raise InputError(f"{folder}: contains no bundle; give a bundle or a folder of bundles")
     return found
 
 

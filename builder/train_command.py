@@ -28,7 +28,7 @@ def train(
             metavar="FILE",
             rich_help_panel=_INPUT,
             show_default="only keypoints",
-            help="Instances of the images, COCO JSON.",
+            help="Annotations of the images, COCO JSON.",
         ),
     ] = None,
     box_annotations: Annotated[
@@ -36,7 +36,7 @@ def train(
         typer.Option(
             metavar="FILE",
             rich_help_panel=_INPUT,
-            help="More of the images, annotated without masks.",
+            help="Annotations of further images, without masks.",
         ),
     ] = None,
     predict_masks: Annotated[
@@ -53,7 +53,7 @@ def train(
             metavar="FILE",
             rich_help_panel=_INPUT,
             show_default="none",
-            help="More of the images, annotated with keypoints; repeatable.",
+            help="Annotations of further images, with keypoints; repeatable.",
         ),
     ] = None,
     val_images: Annotated[
@@ -71,7 +71,7 @@ def train(
             metavar="FILE",
             rich_help_panel=_INPUT,
             show_default="none",
-            help="Instances to measure on.",
+            help="Annotations of the validation images.",
         ),
     ] = None,
     network: Annotated[
@@ -79,7 +79,7 @@ def train(
     ] = "lite0-fpn",
     masks: Annotated[
         bool,
-        typer.Option(rich_help_panel=_MODEL, help="Train Mask R-CNN, or Faster R-CNN."),
+        typer.Option(rich_help_panel=_MODEL, help="Train Mask R-CNN, otherwise Faster R-CNN."),
     ] = True,
     initial: Annotated[
         Path | None,
@@ -87,7 +87,7 @@ def train(
             metavar="MODEL",
             rich_help_panel=_MODEL,
             show_default="ImageNet weights",
-            help="Checkpoint, bundle or default.",
+            help="Model to start from: checkpoint, bundle, default.",
         ),
     ] = None,
     recipe: Annotated[
@@ -96,7 +96,7 @@ def train(
             metavar="RECIPE",
             rich_help_panel=_TRAINING,
             show_default="by network",
-            help="paper, lite-cpu or lite-cpu-pose.",
+            help="Training recipe: paper, lite-cpu or lite-cpu-pose.",
         ),
     ] = None,
     epochs: Annotated[
@@ -132,7 +132,7 @@ def train(
             metavar="N",
             rich_help_panel=_TRAINING,
             show_default="the recipe's",
-            help="Images per iteration; the learning rate stays.",
+            help="Images per iteration; learning rate is not scaled.",
         ),
     ] = None,
     learning_rate: Annotated[
@@ -166,8 +166,8 @@ def train(
     """Train a network on COCO annotations.
 
     --keypoints adds a branch that finds keypoints. With --annotations the whole network is trained,
-    and the keypoints of those files and of --box-annotations are learned too. Without, only that
-    branch is trained, on the features of --initial, and the rest of the model stays as it is.
+    also on the keypoints in those files and in --box-annotations. Without --annotations only the
+    keypoint branch is trained, on the features of --initial; the rest of the model does not change.
 
     Ctrl-C saves the run and ends it with exit code 130; the same command resumes it.
     """
@@ -181,7 +181,9 @@ def train(
     lite = "lite-cpu" if annotations is not None else "lite-cpu-pose"
     chosen = recipe_by_name(recipe or (lite if network.startswith("lite") else "paper"))
     if sum(length is not None for length in (epochs, iterations, minutes)) > 1:
-        raise InputError("give one of --epochs, --iterations and --minutes")
+        raise InputError(
+            "--epochs, --iterations, --minutes: each sets the length of the run; give one"
+        )
     changes = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
     chosen = replace(chosen, **{key: value for key, value in changes.items() if value is not None})
     path = train_network(
@@ -206,5 +208,5 @@ def train(
     )
     if path is None:
         raise typer.Exit(130)
-    typer.echo(f"build a bundle of it with: maskcast build {path} --out FOLDER", err=True)
+    typer.echo(f"build a bundle with: maskcast build {path} --out FOLDER", err=True)
     typer.echo(path)

@@ -185,7 +185,7 @@ BAD_INPUT = {
     "not a multiple of 32": ("build no.pth --out new --size 810x1344", "810: give multiples of 32"),
     "recipe unknown": (
         "train --images . --annotations coco.json --out runs --recipe soup",
-        "no recipe 'soup'",
+        "recipe 'soup': no such recipe",
     ),
 }
 

@@ -1,9 +1,9 @@
 """Pickled numpy arrays, read without running anything that the file holds.
 
-A pickle is a program that calls what it names. numpy's own functions cannot be lent to it: asked
-for an array of objects, they take the file's bytes for pointers. Each name that a pickled array
-consists of is therefore resolved to a stand-in below, which builds arrays of numbers and checks
-what it is given.
+A pickle is a program that calls the functions it names. numpy's own functions are not safe to call:
+for an array of objects, they use the file's bytes as pointers. Each name in a pickled array is
+therefore resolved to a stand-in below, which checks its arguments and builds arrays of numbers
+only.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Array:
 def _reconstruct(kind: type, shape: tuple[int, ...], code: Any) -> _Array:
     """Stands in for ``numpy``'s ``_reconstruct``: its result is filled by ``__setstate__``."""
     if kind is not _Array:
-        raise pickle.UnpicklingError("it holds an array of a class of its own")
+        raise pickle.UnpicklingError("it holds an array of another class")
     return _Array()
 
 
@@ -68,14 +68,14 @@ def _frombuffer(data: Any, dtype: Any, shape: tuple[int, ...], order: str) -> _A
 
 
 def _encode_latin1(text: str, encoding: str) -> bytes:
-    """Stands in for ``codecs.encode``, by which Python 2's pickles spell bytes."""
+    """Stands in for ``codecs.encode``, which Python 2's pickles use for bytes."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"it asks for the codec {encoding!r}")
     return text.encode("latin1")
 
 
 def _no_bytes() -> bytes:
-    """Stands in for ``bytes``, by which old protocols spell empty ones."""
+    """Stands in for ``bytes``, which old protocols use for empty bytes."""
     return b""
 
 
@@ -114,22 +114,23 @@ class _ArrayUnpickler(pickle.Unpickler):
             return _STAND_INS[module, name]
         except KeyError:
             raise pickle.UnpicklingError(
-                f"it names {module}.{name}, which is no part of an array"
+                f"it names {module}.{name}, which is not part of an array"
             ) from None
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of arrays: a dictionary of them, or one whose "model" is.
+    """Read a pickled checkpoint: a dictionary of arrays, or one with such a dictionary as "model".
 
     Raises:
-        InputError: it is missing, truncated, or holds more than builtins and arrays of numbers.
+        InputError: the file is missing or truncated, or holds more than builtins and arrays of
+            numbers.
     """
     try:
         with path.open("rb") as file:
             content = _ArrayUnpickler(file, encoding="latin1").load()
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint") from None
-    # A damaged pickle can fail in any way that its instructions lead to.
+    # A damaged pickle can raise any exception.
     except Exception as error:
         raise InputError(f"{path}: not a checkpoint of arrays ({error})") from None
     if not isinstance(content, dict):

@@ -25,7 +25,7 @@ from maskcast.engines.instances.keypoints import COCO_PERSON, Keypoints
 
 FORMAT = 1
 
-# torchvision's checkpoints by name, and the preset of each.
+# The preset of each of torchvision's checkpoints, by name.
 TORCHVISION = {
     "maskrcnn_resnet50_fpn/COCO_V1": "resnet50-fpn",
     "maskrcnn_resnet50_fpn_v2/COCO_V1": "resnet50-fpn-v2",
@@ -40,9 +40,8 @@ def load_checkpoint(source: str | Path) -> tuple[NetworkConfig, dict[str, Tensor
 
     Args:
         source: a file of ``maskcast train`` (``model.pth``), of torchvision's weights (``.pth``) or
-            of detectron2's (``.pkl``, ``.pth``); or the name of torchvision weights, which are then
-            downloaded: ``maskrcnn_resnet50_fpn/COCO_V1``, or with ``_v2``, or ``fasterrcnn``, or
-            ``keypointrcnn_resnet50_fpn/COCO_V1``.
+            of detectron2's (``.pkl``, ``.pth``); or the name of torchvision weights, a key of
+            ``TORCHVISION``, which are then downloaded.
 
     Returns:
         The configuration for ``build_network`` and the state of the network.
@@ -92,7 +91,10 @@ def _download(name: str) -> tuple[NetworkConfig, dict[str, Tensor]]:
 def _recognise(content: dict[str, Any], path: Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
     if "format" in content and "network" in content:
         if content["format"] != FORMAT:
-            raise InputError(f"{path}: of format {content['format']}, this version reads {FORMAT}")
+            raise InputError(
+                f"{path}: format {content['format']} is not supported; "
+                f"give a file of format {FORMAT}"
+            )
         try:
             return msgspec.convert(content["network"], NetworkConfig), content["model"]
         except (KeyError, msgspec.ValidationError) as error:
@@ -111,17 +113,15 @@ def _recognise(content: dict[str, Any], path: Path) -> tuple[NetworkConfig, dict
                 raise InputError(f"{path}: {error}") from None
         if isinstance(state.get("roi_heads.box_predictor.cls_score.bias"), Tensor):
             return _torchvision_config(state), state
-    raise InputError(
-        f"{path}: not a checkpoint of maskcast, of torchvision's R-CNNs or of detectron2's"
-    )
+    raise InputError(f"{path}: not a checkpoint of an R-CNN of maskcast, torchvision or detectron2")
 
 
 def _torchvision_config(state: dict[str, Tensor]) -> NetworkConfig:
     """Recognise torchvision's network by its weights.
 
-    torchvision's first COCO_V1 weights were trained with frozen batch norms that add nothing to the
-    variance, its later ones with 1e-5. They are recognised by their 91 classes, or by the person
-    with 17 keypoints.
+    torchvision's first COCO_V1 weights were trained with frozen batch norms whose epsilon is 0, its
+    later ones with 1e-5. They are recognised by their 91 classes, or by the person with 17
+    keypoints.
     """
     is_v2 = "backbone.fpn.inner_blocks.0.1.weight" in state
     preset = "resnet50-fpn-v2" if is_v2 else "resnet50-fpn"
@@ -141,7 +141,7 @@ def _torchvision_config(state: dict[str, Tensor]) -> NetworkConfig:
 
 
 def _with_keypoints(config: NetworkConfig, state: dict[str, Tensor]) -> NetworkConfig:
-    """Add the keypoint branch that a state has; torchvision's own finds the points of a person."""
+    """Describe the keypoint branch of a state; torchvision's weights have those of a person."""
     channels, count = state["roi_heads.keypoint_predictor.kps_score_lowres.weight"].shape[:2]
     is_person = len(config.labels) == 1 and count == len(COCO_PERSON)
     names = tuple(f"keypoint {i}" for i in range(1, count + 1))
@@ -162,9 +162,9 @@ def save_model(
 
     Args:
         path: file to write.
-        config: of the network.
-        state: its weights.
-        training: builtins that describe how it was trained and its scores.
+        config: configuration of the network.
+        state: weights of the network.
+        training: builtins that describe the training run and the scores.
     """
     content = {
         "format": FORMAT,
@@ -187,13 +187,13 @@ def read_state(path: Path) -> dict[str, Any]:
     """Read a file of ``torch.save``.
 
     Raises:
-        InputError: it is missing, truncated, or holds more than tensors and builtins.
+        InputError: the file is missing, truncated, or holds more than tensors and builtins.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint") from None
-    except Exception as error:  # arbitrary bytes make an unpickler raise anything
+    except Exception as error:  # arbitrary bytes can raise any exception
         raise InputError(f"{path}: {_unreadable(error)}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: not a checkpoint, it holds a {type(content).__name__}")
@@ -210,7 +210,7 @@ def _unreadable(error: Exception) -> str:
 
 
 def load_matching(network: Any, state: dict[str, Tensor]) -> list[str]:
-    """Load the weights that fit into a network that may have other classes.
+    """Load the weights whose names and shapes match those of a network.
 
     Returns:
         The names of the network's weights that ``state`` lacks or has in another shape.
@@ -228,8 +228,8 @@ def load_bundle_weights(network: Any, bundle: Bundle) -> None:
     those of the network are set to the identity.
 
     Args:
-        network: from ``maskcast.builder.network.network.build_network``; without a keypoint branch
-            it takes the other weights.
+        network: from ``maskcast.builder.network.network.build_network``; if it has no
+            keypoint branch, the weights of the bundle's are not used.
         bundle: of any backend and precision.
 
     Raises:
@@ -247,11 +247,11 @@ def load_bundle_weights(network: Any, bundle: Bundle) -> None:
             one = torch.ones_like(module.running_var)
             state |= {f"{name}.weight": one, f"{name}.running_var": one - module.eps}
             state[f"{name}.running_mean"] = torch.zeros_like(one)
-    # Counters of training are not in a bundle.
+    # Bundles do not hold the batch counters of norms.
     wanted = {key for key in network.state_dict() if not key.endswith("num_batches_tracked")}
     if wanted != state.keys():
         different = min(wanted ^ state.keys())
-        raise InputError(f"{bundle.path}: of another network, they differ in {different!r}")
+        raise InputError(f"{bundle.path}: of another network (they differ in {different!r})")
     try:
         network.load_state_dict(state, strict=False)
     except RuntimeError as error:  # tensors of another shape

@@ -1,10 +1,10 @@
 """Weights of detectron2's model zoo, converted to torchvision's modules.
 
-The configuration carries over RoIAlign with ``aligned=True``, anchors that are not rounded, the
-stride in a bottleneck's first convolution, pixel mean and deviation, the order of classes
-(detectron2 has the background last) and of colours (BGR). It cannot carry over that detectron2
-resizes with Pillow's antialiasing, samples a RoIAlign bin at each of its pixels (here 2x2), and
-pastes masks without torchvision's rounding of boxes. Results are close to detectron2's, not equal.
+The conversion keeps RoIAlign with ``aligned=True``, unrounded anchors, the stride in a bottleneck's
+first convolution, the pixel mean and deviation, and adapts the order of classes (detectron2 has the
+background last) and of colours (BGR). Three differences remain: detectron2 resizes with Pillow's
+antialiasing, samples a RoIAlign bin at each of its pixels (here 2x2), and pastes masks without
+torchvision's rounding of boxes. Results are therefore close to detectron2's, not equal.
 """
 
 import re
@@ -47,7 +47,7 @@ _IGNORED = re.compile(r"anchor_generator|^pixel_mean$|^pixel_std$|num_batches_tr
 
 
 def is_detectron2(state: dict[str, Any]) -> bool:
-    """Tell detectron2's names of weights from torchvision's."""
+    """Return whether weights have detectron2's names, not torchvision's."""
     return any(key.startswith("backbone.bottom_up.") for key in state)
 
 
@@ -61,7 +61,7 @@ def convert(state: dict[str, Any]) -> tuple[NetworkConfig, dict[str, Tensor]]:
         The configuration and the weights by torchvision's names.
 
     Raises:
-        InputError: it is another architecture.
+        InputError: the weights are of another architecture.
     """
     try:
         tensors = {
@@ -101,14 +101,14 @@ def _tensor(value: Any) -> Tensor:
 def _rename(key: str) -> str:
     for pattern, replacement in _RENAMED:
         key = pattern.sub(replacement, key)
-    # "<5-1>": a level or a layer counts from another number here.
+    # "<5-1>" is 4: torchvision counts levels and layers from another number.
     return re.sub(r"<(\d)-(\d)>", lambda m: str(int(m[1]) - int(m[2])), key)
 
 
 def _put_background_first(tensors: dict[str, Tensor]) -> None:
     """Move the background from the end of the class scores to the front.
 
-    The box and mask predictors have no background; torchvision's do, and never read it.
+    detectron2's box and mask predictors have no background; torchvision's do, but never read it.
     """
     for kind in ("weight", "bias"):
         name = f"roi_heads.box_predictor.cls_score.{kind}"
@@ -121,7 +121,7 @@ def _put_background_first(tensors: dict[str, Tensor]) -> None:
 
 
 def _labels(count: int) -> tuple[str, ...]:
-    """Return COCO's 80 names; a checkpoint of other classes does not hold their names."""
+    """Return COCO's names for 80 classes, else numbers: a checkpoint does not hold the names."""
     categories = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     names = tuple(name for name in categories if name not in ("__background__", "N/A"))
     return names if count == len(names) else tuple(f"class {i}" for i in range(1, count + 1))

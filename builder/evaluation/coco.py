@@ -1,4 +1,4 @@
-"""COCO annotation files: read, checked, and their masks encoded."""
+"""COCO annotation files: reading, checking and encoding of masks."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _REQUIRED = {
     "annotations": {"id", "image_id", "category_id", "bbox"},
     "categories": {"id", "name"},
 }
-_POINTS = 10_000
-"""Outline, in pixels, that a polygon in the smallest image may have."""
+_MIN_OUTLINE = 10_000
+"""Length, in pixels, that the outline of a polygon may have in any image."""
 
 
 def read_annotations(path: Path) -> dict[str, Any]:
     """Read a COCO annotation file.
 
     Raises:
-        InputError: it is missing, is not JSON, or an entry lacks one of COCO's keys or holds a
+        InputError: the file is missing or not JSON, or an entry lacks one of COCO's keys or holds a
             value of another type.
     """
     try:
@@ -43,7 +43,7 @@ def read_annotations(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path}: not a COCO annotation file, it holds no object")
+        raise InputError(f"{path}: not a COCO annotation file, it is not an object")
     for name, keys in _REQUIRED.items():
         if not isinstance(content.get(name), list):
             raise InputError(f"{path}: not a COCO annotation file, it has no list {name!r}")
@@ -56,7 +56,7 @@ def read_annotations(path: Path) -> dict[str, Any]:
                     raise InputError(f"{path}: an entry of {name!r} has {entry[key]!r} as {key!r}")
     for image in content["images"]:
         if not isinstance(image["file_name"], str) or not _is_size(image["height"], image["width"]):
-            raise InputError(f"{path}: image {image['id']}: its name or size is not COCO's")
+            raise InputError(f"{path}: image {image['id']}: invalid file_name, height or width")
     for annotation in content["annotations"]:
         if not _is_box(annotation["bbox"]):
             raise InputError(
@@ -66,37 +66,39 @@ def read_annotations(path: Path) -> dict[str, Any]:
 
 
 def read_keypoints(content: dict[str, Any], path: Path) -> Keypoints | None:
-    """Read what points the instances of an annotation file have; None if they have none.
+    """Return the names and skeleton of an annotation file's keypoints; None if it has none.
 
     Args:
         content: from ``read_annotations``.
-        path: of the file, for messages.
+        path: of the file, for error messages.
 
     Raises:
-        InputError: several categories have points, or they are not COCO's.
+        InputError: several categories have keypoints, or they are not in COCO's form.
     """
     found = [category for category in content["categories"] if category.get("keypoints")]
     if not found:
         return None
     if len(found) > 1:
         names = ", ".join(str(category["name"]) for category in found[:5])
-        raise InputError(f"{path}: several categories have keypoints ({names}); leave one")
+        raise InputError(f"{path}: several categories have keypoints ({names}); keep one")
     try:
         # COCO counts from 1.
         skeleton = [[place - 1 for place in line] for line in found[0].get("skeleton", [])]
         return msgspec.convert({"names": found[0]["keypoints"], "skeleton": skeleton}, Keypoints)
     except (msgspec.ValidationError, TypeError) as error:
-        raise InputError(f"{path}: its category's keypoints are not COCO's ({error})") from None
+        raise InputError(
+            f"{path}: its category's keypoints are not in COCO's form ({error})"
+        ) from None
 
 
 def keypoints_of(annotation: Annotation, count: int, path: Path) -> NDArray[np.float32]:
     """Return the keypoints of an annotation, ``[count, 3]`` float32: x, y, and COCO's visibility.
 
-    The visibility is 0 for a point that is not known, 1 for one that is hidden, 2 for one that can
-    be seen. An annotation without keypoints knows none.
+    The visibility is 0 for an unknown point, 1 for a hidden and 2 for a visible one. All points of
+    an annotation without keypoints are unknown.
 
     Raises:
-        InputError: it has another number of points, or what is not a point.
+        InputError: the number of points is not ``count``, or a value is invalid.
     """
     values = annotation.get("keypoints") or [0] * 3 * count
     if (
@@ -122,7 +124,7 @@ def check_size(image: NDArray[np.uint8], entry: dict[str, Any], path: Path) -> N
     if (height, width) != (entry["height"], entry["width"]):
         raise InputError(
             f"{entry['file_name']}: {width}x{height} pixels when upright, but {path} says "
-            f"{entry['width']}x{entry['height']}; correct the one or the other"
+            f"{entry['width']}x{entry['height']}; correct one of them"
         )
 
 
@@ -132,11 +134,11 @@ def encode_mask(annotation: Annotation, height: int, width: int, path: Path) -> 
     Args:
         annotation: with a ``segmentation``.
         height: of its image, pixels.
-        width: likewise.
-        path: the annotation file, for messages.
+        width: of its image, pixels.
+        path: of the annotation file, for error messages.
 
     Raises:
-        InputError: the segmentation is not one of an image of that size.
+        InputError: the segmentation is damaged or of an image of another size.
     """
     try:
         return _encode(annotation["segmentation"], height, width)
@@ -158,7 +160,7 @@ def _encode(segmentation: Any, height: int, width: int) -> Rle:
     counts = segmentation.get("counts")
     if isinstance(counts, list):
         if not all(isinstance(run, int) and 0 <= run <= height * width for run in counts):
-            raise ValueError("its RLE has a run that is no number of pixels")
+            raise ValueError("its RLE has an invalid run")
         runs = np.array(counts, np.int64)
         if runs.sum() != height * width:
             raise ValueError(f"its RLE covers {runs.sum()} of {height * width} pixels")
@@ -175,18 +177,18 @@ def _encode(segmentation: Any, height: int, width: int) -> Rle:
 
 
 def _polygon(points: Any, height: int, width: int) -> list[float]:
-    """Check a polygon, x and y in turns; COCO's rasteriser clips what is a little outside."""
+    """Check a polygon, ``x, y, x, y, ...``; COCO's rasteriser clips it to the image."""
     if not isinstance(points, list) or not all(_is_number(value) for value in points):
         raise ValueError("a polygon is not a list of numbers")
     if len(points) < 6 or len(points) % 2:
-        raise ValueError("a polygon does not have three points or more, x and y in turns")
+        raise ValueError("a polygon does not have three points or more, as x, y, x, y, ...")
     corners = np.array(points, np.float64).reshape(-1, 2)
     size = np.array([width, height])
     if (corners < -size).any() or (corners > 2 * size).any():
-        raise ValueError("a polygon lies far outside of its image")
+        raise ValueError("a polygon lies far outside its image")
     # The rasteriser holds every point of the outline in memory.
     steps = np.abs(np.diff(corners, axis=0, append=corners[:1])).max(axis=1) + 1
-    if steps.sum() > 2 * height * width + _POINTS:
+    if steps.sum() > 2 * height * width + _MIN_OUTLINE:
         raise ValueError("a polygon has a longer outline than its image has pixels")
     return [float(value) for value in points]
 

@@ -67,17 +67,17 @@ def evaluate(
     """Score a predictor against an annotation file.
 
     Categories are matched by name, and only those among ``labels`` are scored. Crowds and size
-    ranges follow COCO's rules. A file without annotations gives the false alarms alone. Keypoints
-    are scored if they and the annotations' are those of COCO's person: for others there is no
-    tolerance that is agreed upon. Instances of which no keypoint is known do not count there.
+    ranges follow COCO's rules. If the file has no annotations, only false alarms are measured.
+    Keypoints are scored only if the predictor's and the annotations' are those of COCO's person:
+    COCO defines no tolerances for others. Instances without known keypoints are not scored there.
 
     Args:
-        predict: maps uint8 ``[H, W, 3]`` RGB to what it found.
+        predict: maps an RGB image, uint8 ``[H, W, 3]``, to a ``Prediction``.
         images: folder of the images.
         annotations: COCO's JSON.
         labels: names of the labels 1, 2, ...
         with_masks: score masks too, unless all annotations have boxes only.
-        keypoints: what the predictor finds; None scores none.
+        keypoints: the keypoints that the predictor finds; None scores none.
         threshold: score, 0..1, to report an ``OperatingPoint`` for.
         limit: use only the first N images.
         track: wraps the list of images, to show progress.
@@ -92,7 +92,7 @@ def evaluate(
     """
     content = read_annotations(annotations)
     category_of_name = {str(c["name"]): c["id"] for c in content["categories"]}
-    # The evaluation counts with labels: the file's ids need not be numbers.
+    # The evaluation uses labels as ids: those of the file may be strings.
     label_of_category = {
         category_of_name[name]: label
         for label, name in enumerate(labels, start=1)
@@ -155,7 +155,7 @@ def _truth(
     if with_masks:
         if not annotation.get("segmentation"):
             raise InputError(
-                f"{path}: annotation {annotation['id']} has no mask, others have; add it"
+                f"{path}: annotation {annotation['id']} has no mask, but others have; add it"
             )
         record["segmentation"] = encode_mask(annotation, *size, path)
     return record
@@ -187,9 +187,9 @@ def _average_precision(
     names: tuple[str, ...] = ("AP", "AP50", "AP75", "APs", "APm", "APl")
     counted = [a for a in truth["annotations"] if not a["iscrowd"]]
     if kind == "keypoints":
-        names = tuple(name for name in names if name != "APs")  # COCO leaves out small people
+        names = tuple(name for name in names if name != "APs")  # COCO does not score small people
         counted = [a for a in counted if a["num_keypoints"]]
-    # Of several forms in a result, COCO's code would take another than the one that is asked for.
+    # Given several forms in one result, COCO's code may score another one than ``kind``.
     other = {"bbox": {"segmentation", "keypoints"}, "segm": {"keypoints"}}.get(
         kind, {"segmentation", "bbox"}
     )
@@ -209,7 +209,7 @@ def _average_precision(
 
 
 def _discard(*_: Any) -> None:
-    """Replace the evaluation's own report."""
+    """Suppress the evaluation's own report."""
 
 
 def encode_masks(masks: npt.NDArray[np.bool_]) -> list[Rle]:

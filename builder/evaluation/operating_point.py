@@ -17,13 +17,13 @@ _MATCH_IOU = 0.5
 
 
 class OperatingPoint(TypedDict):
-    """What a user of one score threshold gets.
+    """Accuracy of the detections above a score threshold.
 
     Attributes:
         threshold: minimum score, 0..1.
-        precision: share of the detections that are right, 0..1; None without a detection.
-        recall: share of the annotated instances that are found, 0..1; None without an instance.
-        false_per_image: wrong detections per image, over all images.
+        precision: share of the detections that are correct, 0..1; None without a detection.
+        recall: share of the annotated instances that are detected, 0..1; None without an instance.
+        false_per_image: false positives per image, over all images.
     """
 
     threshold: float
@@ -35,12 +35,12 @@ class OperatingPoint(TypedDict):
 def measure_operating_point(
     annotations: Sequence[Record], results: Sequence[Record], images: int, threshold: float
 ) -> OperatingPoint:
-    """Count right and wrong detections at a score threshold.
+    """Count true and false positives at a score threshold.
 
-    Detections of an image and category are matched in descending order of score. One is right if
-    the IoU of its box with that of an instance that is not matched yet is at least 0.5; it takes
-    the one it overlaps most. A wrong one of which at least half lies in a crowd (``iscrowd``) is
-    not counted; a crowd is no instance to be found.
+    Detections of an image and category are matched in descending order of score. One is correct if
+    the IoU of its box with that of an unmatched instance is at least 0.5; it is matched with the
+    one that it overlaps most. A false positive is not counted if at least half of its box lies in a
+    crowd (``iscrowd``). Crowds do not count as instances.
 
     Args:
         annotations: all instances and crowds of the images.
@@ -56,35 +56,35 @@ def measure_operating_point(
         if result["score"] >= threshold:
             found[result["image_id"], result["category_id"]].append(result)
     instances = sum(not annotation.get("iscrowd") for annotation in annotations)
-    right = wrong = 0
+    correct = false = 0
     for key, detections in found.items():
-        matched, false = _match(truth[key], detections)
-        right += matched
-        wrong += false
+        counts = _match(truth[key], detections)
+        correct += counts[0]
+        false += counts[1]
     return {
         "threshold": threshold,
-        "precision": right / (right + wrong) if right + wrong else None,
-        "recall": right / instances if instances else None,
-        "false_per_image": wrong / images if images else 0.0,
+        "precision": correct / (correct + false) if correct + false else None,
+        "recall": correct / instances if instances else None,
+        "false_per_image": false / images if images else 0.0,
     }
 
 
 def _match(annotations: list[Record], detections: list[Record]) -> tuple[int, int]:
-    """Count the right and the wrong among the detections of one image and category."""
+    """Count the true and false positives of one image and category."""
     instances = _boxes([a for a in annotations if not a.get("iscrowd")])
     crowds = _boxes([a for a in annotations if a.get("iscrowd")])
     boxes = _boxes(sorted(detections, key=lambda d: d["score"], reverse=True))
     shared = _intersections(boxes, instances)
     overlaps = _ratio(shared, _areas(boxes)[:, None] + _areas(instances) - shared)
     in_crowds = _ratio(_intersections(boxes, crowds), _areas(boxes)[:, None])
-    right = wrong = 0
+    correct = false = 0
     for overlap, in_crowd in zip(overlaps, in_crowds, strict=True):
         if len(overlap) and overlap.max() >= _MATCH_IOU:
-            overlaps[:, overlap.argmax()] = 0  # taken
-            right += 1
+            overlaps[:, overlap.argmax()] = 0  # matched
+            correct += 1
         elif not (in_crowd >= _MATCH_IOU).any():
-            wrong += 1
-    return right, wrong
+            false += 1
+    return correct, false
 
 
 def _boxes(records: list[Record]) -> NDArray[np.float64]:

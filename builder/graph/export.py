@@ -1,4 +1,4 @@
-"""The graphs as ONNX models: one file for every backend, batch and input size."""
+"""Export to portable ONNX graphs: one file for every backend, batch and input size."""
 
 import logging
 import re
@@ -32,7 +32,7 @@ POSER_INPUTS = ("p2", "p3", "p4", "p5", "boxes", "batch_index")
 POSER_OUTPUTS = ("heatmaps",)
 
 _IR_VERSION = 10
-"""Of ONNX 1.16 and onnxruntime 1.18; the exporter would require the newest."""
+"""That of ONNX 1.16 and onnxruntime 1.18; the exporter writes the newest."""
 
 _STRIDES = (4, 8, 16, 32)
 
@@ -58,13 +58,13 @@ def export_detector(model: Any) -> ModelProto:
 
 
 def export_segmenter(model: Any) -> ModelProto:
-    """Export the segmenter of a torchvision MaskRCNN; batch, size and number of boxes vary."""
+    """Export the segmenter of a torchvision MaskRCNN; batch, size and box count are dynamic."""
     of_boxes = {"labels": torch.ones(3, dtype=torch.int64)}
     return _export_branch(Segmenter(model), model, of_boxes, SEGMENTER_INPUTS, SEGMENTER_OUTPUTS)
 
 
 def export_poser(model: Any) -> ModelProto:
-    """Export the keypoint branch of a torchvision network; it varies as the segmenter does."""
+    """Export the keypoint branch of a torchvision network; dynamic like the segmenter."""
     return _export_branch(Poser(model), model, {}, POSER_INPUTS, POSER_OUTPUTS)
 
 
@@ -75,7 +75,7 @@ def _export_branch(
     inputs: tuple[str, ...],
     outputs: tuple[str, ...],
 ) -> ModelProto:
-    """Export what takes features and boxes; ``of_boxes`` are its further inputs, one row a box."""
+    """Export a module of features and boxes; ``of_boxes`` are further inputs, one row per box."""
     channels = model.backbone.out_channels
     batch, rows, columns = _dimension("batch"), _dimension("h"), _dimension("w")
     boxes = _dimension("r")
@@ -137,7 +137,7 @@ def _export(
 
 
 def _name_sides(graph: ModelProto) -> None:
-    """Name the input's sides h and w in outputs too, where the exporter numbered its symbols."""
+    """Name the sides h and w in the outputs too; the exporter names them by numbers."""
     *_, p5 = graph.graph.output
     symbols = [side.dim_param for side in p5.type.tensor_type.shape.dim[2:]]
     for value in [*graph.graph.output, *graph.graph.value_info]:
@@ -166,7 +166,7 @@ def _simplify(model: onnx_ir.Model, keep: set[str]) -> None:
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedOpsetsPass(),
-        common.ClearMetadataAndDocStringPass(),  # it holds paths of the machine that exported
+        common.ClearMetadataAndDocStringPass(),  # it has paths of the exporting machine
     ]
     for simplify in passes:
         simplify(model)

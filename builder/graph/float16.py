@@ -1,8 +1,8 @@
-"""float16 in a graph: what is computed in it, and what is stored in it; in place.
+"""float16 in ONNX graphs, for computing and for storing weights. Graphs are changed in place.
 
-TensorRT 11 accepts only strongly typed networks: it computes in the types that the graph has. So
-``compute_in_float16`` writes the casts that make the convolutions compute in float16. What decides
-about boxes (anchors, decoding, softmax, sigmoid, NMS) stays float32.
+TensorRT 11 accepts only strongly typed networks: it computes in the types of the graph. Therefore
+``compute_in_float16`` inserts the casts that make the convolutions compute in float16. Operators
+that decide on boxes (anchors, decoding, softmax, sigmoid, NMS) stay float32.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ CARRIES = {"Add", "Clip", "Flatten", "MaxPool", "Mul", "Pad", "Relu", "Reshape",
 # Inputs that are shapes, scales or axes are never cast.
 _INTEGER_OR_FLOAT32_INPUTS = {"Resize": (1, 2, 3), "Reshape": (1,), "Pad": (1, 3)}
 _FLOAT16_SCALES = 19
-"""Since this version of ONNX's operators, scales of Q/DQ nodes may be float16."""
+"""The first version of ONNX's operators in which the scales of Q/DQ nodes may be float16."""
 _HALF_MAX = float(np.finfo(np.float16).max)
 
 
 def compute_in_float16(model: ModelProto) -> None:
     """Make convolutions, matrix products and the features compute in float16.
 
-    Call it after ``fold_layers``. A node with a weight outside of float16's range stays float32. In
-    a quantised graph this concerns what int8 leaves: sums, resizing, the last layers, the features;
-    the scales become float16, and with them the values between Q/DQ nodes and convolutions.
+    Call it after ``fold_layers``. A node with a weight outside float16's range stays float32. In a
+    quantised graph this changes what int8 does not cover: sums, resizing, the last layers, the
+    features. The scales become float16, and so do the values between Q/DQ nodes and convolutions.
     """
     graph = model.graph
     if _normalise_scales(model):
@@ -103,8 +103,7 @@ def _fits_half(
 def _normalise_scales(model: ModelProto) -> bool:
     """Raise scales that float16 cannot hold as normal numbers; return whether there are scales.
 
-    The weights of such a channel are almost zero. They are rounded to the larger step, so that the
-    channel keeps its values as well as float16 can.
+    The weights of such a channel are almost zero. They are rounded to the larger step.
     """
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     tiny = np.float32(np.finfo(np.float16).tiny)
@@ -134,7 +133,7 @@ def _normalise_scales(model: ModelProto) -> bool:
 
 
 def _require_opset(model: ModelProto, version: int) -> None:
-    """Raise the version of ONNX's operators; those of our graphs mean the same in both."""
+    """Raise the version of ONNX's operators; the graphs use none that differ."""
     for imported in model.opset_import:
         if imported.domain == "":
             imported.version = max(imported.version, version)
@@ -163,8 +162,8 @@ def _integer_values(model: ModelProto) -> set[str]:
 def store_float16(graph: ModelProto) -> None:
     """Store every matrix and kernel as float16, cast back to float32 where it is used.
 
-    Halves the file, not the arithmetic. Vectors (biases, batch-norm statistics) stay float32: they
-    are small, and a variance may lie outside of float16's range.
+    This halves the file, and computing stays float32. Vectors (biases, batch-norm statistics) stay
+    float32: they are small, and a variance may lie outside float16's range.
     """
     casts, halved = [], set()
     for tensor in graph.graph.initializer:

@@ -1,8 +1,8 @@
-"""Folding: normalisations and paddings become part of the convolutions before or after them.
+"""Folding of normalisations and paddings into the convolutions before or after them.
 
 A bundle's graphs keep the network's own weights, under the names of its ``state_dict``. float16 and
-int8 need the values that a layer finally computes with. The passes work in place and keep the
-names, see ``load_bundle_weights``.
+int8 need the values that a layer computes with. The passes work in place and keep the names, see
+``load_bundle_weights``.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ def fold_layers(model: ModelProto) -> None:
 def fold_batch_norms(model: ModelProto) -> None:
     """Fold each batch normalisation into the convolution before it.
 
-    Its variances would not survive float16, and int8 weights need their final range. The weights
-    keep the convolution's name, the biases that of the normalisation's.
+    float16 cannot hold the variances, and int8 needs the final range of the weights. The weights
+    keep the convolution's name, the biases that of the normalisation's biases.
     """
     constants = _constants(model)
-    uses, makers = _uses(model), _makers(model)
+    uses, producers = _uses(model), _producers(model)
     nodes = list(model.graph.node)
     for norm in model.graph.node:
         if norm.op_type != "BatchNormalization":
             continue
-        conv = makers.get(norm.input[0])
+        conv = producers.get(norm.input[0])
         if conv is None or not _can_absorb(conv, constants, uses):
             continue
         if not all(name in constants and uses[name] == 1 for name in norm.input[1:5]):
@@ -54,15 +54,15 @@ def fold_batch_norms(model: ModelProto) -> None:
 
 
 def fold_frozen_norms(model: ModelProto) -> None:
-    """Fold what torch's frozen batch norms become, a product and a sum for each channel."""
+    """Fold torch's frozen batch norms, which are exported as a product and a sum per channel."""
     constants = _constants(model)
-    uses, makers = _uses(model), _makers(model)
+    uses, producers = _uses(model), _producers(model)
     found = []
     for added in model.graph.node:
-        scaled = makers.get(added.input[0]) if added.op_type == "Add" else None
+        scaled = producers.get(added.input[0]) if added.op_type == "Add" else None
         if scaled is None or scaled.op_type != "Mul" or uses[scaled.output[0]] > 1:
             continue
-        conv = makers.get(scaled.input[0])
+        conv = producers.get(scaled.input[0])
         if conv is not None and _can_absorb(conv, constants, uses):
             found.append((conv, scaled, added))
     operands = {node.input[1] for _, scaled, added in found for node in (scaled, added)}
@@ -73,7 +73,7 @@ def fold_frozen_norms(model: ModelProto) -> None:
         channels = (1, len(constants[conv.input[1]]), 1, 1)
         if factor is None or bias is None or not factor.shape == bias.shape == channels:
             continue
-        biases = {k for k in _sources(added.input[1], makers) if k.endswith(".bias")}
+        biases = {k for k in _sources(added.input[1], producers) if k.endswith(".bias")}
         name = biases.pop() if len(biases) == 1 else f"{conv.output[0]}/bias"
         _absorb(model, conv, constants, factor.ravel(), bias.ravel(), name)
         conv.output[0] = added.output[0]
@@ -85,10 +85,10 @@ def fold_frozen_norms(model: ModelProto) -> None:
 
 
 def fold_pads(model: ModelProto) -> None:
-    """Let convolutions pad with zeros themselves.
+    """Fold padding with zeros into the convolutions after it.
 
-    TensorFlow's "same" padding of strided convolutions lies more on one side than on the other,
-    which torch's convolutions cannot do: their exports pad in a node of its own.
+    TensorFlow's "same" padding of strided convolutions is wider on one side than on the other.
+    torch's convolutions do not support that, so their exports have a separate node for it.
     """
     constants, uses = _constants(model), _uses(model)
     readers: dict[str, list[NodeProto]] = {}
@@ -135,15 +135,15 @@ def _absorb(
     bias: NDArray[Any],
     bias_name: str,
 ) -> None:
-    """Scale a convolution's channels and move them."""
+    """Multiply a convolution's output channels by a factor and add a bias."""
     name = conv.input[1]
     before = constants[conv.input[2]] if len(conv.input) > 2 else np.zeros_like(bias)
     folded = {
         name: constants[name] * factor[:, None, None, None],
         bias_name: before * factor + bias,
     }
-    # In place: protobuf frees what a message drops only with the whole model, so writing the list
-    # again for each convolution would keep a copy of all weights each time.
+    # In place: protobuf frees removed messages only together with the model, so replacing the list
+    # for each convolution would keep a copy of all weights each time.
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     for key, values in folded.items():
         tensor = stored[key] if key in stored else model.graph.initializer.add()
@@ -163,16 +163,16 @@ def _can_absorb(conv: NodeProto, constants: dict[str, Any], uses: Counter[str]) 
 
 
 def _evaluate(model: ModelProto, names: set[str]) -> dict[str, NDArray[Any]]:
-    """Compute those of the values that depend on constants alone."""
-    constants, makers = _constants(model), _makers(model)
+    """Compute the values, among these names, that depend on constants alone."""
+    constants, producers = _constants(model), _producers(model)
     wanted = sorted(
         name
         for name in names
-        if name in makers and all(source in constants for source in _sources(name, makers))
+        if name in producers and all(source in constants for source in _sources(name, producers))
     )
     if not wanted:
         return {}
-    needed = set().union(*(_ancestors(name, makers) for name in wanted))
+    needed = set().union(*(_ancestors(name, producers) for name in wanted))
     graph = helper.make_graph(
         [node for node in model.graph.node if needed & set(node.output)],
         "constants",
@@ -184,16 +184,16 @@ def _evaluate(model: ModelProto, names: set[str]) -> dict[str, NDArray[Any]]:
     return dict(zip(wanted, ReferenceEvaluator(part).run(wanted, {}), strict=True))
 
 
-def _ancestors(name: str, makers: dict[str, NodeProto]) -> set[str]:
-    """Names of all values that a value is computed from, itself included."""
-    if name not in makers:
+def _ancestors(name: str, producers: dict[str, NodeProto]) -> set[str]:
+    """Return the names of all values that a value is computed from, itself included."""
+    if name not in producers:
         return {name}
-    return {name}.union(*(_ancestors(source, makers) for source in makers[name].input))
+    return {name}.union(*(_ancestors(source, producers) for source in producers[name].input))
 
 
-def _sources(name: str, makers: dict[str, NodeProto]) -> set[str]:
-    """Names of the inputs and constants that a value is computed from."""
-    return {ancestor for ancestor in _ancestors(name, makers) if ancestor not in makers}
+def _sources(name: str, producers: dict[str, NodeProto]) -> set[str]:
+    """Return the names of the inputs and constants that a value is computed from."""
+    return {ancestor for ancestor in _ancestors(name, producers) if ancestor not in producers}
 
 
 def _drop_unused_nodes(model: ModelProto) -> None:
@@ -209,7 +209,7 @@ def _constants(model: ModelProto) -> dict[str, NDArray[Any]]:
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 
-def _makers(model: ModelProto) -> dict[str, NodeProto]:
+def _producers(model: ModelProto) -> dict[str, NodeProto]:
     return {name: node for node in model.graph.node for name in node.output}
 
 

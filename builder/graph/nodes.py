@@ -9,7 +9,7 @@ from onnx import AttributeProto, ModelProto, NodeProto
 
 
 def replace_nodes(model: ModelProto, nodes: Sequence[NodeProto]) -> None:
-    """Give a model these nodes, some of which may be its own."""
+    """Replace the nodes of a model; ``nodes`` may be some of its own."""
     kept = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(kept)
@@ -25,7 +25,7 @@ def drop_unused_initializers(model: ModelProto) -> None:
 
 
 def get_attribute(node: NodeProto, name: str, default: Any = None) -> Any:
-    """Return an attribute of a node."""
+    """Return an attribute of a node, or the default if the node does not have it."""
     for attribute in node.attribute:
         if attribute.name == name:
             return _VALUE[attribute.type](attribute)

@@ -70,7 +70,7 @@ def grouped_nms(
     score_threshold: float,
     max_output: int,
 ) -> Tensor:
-    """Greedy non-maximum suppression inside groups: a pyramid level's, or a class's boxes.
+    """Suppress overlapping boxes within groups (greedy NMS): a pyramid level's, or a class's.
 
     As ``torchvision.ops.batched_nms``: a kept box suppresses the boxes of its group that score less
     and whose IoU with it exceeds the threshold. Of equal scores, the lower index comes first.
@@ -80,7 +80,7 @@ def grouped_nms(
         scores: float32 ``[B, N]``.
         groups: int32 ``[B, N]``, from 0.
         iou_threshold: in 0..1.
-        score_threshold: boxes are kept only above this score; NaN is not.
+        score_threshold: boxes are kept only above this score; NaN never is.
         max_output: maximum number K of boxes kept.
 
     Returns:

@@ -2,7 +2,7 @@
 
 Weights are symmetric with one scale per output channel, activations symmetric with one scale per
 tensor: TensorRT and OpenVINO both accept that, so one graph serves every backend. The last layer of
-each head stays float32: its error would go straight into boxes, scores and outlines.
+each head stays float32: its error would directly affect boxes, scores and masks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from maskcast.engines.image import NetworkImage
 Sample = Mapping[str, NDArray[Any]]
 
 PERCENTILE = 99.99
-"""Of the absolute values of an activation; larger values are clipped."""
+"""Percentile of an activation's absolute values that is its range; larger ones are clipped."""
 _QUANTISED = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0}
 """Operators computed in int8, and the axis of the output channels in their weights."""
 _LEVELS = 127
@@ -52,11 +52,11 @@ def quantise(model: ModelProto, samples: Iterable[Sample]) -> None:
     nodes: list[NodeProto] = []
     made: set[str] = set()
 
-    def round_here(names: Iterable[str]) -> None:
+    def insert_qdq(names: Iterable[str]) -> None:
         for name in filter(values.__contains__, names):
             nodes.extend(_around_activation(model, name, ranges[name]))
 
-    round_here(graph_input.name for graph_input in model.graph.input)
+    insert_qdq(graph_input.name for graph_input in model.graph.input)
     for node in model.graph.node:
         if node.output[0] in chosen:
             data, weight = node.input[0], node.input[1]
@@ -65,7 +65,7 @@ def quantise(model: ModelProto, samples: Iterable[Sample]) -> None:
             made.add(weight)
             node.input[0], node.input[1] = f"{data}/int8/float32", f"{weight}/float32"
         nodes.append(node)
-        round_here(node.output)
+        insert_qdq(node.output)
     for node in nodes:
         if node.op_type in _SHARES:
             for place, name in enumerate(node.input):
@@ -111,8 +111,8 @@ def quantise_graphs(graphs: Mapping[str, ModelProto], images: Iterable[NetworkIm
     """Quantise a model's graphs, in place.
 
     Args:
-        graphs: ``detector`` and, where there are, ``segmenter`` and ``poser``; float32, as
-            exported, or quantised, in which case their ranges are replaced.
+        graphs: ``detector`` and, if present, ``segmenter`` and ``poser``, float32 as exported.
+            Quantised ones get new ranges.
         images: like those that the model will see, 32 or more, of any size.
 
     Raises:
@@ -132,7 +132,7 @@ def quantise_graphs(graphs: Mapping[str, ModelProto], images: Iterable[NetworkIm
     for role in ("segmenter", "poser"):
         if role in graphs:
             taken = {value.name for value in graphs[role].graph.input}
-            found = _found(detector, samples)
+            found = _detections(detector, samples)
             quantise(graphs[role], ({k: s[k] for k in taken} for s in found))
     quantise(detector, samples)
 
@@ -143,8 +143,8 @@ def restore_float(model: ModelProto) -> None:
         dequantise(model)
 
 
-def _found(detector: ModelProto, samples: Iterable[Sample]) -> Iterable[Sample]:
-    """Yield what the detector finds, boxes of low scores included, or else the whole image."""
+def _detections(detector: ModelProto, samples: Iterable[Sample]) -> Iterable[Sample]:
+    """Yield up to 30 detections of each sample, of any score; if none, a box of the whole image."""
     session = _session(detector)
     names = [output.name for output in detector.graph.output]
     for sample in samples:
@@ -161,7 +161,7 @@ def _found(detector: ModelProto, samples: Iterable[Sample]) -> Iterable[Sample]:
 
 
 def _targets(model: ModelProto) -> list[NodeProto]:
-    """Convolutions and products with constant weights whose output enters another one."""
+    """Return the convolutions and products with constant weights whose output enters another."""
     readers: defaultdict[str, list[NodeProto]] = defaultdict(list)
     for node in model.graph.node:
         for name in node.input:
@@ -169,7 +169,7 @@ def _targets(model: ModelProto) -> list[NodeProto]:
     features = {output.name for output in model.graph.output} & set(FEATURES)
     computes = {*_QUANTISED, "MatMul", "MultiscaleRoiAlign"}
 
-    def goes_on(name: str, seen: set[str]) -> bool:
+    def enters_another(name: str, seen: set[str]) -> bool:
         if name in features:
             return True
         seen.add(name)
@@ -178,7 +178,7 @@ def _targets(model: ModelProto) -> list[NodeProto]:
             or (
                 node.op_type in CARRIES
                 and node.output[0] not in seen
-                and goes_on(node.output[0], seen)
+                and enters_another(node.output[0], seen)
             )
             for node in readers[name]
         )
@@ -190,14 +190,14 @@ def _targets(model: ModelProto) -> list[NodeProto]:
         if node.op_type in _QUANTISED
         and node.input[1] in constants
         and node.input[0] not in constants
-        and goes_on(node.output[0], set())
+        and enters_another(node.output[0], set())
     ]
 
 
 def _shortcuts(model: ModelProto, targets: list[NodeProto]) -> set[str]:
-    """Values of convolutions that are added to another's: one side in int8 lets the sum be fused.
+    """Return the convolution outputs that are added to another's: in int8, they let sums be fused.
 
-    The shortcut of a residual block that is the block's input is quantised already.
+    A shortcut that is the input of its residual block is quantised already.
     """
     computed = {node.output[0] for node in targets if node.op_type == "Conv"}
     computed -= {node.input[0] for node in targets}
@@ -206,7 +206,7 @@ def _shortcuts(model: ModelProto, targets: list[NodeProto]) -> set[str]:
 
 
 def _ranges(model: ModelProto, names: set[str], samples: Iterable[Sample]) -> dict[str, float]:
-    """Largest of the samples' percentiles, by name of the value."""
+    """Return the largest percentile over the samples, by name of the value."""
     watched = ModelProto.FromString(model.SerializeToString())
     present = {output.name for output in watched.graph.output}
     for name in sorted(names - present - {value.name for value in watched.graph.input}):
@@ -225,7 +225,7 @@ def _ranges(model: ModelProto, names: set[str], samples: Iterable[Sample]) -> di
             if values.size:
                 ranges[name] = max(ranges[name], float(np.percentile(values, PERCENTILE)))
     if count == 0:
-        raise InputError("int8: there is no image to find the ranges on; give a few dozen")
+        raise InputError("int8: no image to find the ranges on; give a few dozen")
     return ranges
 
 

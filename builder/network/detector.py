@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from maskcast.builder.graph.operators import grouped_nms, multiscale_roi_align
 from maskcast.engines.errors import InputError
 
-# A finite score below every threshold: the place holds no box.
+# A finite score below every threshold marks a place without a box.
 _ABSENT = -1.0
 
 
@@ -51,7 +51,7 @@ class Detector(nn.Module):
         anchors.set_cell_anchors(torch.float32, torch.device("cpu"))
         for level, cell in enumerate(anchors.cell_anchors):
             self.register_buffer(f"anchors_{level}", cell.clone(), persistent=False)
-        # The numbers of inference, whatever mode the model is in.
+        # The settings for inference, whatever mode the model is in.
         self._rpn_top_n = model.rpn._pre_nms_top_n["testing"], model.rpn._post_nms_top_n["testing"]
         self._rpn_iou, self._rpn_min_score = model.rpn.nms_thresh, model.rpn.score_thresh
         self._rpn_min_size, self._rpn_coder = model.rpn.min_size, model.rpn.box_coder
@@ -60,7 +60,7 @@ class Detector(nn.Module):
         self._candidates = candidates
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
-        """Detect.
+        """Run the detector.
 
         Args:
             images: float32 ``[B, 3, H, W]``, RGB in 0..255; H and W are multiples of 32.
@@ -164,7 +164,7 @@ class Detector(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """Detections to mask crops, of the class that was found only.
+    """Map detections to mask crops of their own class.
 
     Args:
         model: torchvision's MaskRCNN.
@@ -188,7 +188,7 @@ class Segmenter(nn.Module):
         labels: Tensor,
         batch_index: Tensor,
     ) -> Tensor:
-        """Segment: the mask branch and maskrcnn_inference.
+        """Run the mask branch and torchvision's ``maskrcnn_inference``.
 
         Args:
             p2: the detector's features at stride 4.
@@ -205,8 +205,8 @@ class Segmenter(nn.Module):
         pooled = multiscale_roi_align(p2, p3, p4, p5, boxes, batch_index, *self.pooling)
         predictor = self.roi_heads["mask_predictor"]
         x = F.relu(predictor.conv5_mask(self.roi_heads["mask_head"](pooled)))
-        # The last layer is a 1x1 convolution, one channel a class: a product with one row of it
-        # for each box spares all the other classes.
+        # The last layer is a 1x1 convolution with one channel per class: a product with one row of
+        # its weights per box skips all other classes.
         last = predictor.mask_fcn_logits
         weight = F.embedding(labels, last.weight.flatten(1))
         bias = F.embedding(labels, last.bias[:, None])
@@ -215,7 +215,7 @@ class Segmenter(nn.Module):
 
 
 class Poser(nn.Module):
-    """Detections to keypoint heatmaps.
+    """Map detections to keypoint heatmaps.
 
     Args:
         model: a network with torchvision's keypoint branch.

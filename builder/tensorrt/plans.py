@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import onnx
@@ -30,14 +30,14 @@ from maskcast.engines.errors import InputError
 from maskcast.engines.plan import Package, Plan
 from maskcast.engines.tensorrt.plugins.library import PLUGINS, compute_capability
 
-Report = Callable[[str, int, int], None]
-"""Called with a phase's name, its steps done and its steps in all."""
+if TYPE_CHECKING:
+    from maskcast.builder.build import Report
 
 USUAL_CAPABILITIES = ("8.6", "8.9", "12.0")
-"""What TensorRT-RTX builds for without a GPU and without ``capabilities``."""
+"""Compute capabilities that TensorRT-RTX builds for if none are given and there is no GPU."""
 
 USUAL_BOXES = 8
-"""Boxes at once, at most, for which segmenter and poser have kernels of their own."""
+"""Number of boxes up to which segmenter and poser have a profile of their own."""
 
 
 def build_plans(
@@ -47,35 +47,35 @@ def build_plans(
     max_batch: int = 1,
     capabilities: Sequence[str] = (),
     report: Report = lambda phase, done, total: None,
-    built: Callable[[str, Built], None] = lambda graph, built: None,
+    on_plan: Callable[[str, Built], None] = lambda graph, built: None,
 ) -> Manifest:
     """Build the plans of the graphs in a folder, and write them to that folder.
 
     Args:
-        folder: of a bundle that is being made; holds its portable graphs.
-        manifest: of that bundle: backend (what builds and will run the plans), precision and the
-            input's size are read. int8 needs graphs that are quantised already (Q/DQ nodes).
-        max_batch: the most images at once; any number from 1 up will do at run time.
-        capabilities: compute capabilities to build for ("8.6"). By default that of the GPU at
-            hand; ``tensorrt`` builds for no other.
+        folder: folder of the bundle that is being built; holds its portable graphs.
+        manifest: of that bundle; its backend, precision and input size are used. int8 needs graphs
+            that are quantised already (Q/DQ nodes).
+        max_batch: maximum number of images per batch; smaller batches run too.
+        capabilities: compute capabilities to build for ("8.6"). By default that of the local GPU;
+            ``tensorrt`` builds for no other.
         report: receives the progress.
-        built: receives what is known of each plan: seconds, memory, layers.
+        on_plan: called with the name of each graph and the result.
 
     Returns:
         The manifest with its plans.
 
     Raises:
-        InputError: the package is absent, a capability is refused, a graph cannot be built, the
-            memory does not suffice.
+        InputError: the package is missing, a capability is not supported, a graph cannot be
+            built, or memory runs out.
     """
     package, size = _package(manifest), _size(manifest)
     targets = _targets(package, capabilities)
     plans = []
-    most_boxes = 0  # of a batch: what the detector gives at most, the others must take
+    max_boxes = 0  # per batch: the other graphs must take all that the detector returns
     for name, graph in manifest.graphs.present.items():
         source, target = folder / graph.file, folder / f"{name}.plan"
         model = prepare_graph(onnx.load(source), manifest.precision, size, source)
-        most_boxes = most_boxes or max_batch * _detections(model)
+        max_boxes = max_boxes or max_batch * _detections(model)
         with tempfile.TemporaryDirectory() as scratch:
             prepared = Path(scratch) / f"{name}.onnx"
             onnx.save(model, prepared)
@@ -84,11 +84,11 @@ def build_plans(
                 graph=str(prepared),
                 plan=str(target),
                 capabilities=targets if package == "tensorrt_rtx" else (),
-                profiles=_profiles(model, max_batch, most_boxes),
+                profiles=_profiles(model, max_batch, max_boxes),
                 timing_cache=str(timing_cache_path()) if package == "tensorrt" else None,
             )
             outcome = _run(request, name, report)
-        built(name, outcome)
+        on_plan(name, outcome)
         plan = Plan(
             graph=name,
             file=target.name,
@@ -100,7 +100,7 @@ def build_plans(
             height=size[0],
             width=size[1],
             max_batch=max_batch,
-            max_boxes=0 if name == "detector" else most_boxes,
+            max_boxes=0 if name == "detector" else max_boxes,
             graph_sha256=graph.sha256,
             plugins=PLUGINS,
         )
@@ -114,19 +114,19 @@ def prepare_graph(
     """Write the size and the precision into a portable graph; returns the same model.
 
     Raises:
-        InputError: int8 is asked of a graph without Q/DQ nodes.
+        InputError: ``precision`` is int8 and the graph has no Q/DQ nodes.
     """
     if precision == "int8" and not is_quantised(model):
         raise InputError(
             f"{source}: --precision int8 needs a graph with quantisation (Q/DQ nodes); "
-            "quantise the bundle first, or take --precision fp16"
+            "quantise the bundle first, or choose --precision fp16"
         )
     if precision != "int8":
         restore_float(model)
         fold_layers(model)
     fix_size(model, *size)
     fold_shapes(model)
-    if precision in ("fp16", "int8"):  # int8: what it leaves
+    if precision in ("fp16", "int8"):  # int8: the layers that are not quantised
         compute_in_float16(model)
     return model
 
@@ -139,40 +139,40 @@ def _package(manifest: Manifest) -> Package:
 
 def _size(manifest: Manifest) -> tuple[int, int]:
     if not isinstance(manifest.input, FixedInput):
-        raise InputError("TensorRT builds for one size of the input: give --size HEIGHTxWIDTH")
+        raise InputError("TensorRT needs a fixed input size; give --size HEIGHTxWIDTH")
     return manifest.input.height, manifest.input.width
 
 
 def _targets(package: Package, capabilities: Sequence[str]) -> tuple[str, ...]:
     here = compute_capability()
-    at_hand = f"{here[0]}.{here[1]}" if here else None
+    local = f"{here[0]}.{here[1]}" if here else None
     if package == "tensorrt_rtx":
-        return tuple(capabilities) or ((at_hand,) if at_hand else USUAL_CAPABILITIES)
-    if at_hand is None:
+        return tuple(capabilities) or ((local,) if local else USUAL_CAPABILITIES)
+    if local is None:
         raise InputError(
-            "tensorrt builds on a machine with an NVIDIA GPU and driver only, and there is none "
-            "here; --backend tensorrt_rtx builds anywhere, for RTX cards"
+            "--backend tensorrt: needs an NVIDIA GPU and driver, which this machine lacks; "
+            "--backend tensorrt_rtx builds anywhere, for RTX cards"
         )
-    if any(capability != at_hand for capability in capabilities):
+    if any(capability != local for capability in capabilities):
         raise InputError(
-            f"--compute-capability {' '.join(capabilities)}: tensorrt builds for the GPU at hand "
-            f"only, which has {at_hand}; --backend tensorrt_rtx builds for others"
+            f"--compute-capability {' '.join(capabilities)}: tensorrt builds for the local GPU "
+            f"only, which has {local}; choose --backend tensorrt_rtx to build for others"
         )
-    return (at_hand,)
+    return (local,)
 
 
 def _detections(detector: ModelProto) -> int:
-    """Boxes that a detector gives for an image; unused places are zeros."""
+    """Return the number of boxes that a detector returns per image, unused places included."""
     sides = [o.type.tensor_type.shape.dim for o in detector.graph.output if o.name == "boxes"]
     return int(sides[0][1].dim_value) if sides else 0
 
 
-def _profiles(model: ModelProto, max_batch: int, most_boxes: int) -> tuple[Profile, ...]:
+def _profiles(model: ModelProto, max_batch: int, max_boxes: int) -> tuple[Profile, ...]:
     """Return the ranges of shapes that TensorRT chooses kernels for.
 
-    The first one takes every shape; programs that know of no other use it. Its kernels are chosen
-    for a full batch, and for all boxes of one image. The second one takes the shapes of live video:
-    one image, and the boxes of a few instances.
+    The first profile takes every shape, for programs that do not select one. Its kernels are chosen
+    for a full batch, and for all boxes of one image. The second profile takes the shapes of live
+    video: one image, and the boxes of a few instances.
     """
     inputs = {
         value.name: tuple(int(d.dim_value) for d in value.type.tensor_type.shape.dim[1:])
@@ -183,22 +183,22 @@ def _profiles(model: ModelProto, max_batch: int, most_boxes: int) -> tuple[Profi
     def profile(images: tuple[int, int, int], boxes: tuple[int, int, int]) -> Profile:
         shapes: Profile = {}
         for name, rest in inputs.items():
-            least, usual, most = images if name in of_images else boxes
-            shapes[name] = (least, *rest), (usual, *rest), (most, *rest)
+            smallest, usual, largest = images if name in of_images else boxes
+            shapes[name] = (smallest, *rest), (usual, *rest), (largest, *rest)
         return shapes
 
     batch = (1, max_batch, max_batch)
-    profiles = [profile(batch, (1, most_boxes // max_batch, most_boxes))]
+    profiles = [profile(batch, (1, max_boxes // max_batch, max_boxes))]
     if of_images == set(inputs):
         if max_batch > 1:
             profiles.append(profile((1, 1, 1), (0, 0, 0)))
-    elif most_boxes > USUAL_BOXES:
+    elif max_boxes > USUAL_BOXES:
         profiles.append(profile(batch, (1, USUAL_BOXES, USUAL_BOXES)))
     return tuple(profiles)
 
 
 def _run(request: Request, name: str, report: Report) -> Built:
-    """Build in a child process; an ``InputError`` when that dies."""
+    """Build in a child process; raise an ``InputError`` if it fails."""
     root = str(Path(maskcast.__file__).parents[1])
     command = [sys.executable, "-P", "-m", "maskcast.builder.tensorrt.process"]
     with _library_folder(request.package) as libraries, tempfile.TemporaryFile() as log:
@@ -221,12 +221,12 @@ def _run(request: Request, name: str, report: Report) -> Built:
                 else:
                     end = event
         log.seek(0)
-        last_words = log.read().decode(errors="replace").strip()[-500:]
+        stderr = log.read().decode(errors="replace").strip()[-500:]
     if isinstance(end, Built) and child.returncode == 0:
         return end
     if isinstance(end, Failure):
         raise _as_input_error(end, request, name)
-    raise InputError(_exit_message(request.package, name, child.returncode, last_words))
+    raise InputError(_exit_message(request.package, name, child.returncode, stderr))
 
 
 def _as_input_error(failure: Failure, request: Request, name: str) -> InputError:
@@ -236,35 +236,35 @@ def _as_input_error(failure: Failure, request: Request, name: str) -> InputError
         return InputError(f"{package} is not installed: pip install 'maskcast[{extra}]' ({detail})")
     if failure.kind == "capability":
         return InputError(
-            f"--compute-capability: {package} refuses {detail}; for data-centre cards (9.0, 10.0) "
-            "take --backend tensorrt on the machine that has the card"
+            f"--compute-capability: {package} does not support {detail}; for data-centre cards "
+            "(9.0, 10.0) choose --backend tensorrt on the machine that has the card"
         )
     if failure.kind == "operator":
-        return InputError(f"the {name} has an operator that {package} cannot take: {detail}")
+        return InputError(f"{package} does not support an operator of the {name}: {detail}")
     if "memory" in detail.lower() or "bad_alloc" in detail:
         return InputError(
-            f"{package} ran out of memory while it built the {name} ({detail}); "
-            "take a smaller --size or --batch"
+            f"{package} ran out of memory while building the {name} ({detail}); "
+            "choose a smaller --size or --batch"
         )
     return InputError(f"{package} cannot build the {name}: {detail}")
 
 
-def _exit_message(package: str, name: str, status: int, last_words: str) -> str:
+def _exit_message(package: str, name: str, status: int, stderr: str) -> str:
     if status < 0:
         how = f"was killed by {signal.Signals(-status).name}"
         hint = "; the memory may have run out" if -status == signal.SIGKILL else ""
     else:
-        how, hint = f"ended with status {status}", ""
-    words = f": {' '.join(last_words.split())}" if last_words else ""
-    return f"{package}'s builder {how} while it built the {name}{hint}{words}"
+        how, hint = f"exited with status {status}", ""
+    reason = f": {' '.join(stderr.split())}" if stderr else ""
+    return f"{package}'s builder {how} while building the {name}{hint}{reason}"
 
 
 @contextmanager
-def _library_folder(package: Package) -> Any:
-    """Make a folder with the library's name that TensorRT-RTX's ONNX parser opens.
+def _library_folder(package: Package) -> Iterator[str | None]:
+    """Yield a folder with TensorRT-RTX under the name that its ONNX parser opens, if needed.
 
-    The parser asks for ``libtensorrt_rtx.so``; the wheel has ``libtensorrt_rtx.so.1`` only, and the
-    process ends at the first plugin.
+    The parser opens ``libtensorrt_rtx.so``, but the wheel has only ``libtensorrt_rtx.so.1``.
+    Without this folder the process ends at the first plugin.
     """
     found = find_spec("tensorrt_rtx_libs") if package == "tensorrt_rtx" else None
     if found is None or not found.submodule_search_locations:

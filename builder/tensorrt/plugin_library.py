@@ -29,7 +29,7 @@ from maskcast.engines.tensorrt.plugins.library import FOLDER, NAME
 SOURCES = ("plugins.cpp", "driver.cpp", "functions.cpp")
 OPTIONS = ("-O2", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
 STRIPPED = ("-s",)
-"""More options of the library that is shipped."""
+"""Further options for the library that is shipped."""
 
 
 class LibraryRecord(msgspec.Struct, frozen=True):
@@ -47,7 +47,7 @@ class LibraryRecord(msgspec.Struct, frozen=True):
 
 
 def library_sources(folder: Path = FOLDER) -> dict[str, str]:
-    """SHA-256 of everything that the library is made from, by file name."""
+    """Return the SHA-256 of every file that the library is made from, by file name."""
     paths = sorted([*folder.glob("*.cpp"), *folder.glob("*.h"), folder / "kernels.fatbin"])
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
@@ -61,26 +61,26 @@ def compile_library(
         library: the file to write.
         headers: folder of TensorRT's headers, 10.12 or later.
         compiler: g++, or one for another processor.
-        options: more of its options.
+        options: further compiler options.
 
     Raises:
-        InputError: the compiler or headers are absent, or it refuses the sources.
+        InputError: the compiler or the headers are missing, or the compilation fails.
     """
     if shutil.which(compiler) is None:
-        raise InputError(f"{compiler} is not on the PATH: install it")
+        raise InputError(f"{compiler}: not on the PATH; install it")
     command = [compiler, *OPTIONS, "-Werror", "-I", str(FOLDER), "-Wa,-I," + str(FOLDER)]
     command += ["-isystem", str(check_headers(headers)), "-isystem", str(cuda_headers())]
     command += [*(str(FOLDER / source) for source in SOURCES), "-o", str(library), *options, "-ldl"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise InputError(f"{compiler} refuses the plugins: {done.stderr.strip()[:2000]}")
+        raise InputError(f"{compiler} cannot compile the plugins: {done.stderr.strip()[:2000]}")
 
 
 def check_headers(folder: Path) -> Path:
     """Check that a folder holds TensorRT's headers; returns it.
 
     Raises:
-        InputError: it does not.
+        InputError: the folder does not.
     """
     if not (folder / "NvInferRuntime.h").is_file():
         raise InputError(
@@ -91,10 +91,10 @@ def check_headers(folder: Path) -> Path:
 
 
 def cuda_headers() -> Path:
-    """Find the folder of cuda_runtime_api.h: of a CUDA toolkit, or of the wheel that torch brings.
+    """Find the folder of cuda_runtime_api.h, in a CUDA toolkit or in the wheel of torch's CUDA.
 
     Raises:
-        InputError: there is none.
+        InputError: the header is not found.
     """
     candidates = [Path(os.environ["CUDA_HOME"]) / "include"] if "CUDA_HOME" in os.environ else []
     candidates.append(Path("/usr/local/cuda/include"))
@@ -102,11 +102,11 @@ def cuda_headers() -> Path:
     for folder in candidates:
         if (folder / "cuda_runtime_api.h").is_file():
             return folder
-    raise InputError("cuda_runtime_api.h is not found: install the CUDA toolkit or set CUDA_HOME")
+    raise InputError("cuda_runtime_api.h: not found; install the CUDA toolkit or set CUDA_HOME")
 
 
 def tensorrt_version(headers: Path) -> str:
-    """Read the version of TensorRT's headers, as in "11.1.0"."""
+    """Return the version of TensorRT's headers, for example "11.1.0"."""
     text = (headers / "NvInferVersion.h").read_text()
     parts = (
         re.search(rf"#define TRT_{name}_ENTERPRISE (\d+)", text)
@@ -117,7 +117,7 @@ def tensorrt_version(headers: Path) -> str:
 
 
 def compiler_version(compiler: str) -> str:
-    """Ask a compiler for its name and version, in one line."""
+    """Return the name and version of a compiler, in one line."""
     done = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
     return done.stdout.splitlines()[0]
 
@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--compiler", default="g++", help="C++ compiler (g++)")
     parser.add_argument(
-        "--machine", default=platform.machine(), help="processor it is for (this machine's)"
+        "--machine", default=platform.machine(), help="target processor (this machine's)"
     )
     arguments = parser.parse_args(argv)
     try:
@@ -147,7 +147,7 @@ def install_library(headers: Path, compiler: str, machine: str) -> None:
     """Compile the library for a processor, and record what it was made from.
 
     Raises:
-        InputError: as of ``compile_library``.
+        InputError: as for ``compile_library``.
     """
     folder = FOLDER / "lib" / machine
     folder.mkdir(parents=True, exist_ok=True)

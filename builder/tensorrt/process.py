@@ -1,8 +1,8 @@
 """The process in which TensorRT builds one plan; ``maskcast.builder.tensorrt.plans`` starts it.
 
-TensorRT may end its process without an exception, so it has one of its own. The request comes as
-JSON on standard input; events go to standard output as lines of JSON. What TensorRT prints goes to
-standard error.
+TensorRT can end its process without an exception, so it runs in one of its own. The request comes
+as JSON on standard input; events go to standard output as lines of JSON. What TensorRT prints goes
+to standard error.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Request(msgspec.Struct, frozen=True):
         package: the module that builds.
         graph: path of an ONNX file.
         plan: path to write to.
-        capabilities: for ``tensorrt_rtx``: "8.6", ...; empty: the GPU at hand.
+        capabilities: for ``tensorrt_rtx``: "8.6", ...; empty: the local GPU.
         profiles: ranges of shapes that kernels are chosen for.
-        timing_cache: file of TensorRT's measurements; None for ``tensorrt_rtx``, which makes none.
+        timing_cache: file of TensorRT's measurements; None for ``tensorrt_rtx``, which has none.
     """
 
     package: Package
@@ -54,14 +54,14 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
 
 
 class Failure(msgspec.Struct, frozen=True, tag="failure"):
-    """Why there is no plan."""
+    """The plan could not be built."""
 
     kind: Literal["absent", "capability", "operator", "build"]
     detail: str
 
 
 class Built(msgspec.Struct, frozen=True, tag="built", kw_only=True):
-    """The plan is written.
+    """The plan was built.
 
     Attributes:
         version: of the package.
@@ -95,23 +95,23 @@ class _BuildError(Exception):
 
 
 def main() -> None:
-    """Build what standard input asks for."""
+    """Build the plan that standard input requests."""
     events = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
 
-    def tell(event: Event) -> None:
+    def send(event: Event) -> None:
         events.write(msgspec.json.encode(event) + b"\n")
 
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
     try:
-        tell(_build(request, tell))
+        send(_build(request, send))
     except _BuildError as failed:
-        tell(failed.failure)
+        send(failed.failure)
     except MemoryError:
-        tell(Failure("build", "out of memory"))
+        send(Failure("build", "out of memory"))
 
 
-def _build(request: Request, tell: Any) -> Built:
+def _build(request: Request, send: Any) -> Built:
     try:
         trt = import_module(request.package)
     except (ImportError, OSError) as error:
@@ -121,7 +121,7 @@ def _build(request: Request, tell: Any) -> Built:
     logger = _logger(trt)
     register(trt)
     builder = trt.Builder(logger)
-    # 11.x has typed networks only, and may drop the flag.
+    # 11.x has only typed networks and may not have the flag.
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     config = builder.create_builder_config()
@@ -140,12 +140,12 @@ def _build(request: Request, tell: Any) -> Built:
         for name, ranges in shapes.items():
             profile.set_shape(name, *ranges)
         config.add_optimization_profile(profile)
-    config.progress_monitor = _monitor(trt, tell)
+    config.progress_monitor = _monitor(trt, send)
     if request.timing_cache is not None:
         load_timing_cache(config, Path(request.timing_cache))
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise _BuildError("build", "; ".join(logger.errors[-3:]) or "TensorRT gives no reason")
+        raise _BuildError("build", "; ".join(logger.errors[-3:]) or "TensorRT gave no reason")
     if request.timing_cache is not None:
         save_timing_cache(config, Path(request.timing_cache))
     built = time.monotonic()
@@ -163,7 +163,7 @@ def _build(request: Request, tell: Any) -> Built:
 
 def _set_capabilities(trt: Any, config: Any, capabilities: tuple[str, ...]) -> None:
     if not hasattr(trt, "ComputeCapability"):
-        raise _BuildError("capability", "only the GPU at hand")
+        raise _BuildError("capability", "other GPUs than the local one")
     known = trt.ComputeCapability.__members__
     config.num_compute_capabilities = len(capabilities)
     for i, capability in enumerate(capabilities):
@@ -171,7 +171,7 @@ def _set_capabilities(trt: Any, config: Any, capabilities: tuple[str, ...]) -> N
         if name not in known or not config.set_compute_capability(known[name], i):
             numbers = sorted(int(n[2:]) for n in known if n.startswith("SM"))
             choice = ", ".join(f"{n // 10}.{n % 10}" for n in numbers)
-            raise _BuildError("capability", f"{capability} is none of {choice}")
+            raise _BuildError("capability", f"{capability}; it supports {choice}")
 
 
 def _peak_rss_bytes() -> int:
@@ -222,7 +222,7 @@ def _logger(trt: Any) -> Any:
     return Logger()
 
 
-def _monitor(trt: Any, tell: Any) -> Any:
+def _monitor(trt: Any, send: Any) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -231,15 +231,15 @@ def _monitor(trt: Any, tell: Any) -> Any:
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
             del parent
             self.totals[phase] = steps
-            tell(Progress(phase, 0, steps))
+            send(Progress(phase, 0, steps))
 
         def step_complete(self, phase: str, step: int) -> bool:
-            tell(Progress(phase, step + 1, self.totals.get(phase, step + 1)))
+            send(Progress(phase, step + 1, self.totals.get(phase, step + 1)))
             return True
 
         def phase_finish(self, phase: str) -> None:
             steps = self.totals.pop(phase, 1)
-            tell(Progress(phase, steps, steps))
+            send(Progress(phase, steps, steps))
 
     return Monitor()
 

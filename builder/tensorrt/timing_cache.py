@@ -1,4 +1,4 @@
-"""What TensorRT measured of its kernels in earlier builds, so that a rebuild takes seconds."""
+"""Timing cache: TensorRT's measurements of kernels, so that a rebuild takes seconds."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from maskcast.engines.user_cache import write_whole
 
 
 def timing_cache_path() -> Path:
-    """Return the file of the user's timing cache; it may be absent."""
+    """Return the path of the user's timing cache; the file may be missing."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "maskcast" / "tensorrt_timing"
 
 
 def load_timing_cache(config: Any, path: Path) -> None:
-    """Give a builder's configuration the cache of a file; an empty one if it does not fit.
+    """Load a file's cache into a builder's configuration; an empty one if it does not match.
 
-    TensorRT checks that the content is of its version and of this GPU.
+    TensorRT checks that it is of the same version and GPU.
     """
     content = b""
     with suppress(OSError):
@@ -29,7 +29,7 @@ def load_timing_cache(config: Any, path: Path) -> None:
 
 
 def save_timing_cache(config: Any, path: Path) -> None:
-    """Write a configuration's cache to a file. A folder that cannot be written is no error."""
+    """Write a configuration's cache to a file; do nothing if the folder is not writable."""
     cache = config.get_timing_cache()
     if cache is None:
         return

@@ -1,8 +1,8 @@
 """Write a bundle's TensorRT plans as a model repository of the Triton inference server.
 
 Three models: the detector, the segmenter, and an ensemble that runs one after the other on one
-image. Triton loads the plugin library with
-``--backend-config=tensorrt,plugins=PATH``; it runs plans of ``tensorrt``, of its own version.
+image. Triton loads the plugin library with ``--backend-config=tensorrt,plugins=PATH``. It runs
+plans of ``tensorrt`` that were built with its own version.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Tensor(NamedTuple):
 
 
 def check_triton(backend: str) -> None:
-    """Check that Triton can serve what is going to be built.
+    """Check that Triton can serve the plans of a backend.
 
     Raises:
-        InputError: it cannot.
+        InputError: the backend is not ``tensorrt``.
     """
     if backend != "tensorrt":
         raise InputError(
@@ -51,7 +51,7 @@ def check_triton(backend: str) -> None:
 
 
 def write_repository(bundle: Bundle, folder: Path) -> None:
-    """Write the model repository of a bundle with plans; models of its name are replaced.
+    """Write the model repository of a bundle with plans; models of that name are replaced.
 
     Args:
         bundle: with a plan of each of its graphs.
@@ -94,18 +94,18 @@ def _tensors(values: Iterable[Any]) -> list[Tensor]:
 
 
 def _detections(outputs: list[Tensor]) -> int:
-    """Return the number of boxes that the detector gives for an image."""
+    """Return the number of boxes that the detector returns per image."""
     return next(tensor.dims[1] for tensor in outputs if tensor.name == "boxes")
 
 
 def _model(name: str, inputs: list[Tensor], outputs: list[Tensor], detections: int) -> str:
-    # 0: the plans' own first dimension is the batch, and the segmenter's counts boxes.
+    # 0: the plans have a batch dimension of their own; the segmenter's counts boxes.
     lines = [f'name: "{name}"', 'platform: "tensorrt_plan"', "max_batch_size: 0"]
     for tensor in inputs:
         reshape = ""
         dims = tensor.dims
         if name.endswith("_segmenter") and tensor.name in _FROM_DETECTOR:
-            # The detector gives [images, detections, ...]: here those of one image.
+            # The detector returns [images, detections, ...], here for one image.
             inner = (detections, *dims[1:])
             reshape, dims = f" reshape {{ shape: {list(inner)} }}", (1, *inner)
         lines.append(_entry("input", tensor.name, tensor.type, dims, reshape))

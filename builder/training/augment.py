@@ -12,10 +12,10 @@ Pixels = npt.NDArray[np.uint8]
 # Instances that are smaller than this after a crop, in pixels, are dropped.
 _MIN_SIDE = 4
 _MIN_AREA = 20
-# An instance of which a tenth or less is visible behind another is dropped. With boxes it is not
-# known which part is the instance: more of a box must be visible.
-_LEAST_LEFT = 0.1
-_MOST_COVERED = 0.6
+# An instance behind a pasted one is dropped unless more than this share of its mask is visible. A
+# box does not show which pixels are the instance: less than this share of it may be covered.
+_MIN_VISIBLE = 0.1
+_MAX_COVERED = 0.6
 
 
 class Example(NamedTuple):
@@ -62,11 +62,10 @@ def _nearest_index(old: int, new: int) -> npt.NDArray[np.intp]:
 
 
 def crop(example: Example, left: int, top: int, size: int, fill: int = 127) -> Example:
-    """Crop a ``size`` x ``size`` square; pixels outside of the image are ``fill``.
+    """Crop a ``size`` x ``size`` square; pixels outside the image are ``fill``.
 
     Boxes are clipped; those of instances with masks are recomputed from the cropped masks.
-    Instances of which too little is left are dropped, and keypoints outside of the crop are no
-    longer known.
+    Instances of which too little is left are dropped. Keypoints outside the crop become unknown.
     """
     image = np.full((size, size, 3), fill, np.uint8)
     window = example.image[top : top + size, left : left + size]
@@ -106,7 +105,7 @@ def boxes_of_masks(masks: Pixels) -> npt.NDArray[np.float32]:
 
 
 def flip(example: Example, mirrored: Sequence[int] = ()) -> Example:
-    """Mirror left and right; ``mirrored`` as in ``Keypoints``: which point becomes which."""
+    """Mirror left and right; ``mirrored`` is the index of each keypoint's counterpart."""
     width = example.image.shape[1]
     boxes = example.boxes.copy()
     boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
@@ -123,8 +122,8 @@ def paste(example: Example, other: Example, chosen: npt.NDArray[np.bool_]) -> Ex
 
     Copy-paste (Ghiasi et al. 2021, section 3) without blending. The covered pixels are removed from
     this example's masks, and instances of which too little is left are dropped. Instances that have
-    only a box keep it; their masks are empty and do not enter the loss. Keypoints under what was
-    pasted are no longer known.
+    only a box keep it; their masks are empty and do not enter the loss. Covered keypoints become
+    unknown.
 
     Args:
         example: of size ``[H, W]``.
@@ -141,9 +140,9 @@ def paste(example: Example, other: Example, chosen: npt.NDArray[np.bool_]) -> Ex
     left = masks * ~cover
     before = masks.sum(axis=(1, 2), dtype=np.int64)
     after = left.sum(axis=(1, 2), dtype=np.int64)
-    keep = (after >= _MIN_AREA) & (after > _LEAST_LEFT * before)
+    keep = (after >= _MIN_AREA) & (after > _MIN_VISIBLE * before)
     unmasked = before == 0
-    keep[unmasked] = [_is_seen(cover, box) for box in example.boxes[unmasked]]
+    keep[unmasked] = [_is_visible(cover, box) for box in example.boxes[unmasked]]
     left = left[keep]
     boxes = np.where(unmasked[keep, None], example.boxes[keep], boxes_of_masks(left))
     return Example(
@@ -171,10 +170,10 @@ def _paste_keypoints(
     return np.concatenate([keypoints, other.keypoints[chosen]])
 
 
-def _is_seen(cover: npt.NDArray[np.bool_], box: npt.NDArray[np.float32]) -> bool:
-    """Return whether enough of a box is visible under what was pasted."""
+def _is_visible(cover: npt.NDArray[np.bool_], box: npt.NDArray[np.float32]) -> bool:
+    """Return whether enough of a box is visible behind the pasted instances."""
     left, top, right, bottom = (int(side) for side in box)
-    return bool(cover[top : bottom + 1, left : right + 1].mean() < _MOST_COVERED)
+    return bool(cover[top : bottom + 1, left : right + 1].mean() < _MAX_COVERED)
 
 
 def jitter_colour(image: Pixels, rng: np.random.Generator, strength: float = 0.3) -> Pixels:

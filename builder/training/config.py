@@ -24,9 +24,9 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
         box_annotations: further images of ``images``, annotated without masks; keypoints as in
             ``annotations``.
         keypoint_annotations: further images of ``images``, annotated with keypoints and, in any of
-            a file's instances, masks; they say which keypoints the network finds.
+            a file's instances, masks; they define the keypoints that the network finds.
         validation_images: folder of the images to measure on; by default ``images``.
-        validation_annotations: None measures nothing.
+        validation_annotations: instances to measure on; None measures nothing.
         predict_masks: train the mask branch on the images of ``box_annotations`` too, with masks
             that the initial network predicts inside the boxes; needs ``initial``.
         initial: checkpoint or bundle to start from, of the same network with any classes; None
@@ -62,7 +62,7 @@ def check_config(config: TrainConfig) -> None:
     """Check the numbers of a run, and that its settings go together.
 
     Raises:
-        InputError: they do not.
+        InputError: a number is out of range, or settings exclude each other.
     """
     if not config.recipe.epochs > 0:
         raise InputError(f"epochs {config.recipe.epochs:g}: give a number above 0")
@@ -93,8 +93,8 @@ def _check_keypoints_alone(config: TrainConfig) -> None:
         raise InputError("nothing to train on: give annotations, or keypoints")
     if config.initial is None:
         raise InputError(
-            "keypoints without annotations train the keypoint branch alone: "
-            "name the model that it is added to with --initial"
+            "keypoints without annotations train the keypoint branch alone; "
+            "give the model to add it to with --initial"
         )
     if config.box_annotations is not None:
         raise InputError(

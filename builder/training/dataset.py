@@ -33,8 +33,8 @@ Masks = Literal["all", "some", "none"]
 class InstanceDataset:
     """The images of one annotation file, read on demand.
 
-    Crowds (``iscrowd``) are left out. Images without instances are kept: they teach what is
-    background. Categories are matched to ``labels`` by name; others are left out.
+    Crowds (``iscrowd``) are left out. Images without instances are kept, as examples of background.
+    Categories are matched to ``labels`` by name; others are left out.
 
     Args:
         images: folder of the images.
@@ -49,7 +49,7 @@ class InstanceDataset:
         annotations: as given.
         labels: as given, or found.
         masks: as given.
-        keypoints: what the keypoints are; None where none are read.
+        keypoints: names and skeleton of the keypoints; None if they are not read.
 
     Raises:
         InputError: a path, a mask or every category is missing, or the JSON is not COCO's.
@@ -67,7 +67,7 @@ class InstanceDataset:
         content = read_annotations(annotations)
         self.keypoints = read_keypoints(content, annotations) if with_keypoints else None
         if not images.is_dir():
-            raise InputError(f"{images}: no such folder of images")
+            raise InputError(f"{images}: no such folder; give a folder of images")
         categories = sorted(content["categories"], key=lambda category: category["id"])
         self.labels = labels or tuple(str(category["name"]) for category in categories)
         label_of_name = {name: label for label, name in enumerate(self.labels, start=1)}
@@ -148,10 +148,10 @@ class InstanceDataset:
 def open_keypoints(
     images: Path, annotations: Sequence[Path], labels: tuple[str, ...], *, with_masks: bool
 ) -> list[InstanceDataset]:
-    """Open the annotation files with keypoints; with masks, a file's are read where it has any.
+    """Open annotation files with keypoints; ``with_masks`` reads masks from files that have any.
 
     Raises:
-        InputError: a file has no keypoints, or others than the first, or there are several classes.
+        InputError: a file has no keypoints or not those of the first, or there are several classes.
     """
     opened: list[InstanceDataset] = []
     for path in annotations:
@@ -161,7 +161,7 @@ def open_keypoints(
         if data.keypoints is None:
             raise InputError(f"{path}: none of its categories has keypoints")
         if opened and data.keypoints != opened[0].keypoints:
-            raise InputError(f"{path}: other keypoints than in {annotations[0]}")
+            raise InputError(f"{path}: its keypoints differ from those in {annotations[0]}")
         if len(labels) > 1:
             raise InputError(
                 f"{path}: a keypoint branch serves a model of one class, not of {len(labels)}: "
@@ -178,10 +178,10 @@ class AugmentedDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     so that a resumed run sees what an uninterrupted one would have seen, in any worker.
 
     Args:
-        datasets: what to show.
+        datasets: sources of the examples.
         recipe: how to augment it.
         seed: random seed.
-        keypoints: what every example has; unknown ones where its data set has none.
+        keypoints: those of every example; unknown ones if its data set has none.
 
     Raises:
         InputError: a data set has other keypoints.
@@ -197,7 +197,7 @@ class AugmentedDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         for dataset in datasets:
             if dataset.keypoints not in (None, keypoints):
                 raise InputError(
-                    f"{dataset.annotations}: other keypoints than in the files of keypoints"
+                    f"{dataset.annotations}: its keypoints differ from those in the keypoint files"
                 )
         self._items = [(dataset, i) for dataset in datasets for i in range(len(dataset))]
         self._pasted = [

@@ -33,11 +33,10 @@ def read_initial(source: Path, preset: str) -> InitialModel:
 
     Args:
         source: checkpoint or bundle.
-        preset: the network of the run; numbers of a keypoint branch come from it where the model
-            has no such branch.
+        preset: network of the run; it sets the size of the keypoint branch if the model has none.
 
     Raises:
-        InputError: it cannot be read, or is of another network.
+        InputError: the model cannot be read, or is of another network.
     """
     wanted = network_config(preset, ())
     if is_bundle(source):
@@ -54,8 +53,8 @@ def read_initial(source: Path, preset: str) -> InitialModel:
     config, state = load_checkpoint(source)
     if (config.backbone, config.heads) != (wanted.backbone, wanted.heads):
         raise InputError(
-            f"{source}: of a {config.backbone} network with {config.heads} heads, "
-            f"not of {preset}; choose its network"
+            f"{source}: a {config.backbone} network with {config.heads} heads, not {preset}; "
+            "choose its preset with --network"
         )
     if config.keypoints is None:
         config = msgspec.structs.replace(

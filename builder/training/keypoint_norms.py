@@ -1,8 +1,8 @@
 """Batch norms that the keypoint branch has only while it is trained.
 
 Eight convolutions in a row learn slowly without them (Ioffe and Szegedy, "Batch Normalization",
-2015). They become part of the convolutions in the model that is saved, which is the network that
-``build_network`` makes.
+2015). They are folded into the convolutions of the saved model, which is the network that
+``build_network`` builds.
 """
 
 from collections import OrderedDict
@@ -16,10 +16,10 @@ _EPSILON = 1e-5
 
 
 class FittedBatchNorm2d(nn.BatchNorm2d):
-    """A batch norm that leaves its first batch as it is.
+    """A batch norm that does not change its first batch, so that it can extend a trained branch.
 
-    So it can be added to a trained branch. Its scale and its shift start from the statistics of
-    that batch (data-dependent initialisation, as in Salimans and Kingma 2016, section 3).
+    Its scale and shift start from the statistics of that batch (data-dependent initialisation, as
+    in Salimans and Kingma 2016, section 3).
     """
 
     def forward(self, values: Tensor) -> Tensor:

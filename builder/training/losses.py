@@ -20,8 +20,8 @@ from maskcast.builder.training.pooling import pool_regions
 
 Target = dict[str, Tensor]
 
-_MOST_POSED, _COPIES = 16, 2
-"""Instances of an image in the keypoint loss alone, and boxes for each."""
+_MAX_POSED, _COPIES = 16, 2
+"""Maximum number of instances per image in ``compute_keypoint_loss``, and boxes for each."""
 _JITTER = 0.06
 """Standard deviation of a side of those boxes, relative to the box: an IoU of 0.8."""
 
@@ -91,7 +91,7 @@ def compute_keypoint_loss(
 ) -> dict[str, Tensor]:
     """Compute the loss of the keypoint branch alone; no other part of the network gets a gradient.
 
-    In place of proposals it gets the instances' boxes, moved as far as a detector errs.
+    Instead of proposals it uses the instances' boxes, moved at random by a typical detection error.
 
     Args:
         network: as for ``compute_losses``, in evaluation mode.
@@ -106,7 +106,7 @@ def compute_keypoint_loss(
     with torch.no_grad():
         batch = _batch(network, images)
         features = network.backbone(batch.tensors)
-    regions = _regions_of_poses(targets, batch.image_sizes, _MOST_POSED, _COPIES)
+    regions = _regions_of_poses(targets, batch.image_sizes, _MAX_POSED, _COPIES)
     loss = _keypoint_loss(heads, features, *regions, targets, batch, keypoint_spread)
     # Without a keypoint there is no gradient, but the optimizer needs one.
     bias = heads.keypoint_predictor.kps_score_lowres.bias

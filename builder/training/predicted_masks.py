@@ -1,8 +1,8 @@
 """Masks for instances that have only a box, predicted by a trained network inside the box.
 
-A network that is given the right box makes better masks than one that has to find it, and better
-ones still from a larger image and its mirror image (data distillation, Radosavovic et al. 2018). A
-student trained on them learns outlines from images that nobody outlined.
+A network predicts better masks in annotated boxes than in boxes that it detects, and still better
+ones from an enlarged image and its mirror image (data distillation, Radosavovic et al. 2018). Such
+masks train the mask branch on images that were annotated without masks.
 """
 
 import json
@@ -26,22 +26,22 @@ from maskcast.engines.image_file import read_image
 _LONGEST_SIDE = 640
 _MAX_SIDE = 384
 """Square root of the area of a box, in pixels of the enlarged image, up to which the mask is good:
-larger people are pooled from a level of the pyramid that training on crops does not reach."""
+larger instances are pooled from a level of the pyramid that training on crops does not reach."""
 _MIN_SIDE = 16
-"""Shorter side of a box, in pixels of the image, from which on its mask is worth learning."""
+"""Minimum shorter side of a box, in pixels of the image."""
 _MIN_FILL = 0.7
-"""IoU of the box around the mask with the given box: the mask should touch all four sides."""
+"""Minimum IoU of the box around the mask with the given box: the mask should touch all sides."""
 _MIN_CERTAINTY = 0.7
-"""Mean probability inside the mask."""
+"""Minimum mean probability inside the mask."""
 _MIN_KEYPOINTS = 0.8
-"""Share of the visible keypoints that lie in the mask."""
+"""Minimum share of the visible keypoints that lie in the mask."""
 
 
 @torch.inference_mode()
 def predict_masks(
     network: Any, images: Path, annotations: Path, output: Path, labels: tuple[str, ...]
 ) -> tuple[int, int]:
-    """Write a copy of an annotation file in which instances have masks where they are credible.
+    """Copy an annotation file and add the predicted masks that are credible.
 
     A mask is kept if its box is neither too small nor too large, if it fills the box, if the
     network is certain of it and, where the annotation has COCO's keypoints, if the visible ones lie
@@ -55,7 +55,7 @@ def predict_masks(
         labels: the network's label names.
 
     Returns:
-        How many instances have a mask now, and how many there are.
+        The number of instances with a mask, and the number of instances.
 
     Raises:
         InputError: the annotations or an image cannot be read.
@@ -128,7 +128,7 @@ def _forward(network: Any, pixels: Tensor, boxes: Tensor, classes: Tensor) -> Te
 
 
 def _has_useful_size(box: list[float], scale: float) -> bool:
-    """Judge a box, x, y, width and height in pixels of an image that is enlarged by ``scale``."""
+    """Check a box, x, y, width and height in pixels of an image that is enlarged by ``scale``."""
     _, _, width, height = box
     is_learnable = min(width, height) >= _MIN_SIDE
     return is_learnable and math.sqrt(width * height) * scale <= _MAX_SIDE

@@ -1,4 +1,4 @@
-"""Recipe: the numbers of a training run, and the optimizer and learning rate they define."""
+"""Recipe: the hyperparameters of a training run, with its optimizer and learning rate."""
 
 import math
 from typing import Any, Literal
@@ -18,7 +18,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         learning_rate: peak, for a batch of ``batch_size``.
         weight_decay: of weights; biases and norms have none under AdamW.
         backbone_rate: the backbone's learning rate relative to that of the other layers.
-        keypoint_rate: that of the keypoint branch.
+        keypoint_rate: likewise, of the keypoint branch.
         frozen_levels: the stem and this many levels of the backbone keep their ImageNet weights.
         schedule: "step": a tenth after 2/3 and again after 8/9 of the run; "cosine": down to 0.
         warmup_iterations: iterations of linear warm-up.
@@ -114,10 +114,10 @@ def recipe_by_name(name: str) -> Recipe:
     """Return a named recipe.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: there is no recipe of that name.
     """
     if name not in RECIPES:
-        raise InputError(f"no recipe {name!r}: choose one of {', '.join(RECIPES)}")
+        raise InputError(f"recipe {name!r}: no such recipe; choose one of {', '.join(RECIPES)}")
     return RECIPES[name]
 
 

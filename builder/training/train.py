@@ -1,4 +1,4 @@
-"""Training of a network on COCO annotations: resumable, measured, and bounded in time."""
+"""Training of a network on COCO annotations: the loop, its checkpoints and measurements."""
 
 import copy
 import math
@@ -53,14 +53,14 @@ from maskcast.engines.memory import keep_memory
 
 _LOG_EVERY = 20
 _SAVE_EVERY = 200
-_MOST_BAD_LOSSES = 20
+_MAX_BAD_LOSSES = 20
 
 
 def train(config: TrainConfig, console: Console | None = None) -> Path | None:
     """Train a network, or resume a run that was interrupted.
 
     It trains on a CUDA GPU if torch finds one, else on the CPU. SIGINT saves the run and ends it;
-    the same call resumes it. A run that is complete is left as it is.
+    the same call resumes it. A complete run is not changed.
 
     Returns:
         The path of ``model.pth``, or None if the run was interrupted.
@@ -114,7 +114,10 @@ class _Run:
         self.dataset = AugmentedDataset(datasets, self.recipe, config.seed, keypoints)
         self.iterations_per_epoch = len(self.dataset) // self.recipe.batch_size
         if not self.iterations_per_epoch:
-            raise InputError(f"{config.images}: fewer images are annotated than one batch has")
+            raise InputError(
+                f"{config.images}: fewer annotated images than one batch; "
+                "choose a smaller --batch-size"
+            )
         self.iterations = config.iterations or max(
             1, round(self.recipe.epochs * self.iterations_per_epoch)
         )
@@ -134,11 +137,11 @@ class _Run:
             load_imagenet_weights(network.backbone.body, self.network_config.backbone)
             return network
         for name in load_matching(network, initial.state):
-            self.console.print(f"not in {self.config.initial}, starts from random values: {name}")
+            self.console.print(f"not in {self.config.initial}, initialised at random: {name}")
         return network
 
     def boxes(self, annotations: Path) -> InstanceDataset:
-        """Open the images with boxes only, if asked with masks that the network predicts."""
+        """Open the images with boxes only, with predicted masks if the run is to use them."""
         config, labels = self.config, self.network_config.labels
         if not config.predict_masks:
             return self.open(annotations, "none", labels)
@@ -168,9 +171,9 @@ class _Run:
             return min(1.0, self.elapsed_s / (60 * self.config.minutes))
         return self.iteration / self.iterations
 
-    def description(self, spell: Callable[[Path], str] = str) -> dict[str, Any]:
+    def description(self, format_path: Callable[[Path], str] = str) -> dict[str, Any]:
         """Describe the run with builtins, except what may change when it is resumed."""
-        run: dict[str, Any] = msgspec.to_builtins(self.config, enc_hook=spell)
+        run: dict[str, Any] = msgspec.to_builtins(self.config, enc_hook=format_path)
         return {k: v for k, v in run.items() if k not in ("workers", "evaluate_every", "output")}
 
     def save(self) -> None:
@@ -189,7 +192,8 @@ class _Run:
         state = read_state(self.checkpoint)
         if state.get("run") != self.description():
             raise InputError(
-                f"{self.checkpoint}: of a run with other settings; choose another output folder"
+                f"{self.checkpoint}: belongs to a run with other settings; "
+                "choose another output folder"
             )
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
@@ -252,7 +256,7 @@ class _Run:
                     self.elapsed_s = time.monotonic() - started
         scores = self.measure()
         training = {
-            # A model is passed on: it names its data, but not the folders on this machine.
+            # A model may be shared: it names its data, but not the folders on this machine.
             **self.description(lambda path: path.name),
             "iterations": self.iteration,
             "images": self.iteration * self.recipe.batch_size,
@@ -267,7 +271,7 @@ class _Run:
 
     @property
     def kept(self) -> Any:
-        """The network that is measured and kept."""
+        """The network that is evaluated and saved."""
         return self.network if self.recipe.average_decay is None else self.average
 
     def step(self, images: list[Tensor], targets: list[Target]) -> dict[str, float]:
@@ -296,9 +300,9 @@ class _Run:
         self.optimizer.zero_grad()
         if not math.isfinite(total.item()):
             self.bad_losses += 1
-            if self.bad_losses > _MOST_BAD_LOSSES:
+            if self.bad_losses > _MAX_BAD_LOSSES:
                 raise InputError(
-                    f"the loss diverged at iteration {self.iteration}: lower the learning rate"
+                    f"the loss diverged at iteration {self.iteration}; lower the learning rate"
                 )
             return {}
         self.bad_losses = 0
@@ -324,7 +328,7 @@ class _Run:
         )
 
     def measure(self) -> dict[str, Any] | None:
-        """Evaluate the network that is kept."""
+        """Evaluate the network that is saved."""
         config = self.config
         if config.validation_annotations is None:
             self.log.plot()
@@ -372,10 +376,10 @@ class _Run:
 
 
 def _next_batch(batches: Iterator[Any]) -> Any:
-    """Take a batch; a worker's error about an image is cut to its own line."""
+    """Return the next batch; reduce a worker's error about an image to its last line."""
     try:
         return next(batches)
     except InputError as error:
-        # The loader passes an exception on with the traceback of its process as the message.
+        # The loader raises a worker's exception with its traceback as the message.
         last = str(error).splitlines()[-1]
         raise InputError(last.removeprefix("maskcast.engines.errors.InputError: ")) from None

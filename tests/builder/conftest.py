@@ -1,4 +1,4 @@
-"""COCO data sets that tests draw themselves: coloured ellipses on noise."""
+"""COCO data sets that tests draw: coloured ellipses on noise."""
 
 import json
 from collections.abc import Callable
@@ -38,8 +38,8 @@ def draw_ellipses(tmp_path: Path) -> Callable[..., EllipseFolder]:
     """Draw images of one red and one blue ellipse each.
 
     ``instances.json`` has their outlines as polygons; ``boxes.json`` the same without outlines;
-    ``keypoints.json`` the red ones alone, with the ends of their axes, of which the lower is hidden
-    and the upper is not known. Category ids are neither contiguous nor in order.
+    ``keypoints.json`` only the red ones, with the ends of their axes as keypoints, of which the
+    bottom is hidden and the top is unknown. Category ids are neither contiguous nor in order.
     """
 
     def draw(count: int = 4, width: int = 128, height: int = 96) -> EllipseFolder:

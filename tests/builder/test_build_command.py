@@ -53,7 +53,7 @@ def test_build_says_how_to_run_the_result(tmp_path):
     ("options", "message"),
     [
         (["--size", "512"], "give --size HEIGHTxWIDTH"),
-        (["--size", "96x160", "--precision", "bf16"], "computes in fp32, fp16 or int8"),
+        (["--size", "96x160", "--precision", "bf16"], "choose fp32, fp16 or int8"),
         (
             ["--size", "96x160", "--precision", "int8", "--calibration", "/nowhere"],
             "/nowhere: no such folder",
@@ -61,7 +61,7 @@ def test_build_says_how_to_run_the_result(tmp_path):
         (["--size", "wide"], "give HEIGHTxWIDTH, for example"),
     ],
 )
-def test_a_mistake_is_one_line(tmp_path, options, message):
+def test_an_invalid_option_is_an_input_error(tmp_path, options, message):
     result = run("build", "default", "--out", tmp_path / "x", "--backend", "tensorrt_rtx", *options)
     assert isinstance(result.exception, InputError)
     assert message in str(result.exception)
@@ -88,7 +88,7 @@ def test_labels_are_a_list_or_the_lines_of_a_file(tmp_path: Path) -> None:
     file.write_text("cat\n traffic light \n\n")
     assert read_labels(str(file)) == ("cat", "traffic light")
     file.write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match="not a text file"):
+    with pytest.raises(InputError, match="not a readable UTF-8 file"):
         read_labels(str(file))
-    with pytest.raises(InputError, match="not a text file"):
+    with pytest.raises(InputError, match="not a readable UTF-8 file"):
         read_labels(str(tmp_path))

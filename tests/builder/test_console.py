@@ -18,7 +18,7 @@ def test_steps_are_shown_on_a_terminal_only():
         assert is_terminal or output.getvalue() == ""
 
 
-def test_scores_of_keypoints_have_no_column_of_small_people(capsys: pytest.CaptureFixture[str]):
+def test_scores_of_keypoints_have_none_for_small_people(capsys: pytest.CaptureFixture[str]):
     names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
     boxes = dict(zip(names, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6), strict=True))
     scores = {

@@ -22,7 +22,7 @@ def test_calibration_images_are_read_upright_and_other_files_skipped(tmp_path):
 
 
 def test_a_folder_without_images_is_named(tmp_path):
-    with pytest.raises(InputError, match="holds no image"):
+    with pytest.raises(InputError, match="holds no readable image"):
         read_calibration_images(tmp_path, SHAPE)
     with pytest.raises(InputError, match="no such folder"):
         read_calibration_images(tmp_path / "absent", SHAPE)

@@ -49,7 +49,9 @@ def test_the_bundles_of_a_folder_are_listed_and_damage_is_named(tmp_path: Path) 
 
 
 def test_a_folder_without_bundles_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no bundle, and no folder that contains bundles"):
+    with pytest.raises(
+        InputError, match="contains no bundle; give a bundle or a folder of bundles"
+    ):
         models(tmp_path)
     with pytest.raises(InputError, match="cannot be read: No such file"):
         models(tmp_path / "gone")

@@ -45,7 +45,7 @@ def test_options_change_the_recipe_of_the_network(configured) -> None:
 
 
 def test_two_lengths_of_a_run_are_refused(configured) -> None:
-    with pytest.raises(InputError, match="give one of --epochs, --iterations and --minutes"):
+    with pytest.raises(InputError, match=r"--epochs, --iterations, --minutes: .*; give one"):
         configured("--epochs", "2", "--minutes", "5")
 
 

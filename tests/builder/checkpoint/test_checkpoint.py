@@ -1,4 +1,3 @@
-import copy
 from pathlib import Path
 
 import pytest
@@ -41,7 +40,7 @@ def saved(network, tmp_path: Path) -> Path:
     return path
 
 
-def test_a_model_of_ours_comes_back_as_it_was_saved(network, saved: Path) -> None:
+def test_a_saved_model_loads_unchanged(network, saved: Path) -> None:
     config, state = load_checkpoint(saved)
     assert config == CONFIG
     assert state.keys() == network.state_dict().keys()
@@ -49,7 +48,7 @@ def test_a_model_of_ours_comes_back_as_it_was_saved(network, saved: Path) -> Non
         assert torch.equal(state[name], value)
 
 
-def test_the_file_is_of_tensors_and_builtins_alone(saved: Path) -> None:
+def test_the_file_holds_only_tensors_and_builtins(saved: Path) -> None:
     content = torch.load(saved, weights_only=True)
     assert content["format"] == 1
     assert content["labels"] == ["person", "dog"]
@@ -166,9 +165,9 @@ def test_a_file_that_would_execute_code_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ({"layer.weight": torch.zeros(1)}, "not a checkpoint of maskcast"),
+        ({"layer.weight": torch.zeros(1)}, "not a checkpoint of an R-CNN"),
         ([1, 2], "holds a list"),
-        ({"format": 2, "network": {}, "model": {}}, "of format 2"),
+        ({"format": 2, "network": {}, "model": {}}, "format 2 is not supported"),
         ({"format": 1, "network": {"labels": 3}, "model": {}}, "configuration is damaged"),
     ],
 )
@@ -231,7 +230,7 @@ def test_a_missing_file_and_an_unknown_name_are_input_errors(tmp_path: Path) -> 
         load_checkpoint("resnet")
 
 
-def test_a_network_of_other_classes_starts_from_all_that_fits(network, saved: Path) -> None:
+def test_a_network_of_other_classes_loads_the_weights_that_match(network, saved: Path) -> None:
     other = build_network(network_config("lite0-fpn", ("cat",)))
     missing = load_matching(other, load_checkpoint(saved)[1])
     assert sorted(missing) == [
@@ -252,9 +251,3 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="pickle"):
         write_atomically({"iteration": (i for i in range(2))}, path)
     assert read_state(path) == {"iteration": 1}
-
-
-def test_saving_does_not_change_the_weights(network, saved: Path) -> None:
-    before = copy.deepcopy(network.state_dict())
-    save_model(saved, CONFIG, network.state_dict(), {})
-    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())

@@ -28,7 +28,7 @@ def encode(segmentation):
     [
         ("{", "not JSON"),
         ("[" * 100_000, "not JSON"),
-        ("[]", "holds no object"),
+        ("[]", "is not an object"),
         ('{"images": [], "annotations": []}', "no list 'categories'"),
         ('{"images": [{"id": 1}]}', "an entry of 'images' has no 'file_name'"),
         ('{"images": [7]}', "an entry of 'images' has no 'file_name'"),
@@ -68,7 +68,7 @@ def test_an_image_of_an_impossible_size_is_named(tmp_path: Path, height, width) 
     path = tmp_path / "a.json"
     image = {"id": 3, "file_name": "x.png", "height": height, "width": width}
     path.write_text(json.dumps({"images": [image], "categories": [], "annotations": []}))
-    with pytest.raises(InputError, match="image 3: its name or size"):
+    with pytest.raises(InputError, match="image 3: invalid file_name"):
         read_annotations(path)
 
 
@@ -125,15 +125,15 @@ def test_several_polygons_are_united_and_clipped_to_the_image() -> None:
         ({"size": [16, 20]}, "no counts"),
         ({"size": [16, 20], "counts": []}, "covers 0 of 320"),
         ({"size": [16, 20], "counts": [100, 100]}, "covers 200 of 320"),
-        ({"size": [16, 20], "counts": [-100, 420]}, "a run that is no number"),
-        ({"size": [16, 20], "counts": [10**30]}, "a run that is no number"),
-        ({"size": [16, 20], "counts": ["x"]}, "a run that is no number"),
+        ({"size": [16, 20], "counts": [-100, 420]}, "an invalid run"),
+        ({"size": [16, 20], "counts": [10**30]}, "an invalid run"),
+        ({"size": [16, 20], "counts": ["x"]}, "an invalid run"),
         ({"size": [16, 20], "counts": ""}, "damaged"),
         ({"size": [16, 20], "counts": "ooooooooooooooooooo"}, "damaged"),
         ({"size": [16, 20], "counts": "\U0001f600"}, "damaged"),
     ],
 )  # fmt: skip
-def test_a_mask_that_is_none_of_the_image_is_refused_by_the_id(segmentation, complaint) -> None:
+def test_an_invalid_mask_is_refused_with_the_id_of_its_annotation(segmentation, complaint) -> None:
     with pytest.raises(InputError, match=rf"^a\.json: annotation 7: .*{complaint}"):
         encode(segmentation)
 
@@ -159,7 +159,9 @@ def test_keypoints_of_a_category_count_from_zero() -> None:
     ],
 )
 def test_keypoints_that_are_not_cocos_are_an_input_error(changes, complaint: str) -> None:
-    with pytest.raises(InputError, match=rf"^a\.json: .*not COCO's .*{complaint}") as caught:
+    with pytest.raises(
+        InputError, match=rf"^a\.json: .*not in COCO's form .*{complaint}"
+    ) as caught:
         read_keypoints({"categories": [{**POSED, **changes}]}, FILE)
     assert "\n" not in str(caught.value)
 
@@ -169,7 +171,7 @@ def test_keypoints_of_several_categories_are_refused() -> None:
         read_keypoints({"categories": [POSED, {**POSED, "name": "dog"}]}, FILE)
 
 
-def test_an_annotation_without_keypoints_knows_none() -> None:
+def test_all_keypoints_of_an_annotation_without_any_are_unknown() -> None:
     assert not keypoints_of({"id": 7}, 2, FILE).any()
     points = keypoints_of({"id": 7, "keypoints": [1.5, 2, 2, 0, 0, 0]}, 2, FILE)
     assert points.tolist() == [[1.5, 2, 2], [0, 0, 0]]
@@ -180,6 +182,6 @@ def test_an_annotation_without_keypoints_knows_none() -> None:
     "values",
     [[1, 2, 2], [1, 2, 3, 0, 0, 0], [1, 2, 2, 0, 0, "0"], [1, float("nan"), 2, 0, 0, 0], "text", 7],
 )
-def test_points_that_are_not_cocos_are_refused_by_the_id(values) -> None:
+def test_invalid_points_are_refused_with_the_id_of_their_annotation(values) -> None:
     with pytest.raises(InputError, match=r"^a\.json: annotation 7: its keypoints are not 2 times"):
         keypoints_of({"id": 7, "keypoints": values}, 2, FILE)

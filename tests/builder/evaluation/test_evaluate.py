@@ -13,7 +13,7 @@ LABELS = ("blue", "red")
 
 
 class Oracle:
-    """Predicts the truth of the images in their order, changed as a test wants it."""
+    """Predicts the annotations of the images in their order, after a change."""
 
     def __init__(self, folder, change=lambda prediction: prediction) -> None:
         self.dataset = InstanceDataset(folder.images, folder.annotations, labels=LABELS)
@@ -28,7 +28,7 @@ class Oracle:
         return self.change(Prediction(example.boxes, scores, example.labels, masks))
 
 
-def test_the_truth_scores_one(draw_ellipses) -> None:
+def test_predicting_the_annotations_scores_one(draw_ellipses) -> None:
     folder = draw_ellipses()
     scores = evaluate(Oracle(folder), folder.images, folder.annotations, LABELS)
     assert scores["images"] == 4
@@ -59,7 +59,7 @@ def test_swapped_labels_score_zero(draw_ellipses) -> None:
     assert scores["segm"]["AP"] == pytest.approx(0.0)
 
 
-def test_half_of_the_instances_halve_the_ap(draw_ellipses) -> None:
+def test_finding_half_of_the_instances_halves_the_ap(draw_ellipses) -> None:
     folder = draw_ellipses()
 
     def first_only(p: Prediction) -> Prediction:
@@ -81,19 +81,19 @@ def test_categories_that_the_predictor_does_not_know_are_not_scored(draw_ellipse
     assert scores["segm"]["AP"] == pytest.approx(1.0)
 
 
-def test_a_crowd_swallows_detections_without_punishing_them(draw_ellipses) -> None:
+def test_detections_in_a_crowd_do_not_lower_the_ap(draw_ellipses) -> None:
     folder = draw_ellipses()
     content = folder.content()
     for annotation in content["annotations"]:
         annotation["iscrowd"] = int(annotation["category_id"] == 7)
     folder.write(content)
-    whole = Oracle(draw_folder_copy(folder))
+    whole = Oracle(copy_without_crowds(folder))
     scores = evaluate(whole, folder.images, folder.annotations, LABELS)
     assert scores["segm"]["AP"] == pytest.approx(1.0)
 
 
-def draw_folder_copy(folder):
-    """The same folder with no crowd, for the oracle."""
+def copy_without_crowds(folder):
+    """Return the same folder without crowds, for the oracle."""
     content = folder.content()
     for annotation in content["annotations"]:
         annotation["iscrowd"] = 0
@@ -164,7 +164,7 @@ def test_the_operating_point_counts_what_the_threshold_keeps(draw_ellipses) -> N
     }
 
 
-def test_a_file_without_annotations_gives_the_false_alarms_alone(draw_ellipses) -> None:
+def test_without_annotations_only_false_alarms_are_measured(draw_ellipses) -> None:
     folder = draw_ellipses()
     oracle = Oracle(folder)
     empty = folder.annotations.with_name("empty.json")
@@ -199,7 +199,7 @@ def test_a_torch_network_predicts_in_pixels_of_the_image(with_masks: bool) -> No
 
 @pytest.fixture
 def posed(draw_ellipses):
-    """Red ellipses with the points of a person spread over them; those of odd ones are unknown."""
+    """Draw red ellipses with a person's keypoints, which are unknown in every second one."""
     folder = draw_ellipses()
     content = json.loads(folder.keypoints.read_text())
     content["categories"][0] |= {"keypoints": list(COCO_PERSON.names), "skeleton": []}
@@ -215,7 +215,7 @@ def posed(draw_ellipses):
 
 
 class Poser:
-    """Predicts the keypoints of a file, moved by some pixels."""
+    """Predicts the keypoints of a file, shifted by a number of pixels."""
 
     def __init__(self, folder, shift: float = 0) -> None:
         content = json.loads(folder.keypoints.read_text())
@@ -226,7 +226,7 @@ class Poser:
         x, y, width, height = annotation["bbox"]
         points = np.array([annotation["keypoints"]], np.float32).reshape(1, 17, 3)
         points[..., 0] += self.shift
-        if not points[..., 2].any():  # a person of whom nobody knows how he stands
+        if not points[..., 2].any():  # no keypoint is known
             points[..., :2] = x, y
         return Prediction(
             np.float32([[x, y, x + width, y + height]]), np.float32([0.9]), np.ones(1), None, points

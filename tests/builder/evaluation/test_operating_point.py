@@ -16,7 +16,7 @@ def detection(x, score, *, image=1, category=1):
     return {"image_id": image, "category_id": category, "bbox": [x, 0, 10, 10], "score": score}
 
 
-def test_right_wrong_and_missed_are_counted_over_all_images():
+def test_true_and_false_positives_and_misses_are_counted_over_all_images():
     annotations = [instance(0), instance(50), instance(0, image=2)]
     results = [
         detection(1, 0.9),  # IoU 9/11 with the first
@@ -45,7 +45,7 @@ def test_boxes_match_from_an_iou_of_one_half(shift, is_right):
     assert point["precision"] == is_right
 
 
-def test_a_second_detection_of_an_instance_is_wrong():
+def test_a_second_detection_of_an_instance_is_a_false_positive():
     point = measure_operating_point([instance(0)], [detection(0, 0.6), detection(1, 0.9)], 1, 0.5)
     assert (point["precision"], point["recall"], point["false_per_image"]) == (0.5, 1, 1)
 
@@ -64,7 +64,7 @@ def test_the_second_best_instance_is_taken_where_the_best_is_matched():
     assert (point["precision"], point["recall"]) == (1, 1)
 
 
-def test_detections_on_a_crowd_are_ignored_and_a_crowd_is_not_to_be_found():
+def test_detections_in_a_crowd_and_missed_crowds_are_not_counted():
     annotations = [instance(0, crowd=1, width=40), instance(20)]
     on_the_crowd, half_outside = detection(5, 0.9), detection(36, 0.9)
     point = measure_operating_point(
@@ -84,7 +84,7 @@ def test_what_cannot_be_measured_is_none():
     assert measure_operating_point([], [detection(0, 0.9)], 2, 0.8)["false_per_image"] == 0.5
 
 
-def test_an_empty_box_is_wrong_and_no_division_by_zero():
+def test_an_empty_box_is_a_false_positive_without_a_division_by_zero():
     empty = {"image_id": 1, "category_id": 1, "bbox": [3, 3, 0, 0], "score": 0.9}
     point = measure_operating_point([instance(0, crowd=1)], [empty], 1, 0.5)
     assert point["false_per_image"] == 1

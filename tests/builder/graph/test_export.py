@@ -66,7 +66,7 @@ def test_the_poser_takes_what_the_segmenter_takes_except_labels(
     assert [node.op_type for node in poser.graph.node if node.domain] == ["MultiscaleRoiAlign"]
 
 
-def test_nodes_of_the_own_domain_tell_tensorrt_its_plugins(graphs: dict[str, ModelProto]) -> None:
+def test_nodes_of_the_own_domain_name_their_tensorrt_plugins(graphs: dict[str, ModelProto]) -> None:
     own = [node for graph in graphs.values() for node in graph.graph.node if node.domain]
     assert sorted(node.op_type for node in own) == [
         *["GroupedNms"] * 2,

@@ -1,4 +1,4 @@
-"""The passes keep what a graph computes, and leave in float32 what decides about boxes."""
+"""The passes preserve results, and keep operators that decide on boxes in float32."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ INPUTS = {
 }
 
 
-def block(smallest_variance=0.1):
+def block():
     rng = np.random.default_rng(0)
     model = onnx.parser.parse_model(BLOCK)
     values = {
@@ -49,7 +49,7 @@ def block(smallest_variance=0.1):
         "scale": rng.uniform(0.5, 2, 4).astype("f4"),
         "bias": rng.standard_normal(4).astype("f4"),
         "mean": rng.standard_normal(4).astype("f4"),
-        "variance": np.array([smallest_variance, 0.3, 1, 9], "f4"),
+        "variance": np.array([0.1, 0.3, 1, 9], "f4"),
     }
     del model.graph.initializer[:]
     tensors = [numpy_helper.from_array(array, name) for name, array in values.items()]
@@ -85,7 +85,7 @@ def test_convolutions_and_features_become_half_and_softmax_stays():
     compute_in_float16(model)
     after = run(model, INPUTS)
     assert after["p2"].dtype == np.float16
-    assert after["pooled"].dtype == np.float32  # no feature: the outside sees no difference
+    assert after["pooled"].dtype == np.float32  # not a feature, so its type stays
     types = element_types(model)
     (softmax,) = (node for node in model.graph.node if node.op_type == "Softmax")
     (conv,) = (node for node in model.graph.node if node.op_type == "Conv")
@@ -109,7 +109,7 @@ def test_a_weight_that_half_cannot_hold_keeps_its_convolution_in_float32():
     assert run(model, INPUTS)["p2"].dtype == np.float32
 
 
-# The network that comes with the package.
+# ---- The default bundle
 
 needs_default = pytest.mark.skipif(
     not (default_bundle() / "detector.onnx").exists(), reason="the default bundle is not built"
@@ -132,7 +132,7 @@ def detector() -> onnx.ModelProto:
 
 
 def random_images(batch=2):
-    """Drawings with the photograph of a person in them: there is something to find."""
+    """Draw images with a photograph of a person, so that there is something to find."""
     drawn = np.stack([draw_people(HEIGHT, WIDTH, seed) for seed in range(batch)])
     images = drawn.transpose(0, 3, 1, 2).astype("f4")
     return {"images": images, "sizes": np.array([[HEIGHT, WIDTH]] * batch, "f4")}
@@ -188,7 +188,7 @@ def test_the_default_detector_in_half_finds_the_same_as_in_float32():
         assert after[name].dtype == np.float16
         scale = np.abs(before[name]).max()
         assert np.abs(after[name] - before[name]).max() < 0.02 * scale
-    # Fainter ones are slivers at the border, which rounding makes or unmakes.
+    # Lower scores are slivers at the border, which depend on rounding.
     likely = before["scores"] > 0.4
     assert likely.any()
     np.testing.assert_allclose(after["scores"][likely], before["scores"][likely], atol=0.02)

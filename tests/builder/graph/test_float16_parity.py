@@ -1,8 +1,8 @@
-"""The very graphs that TensorRT gets, in fp16 and int8, see what torchvision sees in fp32.
+"""The graphs that TensorRT compiles, in fp16 and int8, detect what torchvision detects in fp32.
 
-onnxruntime runs them, and OpenVINO where it can. Images are a photograph of a person pasted into
-drawings, so that something is always compared; and those of MASKCAST_PHOTOS, where it names a
-folder.
+onnxruntime runs them, and OpenVINO where it can. The images are drawings with a photograph of a
+person, so that there is always something to compare, and those of the folder MASKCAST_PHOTOS, if it
+is set.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ pytestmark = pytest.mark.skipif(
 
 SIZE = (288, 512)
 MIN_SCORE = 0.5
-SHAKY = 0.1
-"""What scores so little more than ``MIN_SCORE`` may be on the other side of it for the other."""
+MARGIN = 0.1
+"""Detections this close to ``MIN_SCORE`` may be above it in only one of the results."""
 
 
 class Tolerance(NamedTuple):
@@ -42,7 +42,7 @@ class Tolerance(NamedTuple):
         box_px: corners, in pixels of the network's input; in the mean over all detections.
         score: difference, in the mean.
         mask_iou: of the 28x28 crops cut at a half, in the mean.
-        missed: share of torchvision's detections that need not be seen.
+        missed: share of torchvision's detections that may be missing.
     """
 
     box_px: float
@@ -62,7 +62,7 @@ SESSION = onnxruntime.InferenceSession
 
 
 def photographs() -> list[Any]:
-    """Up to 40 images of the folder that MASKCAST_PHOTOS names."""
+    """Read up to 40 images of the folder that MASKCAST_PHOTOS names."""
     if "MASKCAST_PHOTOS" not in os.environ:
         pytest.skip("MASKCAST_PHOTOS names no folder of photographs")
     shape = FixedInput(*SIZE, open_bundle("default").manifest.input.pad_value)
@@ -71,7 +71,7 @@ def photographs() -> list[Any]:
 
 @pytest.fixture(scope="module", params=["drawn", "photographed"])
 def images(request: pytest.FixtureRequest, parity: Any) -> list[Any]:
-    """Images to calibrate with and to compare on, half and half."""
+    """Make images: half of them for calibration, half for the comparison."""
     if request.param == "photographed":
         return photographs()
     return [parity.fit(parity.draw_people(*SIZE, seed=seed)) for seed in range(12)]
@@ -92,7 +92,7 @@ def truths(images: list[Any], parity: Any) -> list[Any]:
 def prepared(
     request: pytest.FixtureRequest, images: list[Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Bundle:
-    """The default bundle with its graphs as ``builder.tensorrt`` hands them to TensorRT."""
+    """Make the default bundle with its graphs as ``builder.tensorrt`` prepares them."""
     default = open_bundle("default")
     folder = tmp_path_factory.mktemp(request.param)
     paths = [path for path in (default.detector, default.segmenter) if path is not None]
@@ -118,15 +118,15 @@ def mask_iou(one: Any, other: Any) -> float:
 
 
 def compare(engine: Any, images: list[Any], truths: list[Any]) -> dict[str, float]:
-    """Match detections by box; what is sure in one must be in the other."""
-    sure = MIN_SCORE + SHAKY
+    """Match detections by box; those well above the threshold must be in both results."""
+    sure = MIN_SCORE + MARGIN
     boxes, scores, masks = [], [], []
-    counts = {"sure": 0, "missed": 0, "besides": 0}
+    counts = {"sure": 0, "missed": 0, "extra": 0}
     for image, truth in zip(images, truths, strict=True):
         here = NetworkImage(image.pixels, image.content, image.content)  # no way back to a source
-        (found,) = engine.segment(engine.detect([here], MIN_SCORE - SHAKY))
+        (found,) = engine.segment(engine.detect([here], MIN_SCORE - MARGIN))
         left = set(range(len(found)))
-        for index in np.nonzero(truth.scores >= MIN_SCORE - SHAKY)[0]:
+        for index in np.nonzero(truth.scores >= MIN_SCORE - MARGIN)[0]:
             overlaps = {other: iou(truth.boxes[index], found.boxes[other]) for other in left}
             best = max(overlaps, key=overlaps.__getitem__, default=None)
             is_sure = truth.scores[index] >= sure
@@ -140,7 +140,7 @@ def compare(engine: Any, images: list[Any], truths: list[Any]) -> dict[str, floa
             boxes.append(np.abs(truth.boxes[index] - found.boxes[best]).max())
             scores.append(abs(truth.scores[index] - found.scores[best]))
             masks.append(mask_iou(truth.masks[index], found.masks[best] / 255))
-        counts["besides"] += int((found.scores[sorted(left)] >= sure).sum())
+        counts["extra"] += int((found.scores[sorted(left)] >= sure).sum())
     means = {name: float(np.mean(values)) for name, values in
              {"box_px": boxes, "score": scores, "mask_iou": masks}.items()}  # fmt: skip
     return counts | means | {"box_px_most": float(max(boxes))}
@@ -149,7 +149,7 @@ def compare(engine: Any, images: list[Any], truths: list[Any]) -> dict[str, floa
 def assert_within(figures: dict[str, float], tolerance: Tolerance) -> None:
     assert figures["sure"] >= 10, figures
     assert figures["missed"] <= tolerance.missed * figures["sure"], figures
-    assert figures["besides"] <= tolerance.missed * figures["sure"], figures
+    assert figures["extra"] <= tolerance.missed * figures["sure"], figures
     assert figures["box_px"] <= tolerance.box_px, figures
     assert figures["score"] <= tolerance.score, figures
     assert figures["mask_iou"] >= tolerance.mask_iou, figures
@@ -161,25 +161,25 @@ def plain_session(model: Any, options: Any = None, **named: Any) -> Any:
     return SESSION(model, options, **named)
 
 
-def test_what_tensorrt_gets_sees_what_torchvision_sees(
+def test_prepared_graphs_detect_what_torchvision_detects(
     prepared: Bundle,
     images: list[Any],
     truths: list[Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if prepared.manifest.precision == "int8":
-        # Its optimiser makes infinities of float16 scales (1.32); the graph as it stands has none.
+        # onnxruntime's optimiser (1.32) turns float16 scales into infinities; the graph has none.
         monkeypatch.setattr(onnxruntime, "InferenceSession", plain_session)
     engine = OnnxRuntimeEngine(prepared)
     figures = compare(engine, images[len(images) // 2 :], truths)
     assert_within(figures, TOLERANCES[prepared.manifest.precision])
 
 
-# Its RoIAlign takes features and boxes of one type; TensorRT's fp16 and int8 graphs have float16
-# features and float32 boxes. int8 runs from the portable graphs, as OpenVINO always runs it.
+# OpenVINO's RoIAlign takes features and boxes of one type; TensorRT's fp16 and int8 graphs have
+# float16 features and float32 boxes. int8 runs from the portable graphs, as always in OpenVINO.
 @pytest.mark.parametrize("prepared", ["fp32"], indirect=True)
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_openvino_sees_the_same(
+def test_openvino_detects_the_same(
     prepared: Bundle, precision: str, images: list[Any], truths: list[Any]
 ) -> None:
     manifest = replace(prepared.manifest, precision=precision)

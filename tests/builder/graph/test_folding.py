@@ -1,4 +1,4 @@
-"""Folding changes what a graph is made of and nothing of what it computes."""
+"""Folding changes the nodes of a graph, but not its results."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_everything_folds_at_once():
 
 
 def test_folding_many_convolutions_does_not_copy_the_other_weights_each_time():
-    """A ResNet-50 once took 9 GB: protobuf keeps what is taken out of a model."""
+    """protobuf keeps what is removed from a model: folding a ResNet-50 once took 9 GB."""
     script = """
 import resource, numpy as np, onnx
 from onnx import helper, numpy_helper, TensorProto

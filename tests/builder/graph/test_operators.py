@@ -27,7 +27,7 @@ LEVELS = ("p2", "p3", "p4", "p5")
 def one_node_model(
     operator: str, inputs: dict[str, Any], output: int, **attributes: Any
 ) -> onnxruntime.InferenceSession:
-    """A model of one of the operators, run through its function body."""
+    """Open a model of one of the operators, which runs its function body."""
     rank = 4 if operator == "MultiscaleRoiAlign" else 2
     node = helper.make_node(
         operator, list(inputs), ["output"], domain=DOMAIN, **attributes, **PLUGIN_ATTRIBUTES
@@ -77,7 +77,7 @@ def random_features(batch: int = 2) -> list[torch.Tensor]:
 
 
 def random_rois(count: int) -> torch.Tensor:
-    """Of all sizes, some of them over the edge."""
+    """Make regions of all sizes, some of them partly outside the image."""
     generator = torch.Generator().manual_seed(1)
     corner = torch.rand(count, 2, generator=generator) * torch.tensor([320.0, 256.0]) - 10
     side = torch.exp(torch.rand(count, 2, generator=generator) * 6)
@@ -145,7 +145,7 @@ def run_nms(
     score_threshold: float = 0.05,
     max_output: int = 20,
 ) -> np.ndarray[Any, Any]:
-    """Both forms, which must agree."""
+    """Run both implementations, which must agree."""
     reference = grouped_nms(boxes, scores, groups, iou_threshold, score_threshold, max_output)
     inputs = {"boxes": boxes.numpy(), "scores": scores.numpy(), "groups": groups.numpy()}
     session = one_node_model(

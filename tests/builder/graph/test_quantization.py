@@ -1,4 +1,4 @@
-"""Quantised graphs compute nearly what they computed, and say int8 where they should."""
+"""Quantised graphs give nearly the same results, and have int8 where they should."""
 
 from __future__ import annotations
 

@@ -91,12 +91,12 @@ def test_a_mask_r_cnn_may_have_a_keypoint_branch_too() -> None:
     assert found["keypoints"].shape == (len(found["boxes"]), 2, 3)
 
 
-def test_freezing_leaves_the_keypoint_branch_to_learn() -> None:
+def test_freezing_leaves_only_the_keypoint_branch_trainable() -> None:
     network = build_network(network_config("lite0-fpn", ("person",), keypoints=COCO_PERSON))
     freeze_all_but_keypoints(network)
-    learns = [name for name, value in network.named_parameters() if value.requires_grad]
-    assert len(learns) == 18
-    assert all("keypoint_head" in name or "keypoint_predictor" in name for name in learns)
+    trainable = [name for name, value in network.named_parameters() if value.requires_grad]
+    assert len(trainable) == 18
+    assert all("keypoint_head" in name or "keypoint_predictor" in name for name in trainable)
 
 
 def test_an_unknown_preset_is_an_input_error_that_lists_the_presets() -> None:

@@ -1,4 +1,4 @@
-"""TensorRT's headers out of a pinned wheel, with a wheel and a pip that need no network."""
+"""TensorRT's headers from a pinned wheel, with a local wheel in its place."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from maskcast.engines.errors import InputError
 
 @pytest.fixture
 def wheel(tmp_path, monkeypatch):
-    """A wheel of the pinned name and version, the only one that pip finds."""
+    """Make a wheel of the pinned name and version, the only one that pip finds."""
     name, version = WHEEL.replace("-", "_").split("==")
     path = tmp_path / "index" / f"{name}-{version}-py3-none-any.whl"
     path.parent.mkdir()

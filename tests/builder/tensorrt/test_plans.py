@@ -1,4 +1,4 @@
-"""TensorRT-RTX really builds here, without a GPU; and what can go wrong is said in one line."""
+"""Build plans with the real TensorRT-RTX, without a GPU; failures are reported in one line."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ needs_default = pytest.mark.skipif(
     not (default_bundle() / "detector.onnx").exists(), reason="the default bundle is not built"
 )
 needs_no_gpu = pytest.mark.skipif(
-    compute_capability() is not None, reason="says what happens on a machine without a GPU"
+    compute_capability() is not None, reason="tests a machine without a GPU"
 )
 
 TINY = """
@@ -344,7 +344,9 @@ def test_the_poser_is_built_for_the_detectors_features_and_boxes(
         precision=precision,
         input=FixedInput(160, 256),
     )
-    made = build_plans(folder, manifest, max_batch=2, capabilities=["8.6"], built=built.__setitem__)
+    made = build_plans(
+        folder, manifest, max_batch=2, capabilities=["8.6"], on_plan=built.__setitem__
+    )
     _, _, plan = made.plans
     assert (plan.graph, plan.file, plan.max_boxes) == ("poser", "poser.plan", 200)
     assert plan.graph_sha256 == posing_bundle.manifest.graphs.poser.sha256
@@ -394,7 +396,7 @@ def test_a_model_without_a_mask_branch_has_one_plan(tmp_path):
 @pytest.mark.parametrize("capability", ["9.0", "10.0", "1.7", "eight"])
 def test_a_refused_capability_is_named_with_the_way_out(tmp_path, capability):
     bundle = tiny_bundle(tmp_path / "a")
-    with pytest.raises(InputError, match=rf"refuses {capability}.*12\.0.*--backend tensorrt"):
+    with pytest.raises(InputError, match=rf"not support {capability}.*12\.0.*--backend tensorrt"):
         build_tiny(bundle, capabilities=[capability])
 
 
@@ -402,7 +404,7 @@ def test_a_refused_capability_is_named_with_the_way_out(tmp_path, capability):
 def test_an_operator_that_tensorrt_does_not_know_is_named(tmp_path):
     bundle = tiny_bundle(tmp_path / "a", operator="elsewhere.Wobble")
     with pytest.raises(
-        InputError, match=r"the detector has an operator that tensorrt_rtx cannot.*Wobble"
+        InputError, match=r"tensorrt_rtx does not support an operator of the detector: .*Wobble"
     ):
         build_tiny(bundle, capabilities=["8.6"])
 
@@ -445,12 +447,12 @@ def replace_tensorrt(tmp_path, monkeypatch):
     [
         ("raise ImportError('no such library')", "not installed: pip install.*no such library"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL.*memory may have run"),
-        ("import os; os.abort()", "was killed by SIGABRT while it built the detector$"),
-        ("import os; print('last words'); os._exit(3)", "ended with status 3.*last words"),
-        ("raise MemoryError", "ran out of memory.*take a smaller --size or --batch"),
+        ("import os; os.abort()", "was killed by SIGABRT while building the detector$"),
+        ("import os; print('the reason'); os._exit(3)", "exited with status 3.*the reason"),
+        ("raise MemoryError", "ran out of memory.*choose a smaller --size or --batch"),
     ],
 )
-def test_the_death_of_the_building_process_is_one_clear_line(
+def test_a_build_process_that_fails_is_reported_in_one_line(
     tmp_path, replace_tensorrt, code, message
 ):
     replace_tensorrt(code)

@@ -164,5 +164,5 @@ def test_a_folder_without_the_headers_is_named(tmp_path):
 
 
 def test_without_a_compiler_the_error_names_it(tmp_path):
-    with pytest.raises(InputError, match="no-such-g\\+\\+ is not on the PATH"):
+    with pytest.raises(InputError, match="no-such-g\\+\\+: not on the PATH; install it"):
         compile_library(tmp_path / NAME, tmp_path, compiler="no-such-g++")

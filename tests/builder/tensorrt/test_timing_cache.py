@@ -33,7 +33,7 @@ class Config:
         return self.cache
 
 
-def test_what_one_build_measures_the_next_one_reads(tmp_path):
+def test_a_build_reads_the_measurements_of_the_one_before(tmp_path):
     path = tmp_path / "maskcast" / "timing"
     first, second = Config(), Config()
     load_timing_cache(first, path)
@@ -58,12 +58,12 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path):
     save_timing_cache(config, tmp_path / "file" / "timing")
 
 
-def test_it_lies_in_the_users_cache(monkeypatch, tmp_path):
+def test_it_is_in_the_users_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert timing_cache_path() == tmp_path / "maskcast" / "tensorrt_timing"
 
 
-def test_the_packages_have_the_calls():
+def test_tensorrt_has_the_methods_of_the_double():
     rtx = pytest.importorskip("tensorrt_rtx")
     for name in ("create_timing_cache", "set_timing_cache", "get_timing_cache"):
         assert hasattr(rtx.IBuilderConfig, name)

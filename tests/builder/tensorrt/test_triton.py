@@ -37,7 +37,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
-    """The default bundle with plans of which Triton's files see only names and shapes."""
+    """Write the repository of the default bundle, with fake plans: their content is not read."""
     default = open_bundle("default")
     folder = tmp_path_factory.mktemp("bundle")
     for name in ("detector", "segmenter"):
@@ -65,7 +65,7 @@ def test_it_holds_two_plans_and_an_ensemble(repository):
     ]  # fmt: skip
     plan = repository / "a_b_c_segmenter" / "1" / "model.plan"
     assert plan.read_bytes() == b"segmenter"
-    assert (repository / "a_b_c" / "1").is_dir()  # Triton wants a version, also of an ensemble
+    assert (repository / "a_b_c" / "1").is_dir()  # Triton needs a version of an ensemble too
 
 
 def test_every_configuration_follows_tritons_schema(repository):

@@ -69,7 +69,7 @@ def test_a_crop_keeps_the_box_of_an_instance_that_has_no_mask_among_others_that_
     assert cropped.masks.any(axis=(1, 2)).tolist() == [True, False]
 
 
-def test_instances_outside_of_a_crop_are_dropped_with_their_labels_and_masks() -> None:
+def test_instances_outside_a_crop_are_dropped_with_their_labels_and_masks() -> None:
     cropped = augment.crop(example(), left=32, top=0, size=28)
     assert cropped.labels.tolist() == [2]
     assert cropped.masks is not None
@@ -131,7 +131,7 @@ def test_the_same_generator_state_gives_the_same_augmentation() -> None:
 
 
 def person(left: int, top: int, right: int, bottom: int) -> Example:
-    """An image of 60 x 40 with one white instance."""
+    """Draw an image of 60 x 40 pixels with one white instance."""
     masks = np.zeros((1, 40, 60), np.uint8)
     masks[0, top:bottom, left:right] = 1
     image = np.zeros((40, 60, 3), np.uint8)
@@ -142,7 +142,7 @@ def person(left: int, top: int, right: int, bottom: int) -> Example:
 ONE = np.array([True])
 
 
-def test_what_is_pasted_covers_pixels_and_masks_of_what_lies_below() -> None:
+def test_a_pasted_instance_covers_the_pixels_and_masks_behind_it() -> None:
     pasted = augment.paste(example(), person(20, 0, 40, 40), ONE)
     assert pasted.masks is not None
     assert pasted.labels.tolist() == [1, 2, 3]
@@ -152,7 +152,7 @@ def test_what_is_pasted_covers_pixels_and_masks_of_what_lies_below() -> None:
     assert pasted.boxes.tolist() == [[10, 5, 20, 25], [40, 20, 55, 36], [20, 0, 40, 40]]
 
 
-def test_an_instance_of_which_hardly_anything_is_left_is_dropped() -> None:
+def test_an_almost_covered_instance_is_dropped() -> None:
     pasted = augment.paste(example(), person(10, 6, 60, 40), ONE)
     assert pasted.labels.tolist() == [3]
 
@@ -188,12 +188,12 @@ def test_a_box_without_a_mask_that_is_mostly_covered_is_dropped() -> None:
 
 
 def posed(points: list[list[float]]) -> Example:
-    """The example, whose first instance has these keypoints and whose second has none."""
+    """Return the example with these keypoints in its first instance and none in its second."""
     known = np.array([points, [[0, 0, 0]] * len(points)], np.float32)
     return example()._replace(keypoints=known)
 
 
-def test_keypoints_grow_with_the_image() -> None:
+def test_keypoints_scale_with_the_image() -> None:
     doubled = augment.resize(posed([[10, 8, 2]]), 120, 60)
     assert doubled.keypoints is not None
     assert doubled.keypoints[0].tolist() == [[20, 12, 2]]
@@ -210,7 +210,7 @@ def test_a_mirror_moves_keypoints_and_swaps_left_and_right() -> None:
     assert np.array_equal(back.keypoints[0], before.keypoints[0])
 
 
-def test_keypoints_outside_of_a_crop_are_no_longer_known() -> None:
+def test_keypoints_outside_a_crop_become_unknown() -> None:
     cropped = augment.crop(posed([[25, 8, 2], [11, 8, 2], [25, 24, 1]]), left=20, top=0, size=20)
     assert cropped.keypoints is not None
     assert cropped.keypoints[0, :, 2].tolist() == [2, 0, 0]
@@ -224,7 +224,7 @@ def test_the_keypoints_of_a_dropped_instance_are_dropped() -> None:
     assert cropped.keypoints[0, 0, 2] == 0
 
 
-def test_keypoints_that_are_pasted_over_are_no_longer_known() -> None:
+def test_covered_keypoints_become_unknown() -> None:
     above = person(10, 0, 20, 20)._replace(keypoints=np.float32([[[15, 4, 2], [0, 0, 0]]]))
     pasted = augment.paste(posed([[15, 8, 2], [25, 8, 2]]), above, ONE)
     assert pasted.keypoints is not None

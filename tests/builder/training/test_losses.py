@@ -40,7 +40,7 @@ def test_the_losses_are_those_of_torchvisions_own_forward(network) -> None:
         torch.testing.assert_close(ours[name], theirs[their_name], rtol=1e-4, atol=1e-5)
 
 
-def test_of_the_positive_regions_of_an_image_a_limited_number_trains_the_branches(
+def test_a_limited_number_of_positive_regions_per_image_trains_the_branches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
@@ -185,8 +185,8 @@ def test_the_keypoint_branch_alone_gets_gradients_from_its_own_loss(posing) -> N
     posing.train()
     losses["keypoint"].backward()
     assert set(losses) == {"keypoint"}
-    learns = {name for name, value in posing.named_parameters() if value.grad is not None}
-    assert learns == {name for name, _ in posing.named_parameters() if ".keypoint_" in name}
+    trained = {name for name, value in posing.named_parameters() if value.grad is not None}
+    assert trained == {name for name, _ in posing.named_parameters() if ".keypoint_" in name}
 
 
 def test_the_boxes_of_the_keypoint_loss_lie_near_the_instance_and_in_the_image() -> None:

@@ -18,7 +18,7 @@ PORTRAIT = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
 
 
 class Person:
-    """A photograph of a person, and where the network finds the person in it."""
+    """A photograph of a person, with the box and mask that the network finds in it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -38,7 +38,7 @@ class Person:
         self.mask = found["masks"][0, 0].numpy() > 0.5
 
     def predict(self, *annotations: dict[str, Any]) -> Path:
-        """Predict masks for instances that differ from the person in these keys."""
+        """Predict masks for copies of the person's annotation with changed keys."""
         content = {
             "images": [
                 {"id": 1, "file_name": "0.png", "width": self.width, "height": self.height},
@@ -56,7 +56,7 @@ class Person:
         return output
 
     def has_mask(self, **keys: Any) -> bool:
-        """Whether an instance that differs from the person in these keys gets a mask."""
+        """Return whether a copy of the person's annotation with changed keys gets a mask."""
         content = json.loads(self.predict(keys).read_text())
         return bool(content["annotations"][0]["segmentation"])
 

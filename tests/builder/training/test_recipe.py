@@ -29,7 +29,7 @@ def test_the_rate_rises_linearly_during_the_warm_up() -> None:
     assert learning_rate(recipe, 9, 0.0) == learning_rate(recipe, 100, 0.1) == 1.0
 
 
-def test_steps_are_tenths_after_two_and_after_eight_parts() -> None:
+def test_the_step_schedule_falls_to_a_tenth_after_two_thirds_and_again_after_eight_ninths() -> None:
     recipe = Recipe(learning_rate=1.0, warmup_iterations=1)
     assert [learning_rate(recipe, 99, done) for done in (0.6, 0.7, 0.8, 0.9)] == pytest.approx(
         [1.0, 0.1, 0.1, 0.01]
@@ -66,7 +66,7 @@ def test_adamw_decays_only_weights_and_slows_the_backbone() -> None:
         assert group["weight_decay"] == (0.02 if parameter.ndim > 1 else 0.0)
 
 
-def test_the_papers_sgd_has_momentum_and_decays_all() -> None:
+def test_the_papers_sgd_has_momentum_and_decays_all_parameters() -> None:
     network = build_network(network_config("lite0-fpn", ("person",), with_masks=False))
     optimizer = make_optimizer(network, RECIPES["paper"])
     assert isinstance(optimizer, torch.optim.SGD)

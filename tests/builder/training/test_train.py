@@ -42,7 +42,7 @@ RECIPE = Recipe(
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Tiny steps on several threads spend their time waiting for one another."""
+    """Use one thread: with several, tiny steps spend their time on synchronisation."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -51,14 +51,14 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than steps so small; where ``curves`` is asked for, they are drawn."""
+    """Skip plots, which take longer than such small steps, unless a test asks for ``curves``."""
     if "curves" not in request.fixturenames:
         monkeypatch.setattr(train_module.TrainingLog, "plot", lambda log: None)
 
 
 @pytest.fixture
 def curves() -> None:
-    """Ask for the image of the run's losses and scores."""
+    """Draw the plot of the run's losses and scores."""
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def metrics(config: TrainConfig) -> list[dict]:
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, iteration: int) -> None:
-    """Let SIGINT arrive in the midst of an iteration (from 1)."""
+    """Send SIGINT during an iteration (from 1)."""
     original, calls = train_module.compute_losses, []
 
     def interrupted(*arguments):
@@ -154,7 +154,7 @@ def test_a_run_is_measured_recorded_and_drawn(run) -> None:
     assert training["annotations"] == "instances.json"
 
 
-def test_frozen_levels_and_batch_statistics_stay_as_imagenet_has_them(run) -> None:
+def test_frozen_levels_and_batch_statistics_keep_their_imagenet_values(run) -> None:
     path = silently(run(recipe=msgspec.structs.replace(RECIPE, epochs=2, average_decay=None)))
     assert path is not None
     _, state = load_checkpoint(path)
@@ -186,7 +186,7 @@ def test_a_run_can_start_from_a_model_of_other_classes(run) -> None:
     assert load_checkpoint(second)[0].labels == ("green", "red")
 
 
-def test_a_run_can_start_from_the_model_that_ships(run) -> None:
+def test_a_run_can_start_from_the_default_model(run) -> None:
     path = silently(run(initial=Path("default"), recipe=msgspec.structs.replace(RECIPE, epochs=1)))
     assert path is not None
     labels, state = load_checkpoint(path)[0].labels, load_checkpoint(path)[1]
@@ -258,11 +258,11 @@ def test_the_papers_recipe_trains_a_resnet_from_a_checkpoint_and_keeps_its_numbe
 
 def test_a_checkpoint_of_another_network_is_an_input_error(run) -> None:
     first = silently(run("first"))
-    with pytest.raises(InputError, match="of a lite0 network"):
+    with pytest.raises(InputError, match="a lite0 network"):
         silently(run("second", network="lite2-fpn", initial=first))
 
 
-def test_a_run_of_some_minutes_ends_by_the_clock(run) -> None:
+def test_a_run_with_a_duration_ends_when_it_is_over(run) -> None:
     config = run(minutes=0.02)
     assert silently(config) is not None
     state = read_state(config.output / "checkpoint.pth")
@@ -320,7 +320,7 @@ def test_a_loss_that_stays_infinite_ends_the_run_with_advice(
         return {"mask": torch.tensor(float("inf"), requires_grad=True)}
 
     monkeypatch.setattr(train_module, "compute_losses", diverged)
-    monkeypatch.setattr(train_module, "_MOST_BAD_LOSSES", 3)
+    monkeypatch.setattr(train_module, "_MAX_BAD_LOSSES", 3)
     with pytest.raises(InputError, match="lower the learning rate"):
         silently(run(recipe=msgspec.structs.replace(RECIPE, epochs=50)))
 
@@ -348,7 +348,7 @@ def test_a_setting_out_of_range_is_an_input_error(run, changes, complaint: str) 
     assert not config.output.exists()
 
 
-def test_a_complete_run_is_left_as_it_is(run) -> None:
+def test_a_complete_run_is_not_changed(run) -> None:
     config = run(validation_annotations=run().annotations)
     path = silently(config)
     assert path is not None
@@ -379,7 +379,7 @@ def test_a_folder_with_a_run_of_other_settings_is_an_input_error(
 
 
 def test_fewer_images_than_a_batch_are_an_input_error(run) -> None:
-    with pytest.raises(InputError, match="fewer images"):
+    with pytest.raises(InputError, match="fewer annotated images"):
         silently(run(recipe=msgspec.structs.replace(RECIPE, batch_size=3)))
 
 
@@ -393,7 +393,9 @@ def of_red(run, tmp_path: Path) -> Path:
     return path
 
 
-def test_a_keypoint_branch_is_trained_on_a_model_that_stays_as_it_is(run, of_red: Path) -> None:
+def test_training_a_keypoint_branch_does_not_change_the_rest_of_the_model(
+    run, of_red: Path
+) -> None:
     config = run(
         recipe=msgspec.structs.replace(RECIPE, epochs=60, learning_rate=1e-3, paste=0.5),
         annotations=None,
@@ -418,7 +420,7 @@ def test_a_keypoint_branch_is_trained_on_a_model_that_stays_as_it_is(run, of_red
     assert all(name.startswith("roi_heads.keypoint_") for name in added)
 
 
-def test_a_keypoint_branch_goes_on_from_the_one_that_a_model_has(run, of_red: Path) -> None:
+def test_a_keypoint_branch_starts_from_that_of_the_initial_model(run, of_red: Path) -> None:
     poses = (run().annotations.with_name("keypoints.json"),)
     recipe = msgspec.structs.replace(RECIPE, epochs=1, learning_rate=1e-9, weight_decay=0.0)
     settings = {"annotations": None, "keypoint_annotations": poses, "recipe": recipe}
@@ -478,7 +480,9 @@ def test_files_with_other_keypoints_than_the_branch_are_an_input_error(run) -> N
     content["categories"][0]["keypoints"][0] = "tail"
     other = poses.with_name("other.json")
     other.write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"other\.json: other keypoints than in the files of key"):
+    with pytest.raises(
+        InputError, match=r"other\.json: its keypoints differ from those in the key"
+    ):
         silently(run(annotations=poses, box_annotations=other, keypoint_annotations=(poses,)))
 
 
@@ -505,7 +509,10 @@ def test_keypoints_are_measured_where_they_are_those_of_a_person(run, of_red: Pa
     ("changes", "complaint"),
     [
         ({"annotations": None}, "nothing to train on"),
-        ({"annotations": None, "keypoint_annotations": (Path("k"),)}, "name the model .*--initial"),
+        (
+            {"annotations": None, "keypoint_annotations": (Path("k"),)},
+            "give the model to add it to .*--initial",
+        ),
         (
             {
                 "annotations": None,
