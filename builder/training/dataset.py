@@ -68,13 +68,16 @@ class InstanceDataset:
         self.keypoints = read_keypoints(content, annotations) if with_keypoints else None
         if not images.is_dir():
             raise InputError(f"{images}: no such folder; give a folder of images")
-        categories = sorted(content["categories"], key=lambda category: category["id"])
+        # Ids may be numbers and strings.
+        categories = sorted(
+            content["categories"], key=lambda c: (isinstance(c["id"], str), c["id"])
+        )
         self.labels = labels or tuple(str(category["name"]) for category in categories)
         label_of_name = {name: label for label, name in enumerate(self.labels, start=1)}
         self._label_of_category = {
-            category["id"]: label_of_name[category["name"]]
+            category["id"]: label_of_name[str(category["name"])]
             for category in categories
-            if category["name"] in label_of_name
+            if str(category["name"]) in label_of_name
         }
         if not self._label_of_category:
             raise InputError(

@@ -38,6 +38,16 @@ def test_labels_are_matched_by_name_and_other_categories_left_out(draw_ellipses)
     assert dataset.read(0).labels.tolist() == [2]
 
 
+def test_ids_may_be_numbers_and_strings_and_names_numbers(draw_ellipses) -> None:
+    folder = draw_ellipses()
+    content = json.loads(folder.annotations.read_text().replace('"blue"', "5"))
+    content["categories"].append({"id": "x", "name": "green"})
+    folder.write(content)
+    dataset = InstanceDataset(folder.images, folder.annotations)
+    assert dataset.labels == ("5", "red", "green")
+    assert dataset.read(0).labels.tolist() == [2, 1]
+
+
 def test_crowds_are_left_out_and_images_without_instances_kept(draw_ellipses) -> None:
     folder = draw_ellipses(count=2)
     content = folder.content()
