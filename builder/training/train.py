@@ -21,6 +21,7 @@ from maskcast.builder.checkpoint.checkpoint import (
     save_model,
     write_atomically,
 )
+from maskcast.builder.console import print_line
 from maskcast.builder.evaluation.evaluate import evaluate, torch_predictor
 from maskcast.builder.network.backbone import freeze_levels, load_imagenet_weights
 from maskcast.builder.network.network import (
@@ -137,7 +138,7 @@ class _Run:
             load_imagenet_weights(network.backbone.body, self.network_config.backbone)
             return network
         for name in load_matching(network, initial.state):
-            self.console.print(f"not in {self.config.initial}, initialised at random: {name}")
+            print_line(self.console, f"not in {self.config.initial}, initialised at random: {name}")
         return network
 
     def boxes(self, annotations: Path) -> InstanceDataset:
@@ -148,7 +149,7 @@ class _Run:
         predicted = config.output / "predicted_masks.json"
         if not predicted.exists():
             kept, boxes = predict_masks(self.network, config.images, annotations, predicted, labels)
-            self.console.print(f"predicted masks for {kept} of {boxes} boxes: {predicted}")
+            print_line(self.console, f"predicted masks for {kept} of {boxes} boxes: {predicted}")
         return self.open(predicted, "some", labels)
 
     def open(
@@ -200,7 +201,7 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
         self.iteration, self.elapsed_s = state["iteration"], state["elapsed_s"]
-        self.console.print(f"resuming from iteration {self.iteration}")
+        print_line(self.console, f"resuming from iteration {self.iteration}")
 
     def batches(self) -> Iterator[tuple[list[Tensor], list[Target]]]:
         stop = self.iterations if self.config.minutes is None else 2**31
@@ -229,7 +230,7 @@ class _Run:
         evaluate_every = max(1, round(self.config.evaluate_every * self.iterations_per_epoch))
         path = self.config.output / "model.pth"
         if self.progress >= 1 and path.is_file():
-            self.console.print(f"the run is complete: {path}; choose another output folder")
+            print_line(self.console, f"the run is complete: {path}; choose another output folder")
             return path
         with self.show_progress() as show, interruption() as interrupted:
             batches = self.batches()
@@ -247,7 +248,9 @@ class _Run:
                     recent.clear()
                 if interrupted.is_set():
                     self.save()
-                    self.console.print(f"stopped at iteration {self.iteration}, {self.checkpoint}")
+                    print_line(
+                        self.console, f"stopped at iteration {self.iteration}, {self.checkpoint}"
+                    )
                     return None
                 if self.iteration % _SAVE_EVERY == 0:
                     self.save()
@@ -348,7 +351,7 @@ class _Run:
             for kind in ("bbox", "segm", "keypoints")
             if kind in scores
         )
-        self.console.print(f"iteration {self.iteration}: {figures}")
+        print_line(self.console, f"iteration {self.iteration}: {figures}")
         return scores
 
     @contextmanager
@@ -370,7 +373,7 @@ class _Run:
                 bar.update(task, completed=self.progress, description=text)
                 if not is_terminal:
                     done = f"iteration {self.iteration}, {self.progress:.0%}"
-                    self.console.print(f"{done}: {text}", soft_wrap=True)
+                    print_line(self.console, f"{done}: {text}")
 
             yield show
 

@@ -277,6 +277,15 @@ def test_without_a_terminal_the_losses_of_a_run_of_some_iterations_are_plain_lin
     assert re.fullmatch(r"iteration 2, 100%: (\w+ \d+\.\d{3} ?){5}", line)
 
 
+def test_a_path_with_brackets_is_printed_as_it_is(run) -> None:
+    text = io.StringIO()
+    config = run("run[red]", iterations=1)
+    path = silently(config)
+    train(config, Console(file=text, width=40))
+    last = text.getvalue().splitlines()[-1]
+    assert last == f"the run is complete: {path}; choose another output folder"
+
+
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_images_loaded_by_another_process_give_the_same_weights(run) -> None:
     recipe = msgspec.structs.replace(RECIPE, epochs=1)
