@@ -6,8 +6,8 @@ Loads engines one after the other, a few in each child process; each compiles it
 ``--cached`` loads those that the first ones compiled. Compares every image of every batch with the
 answers of one engine in latency mode. Prints how many engines were loaded, how many images
 answered, how often an engine rejected its own graphs and compiled them again, how many answers
-differ, and how many children were ended by a signal, such as an abort in a library. Ends with exit
-code 1 at the first child that saw a difference, or at the end if a child was ended.
+differ, and how many children were killed by a signal, such as an abort in a library. Exits with 1
+at the first child that found a difference, or at the end if a child was killed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _TOLERANCES = {"boxes": 0.1, "scores": 1e-3, "labels": 0, "masks": 2}
 
 
 def main() -> int:
-    """Run children, or be one."""
+    """Start the child processes, or run as one of them."""
     options = _options()
     if options.child is not None:
         print(json.dumps(_run_engines(options)), flush=True)
@@ -67,7 +67,7 @@ def main() -> int:
                 count = min(_ENGINES_OF_A_CHILD, options.engines - first)
                 for key, value in _child(options, folder, first, count).items():
                     total[key] += value
-                print(f"{time.monotonic() - begin:.0f} s: {_sentence(total)}", flush=True)
+                print(f"{time.monotonic() - begin:.0f} s: {_summary(total)}", flush=True)
                 if total["differences"]:
                     return 1
     finally:
@@ -79,9 +79,11 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--engines", type=int, default=100, help="how many to load")
+    parser.add_argument("--engines", type=int, default=100, help="number of engines to load")
     parser.add_argument("--bundle", default="default", help="name or folder")
-    parser.add_argument("--hogs", type=int, default=0, help="busy processes next to the engines")
+    parser.add_argument(
+        "--hogs", type=int, default=0, help="busy processes that compete with the engines"
+    )
     parser.add_argument("--nice", type=int, default=0, help="niceness of engines and hogs")
     parser.add_argument("--one-core", action="store_true", help="run everything on one core")
     parser.add_argument(
@@ -93,7 +95,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _sentence(total: dict[str, int]) -> str:
+def _summary(total: dict[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in total.items())
 
 
@@ -115,7 +117,7 @@ def _child(options: argparse.Namespace, folder: str, first: int, count: int) -> 
 
 
 class _Rejections(logging.Handler):
-    """Counts how often an engine found wrong graphs by itself."""
+    """Counts how often an engine rejected its own graphs."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -134,7 +136,7 @@ def _run_engines(options: argparse.Namespace) -> dict[str, int]:
     for number in range(options.first, options.first + options.engines):
         is_small = number % _DEFAULT_SHAPE_EVERY != 0
         reference = np.load(Path(options.child) / ("small.npz" if is_small else "own.npz"))
-        # The mode that was wrong before is tried three times as often.
+        # Throughput mode has been wrong before: try it three times as often.
         mode = modes[0] if number % 4 == 1 else modes[1]
         engine = load_engine(_with_input(bundle, is_small), "openvino", mode)
         for _ in range(2):
@@ -166,7 +168,7 @@ def _write_reference(bundle: Bundle, is_small: bool, path: Path) -> None:
         (found,) = engine.segment(engine.detect([image], 0.0))
         arrays |= {f"{name}{index}": getattr(found, name) for name in _TOLERANCES}
     if not sum(len(array) for name, array in arrays.items() if name.startswith("boxes")):
-        raise SystemExit("the model finds nothing in the images: nothing would be compared")
+        raise SystemExit("the model finds nothing in the images: there is nothing to compare")
     engine.close()
     np.savez(path, **arrays)
 
@@ -183,7 +185,7 @@ def _difference(found: Instances, reference: Any, index: int) -> str | None:
 
 
 def _images(engine: Engine, count: int) -> list[NetworkImage]:
-    """Draw images of upright ellipses on noise; each seed another one."""
+    """Draw images of upright ellipses on noise, each with another seed."""
     images = []
     for seed in range(count):
         frame = av.VideoFrame.from_ndarray(_draw(seed), format="rgb24")

@@ -1,8 +1,8 @@
-"""How soon a camera that was killed delivers again, and what reconnecting leaves behind.
+"""Measure how quickly a killed camera delivers frames again, and whether reconnecting leaks.
 
 Run: ``python -m benchmarks.chaos [--times N] [--transport tcp|udp] [--json]``. It needs GStreamer's
-RTSP server (`make debian`). Each time the server is killed, stays away for 0.2 to 4 s at random,
-and is started again; the clock runs from when it listens to the first frame. Handles, threads and
+RTSP server (`make debian`). In each round the server is killed and started again after a random
+0.2 to 4 s. The time is measured from when it listens until the first frame. Handles, threads and
 memory are read while the camera streams, after the first tenth of the rounds and at the end.
 """
 
@@ -28,12 +28,12 @@ from maskcast.pipeline.sources.state import SourceState, StateChange
 
 SYSTEM_PYTHON = "/usr/bin/python3"
 SERVER = Path(__file__).parents[1] / "tests" / "rtsp_server.py"
-GIVE_UP_S = 30.0
+TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What the process holds."""
+    """The handles, threads and memory of the process."""
 
     handles: int
     threads: int
@@ -41,7 +41,7 @@ class Footprint:
 
 
 class Reader(threading.Thread):
-    """Reads a camera and notes every change of its state."""
+    """Reads a camera and records every change of its state."""
 
     def __init__(self, config: SourceConfig) -> None:
         super().__init__(name="reader", daemon=True)
@@ -51,17 +51,17 @@ class Reader(threading.Thread):
         self._config = config
 
     def run(self) -> None:
-        """Read until ``stopping``."""
+        """Read until ``stopping`` is set."""
         with LiveSource(self._config, self._note, self.stopping) as source:
             for _ in source:
                 self.frames += 1
 
     def wait_for(self, state: SourceState) -> float:
-        """Wait for a state; return when it began."""
-        deadline_s = time.monotonic() + GIVE_UP_S
+        """Wait for a state; return the time at which it began."""
+        deadline_s = time.monotonic() + TIMEOUT_S
         while not self.changes or self.changes[-1][1].state is not state:
             if time.monotonic() > deadline_s:
-                raise SystemExit(f"the source is not {state} after {GIVE_UP_S:g} s")
+                raise SystemExit(f"the source is not {state} after {TIMEOUT_S:g} s")
             time.sleep(0.001)
         return self.changes[-1][0]
 
@@ -77,21 +77,23 @@ def camera(port: int) -> Iterator[None]:
     ) as process:
         try:
             if process.stdout is None or process.stdout.readline() != "ready\n":
-                raise SystemExit("the RTSP server does not start; is GStreamer's installed?")
+                raise SystemExit(
+                    "the RTSP server does not start; install GStreamer's (make debian)"
+                )
             yield
         finally:
             process.kill()
 
 
 def footprint() -> Footprint:
-    """Read what this process holds."""
+    """Read the handles, threads and memory of this process."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     handles = len(list(Path("/proc/self/fd").iterdir()))
     return Footprint(handles, int(status["Threads"]), int(status["VmRSS"].split()[0]))
 
 
 def summarise(waits_s: list[float], begin: Footprint, end: Footprint) -> dict[str, object]:
-    """Put the figures together."""
+    """Summarise the measurements."""
     p50, p95, p99 = np.percentile(waits_s, [50, 95, 99])
     return {
         "times": len(waits_s),
@@ -118,7 +120,7 @@ def main() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    chance = random.Random(0)
+    rng = random.Random(0)
     reader = Reader(
         SourceConfig(url=f"rtsp://127.0.0.1:{port}/cam", rtsp_transport=arguments.transport)
     )
@@ -131,7 +133,7 @@ def main() -> None:
         time.sleep(1.0)
     for number in range(arguments.times):
         reader.wait_for(SourceState.RECONNECTING)
-        time.sleep(chance.uniform(0.2, 4.0))
+        time.sleep(rng.uniform(0.2, 4.0))
         with camera(port):
             listening_s = time.monotonic()
             waits_s.append(reader.wait_for(SourceState.STREAMING) - listening_s)
@@ -140,7 +142,7 @@ def main() -> None:
             if begin is None and number + 1 >= arguments.times / 10:
                 begin = end
     reader.stopping.set()
-    reader.join(GIVE_UP_S)
+    reader.join(TIMEOUT_S)
 
     assert begin is not None
     assert end is not None

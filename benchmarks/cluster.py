@@ -1,11 +1,11 @@
-"""How long a cluster takes to bring a source back: from kill -9 to a frame of its new worker.
+"""Measure how long a cluster takes to restore a source: from kill -9 to a frame of its new worker.
 
 Run: ``python -m benchmarks.cluster [--workers 5] [--nodes 2] [--gateways 2] [--json]``.
 
-Two Ray nodes of this machine, on loopback, with one test pattern each at 10 frames per second and
-the default model. One after the other, workers, the gateway and raylets are killed. For a worker
-and a node, the time ends when a subscriber has a frame from another publisher; for the gateway,
-when it has a frame again. A killed node is replaced by a new one before the next is killed.
+Two Ray nodes run on this machine's loopback, with one test pattern each at 10 frames per second and
+the default model. Workers, the gateway and raylets are killed in turn. For a worker and a node, the
+time ends when a subscriber receives a frame from another publisher; for the gateway, when it
+receives a frame again. A killed node is replaced by a new one before the next is killed.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from maskcast.pipeline.control.messages import Placement, SourceReport
 from maskcast.pipeline.subscriber.subscribe import subscribe
 
 SOURCES = ("door", "yard")
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 SETTLED_S = 5.0
 ENVIRONMENT = os.environ | {
     "RAY_AUTH_MODE": "disabled",  # everything is on loopback
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's way to say that it is
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # makes Ray use the loopback address
 }
 
 
 class Nodes:
-    """Ray nodes, which ``benchmarks.ray_nodes`` keeps in a process of its own."""
+    """Ray nodes, run by ``benchmarks.ray_nodes`` in a process of its own."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -76,18 +76,18 @@ class Nodes:
 
 
 class Watch:
-    """Notes who published the last frame of each source, and when it came."""
+    """Records the publisher and the time of the last frame of each source."""
 
     def __init__(self, endpoint: str) -> None:
         self.last: dict[str, tuple[str, float]] = {}
         self._subscription: Any = subscribe(
-            endpoint, policy="all", timeout_s=PATIENCE_S, until_ended=False
+            endpoint, policy="all", timeout_s=TIMEOUT_S, until_ended=False
         ).open()
         self._thread = threading.Thread(target=self._read, name="watch")
         self._thread.start()
 
     def close(self) -> None:
-        """Stop."""
+        """Stop reading."""
         self._subscription.close()
         self._thread.join()
 
@@ -97,7 +97,7 @@ class Watch:
 
 
 def time_until(act: Callable[[], None], is_back: Callable[[], bool]) -> float:
-    """Return the seconds from an act until ``is_back``."""
+    """Call ``act`` and return the seconds until ``is_back``."""
     began_s = time.monotonic()
     act()
     wait_until(is_back)
@@ -105,16 +105,16 @@ def time_until(act: Callable[[], None], is_back: Callable[[], bool]) -> float:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait, but not for ever."""
-    deadline_s = time.monotonic() + PATIENCE_S
+    """Wait for a condition; exit if it takes too long."""
+    deadline_s = time.monotonic() + TIMEOUT_S
     while not condition():
         if time.monotonic() > deadline_s:
-            raise SystemExit(f"not within {PATIENCE_S:.0f} s")
+            raise SystemExit(f"a condition did not hold within {TIMEOUT_S:.0f} s")
         time.sleep(0.005)
 
 
 def is_running(source: SourceReport) -> bool:
-    """Whether a source publishes."""
+    """Return whether a source publishes."""
     return source.placement is Placement.RUNNING and source.processed > 0
 
 
@@ -140,7 +140,7 @@ def measure(workers: int, nodes: int, gateways: int) -> dict[str, list[float]]:
         )
         closing.callback(supervisor.wait)
         closing.callback(supervisor.terminate)
-        client = ControlClient(control, PATIENCE_S)
+        client = ControlClient(control, TIMEOUT_S)
 
         def kill(pid: int | None) -> Callable[[], None]:
             assert pid
@@ -170,7 +170,7 @@ def measure(workers: int, nodes: int, gateways: int) -> dict[str, list[float]]:
         for _ in range(gateways):
             settle()
             kill(client.status()[0].gateway.pid)()
-            time.sleep(0.05)  # until the subscriber has what was under way
+            time.sleep(0.05)  # until the subscriber has received the frames in flight
             seconds["gateway"].append(time_until(lambda: None, is_newer(dict(watch.last))))
         for number in range(nodes):
             name = f"node-{number}"

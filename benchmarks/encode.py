@@ -1,4 +1,4 @@
-"""Time and size of messages, and how long one takes from publisher to subscriber.
+"""Measure the size of messages, their encoding and decoding, and their latency.
 
 Run: ``python -m benchmarks.encode [--json] [--repeat N]``. One thread, no engine, synthetic
 instances: ellipses in a 1920 x 1080 image, boxes 24 to 400 pixels a side.
@@ -75,7 +75,7 @@ def message(instances: Instances, masks: MaskFormat) -> InstancesMessage:
 
 
 def percentiles_ms(act: Callable[[], object], repeat: int) -> dict[str, float]:
-    """Time an act ``repeat`` times, after as many as a tenth of that to warm up."""
+    """Time ``repeat`` calls, after a tenth as many for warm-up."""
     for _ in range(max(repeat // 10, 1)):
         act()
     took = np.zeros(repeat)
@@ -90,7 +90,7 @@ def percentiles_ms(act: Callable[[], object], repeat: int) -> dict[str, float]:
 
 
 def loopback_ms(count: int, masks: MaskFormat, frames: int) -> dict[str, float]:
-    """Time from ``publish`` until the subscriber's loop has the decoded frame, over TCP."""
+    """Measure the time from ``publish`` until a subscriber over TCP has the decoded frame."""
     instances, took = ellipses(count), []
     with Publisher("tcp://127.0.0.1:0", ["background", "thing"], masks=masks) as publisher:
         endpoint = publisher.endpoint

@@ -1,22 +1,22 @@
-"""The engine against torchvision: the same work, and the same answer, on one machine in one run.
+"""Compare the engine with torchvision: equal work and equal answers, on one machine in one run.
 
 Run: ``python -m benchmarks.engine [--json] [--repeat N] [--case NAME ...] [--image FILE]``.
 
-Equal work means: every image has 1000 proposals (300 for the default model) and 100 detections
-with masks, whatever it shows: nothing is suppressed (NMS thresholds are 1) and no score is too low.
-torchvision's time is given twice: its modules from the image in the network's size to 28x28
-masks, which is what the engine does, and the whole model, which also resizes and pastes 100 masks
-into full images. The runs of all contestants alternate; medians are reported. Weights are random,
-except for the default model's: time does not depend on them.
+Equal work: every image has 1000 proposals (300 for the default model) and 100 detections with
+masks, whatever its content: nothing is suppressed (NMS thresholds are 1) and no score is too low.
+torchvision is timed twice: its modules from the image in the network's size to 28x28 masks, which
+is what the engine does, and the whole model, which also resizes and pastes 100 masks into full
+images. The runs of all programs alternate; medians are reported. Weights are random, except for the
+default model's: time does not depend on them.
 
-Equal answer means: the default model as its users run it, every instance above its threshold.
-torchvision runs the same weights with its own settings; it has to make masks of up to 100 boxes, of
-which the engine makes those that are kept. That both see the same is checked. Give an image of
-people.
+Equal answer: the default model as its users run it, with every instance above its threshold.
+torchvision runs the same weights with its own settings. It computes masks for up to 100 boxes, the
+engine only for those that are kept. The detections are checked to be the same. This case needs an
+image of people.
 
 Poses: the default model's keypoint branch on two boxes, from the features to positions, as
-``estimate_pose`` runs it between detection and masks. "positions" is the part from heatmaps to
-positions alone, torchvision's and ours. That the positions in fp32 are torchvision's is checked.
+``estimate_pose`` runs it between detection and masks. "positions" is only the part from heatmaps to
+positions. The positions in fp32 are checked against torchvision's.
 """
 
 from __future__ import annotations
@@ -61,15 +61,15 @@ ANSWER = "default 256x448, equal answer"
 POSES = "default 256x448, poses"
 _THROUGHPUT = "openvino int8, throughput"
 _SAME_IOU, _SAME_SCORE = 0.8, 0.1
-"""What of two precisions is one instance: int8 moves a box by a few pixels."""
+"""Minimum IoU and maximum score difference of an instance in two precisions."""
 _PEOPLE = np.array([[50, 30, 120, 220], [200, 60, 260, 200]], np.float32)
-"""The boxes whose poses are estimated, of the size of people who stand some metres away."""
+"""The boxes whose poses are estimated, as large as people a few metres away."""
 
 
 def network_of(
     name: str, size: tuple[int, int], *, equal_work: bool = True, with_poses: bool = False
 ) -> tuple[NetworkConfig, Any]:
-    """Make a network; for equal work one that finds as much in every image as it can."""
+    """Make a network; for equal work, one with as many detections as possible in every image."""
     torch.manual_seed(0)
     if name == "default":
         manifest = open_bundle("default").manifest
@@ -117,17 +117,17 @@ def run_engine(engine: OpenVinoEngine, rgb: NDArray[np.uint8]) -> int:
 
 
 def measure(
-    contestants: dict[str, Callable[[], int]], repeat: int, images: dict[str, int] | None = None
+    programs: dict[str, Callable[[], int]], repeat: int, images: dict[str, int] | None = None
 ) -> dict[str, dict[str, float | int]]:
-    """Time contestants in turns, after one run that does not count.
+    """Time programs alternately, after a warm-up run of each.
 
-    Some take several ``images`` in a run: their times are those of one.
+    Some process several ``images`` per run: their times are per image.
     """
     of_run = images or {}
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    counts = {name: run() for name, run in contestants.items()}
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    counts = {name: run() for name, run in programs.items()}
     for _ in range(repeat):
-        for name, run in contestants.items():
+        for name, run in programs.items():
             start = time.perf_counter()
             run()
             times[name].append((time.perf_counter() - start) * 1000 / of_run.get(name, 1))
@@ -185,7 +185,7 @@ def run_answer(image: Path, repeat: int) -> dict[str, Any]:
         (found,) = network([torch.from_numpy(rgb).permute(2, 0, 1) / 255])
     expected = found["scores"] >= threshold
     boxes, scores = found["boxes"][expected], found["scores"][expected]
-    contestants: dict[str, Callable[[], int]] = {
+    programs: dict[str, Callable[[], int]] = {
         "torchvision": lambda: modules_only(network, rgb),
         "torchvision, pasting": lambda: whole_model(network, rgb),
     }
@@ -195,15 +195,15 @@ def run_answer(image: Path, repeat: int) -> dict[str, Any]:
         best, which = overlap.max(dim=1) if len(seen) else (torch.zeros(len(boxes)), [])
         near = (scores - torch.from_numpy(seen.scores)[which]).abs() <= _SAME_SCORE
         if len(seen) != len(boxes) or not bool(((best >= _SAME_IOU) & near).all()):
-            print(f"{label}: another answer, {len(seen)} instances for {len(boxes)}")
+            print(f"{label}: answers differ, {len(seen)} instances instead of {len(boxes)}")
 
         def run(engine: OpenVinoEngine = engine) -> int:
             batch = [fitted] * engine.max_batch
             return len(engine.segment(engine.detect(batch, threshold))[0])
 
-        contestants[label] = run
+        programs[label] = run
     images = {label: engine.max_batch for label, engine in engines.items()}
-    return with_ratios(measure(contestants, repeat, images))
+    return with_ratios(measure(programs, repeat, images))
 
 
 def run_poses(image: Path | None, repeat: int) -> dict[str, Any]:
@@ -226,7 +226,7 @@ def run_poses(image: Path | None, repeat: int) -> dict[str, Any]:
     heatmaps = find_heatmaps()
     logits = heatmaps.numpy()
     expected = heatmaps_to_keypoints(heatmaps, boxes)[0].numpy()[..., :2]
-    contestants: dict[str, Callable[[], int]] = {
+    programs: dict[str, Callable[[], int]] = {
         "torchvision": lambda: len(heatmaps_to_keypoints(find_heatmaps(), boxes)[0]),
         "torchvision, positions": lambda: len(heatmaps_to_keypoints(heatmaps, boxes)[0]),
         "openvino, positions": lambda: len(decode_heatmaps(logits, _PEOPLE)),
@@ -235,7 +235,7 @@ def run_poses(image: Path | None, repeat: int) -> dict[str, Any]:
     for label, engine in engines.items():
         count = engine.max_batch
         found = engine.detect([NetworkImage(rgb, size, size)] * count, 1.0)
-        # The engine lends the features of these images to the end.
+        # Never released: every run uses the features of these images.
         found.boxes = np.tile(_PEOPLE, (count, 1))
         found.image_index = np.repeat(np.arange(count, dtype=np.int32), len(_PEOPLE))
 
@@ -243,17 +243,17 @@ def run_poses(image: Path | None, repeat: int) -> dict[str, Any]:
             posed = engine.estimate_pose(found).keypoints
             return 0 if posed is None else len(posed) // engine.max_batch
 
-        contestants[label] = run
+        programs[label] = run
         posed = engine.estimate_pose(found).keypoints
         apart = 0.0 if posed is None else np.abs(posed[:2, :, :2] - expected).max(axis=2)
         if label == "openvino fp32" and np.mean(apart >= 0.1) > 0.005:
-            print(f"{label}: other positions than torchvision's")
+            print(f"{label}: positions differ from torchvision's")
     images_of = {label: engine.max_batch for label, engine in engines.items()}
-    return with_ratios(measure(contestants, repeat, images_of))
+    return with_ratios(measure(programs, repeat, images_of))
 
 
 def with_ratios(results: dict[str, dict[str, float | int]]) -> dict[str, Any]:
-    """Add how many times faster than torchvision each contestant is."""
+    """Add how many times faster than torchvision each program is."""
     base = results["torchvision"]["median_ms"]
     return {
         label: {**found, "ratio": base / found["median_ms"]} for label, found in results.items()
@@ -266,18 +266,18 @@ def run_case(name: str, image: Path | None, repeat: int) -> dict[str, Any]:
     config, network = network_of(network_name, size)
     rgb = read_pixels(image, size)
     engines = engines_of(config, network, size, rgb)
-    contestants: dict[str, Callable[[], int]] = {
+    programs: dict[str, Callable[[], int]] = {
         "torchvision": lambda: modules_only(network, rgb),
         "torchvision, pasting": lambda: whole_model(network, rgb),
     }
     for label, engine in engines.items():
-        contestants[label] = lambda engine=engine: run_engine(engine, rgb)  # type: ignore[misc]
+        programs[label] = lambda engine=engine: run_engine(engine, rgb)  # type: ignore[misc]
     images = {label: engine.max_batch for label, engine in engines.items()}
-    return with_ratios(measure(contestants, repeat, images))
+    return with_ratios(measure(programs, repeat, images))
 
 
 def run(name: str, image: Path | None, repeat: int) -> dict[str, Any]:
-    """Measure what a name stands for."""
+    """Measure a case by its name."""
     if name == POSES:
         return run_poses(image, repeat)
     if name == ANSWER:
@@ -293,7 +293,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--case", action="append", choices=choices, help="only this one")
-    parser.add_argument("--image", type=Path, help="what to look at; noise by default")
+    parser.add_argument("--image", type=Path, help="input image; noise by default")
     arguments = parser.parse_args()
     chosen = arguments.case or [name for name in choices if arguments.image or name != ANSWER]
     if ANSWER in chosen and arguments.image is None:

@@ -3,7 +3,7 @@
 Run: ``python -m benchmarks.failing_runs [--runs 200] [--hogs 2]``. In each run one part fails (the
 engine's ``detect`` or ``segment``, or a recorder) at its fifth frame, while two sources are being
 read and one subscriber is connected. Every source must then end at the subscriber with the reason
-``failed``. Processes that only compute compete for the processor. The exit code is 1 if any run
+``failed``. Busy processes compete for the processor. The exit code is 1 if any run
 missed an event.
 """
 
@@ -37,7 +37,7 @@ FAILS_AT = 5
 
 
 class FailureError(Exception):
-    """The failure that every run is made to have."""
+    """The failure that is injected into every run."""
 
 
 class FailingEngine(Engine):

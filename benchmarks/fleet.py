@@ -1,4 +1,4 @@
-"""1,000 and 10,000 sources through gateways in a tree: what each part costs, and what that allows.
+"""Measure what 1,000 and 10,000 sources cost in a tree of gateways, and compute what they need.
 
 Run: ``python -m benchmarks.fleet [--sources 1000 10000] [--rate 500] [--fps 10] [--json]``.
 
@@ -40,7 +40,7 @@ from maskcast.pipeline.subscriber.subscribe import subscribe
 PUBLISHERS = 2
 LOCAL = "tcp://127.0.0.1:0"
 QUIET_S = 20.0
-"""A subscriber that has received nothing for this long has received all that comes."""
+"""A subscriber stops after this time without a message."""
 
 FULL = 0.7
 """Share of a core that a part may need, so that bursts do not queue."""
@@ -48,7 +48,7 @@ FULL = 0.7
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One run.
+    """Measurements of one run.
 
     Attributes:
         sources: number of sources.
@@ -103,8 +103,8 @@ class Computed:
     mbit_s: float
 
 
-def seen(count: int) -> Instances:
-    """Make instances with the masks that a person has."""
+def make_instances(count: int) -> Instances:
+    """Make instances with person-shaped masks."""
     boxes = np.tile(np.float32([100, 100, 180, 300]), (count, 1))
     scores, labels = np.full(count, 0.9, np.float32), np.ones(count, np.int32)
     crops = np.zeros((count, 28, 28), np.uint8)
@@ -121,12 +121,12 @@ def publish(
     pipe: Connection, gateway: str, names: list[str], instances: int, rate: float, count: int
 ) -> None:
     """Announce all sources, then publish ``count`` messages of them in turn."""
-    found, image = seen(instances), av.VideoFrame(64, 48)
+    found, image = make_instances(instances), av.VideoFrame(64, 48)
     with Publisher("", ("background", "person"), gateways=[gateway]) as publisher:
         publisher.wait_for_subscribers(1, QUIET_S, names[:1])
         for name in names:
             publisher.event(name, "state", state="streaming", reconnects=0)
-            time.sleep(0.0005)  # a burst of events of 10,000 sources would be no fleet's
+            time.sleep(0.0005)  # a real fleet does not start 10,000 sources in one burst
         pipe.send(None)
         pipe.recv()
         began_cpu_s, began_s = time.process_time(), time.monotonic()
@@ -139,7 +139,7 @@ def publish(
         pipe.recv()
 
 
-def pass_on(pipe: Connection, upstream: list[str]) -> None:
+def run_gateway(pipe: Connection, upstream: list[str]) -> None:
     """Run a gateway; answer each request with its processor time, bytes, messages and memory."""
     with Gateway(LOCAL, None if upstream else LOCAL, upstream=upstream) as gateway:
         pipe.send((gateway.sources_endpoint, gateway.endpoint))
@@ -150,20 +150,19 @@ def pass_on(pipe: Connection, upstream: list[str]) -> None:
 
 
 def listen(pipe: Connection, endpoint: str, expected: int) -> None:
-    """Receive ``expected`` messages, or until none arrives any more."""
+    """Receive ``expected`` messages, or until no more arrive."""
     received, cpu_s = 0, 0.0
     with subscribe(endpoint, policy="all", timeout_s=QUIET_S, until_ended=False) as subscription:
         pipe.send(None)
         pipe.recv()
         try:
-            for frame in subscription:
+            for _ in subscription:
                 received += 1
                 if received == 1:
                     began_s = time.process_time()
                 cpu_s = time.process_time() - began_s
                 if received + subscription.tally.lost >= expected:
                     break
-                del frame
         except TimeoutError:
             pass
         pipe.send((received, subscription.tally.lost, cpu_s))
@@ -203,11 +202,11 @@ def measure(sources: int, rate: float, seconds: float, instances: int) -> Measur
             answer: tuple[float, int, int, float] = gateway.recv()
             return answer
 
-        leaves = [start(pass_on, []) for _ in range(PUBLISHERS)]
+        leaves = [start(run_gateway, []) for _ in range(PUBLISHERS)]
         for leaf in leaves:
             closing.callback(leaf.send, False)
         endpoints = [leaf.recv() for leaf in leaves]
-        root = start(pass_on, [published for _, published in endpoints])
+        root = start(run_gateway, [published for _, published in endpoints])
         closing.callback(root.send, False)
         _, address = root.recv()
         listener = start(listen, address, PUBLISHERS * count)

@@ -1,4 +1,4 @@
-"""Where the engine's time goes, part by part, compared with what the arithmetic alone would take.
+"""Measure the engine's time by part of the network, compared with the arithmetic alone.
 
 Run: ``python -m benchmarks.floor [--bundle FOLDER] [--size HxW] [--boxes N] [--repeat N]
 [--json]``.
@@ -65,9 +65,9 @@ def int8_rate(repeat: int = 30) -> float:
 
 
 def count_operations(model: ov.Model, boxes: int) -> dict[str, tuple[str, float]]:
-    """Of each layer with weights: its part of the network, and its operations.
+    """Return the part of the network and the operations of each layer with weights.
 
-    Where the number of boxes is not known before the graph runs it is ``boxes``.
+    ``boxes`` is used where the number of boxes is dynamic.
     """
     counted = {}
     for node in model.get_ordered_ops():
@@ -104,7 +104,7 @@ def count_operations(model: ov.Model, boxes: int) -> dict[str, tuple[str, float]
 
 
 def part_of(name: str) -> str | None:
-    """Return the part of the network that a parameter is of."""
+    """Return the part of the network that a parameter belongs to."""
     return next((part for prefix, part in PARTS.items() if name.startswith(prefix)), None)
 
 
@@ -157,7 +157,7 @@ def _by_kind(kind: str) -> str:
 
 
 def detector_inputs(size: tuple[int, int]) -> dict[str, Any]:
-    """Make an image of noise: work does not depend on what is seen."""
+    """Make an image of noise: the work does not depend on the content."""
     pixels = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
     return {"images": pixels, "sizes": np.array([size], np.float32)}
 
@@ -181,7 +181,7 @@ def segmenter_inputs(
 def measure(
     bundle_path: str, size: tuple[int, int], boxes: int, repeat: int
 ) -> dict[str, dict[str, float]]:
-    """Measure a bundle's parts, and the rate first."""
+    """Measure the int8 rate of the machine, then a bundle's parts."""
     bundle = open_bundle(bundle_path)
     rate = int8_rate()
     detector = fix_detector(read_graph(bundle.detector), size)
@@ -206,7 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--bundle", default="default")
     parser.add_argument("--size", default="256x448")
-    parser.add_argument("--boxes", type=int, default=10, help="that masks are made of")
+    parser.add_argument("--boxes", type=int, default=10, help="number of boxes with masks")
     parser.add_argument("--repeat", type=int, default=20)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()

@@ -1,8 +1,8 @@
-"""Feed the wire what nobody should send: only WireError may come of it, and no memory may stay.
+"""Fuzz the decoder of messages: it may only raise WireError, and must not leak memory.
 
 Run: ``python -m benchmarks.fuzz_wire [--cases 1000000] [--seed 0] [--json]``. A case is a golden
-message with one to four mutations, or random bytes behind a valid topic. What passes as a message
-is used as a subscriber would use it, one time in five. The same seed gives the same cases.
+message with one to four mutations, or random bytes behind a valid topic. One in five of the
+messages that are decoded is used as a subscriber would. The same seed gives the same cases.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from maskcast.pipeline.wire.message import EventMessage, Message, WireError, dec
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 USED = 1 / 5
-MOST_PIXELS = 1 << 22
-"""Masks of larger images are left undrawn: a mutated width makes 268 million pixels legal."""
+MAX_PIXELS = 1 << 22
+"""Masks of larger images are not drawn: mutated sizes of 268 million pixels are valid."""
 
 EXTREMES = (0, 1, 127, 128, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1)
 VALUES: tuple[Any, ...] = (
@@ -48,13 +48,13 @@ VALUES: tuple[Any, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of the cases.
+    """Result of all cases.
 
     Attributes:
-        cases: how many there were.
-        messages: those that passed as messages.
-        refused: those that ended in WireError.
-        wall_s: how long it took.
+        cases: number of cases.
+        messages: cases that were decoded.
+        refused: cases that raised WireError.
+        wall_s: duration, seconds.
         peak_growth_mb: growth of the process's peak memory after the first tenth.
     """
 
@@ -66,7 +66,7 @@ class Outcome:
 
 
 class Mutator:
-    """Makes messages that are almost right from messages that are."""
+    """Makes almost valid messages from valid ones."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -104,7 +104,7 @@ class Mutator:
                 parts[place] = self._random.choice(self._random.choice(self._golden))
 
     def _change_header(self, header: bytes) -> bytes:
-        """Change a value, so that what comes out is msgpack again; else a byte."""
+        """Change a value, so that the result is msgpack again; else a byte."""
         try:
             fields = msgspec.msgpack.decode(header)
             key = self._random.choice(list(fields))
@@ -137,11 +137,11 @@ class Mutator:
 
 
 def use(message: Message) -> None:
-    """Do with a message what a subscriber may: masks, outlines, COCO's form."""
+    """Use a message as a subscriber would: its masks, outlines and COCO's form."""
     if isinstance(message, EventMessage):
         return
     seen = message.instances
-    if seen.width * seen.height <= MOST_PIXELS:
+    if seen.width * seen.height <= MAX_PIXELS:
         for index in range(len(seen) if seen.masks is not None else 0):
             seen.patch(index)
             seen.polygons(index)
@@ -152,15 +152,15 @@ def fuzz(
     cases: int,
     seed: int,
     read: Callable[[Sequence[bytes]], Message] = decode,
-    tell: Callable[[int], None] = lambda case: None,
+    report: Callable[[int], None] = lambda case: None,
 ) -> Outcome:
-    """Read that many cases; whatever is no WireError comes out, with the case in its notes.
+    """Decode mutated messages; raise any error but WireError, with the case in its notes.
 
     Args:
-        cases: how many.
-        seed: of the cases.
-        read: what is tried.
-        tell: called with the number of every 10 000th case.
+        cases: number of cases.
+        seed: random seed of the cases.
+        read: the decoder.
+        report: called with the number of every 10 000th case.
     """
     mutator, chance = Mutator(seed), random.Random(seed + 1)
     messages, start, settled_mb = 0, time.perf_counter(), 0.0
@@ -168,7 +168,7 @@ def fuzz(
         if case == cases // 10:
             settled_mb = _peak_mb()
         if case % 10_000 == 0:
-            tell(case)
+            report(case)
         parts = mutator.case()
         try:
             with contextlib.suppress(WireError):
@@ -196,16 +196,16 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
-    def tell(case: int) -> None:
+    def report(case: int) -> None:
         if sys.stderr.isatty():
             sys.stderr.write(f"\r{case} of {options.cases}")
 
-    outcome = fuzz(options.cases, options.seed, tell=tell)
+    outcome = fuzz(options.cases, options.seed, report=report)
     if options.json:
         print(json.dumps(asdict(outcome)))
     else:
-        print(f"\r{outcome.cases} cases in {outcome.wall_s} s: {outcome.messages} were messages,")
-        print(f"{outcome.refused} were refused with WireError, and nothing else happened;")
+        print(f"\r{outcome.cases} cases in {outcome.wall_s} s: {outcome.messages} were decoded,")
+        print(f"{outcome.refused} were refused with WireError;")
         print(f"peak memory grew by {outcome.peak_growth_mb} MB after the first tenth")
 
 

@@ -3,13 +3,13 @@
 Run: ``python -m benchmarks.gpu [--model default|COCO_V1|FILE] [--size HxW] [--images FOLDER]
 [--clip FILE] [--out gpu.json]``.
 
-Every precision is built and run on the same images. Truth is torch, eager, float32 without TF32,
-on the same GPU. int8 is calibrated on half of the images; all precisions are judged on the other
-half. Times are medians of synchronous calls, after warm-up has become stable, for fixed numbers of
-boxes, so that they do not depend on the images; a poser is timed where the bundle has one. The JSON
-is written after every step; a step that fails is recorded and the next one runs. ``--dry`` does the
-same without a GPU: plans are built for the usual cards but not run, OpenVINO stands in for the
-engine and the CPU for torch's device; its times mean nothing.
+Every precision is built and run on the same images. The reference is eager torch in float32 without
+TF32, on the same GPU. int8 is calibrated on half of the images; all precisions are compared on the
+other half. Times are medians of synchronous calls, after warm-up has become stable, for fixed
+numbers of boxes, so that they do not depend on the images; a poser is timed where the bundle has
+one. The JSON is written after every step; a step that fails is recorded and the next one runs.
+``--dry`` does the same without a GPU: plans are built for the usual cards but not run, OpenVINO
+stands in for the engine and the CPU for torch's device; its times mean nothing.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ PUBLISHED_MS = {
     "detectron2, V100": {"fp32": 43.0},
     "the paper, M40": {"fp32": 195.0},
 }
-"""Figures of others, on other cards; nobody here could repeat them."""
+"""Published figures for other cards; they were not measured again."""
 
 BOX_COUNTS = (1, 8, 100)
-"""Boxes an image that the segmenter is timed with."""
+"""Numbers of boxes per image that the segmenter is timed with."""
 
 _SMI = "name,driver_version,power.draw,memory.used,clocks.sm"
 
@@ -70,8 +70,7 @@ def median_ms(run: Callable[[], Any], repeat: int) -> float:
 def settle(run: Callable[[], Any], limit_s: float, window: int = 20) -> dict[str, Any]:
     """Call until the median of a window is within 5 % of that of the window before.
 
-    Kernels are compiled and clocks rise in the background; what is timed before that is over says
-    nothing.
+    Kernels are compiled and clocks rise in the background; times before that is over mean nothing.
 
     Returns:
         ``calls``, ``seconds``, and whether it became ``stable`` within ``limit_s``.
@@ -87,7 +86,7 @@ def settle(run: Callable[[], Any], limit_s: float, window: int = 20) -> dict[str
 
 
 def with_boxes(detections: Detections, count: int) -> Detections:
-    """Give every image of a batch ``count`` boxes, of all sizes and inside of it."""
+    """Return detections with ``count`` boxes of all sizes inside every image of a batch."""
     images = detections.images
     height, width = images[0].pixels.shape[:2]
     rng = np.random.default_rng(0)
@@ -148,7 +147,7 @@ def time_pipeline(engine: Engine, clip: Path) -> dict[str, Any]:
 
 
 def time_torch(network: Any, image: NetworkImage, device: str, repeat: int) -> float:
-    """Time torch, in milliseconds an image."""
+    """Time torch, in milliseconds per image."""
     settle(lambda: run_torch(network, image, device), 5.0, window=min(repeat, 5))
     return median_ms(lambda: run_torch(network, image, device), repeat)
 
@@ -183,7 +182,7 @@ def run(arguments: argparse.Namespace, scratch: Path) -> Report:
     bundle, network = open_model(arguments.model, scratch, size)
     network.to(device)
     images = read_images(arguments.images, size, arguments.count)
-    calibration, judged = images[: len(images) // 2], images[len(images) // 2 :]
+    calibration, compared = images[: len(images) // 2], images[len(images) // 2 :]
     report = Report(
         arguments.out,
         dry=arguments.dry,
@@ -198,12 +197,14 @@ def run(arguments: argparse.Namespace, scratch: Path) -> Report:
         measured: dict[str, Any] = {"built": {}}
         report.results["precisions"][precision] = measured
         measure(
-            report, measured, precision, arguments, scratch, bundle, network, calibration, judged
+            report, measured, precision, arguments, scratch, bundle, network, calibration, compared
         )
     repeat, timed = arguments.repeat, report.results["torch"]
-    report.step(timed, "eager_ms", lambda: time_torch(network, judged[0], device, repeat))
-    if not arguments.dry:  # last: what it leaves behind disturbs nothing
-        report.step(timed, "compiled_ms", lambda: time_compiled(network, judged[0], device, repeat))
+    report.step(timed, "eager_ms", lambda: time_torch(network, compared[0], device, repeat))
+    if not arguments.dry:  # last, so that it cannot affect the other steps
+        report.step(
+            timed, "compiled_ms", lambda: time_compiled(network, compared[0], device, repeat)
+        )
     return report
 
 
@@ -216,7 +217,7 @@ def measure(
     bundle: Bundle,
     network: Any,
     calibration: Sequence[NetworkImage],
-    judged: Sequence[NetworkImage],
+    compared: Sequence[NetworkImage],
 ) -> None:
     """Build one precision and measure it, each step into ``measured``."""
     device = "cpu" if arguments.dry else "cuda"
@@ -244,15 +245,15 @@ def measure(
     if not opened:
         return
     engine, score = opened[0], bundle.manifest.score_threshold
-    report.step(measured, "parity", lambda: parity(engine, network, judged, device, score))
+    report.step(measured, "parity", lambda: parity(engine, network, compared, device, score))
     report.step(
         measured,
         "time",
-        lambda: time_engine(engine, judged[0], arguments.repeat, arguments.settle),
+        lambda: time_engine(engine, compared[0], arguments.repeat, arguments.settle),
     )
     if arguments.clip:
         report.step(measured, "pipeline", lambda: time_pipeline(engine, arguments.clip))
-    report.step(measured, "gpu", gpu_state)  # power and memory straight after the work
+    report.step(measured, "gpu", gpu_state)  # power and memory directly after the work
     report.step(measured, "closed", lambda: engine.close())
 
 
@@ -267,7 +268,7 @@ def open_engine(bundle: Bundle, *, dry: bool) -> Engine:
 
 
 def as_table(results: dict[str, Any]) -> Table:
-    """Lay the results out for people."""
+    """Format the results as a table."""
     gpu = results["gpu"] or {"name": "no GPU"}
     title = f"{results['model']} {results['size']} on {gpu['name']}"
     if results["dry"]:
@@ -280,7 +281,7 @@ def as_table(results: dict[str, Any]) -> Table:
         found = measured.get("parity") or {"matched": "-", "torch": "-", "iou_mean": 0.0}
         for batch, timed in (measured.get("time") or {}).items():
             table.add_row(
-                f"{precision}, batch {batch}, 8 boxes an image",
+                f"{precision}, batch {batch}, 8 boxes per image",
                 f"{timed['total_ms_8_boxes']:.2f}",
                 f"{timed['images_per_s_8_boxes']:.1f}",
                 f"{found['matched']}/{found['torch']}",
@@ -291,27 +292,27 @@ def as_table(results: dict[str, Any]) -> Table:
     for step, reason in results["failed"].items():
         table.add_row(f"failed: {step}", reason)
     table.add_section()
-    for who, figures in results["published_ms"].items():
+    for name, figures in results["published_ms"].items():
         for precision, value in figures.items():
-            table.add_row(f"{who}, {precision}", f"{value:.1f}", f"{1000 / value:.1f}")
+            table.add_row(f"{name}, {precision}", f"{value:.1f}", f"{1000 / value:.1f}")
     return table
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print the table, write the JSON; exit code 1 where a step failed."""
+    """Measure, print the table, write the JSON; exit with 1 if a step failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="default", help="default, or a checkpoint")
     parser.add_argument("--size", default="288x512", help="HEIGHTxWIDTH of the network's input")
-    parser.add_argument("--batch", type=int, default=4, help="images at once, at most")
+    parser.add_argument("--batch", type=int, default=4, help="maximum number of images per batch")
     parser.add_argument("--package", default="tensorrt_rtx", choices=("tensorrt", "tensorrt_rtx"))
     parser.add_argument("--precision", action="append", choices=PRECISIONS, help="only this one")
     parser.add_argument("--images", type=Path, help="folder of images; noise by default")
-    parser.add_argument("--count", type=int, default=64, help="images to read, at most")
+    parser.add_argument("--count", type=int, default=64, help="maximum number of images to read")
     parser.add_argument("--clip", type=Path, help="video for the pipeline")
     parser.add_argument("--repeat", type=int, default=50, help="calls of each timing")
-    parser.add_argument("--settle", type=float, default=30.0, help="seconds of warm-up, at most")
+    parser.add_argument("--settle", type=float, default=30.0, help="maximum seconds of warm-up")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
-    parser.add_argument("--dry", action="store_true", help="without a GPU; times mean nothing")
+    parser.add_argument("--dry", action="store_true", help="run without a GPU; times mean nothing")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
         results = run(arguments, Path(scratch)).results

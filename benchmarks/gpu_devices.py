@@ -1,4 +1,4 @@
-"""Where the kernels run: a GPU through torch, or the host driver of the tests."""
+"""Devices that run the kernels: a GPU through torch, or the host driver of the tests."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TorchDevice:
         torch.cuda.synchronize()
 
     def time_us(self, work: Callable[[], Any], repeat: int, *, cold: bool) -> float:
-        """Median of GPU times; ``cold``: after 256 MB have been written."""
+        """Return the median GPU time; ``cold``: after writing 256 MB."""
         flush = torch.empty(64 << 20, device="cuda") if cold else None
         times = []
         with torch.cuda.stream(self._stream):
@@ -80,13 +80,13 @@ class TorchDevice:
 
     @staticmethod
     def free_bytes() -> int:
-        """Free memory of the GPU, without what torch keeps for later."""
+        """Return the free memory of the GPU, including what torch has cached."""
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         return int(torch.cuda.mem_get_info()[0])
 
     def replay_torch(self, work: Callable[[], Any]) -> Callable[[], Any]:
-        """Capture torch's work in a CUDA graph; returns what launches it."""
+        """Capture torch's work in a CUDA graph; return a function that launches it."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             work()
@@ -96,7 +96,7 @@ class TorchDevice:
         """Leave the context to torch."""
 
     def replay(self, work: Callable[[], Any]) -> Callable[[], Any]:
-        """Capture work in a CUDA graph; returns what launches it."""
+        """Capture work in a CUDA graph; return a function that launches it."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._stream):
             graph.capture_begin()

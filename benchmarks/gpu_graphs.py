@@ -1,7 +1,7 @@
 """The graphs as torch modules on a GPU: with the shipped kernels, in a CUDA graph, in the engine.
 
-Steps of ``benchmarks.gpu_kernels``, which need no TensorRT. torchvision is the truth. On the host
-driver the modules run on the CPU; a CUDA graph is then rehearsed as far as its trace.
+Steps of ``benchmarks.gpu_kernels``, which need no TensorRT. torchvision is the reference. On the
+host driver the modules run on the CPU, and a CUDA graph is only traced.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ _NUMPY = {"FLOAT": np.float32, "INT64": np.int64, "INT32": np.int32}
 class Graphs:
     """The default model at a size, as torch modules and as torchvision's network.
 
-    Every image has as many detections as it can, so that noise will do.
+    Every image has as many detections as possible, so that noise is enough.
 
     Args:
         device: of ``benchmarks.gpu_devices``.
         size: height and width of the network's input.
-        detections: of an image; three times as many proposals.
+        detections: number per image; there are three times as many proposals.
     """
 
     def __init__(self, device: Any, size: tuple[int, int], detections: int) -> None:
@@ -70,7 +70,7 @@ class Graphs:
         self.images = [NetworkImage(pixels, size, size) for pixels in noise]
 
     def detector_inputs(self, images: Sequence[NetworkImage]) -> tuple[Tensor, Tensor]:
-        """Give the detector's ``images`` and ``sizes``."""
+        """Return the detector's ``images`` and ``sizes``."""
         pixels = np.stack([image.pixels.transpose(2, 0, 1) for image in images])
         sizes = torch.tensor([image.content for image in images], dtype=torch.float32)
         return (
@@ -90,7 +90,7 @@ class Graphs:
 
 
 def bind_kernels(device: Any) -> str:
-    """Run the shipped kernels for the project's operators, in this process, from now on."""
+    """Register the shipped kernels for the project's operators, in this process."""
     kernels = Kernels()
 
     def align(
@@ -157,12 +157,12 @@ def parity(graphs: Graphs) -> dict[str, float]:
 
 
 def capture(graphs: Graphs) -> str:
-    """Capture the detector with the kernels in a CUDA graph; it must give what it gave without."""
+    """Capture the detector with the kernels in a CUDA graph; its results must not change."""
     images, sizes = graphs.detector_inputs(graphs.images[:1])
     others, _ = graphs.detector_inputs(graphs.images[1:2])
     with torch.inference_mode(), torch.device(graphs.device.torch):
         wanted = [part.clone() for part in graphs.detector(others, sizes)]
-        # A trace has no constants to bring from the host, which a capture forbids.
+        # A trace copies no constants from the host, which a capture forbids.
         traced = make_fx(graphs.detector)(images, sizes)
         outputs: list[tuple[Tensor, ...]] = []
         work = partial(_append, outputs, traced, images, sizes)
@@ -258,8 +258,8 @@ class TorchContext:
 def engine_on_torch(graphs: Graphs, batches: int) -> dict[str, Any]:
     """Run TensorRTEngine with torch in TensorRT's place: results, three threads, memory.
 
-    Real pycuda, kernels, streams, events, rings. The results of every batch must be those of the
-    modules alone.
+    pycuda, kernels, streams, events and rings are real. The results of every batch must be those of
+    the modules alone.
     """
     device, images = graphs.device, graphs.images
     free_before = device.free_bytes()

@@ -1,6 +1,6 @@
-"""Time what the TensorRT engine itself costs on the host for each frame.
+"""Measure the host time of the TensorRT engine itself per frame.
 
-The plans do nothing: what is left is the engine's Python, pycuda and the CUDA driver. On the host
+The plans do nothing, which leaves the engine's Python, pycuda and the CUDA driver. On the host
 driver of the tests the kernels do nothing either.
 """
 
@@ -110,7 +110,7 @@ def open_idle_engine(*, graphs: bool) -> TensorRTEngine:
 
 
 def frame_us(engine: TensorRTEngine, frames: int) -> float:
-    """Median of a detection and the masks of eight boxes, the image uploaded ahead."""
+    """Return the median time of detecting and of eight masks; the image is uploaded before."""
     rng = np.random.default_rng(0)
     corner = rng.uniform(0, 200, (_BOXES, 2))
     boxes = np.concatenate([corner, corner + 60], 1).astype(np.float32)

@@ -6,11 +6,11 @@ capability 7.5, including those that TensorRT-RTX refuses.
 
 Steps: the results equal torchvision's; a CUDA graph; times next to torchvision's operators, with
 warm and cold caches; the host time of a call while other Python threads are busy; the engine's host
-time a frame, with plans that do nothing; the engine with torch in TensorRT's place; the graphs as
+time per frame, with plans that do nothing; the engine with torch in TensorRT's place; the graphs as
 torch modules with the kernels bound, against torchvision, and in a CUDA graph; the checks again
 with the PTX instead of the machine code, and under compute-sanitizer, where it is installed. The
 JSON is written after every step, and a step that fails is recorded. ``--dry`` runs on the host
-driver of the tests; its times of kernels mean nothing, those of the host do.
+driver of the tests: its times of kernels mean nothing, its host times do.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class Align:
 
 
 def check(device: Any, shapes: dict[str, Any]) -> dict[str, Any]:
-    """Compare every kernel with torchvision and numpy; raises where they differ."""
+    """Compare every kernel with torchvision and numpy; raise an error if they differ."""
     found: dict[str, Any] = {}
     for name, shape in shapes.items():
         for seed in range(3):
@@ -138,9 +138,9 @@ def check(device: Any, shapes: dict[str, Any]) -> dict[str, Any]:
             np.testing.assert_array_equal(device.get(case.keep)[0], case.wanted())
         for cells in (7, 14, 5):
             for half in (False, True):
-                case2 = Align(device, 60, shape["channels"], shape["size"], cells, half)
-                case2.run()
-                error = np.abs(device.get(case2.pooled).astype("f4") - case2.wanted()).max()
+                align = Align(device, 60, shape["channels"], shape["size"], cells, half)
+                align.run()
+                error = np.abs(device.get(align.pooled).astype("f4") - align.wanted()).max()
                 if error > (5e-3 if half else 5e-5):
                     raise AssertionError(f"RoIAlign {cells}x{cells} differs by {error}")
                 found[f"{name}, {cells}x{cells}, {'half' if half else 'float'}"] = float(error)
@@ -204,7 +204,7 @@ def times(device: Any, shapes: dict[str, Any], repeat: int) -> dict[str, Any]:
 
 
 def graph(device: Any, shapes: dict[str, Any]) -> str:
-    """Capture NMS and RoIAlign in a CUDA graph; its replay must give what the kernels gave."""
+    """Capture NMS and RoIAlign in a CUDA graph; check that a replay gives the same results."""
     shape = next(iter(shapes.values()))
     case = Nms(device, shape["candidates"], shape["kept"])
     align = Align(device, 50, shape["channels"], shape["size"], 7, True)
@@ -325,7 +325,7 @@ def run_graphs(report: Report, device: Any, *, dry: bool) -> None:
     if not made:
         return
     (graphs,) = made
-    # The engine first: on the host driver, the kernels cannot run inside of its work.
+    # The engine first: on the host driver, the kernels cannot run inside its work.
     batches = 4 if dry else 500
     report.step(results, "engine", lambda: gpu_graphs.engine_on_torch(graphs, batches))
     report.step(results, "kernels", lambda: gpu_graphs.bind_kernels(device))
@@ -334,7 +334,7 @@ def run_graphs(report: Report, device: Any, *, dry: bool) -> None:
 
 
 def dry_run(argv: Sequence[str]) -> int:
-    """Start again with the host driver as libcuda."""
+    """Run in a child process that has the host driver as libcuda."""
     sys.path.insert(0, str(ROOT / "tests" / "cuda_on_host"))
     from host_compiler import build_host_driver
 
@@ -346,7 +346,7 @@ def dry_run(argv: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check and measure; exit status 1 where a step failed."""
+    """Check and measure; return 1 if a step failed."""
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(description="Check and time the CUDA kernels on a GPU.")
     parser.add_argument("--out", type=Path, default=Path("gpu_kernels.json"))

@@ -1,4 +1,4 @@
-"""Compare an engine's instances with torch's, on images of the user."""
+"""Compare an engine's instances with torch's, on given images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from maskcast.engines.image import NetworkImage, fit_image
 
 
 def open_model(name: str, scratch: Path, size: tuple[int, int]) -> tuple[Bundle, Any]:
-    """Give a model as a bundle of portable graphs and as a torch network in eval mode."""
+    """Return a model as a bundle of portable graphs and as a torch network in eval mode."""
     if name == "default":
         bundle = open_bundle("default")
         network = build_network(network_config("lite0-fpn", bundle.manifest.labels[1:]))
@@ -37,7 +37,7 @@ def open_model(name: str, scratch: Path, size: tuple[int, int]) -> tuple[Bundle,
 
 
 def read_images(folder: Path | None, size: tuple[int, int], count: int) -> list[NetworkImage]:
-    """Read up to ``count`` images from a folder; noise where none is given."""
+    """Read up to ``count`` images from a folder; noise if none is given."""
     shape = FixedInput(*size, 127)
     if folder is None:
         noise = np.random.default_rng(0).integers(0, 256, (4, *size, 3), np.uint8)
@@ -79,7 +79,7 @@ def parity(
     for image in images:
         wanted = run_torch(network, image, device)
         kept = wanted["scores"] >= min_score
-        # In the network's pixels: the engine's way back to the source is left out.
+        # In the network's pixels, so that the engine does not scale back to the source.
         here = NetworkImage(image.pixels, image.content, image.content)
         (found,) = engine.segment(engine.detect([here], min_score))
         counts["torch"] += int(kept.sum())

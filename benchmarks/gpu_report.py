@@ -1,4 +1,4 @@
-"""Results of a benchmark that survives a failing step; needs Python alone."""
+"""Report of a benchmark that goes on after a failed step; needs only the standard library."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 
 class Report:
-    """Results so far, in a file after every step.
+    """Results, which are written to a file after every step.
 
     Args:
-        path: of the JSON file.
+        path: path of the JSON file.
     """
 
     def __init__(self, path: Path, **results: Any) -> None:

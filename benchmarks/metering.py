@@ -1,12 +1,12 @@
-"""What measuring costs: the time that goes into figures, as a share of what a frame takes.
+"""Measure the cost of metering, as a share of the time per frame.
 
-Run: ``python -m benchmarks.metering [CLIP] [--limit N] [--repeat N] [--json]``. What is done for a
-frame is timed directly, on frames made before, since it is far below what repeats of a whole run
-differ by: the stamps of all stages and recorders, counting in and out, and the count of drops that
-goes into a message; with a trace as well. To it comes what is done now and then: the figures for
-the live table five times a second, and a scrape every five seconds. It is processor time, which
-other work on the machine does not change much. The frame's own time is that of the pipeline with
-the default model, on the clip or on a test pattern. Medians over repeats.
+Run: ``python -m benchmarks.metering [CLIP] [--limit N] [--repeat N] [--json]``. The metering of a
+frame is timed directly, on frames made before, because it is far below the variation between whole
+runs: the timestamps of all stages and recorders, the counters, and the count of drops that goes
+into a message, with and without a trace. Periodic work is added: the figures for the live table
+five times a second, and a scrape every five seconds. Times are processor time, which other work on
+the machine changes little. The time per frame is that of the pipeline with the default model, on
+the clip or on a test pattern. Medians over the repeats are reported.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ def make_frames(count: int) -> list[Frame]:
     return [Frame(f"cam{index % SOURCES}", index, None, 0, decoded) for index in range(count)]
 
 
-def nothing_seen() -> Instances:
+def no_instances() -> Instances:
     """Make an empty result."""
     boxes, scores = np.empty((0, 4), np.float32), np.empty(0, np.float32)
     return Instances(16, 16, boxes, scores, np.empty(0, np.int32))
 
 
 def per_frame_us(meter: Meter) -> float:
-    """Time all that is measured and counted on a frame's way, microseconds."""
-    frames, instances = make_frames(FRAMES), nothing_seen()
+    """Time all metering of a frame, microseconds."""
+    frames, instances = make_frames(FRAMES), no_instances()
     began_s = time.thread_time()
     for frame in frames:
         for stage in (*STAGES, RECORD):
@@ -73,7 +73,7 @@ def call_us(function: Callable[[], object], calls: int = 50) -> float:
 
 
 def show_table(meter: Meter) -> None:
-    """Reckon what the live table shows."""
+    """Compute the figures of the live table."""
     for source in meter.stats().sources:
         assert source.latency_ms is not None
 
@@ -106,7 +106,7 @@ def main() -> None:
             frame_ms.append(1000 / profile(str(clip), engine, arguments.limit).fps)
     engine.close()
     bare, traced = statistics.median(bare_us), statistics.median(traced_us)
-    now_and_then = (
+    periodic = (
         TABLE_HZ * statistics.median(table_us) + SCRAPE_HZ * statistics.median(scrape_us)
     ) / 1e6
     frame = statistics.median(frame_ms)
@@ -117,10 +117,10 @@ def main() -> None:
         "table_us": round(statistics.median(table_us), 1),
         "scrape_us": round(statistics.median(scrape_us), 1),
         "frame_ms": round(frame, 2),
-        "now_and_then_share": round(now_and_then, 5),
-        "share": round(bare / 1e3 / frame + now_and_then, 5),
-        "share_traced": round(traced / 1e3 / frame + now_and_then, 5),
-        "share_at_100_fps": round(bare / 1e3 / 10 + now_and_then, 5),
+        "periodic_share": round(periodic, 5),
+        "share": round(bare / 1e3 / frame + periodic, 5),
+        "share_traced": round(traced / 1e3 / frame + periodic, 5),
+        "share_at_100_fps": round(bare / 1e3 / 10 + periodic, 5),
     }
     if arguments.json:
         print(json.dumps(summary))

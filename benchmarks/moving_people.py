@@ -1,6 +1,7 @@
-"""Scenes with known identities: cut-out people that move, cross, hide each other, leave, come back.
+"""Scenes with known identities: cut-out people move, cross, hide each other, leave and return.
 
-Frames are 854 x 480 at 25 a second. The truth of a frame is what can be seen of each person there.
+Frames are 854 x 480 at 25 per second. The ground truth of a frame is the visible part of each
+person.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ from maskcast.engines.instances.masks import MASK_SIZE
 
 WIDTH, HEIGHT, FPS = 854, 480, 25
 FRAMES = 300
-LEAST_VISIBLE = 0.15
-"""Share of a person that must be visible to count as there to be found."""
+MIN_VISIBLE = 0.15
+"""Share of a person that must be visible to be part of the ground truth."""
 
 
 class Truth(NamedTuple):
-    """What is there: ids ``[N]``, visible boxes ``[N, 4]`` and visible masks, box-sized."""
+    """Ground truth of a frame: ids ``[N]``, boxes ``[N, 4]`` xyxy, box-sized masks, shares ``[N]``.
+
+    Boxes and masks are those of the visible parts; a share is the visible part of a person, 0..1.
+    """
 
     ids: NDArray[np.int64]
     boxes: NDArray[np.float32]
@@ -35,14 +39,14 @@ class Truth(NamedTuple):
 
 @dataclass
 class Person:
-    """A cut-out on its way: ``path`` is the place of its feet in each frame, NaN while away."""
+    """A cut-out and its ``path``: the x and y of its feet in each frame, NaN while away."""
 
     image: Image.Image
     path: NDArray[np.float64]
 
 
 def silhouettes(seed: int, count: int) -> list[Image.Image]:
-    """Draw figures with a head, a body and legs, RGBA, 300 pixels high, each of its own build."""
+    """Draw figures with a head, a body and legs, RGBA, 300 pixels high, of varied proportions."""
     rng = np.random.default_rng(seed)
     figures = []
     for _ in range(count):
@@ -65,8 +69,8 @@ def cut_outs(folder: Path, count: int) -> tuple[list[Image.Image], list[Image.Im
     """Cut whole people out of photographs with COCO annotations; return them and backgrounds.
 
     Args:
-        folder: has ``instances_val.json`` and ``images/``.
-        count: how many people at most.
+        folder: folder with ``instances_val.json`` and ``images/``.
+        count: maximum number of people.
     """
     coco = json.loads((folder / "instances_val.json").read_text())
     photographs = {photo["id"]: photo for photo in coco["images"]}
@@ -95,12 +99,12 @@ def cut_outs(folder: Path, count: int) -> tuple[list[Image.Image], list[Image.Im
 
 
 class Scene:
-    """One sequence.
+    """A sequence of frames.
 
     Args:
-        seed: decides everything.
+        seed: random seed of the whole scene.
         figures: cut-outs to choose from, RGBA.
-        backgrounds: images to choose from; a plain one where there are none.
+        backgrounds: images to choose from; if empty, the background is plain.
     """
 
     def __init__(
@@ -109,7 +113,7 @@ class Scene:
         rng = np.random.default_rng(seed)
         people = int(rng.integers(4, 9))
         chosen = rng.choice(len(figures), people, replace=len(figures) < people)
-        self.people = [_send(figures[k], rng) for k in chosen]
+        self.people = [_make_person(figures[k], rng) for k in chosen]
         plain = Image.new("RGB", (WIDTH, HEIGHT), (96, 104, 112))
         self.background = (
             backgrounds[int(rng.integers(len(backgrounds)))].resize((WIDTH, HEIGHT))
@@ -120,7 +124,7 @@ class Scene:
         self.pillar = (left, left + int(rng.integers(30, 80)))
 
     def truth(self, index: int) -> Truth:
-        """Return who can be seen where in a frame."""
+        """Return the ground truth of a frame."""
         taken = np.zeros((HEIGHT, WIDTH), np.bool_)
         taken[:, slice(*self.pillar)] = True
         ids, boxes, masks, shares = [], [], [], []
@@ -134,7 +138,7 @@ class Scene:
             visible = own & ~taken
             taken |= own
             share = visible.sum() / alpha.sum()
-            if share < LEAST_VISIBLE:
+            if share < MIN_VISIBLE:
                 continue
             rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
             box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
@@ -171,8 +175,8 @@ class Scene:
             yield number, (round(x - image.width / 2), round(y - image.height))
 
 
-def _send(figure: Image.Image, rng: np.random.Generator) -> Person:
-    """Give a figure its size and its way: through the frame, with halts, turns and ways back."""
+def _make_person(figure: Image.Image, rng: np.random.Generator) -> Person:
+    """Scale a figure and give it a path through the frame, with stops, turns and returns."""
     high = int(rng.uniform(150, 300))
     image = figure.resize((max(round(figure.width * high / figure.height), 8), high))
     half = image.width / 2
@@ -208,11 +212,11 @@ def _send(figure: Image.Image, rng: np.random.Generator) -> Person:
     return Person(image, path)
 
 
-def detect_like_a_network(truth: Truth, rng: np.random.Generator) -> Instances:
-    """Make the instances that a detector of middling quality would report of a frame, from 0.5 up.
+def simulate_detections(truth: Truth, rng: np.random.Generator) -> Instances:
+    """Make instances as a detector of medium quality reports them, with scores from 0.5.
 
-    The less of a person is visible, the lower its score and the likelier it is missed; boxes are
-    off by some per cent, masks by some cells, and now and then something is seen where nothing is.
+    The less of a person is visible, the lower its score and the more likely it is missed. Boxes are
+    off by a few percent, masks by a few cells, and sometimes there is a false alarm.
     """
     boxes, scores, crops = [], [], []
     for box, mask, share in zip(truth.boxes, truth.masks, truth.shares, strict=True):

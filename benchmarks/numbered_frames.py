@@ -5,8 +5,8 @@
 Every frame carries its source and its number as 32 bright or dark blocks that survive H.264. A
 stand-in for the compiled graphs reads them from the network's input and writes them into boxes and
 features, and from the features into masks and keypoints; everything else is the real pipeline:
-decoding, drops, reconnects, batches, both modes of the engine, JPEG, ZeroMQ. Ends with exit code 1
-at a mismatch.
+decoding, drops, reconnects, batches, both modes of the engine, JPEG, ZeroMQ. Exits with 1 at a
+mismatch.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def draw_number(source: int, number: int) -> NDArray[np.uint8]:
 
 
 def read_number(rgb: NDArray[np.uint8]) -> tuple[int, int] | None:
-    """Read source and number from an image of any size; None if it is no such frame."""
+    """Read source and number from an image of any size; None if it has none."""
     rows, columns = rgb.shape[0] // 4, rgb.shape[1] // 8
     blocks = rgb[: rows * 4, : columns * 8, 1].reshape(4, rows, 8, columns)
     centres = blocks[:, rows // 4 : -(rows // 4), :, columns // 4 : -(columns // 4)]
@@ -83,7 +83,7 @@ def _from_bits(bits: NDArray[np.bool_]) -> int:
 
 
 class NumberStream:
-    """Stands in for a stream's compiled graphs: its results are what the image carries.
+    """Stands in for a stream's compiled graphs: its results encode the number in the image.
 
     Args:
         delay_s: a call takes up to this many seconds.
@@ -166,7 +166,7 @@ _streams: Any = streams
 
 @dataclass
 class Tally:
-    """What was checked, and what did not belong together."""
+    """Counts of the checked frames, and their mismatches."""
 
     frames: int = 0
     restarts: int = 0
@@ -185,8 +185,8 @@ class Checker:
 
     Args:
         ids: the id that each source's frames carry, by the source's name.
-        live: names of the sources whose numbers begin again at a reconnect.
-        tally: is added to.
+        live: names of the sources whose numbers start again at a reconnect.
+        tally: updated with the results.
     """
 
     def __init__(self, ids: dict[str, int], live: set[str], tally: Tally) -> None:
@@ -239,7 +239,7 @@ class Checker:
             self._wrong(frame, "no pts")
         elif frame.pts_s <= last[1].pts_s:
             self._wrong(frame, f"pts {frame.pts_s} after {last[1].pts_s}")
-        # The first times of a connection repeat at times; they are replaced by times of arrival.
+        # The first timestamps of a connection may repeat; they are replaced by arrival times.
         elif last[0] > 10 and abs(frame.pts_s - last[1].pts_s - steps / FPS) > 0.5 / FPS:
             self._wrong(frame, f"pts {frame.pts_s} {steps} frames after {last[1].pts_s}")
 
@@ -261,7 +261,7 @@ def make_clip(path: Path, source: int, frames: int) -> Path:
 
 @contextlib.contextmanager
 def rtsp_camera(source: int, frames: int) -> Iterator[str]:
-    """Serve numbered frames over RTSP; after ``frames`` the stream ends and begins again."""
+    """Serve numbered frames over RTSP; after ``frames`` the stream ends and starts again."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -297,9 +297,9 @@ def run(
     Args:
         sources: named; the names of cameras begin with "cam".
         ids: the id that each source's frames carry.
-        mode: of the engine.
-        tally: is added to.
-        limit: frames of each source.
+        mode: mode of the engine.
+        tally: updated with the results.
+        limit: maximum number of frames of each source.
         delay_s: a call of the engine takes up to this many seconds.
     """
     engine = load_number_engine(mode, delay_s)
@@ -340,7 +340,7 @@ def run(
 
 
 def _rounds(folder: Path, clip_frames: int) -> Iterator[tuple[list[SourceConfig], dict[str, int]]]:
-    """Give sources and their ids for one run after the other."""
+    """Yield the sources and their ids for each run."""
     clips = [make_clip(folder / f"{n}.mp4", n, clip_frames) for n in (1, 2, 3)]
     with rtsp_camera(4, 500) as first, rtsp_camera(5, 333) as second:
         while True:
@@ -364,9 +364,9 @@ def _rounds(folder: Path, clip_frames: int) -> Iterator[tuple[list[SourceConfig]
 
 
 def main() -> int:
-    """Run until enough frames were checked."""
+    """Run until enough frames have been checked."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--frames", type=int, default=10_000, help="how many to check")
+    parser.add_argument("--frames", type=int, default=10_000, help="number of frames to check")
     parser.add_argument("--clip", type=int, default=2_000, help="frames of a clip")
     options = parser.parse_args()
     tally, begin = Tally(), time.monotonic()
@@ -375,7 +375,7 @@ def main() -> int:
         rounds = _rounds(Path(folder), options.clip)
         stack.callback(rounds.close)  # type: ignore[attr-defined]
         for number, (sources, ids) in enumerate(rounds):
-            # With a slow engine live sources drop frames.
+            # A slow engine makes live sources drop frames.
             delay_s = 0.03 if number % 4 == 3 else 0.002
             run(sources, ids, modes[number % 2], tally, limit=options.clip, delay_s=delay_s)
             print(f"{time.monotonic() - begin:.0f} s: {tally}", flush=True)

@@ -6,13 +6,13 @@ Run: ``python -m benchmarks.overhead CLIP [--sources 1 4 16] [--modes latency th
 Decoding, resizing, the engine and encoding are measured alone, on all frames of the clip, before
 and after each run; a subscriber receives the messages in another process. Every source is the same
 clip, is tracked, and has a zone and a line, unless ``--plain``. The overhead is the processor time
-per frame of the run as a share of the sum of the parts, less 1. Other work on the machine changes
-it less than figures on the clock.
+per frame of the run divided by the sum of the parts, minus 1. Other work on the machine changes it
+less than wall time.
 
-Between run and parts, the parts also run at the same time on threads of their own that do nothing
-else ("together"). What those take more than the parts one after another is the hardware's doing:
-caches and cores that are shared, and threads of the engine that wait for one another. The second
-figure is the overhead over these.
+Between the run and the second measurement of the parts, the parts also run at the same time, each
+on a thread that does nothing else ("together"). They then take longer than one after another,
+because they share caches and cores and because threads of the engine wait for one another. The
+second figure is the overhead over these.
 
 ``--threads`` prints the processor time of each of the run's threads.
 
@@ -49,7 +49,7 @@ from maskcast.pipeline.sources.open import create_source
 
 
 def make_sources(clip: str, count: int, *, plain: bool) -> list[SourceConfig]:
-    """Configure the clip several times."""
+    """Return ``count`` sources that all read the clip."""
     names = [f"clip{number}" for number in range(count)]
     if plain:
         return [SourceConfig(url=clip, name=name, track=False) for name in names]
@@ -119,7 +119,7 @@ def run_together(engine: Any, sources: Sequence[SourceConfig], limit: int) -> fl
 
 @contextmanager
 def counting_threads() -> Iterator[Callable[[], dict[str, float]]]:
-    """Give a function that returns the processor time of threads that have ended, seconds."""
+    """Yield a function that returns the processor time, in seconds, of threads that have ended."""
     spent: Counter[str] = Counter()
     run = threading.Thread._bootstrap_inner  # type: ignore[attr-defined]
 
@@ -137,7 +137,7 @@ def counting_threads() -> Iterator[Callable[[], dict[str, float]]]:
 
 
 class Measured(NamedTuple):
-    """What one round has found.
+    """Measurements of one round.
 
     Attributes:
         times: of a run and of its parts, milliseconds per frame.

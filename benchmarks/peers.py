@@ -1,4 +1,4 @@
-"""The same engine and clip under other pipelines and transports, in one run.
+"""Compare pipelines and transports with the same engine and clip, in one run.
 
 Run: ``python -m benchmarks.peers CLIP [--limit 300] [--python NAME=PYTHON ...]``.
 
@@ -11,17 +11,16 @@ every frame, and sends the result to one receiver in another process, over TCP o
 - ``imagezmq``: the same loop; frames with the masks drawn in, and the boxes as text, by
   ``imagezmq.ImageSender`` (PUB/SUB).
 - ``vidgear``: frames from ``CamGear`` and to ``NetGear`` (publish/subscribe, JPEG), with the boxes.
-
 - ``inference``: Roboflow's ``InferencePipeline.init_with_custom_logic``; arrays as in ``cv2``.
 
 A program runs in this interpreter, or in the one that ``--python`` names for it, so that each peer
 can have an environment of its own: it needs the peer, and numpy, av, openvino, msgspec, pillow,
-pyyaml and pyzmq. A peer that is not installed is left out and named.
+pyyaml and pyzmq. A peer that is not installed is reported as such.
 
 Reported: frames per second from the first to the last frame, processor time per frame of the
 sending process, the 95th percentile of the time from the end of decoding to receipt, bytes per
-frame, and what arrived. A receiver that stops for two seconds half-way shows whether losses are
-noticed.
+frame, and the frames received. The receiver stops for two seconds halfway, to show whether losses
+are noticed.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ CONNECT_S = 8.0
 
 
 class Meter:
-    """What a sender spends, from its first frame to its last."""
+    """Measures a sender, from its first frame to its last."""
 
     def __init__(self, limit: int) -> None:
         self.frames = self.bytes = 0
@@ -68,13 +67,13 @@ class Meter:
         self._ended = (0.0, 0.0)
 
     def start(self) -> None:
-        """Begin to measure, the first time; frames that are sent already do not count."""
+        """Start measuring, at the first call; frames sent before do not count."""
         if self._began is None:
             self._before = self.frames
             self._began = (time.monotonic(), time.process_time())
 
     def sent(self, size: int) -> None:
-        """Note that a frame is sent."""
+        """Count a sent frame."""
         self.frames += 1
         self.bytes += size
         self._ended = (time.monotonic(), time.process_time())
@@ -93,7 +92,7 @@ class Meter:
 
 
 def make_detector() -> Callable[[Any], Any]:
-    """Return a function from a BGR image to instances."""
+    """Return a function that maps a BGR image to instances."""
     import av
 
     from maskcast.engines.image import fit_image
@@ -113,7 +112,7 @@ def make_detector() -> Callable[[Any], Any]:
 
 
 def read_clip(clip: str, meter: Meter) -> Iterator[tuple[Any, int]]:
-    """Yield the frames of a clip, and when each was decoded."""
+    """Yield the frames of a clip and the time at which each was decoded, ns."""
     import cv2
 
     capture = cv2.VideoCapture(clip)
@@ -174,7 +173,7 @@ class _CountBytes:
 
     def published(self, frame: Any, seq: int) -> None:
         self._meter.sent(self._size)
-        self._meter.start()  # with the first frame: its work has been done by then
+        self._meter.start()  # after the first frame, which is not measured
         self._size = 0
 
     def dropped(self, frame: Any, stage: str, reason: str) -> None:
@@ -183,7 +182,7 @@ class _CountBytes:
 
 @contextmanager
 def plain_publisher(port: int) -> Iterator[Any]:
-    """Open a socket for pickled objects as users do, wait for the receiver, and end with END."""
+    """Yield a socket for pickled objects, as users open it; send END at the end."""
     import zmq
 
     context = zmq.Context()
@@ -362,13 +361,12 @@ RECEIVERS: dict[str, Callable[[int], Iterator[tuple[int, int]]]] = {
 
 
 def wait_for_receiver() -> None:
-    """Say that the socket is open, and wait until the receiver has had time to connect."""
-    print("open", flush=True)
+    """Wait until the receiver has had time to connect."""
     time.sleep(CONNECT_S)
 
 
 def send(name: str, clip: str, port: int, limit: int) -> None:
-    """Be the sender."""
+    """Run as the sender."""
     meter = Meter(limit)
     SENDERS[name](clip, port, meter)
     versions = ", ".join(f"{one} {_version(one)}" for one in PACKAGES[name])
@@ -376,7 +374,7 @@ def send(name: str, clip: str, port: int, limit: int) -> None:
 
 
 def receive(name: str, port: int, limit: int) -> None:
-    """Be the receiver: measure the age of frames, stop for a while half-way, count losses."""
+    """Run as the receiver: measure the age of frames, pause halfway, count losses."""
     ages_ms: list[float] = []
     noticed = count = 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -384,14 +382,14 @@ def receive(name: str, port: int, limit: int) -> None:
         for decoded_ns, lost in RECEIVERS[name](port):
             count += 1
             noticed += lost
-            if count <= limit // 2:  # those behind the pause are old because of it
+            if count <= limit // 2:  # frames after the pause are late because of it
                 ages_ms.append((time.time_ns() - decoded_ns) / 1e6)
             if count == limit // 2:
                 time.sleep(STALL_S)
     p95_ms = float(np.percentile(ages_ms, 95)) if ages_ms else float("nan")
     found = {"received": count, "noticed": noticed, "p95_ms": p95_ms}
     print(json.dumps(found), flush=True)
-    os._exit(0)  # a peer's threads may still wait for its end
+    os._exit(0)  # threads of a peer may still be waiting
 
 
 def measure(name: str, python: str, clip: str, limit: int) -> dict[str, Any] | None:
@@ -423,7 +421,7 @@ def measure(name: str, python: str, clip: str, limit: int) -> dict[str, Any] | N
 
 
 def _received(receiver: subprocess.Popen[bytes]) -> dict[str, Any]:
-    """Return a receiver's report; end one that waits for an end that it lost."""
+    """Return a receiver's report; terminate one that has missed the end."""
     try:
         lines = receiver.communicate(timeout=30)[0].splitlines()
     except subprocess.TimeoutExpired:
@@ -444,7 +442,7 @@ def _version(package: str) -> str:
 
 
 def main() -> None:
-    """Measure and print a table, or be one of the programs."""
+    """Measure and print a table, or run as one of the programs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("clip")
     parser.add_argument("--limit", type=int, default=300)

@@ -1,9 +1,9 @@
-"""How near the whole pipeline comes to its engine's own speed, on a file.
+"""Measure how close the whole pipeline comes to the speed of its engine, on a file.
 
 Run: ``python -m benchmarks.pipeline CLIP [--bundle FOLDER] [--limit N] [--repeat N] [--json]``.
 Each repeat times the bare engine, the pipeline with one subscriber, and the bare engine again on
 the same frames; medians over the repeats are reported. Without a clip it makes one: 1280 x 720,
-H.264, moving gradients, in which the model sees little.
+H.264, moving gradients, in which the model finds little.
 """
 
 from __future__ import annotations

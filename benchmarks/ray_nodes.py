@@ -1,8 +1,8 @@
 """Nodes of a Ray cluster on this machine's loopback, for tests and benchmarks.
 
 Runs in a process of its own: ``python -m benchmarks.ray_nodes [PORT]``. Ray Client connects to
-PORT. Prints the cluster's address. Each line on standard input is the name of one more node; the
-answer is the process id of its raylet. The end of standard input ends everything.
+PORT. Prints the cluster's address. Each line on standard input adds a node of that name and is
+answered with the process id of its raylet. The cluster ends with standard input.
 """
 
 import os
@@ -30,7 +30,7 @@ def add(cluster: Cluster, name: str, **options: object) -> Node:
 
 
 def say(text: object) -> None:
-    """Answer."""
+    """Print an answer, marked because Ray prints too."""
     sys.stdout.write(f"said {text}\n")
     sys.stdout.flush()
 
@@ -48,7 +48,7 @@ def main() -> None:
                 break
             nodes.append(add(cluster, name))
             say(nodes[-1].all_processes["raylet"][0].process.pid)
-        for node in nodes:  # a dead child that is not waited for would look alive to its workers
+        for node in nodes:  # a child that is not reaped would look alive to its workers
             for processes in node.all_processes.values():
                 for process in processes:
                     process.process.poll()

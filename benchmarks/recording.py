@@ -1,9 +1,9 @@
-"""Recording while publishing: what ``--save`` of four live 1080p sources does to the messages.
+"""Measure how ``--save`` affects the messages of four live 1080p sources.
 
-Runs four test patterns without and with annotated video, in turns, through an engine that needs no
-processor, so that decoding, publishing, drawing and x264 are what competes for it. The age of the
-messages at a subscriber and the frames dropped before publishing should be the same, however far
-behind the recorder is; what it misses is counted apart.
+Runs four test patterns alternately without and with annotated video. The engine uses no processor
+time, so that only decoding, publishing, drawing and x264 compete for it. The age of the messages at
+a subscriber and the frames dropped before publishing should be the same, even if the recorder is
+behind; the frames that it misses are counted separately.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""How soon changed rights and revoked keys take effect, in each of the four places.
+"""Measure how quickly changed rights and revoked keys take effect in each place that checks them.
 
 Run: ``python -m benchmarks.rights [--rounds 10] [--places publisher gateway control view]``.
 
 A publisher sends two sources at 50 frames per second each, over TCP on this machine. In each round
-one client's rights file is replaced, then its key is deleted, both by the file system alone, as a
-user does; everything runs on. Reported, from that moment:
+one client's rights file is replaced, then its key is deleted, both in the file system, as a user
+does; nothing is restarted. Reported is the time from the change to:
 
-- changed: the last frame of the source that the client may not see any more;
-- granted: the first frame of the one that it may see now;
+- changed: the last frame of the source that the client may no longer receive;
+- granted: the first frame of the source that it may receive now;
 - revoked: the last frame after its key was deleted.
 
 In ``control`` a frame is an answer that is not a refusal. In ``view`` the client whose rights
@@ -52,9 +52,9 @@ from maskcast.pipeline.wire.server_keys import ServerKeys
 DOOR, YARD = "door", "yard"
 INTERVAL_S = 0.02
 QUIET_S = 2.0
-"""After this time without a frame, there are no more."""
+"""After this time without a frame, no more are expected."""
 
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 DECODED = av.VideoFrame(64, 48)
 NOTHING = Instances(
     64,
@@ -66,7 +66,7 @@ NOTHING = Instances(
 )
 
 Times = dict[str, float]
-"""When the last frame of each source came, monotonic seconds."""
+"""Time of the last frame of each source, monotonic seconds."""
 
 
 class Keys:
@@ -83,7 +83,7 @@ class Keys:
         self.allow(DOOR)
 
     def allow(self, *sources: str) -> None:
-        """Give the client these rights; ``control`` goes with the first source."""
+        """Grant the client these sources, and ``control`` together with DOOR."""
         write_rights(self.key, ClientRights(sources=sources, control=DOOR in sources))
 
     def revoke(self) -> None:
@@ -119,7 +119,7 @@ def publishing(**options: Any) -> Iterator[Publisher]:
 
     thread = threading.Thread(target=publish, name="publish")
     thread.start()
-    opened.wait(PATIENCE_S)
+    opened.wait(TIMEOUT_S)
     try:
         yield made[0]
     finally:
@@ -129,7 +129,7 @@ def publishing(**options: Any) -> Iterator[Publisher]:
 
 @contextmanager
 def receiving(endpoint: str, keys: Keys, last: Times) -> Iterator[None]:
-    """Note the times of a subscriber's frames."""
+    """Record the times of a subscriber's frames."""
     subscription = subscribe(
         endpoint,
         policy="all",
@@ -179,7 +179,7 @@ def at_gateway(keys: Keys, last: Times) -> Iterator[None]:
 
 
 class _NoSources:
-    """A pipeline to control that has no sources."""
+    """A pipeline without sources, to be controlled."""
 
     def reports(self) -> list[Any]:
         return []
@@ -190,7 +190,7 @@ class _NoSources:
 
 @contextmanager
 def at_control(keys: Keys, last: Times) -> Iterator[None]:
-    """Control."""
+    """Send requests to a control server."""
     endpoint = f"tcp://127.0.0.1:{random.randint(20_000, 30_000)}"
     config = ControlConfig(endpoint=endpoint, allowed_clients=str(keys.folder / "clients"))
     faults: list[BaseException] = []
@@ -223,7 +223,7 @@ def at_control(keys: Keys, last: Times) -> Iterator[None]:
 
 @contextmanager
 def at_view(keys: Keys, last: Times) -> Iterator[None]:
-    """Watch in a browser."""
+    """Receive from the view as a browser does."""
     from websockets.exceptions import ConnectionClosed
     from websockets.sync.client import connect
 
@@ -271,11 +271,11 @@ PLACES = {
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait, but not for ever."""
-    deadline_s = time.monotonic() + PATIENCE_S
+    """Wait for a condition; exit if it takes too long."""
+    deadline_s = time.monotonic() + TIMEOUT_S
     while not condition():
         if time.monotonic() > deadline_s:
-            raise SystemExit(f"not within {PATIENCE_S:.0f} s")
+            raise SystemExit(f"a condition did not hold within {TIMEOUT_S:.0f} s")
         time.sleep(0.001)
 
 
@@ -288,20 +288,20 @@ def measure(place: str, rounds: int) -> dict[str, list[float]]:
         closing.enter_context(PLACES[place](keys, last))
 
         def wait_for(source: str) -> float:
-            """Wait for a frame from now on; return the time since now."""
+            """Return the time from now to the next frame of a source."""
             began_s = time.monotonic()
             wait_until(lambda: last.get(source, 0.0) > began_s)
             return time.monotonic() - began_s
 
         def wait_for_end(source: str) -> float:
-            """Wait until there are no more frames; return the time from now to the last."""
+            """Return the time from now to the last frame of a source."""
             began_s = time.monotonic()
             wait_until(lambda: time.monotonic() - max(last.get(source, 0.0), began_s) > QUIET_S)
             return max(last.get(source, 0.0) - began_s, 0.0)
 
         for _ in range(rounds):
             wait_for(DOOR)
-            time.sleep(random.random())  # the files are looked at in intervals
+            time.sleep(random.random())  # the files are read at intervals
             keys.allow(YARD)
             ended: list[float] = []
             waiting = threading.Thread(target=lambda: ended.append(wait_for_end(DOOR)))  # noqa: B023

@@ -1,15 +1,15 @@
-"""Whether ``maskcast run`` stays as it began: memory, handles, threads and latency over hours.
+"""Measure memory, handles, threads and latency of ``maskcast run`` over hours.
 
 Run: ``python -m benchmarks.soak [--minutes 60] [--streams 4] [--faults-every 20] [--out FILE]``. A
 real process reads several RTSP cameras (GStreamer's server, `make debian`; without it the test
-pattern) and publishes to a subscriber here. Every few seconds it is looked at from outside. With
-faults, now and then a camera is killed and started again, or stopped (SIGSTOP) and continued, or a
-second subscriber comes, stops reading and is killed. At the end it gets SIGTERM.
+pattern) and publishes to a subscriber here. It is sampled from outside every few seconds. With
+faults, a camera is sometimes killed and started again, or stopped (SIGSTOP) and continued, or a
+second subscriber connects, stops reading and is killed. At the end the process receives SIGTERM.
 
-What is reported is over the time after the first fifth, ten minutes at most, which is for warming
-up: the slope of the memory by Theil and Sen's regression (the median of the slopes between any two
-samples, which a few outliers do not move), and how far the median of the last tenth is from the
-first's. The exit code is 1 where the process died or did not end well.
+The first fifth of the time, at most ten minutes, is warm-up and not reported. Reported are the
+slope of the memory by Theil-Sen regression (the median of the slopes between any two samples, which
+a few outliers do not change), and the difference between the medians of the last and the first
+tenth. The exit code is 1 if the process died, did not exit cleanly, or a source had stopped.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from maskcast.pipeline.subscriber.subscribe import subscribe
 from maskcast.pipeline.subscriber.subscription import StreamEvent
 
 FPS = 10
-START_PATIENCE_S = 120.0
-END_PATIENCE_S = 10.0
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 10.0
 ABSENCE_S = (0.5, 8.0)
-"""How long a camera is away or stopped, from and to, seconds: below and above the read timeout."""
+"""Shortest and longest absence of a camera, seconds: below and above the read timeout."""
 READ_TIMEOUT_S = 3.0
-PATIENCE_S = 600.0
-"""The subscriber gives up after this time without any message."""
-DEAF_S = 12.0
+TIMEOUT_S = 600.0
+"""The subscriber fails after this time without a message."""
+STALLED_S = 12.0
 """A subscriber that has stopped reading is killed after this time."""
 SETTLING_S = 20.0
 """No faults in this last part of the run, so that the effects of the last one are over."""
@@ -56,7 +56,7 @@ SETTLING_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The process as it looks from outside, and what came from it since the sample before."""
+    """The process seen from outside, and the frames received since the previous sample."""
 
     at_s: float
     rss_mib: float
@@ -70,7 +70,7 @@ class Sample:
 
 
 class Camera:
-    """An RTSP server in a process of its own, which can be treated badly."""
+    """An RTSP server in a process of its own, which can be stopped and killed."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -91,23 +91,23 @@ class Camera:
             raise FileNotFoundError("the RTSP server does not start")
 
     def signal(self, number: signal.Signals) -> None:
-        """Stop it, or let it go on."""
+        """Send a signal, to stop or continue it."""
         if self._process is not None:
             self._process.send_signal(number)
 
     def kill(self) -> None:
-        """Switch it off."""
+        """Kill it."""
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
             self._process = None
 
 
-class Audience(threading.Thread):
-    """A subscriber to everything that notes how old each frame is when it comes."""
+class Listener(threading.Thread):
+    """Subscribes to all sources and records the age of each frame."""
 
     def __init__(self, endpoint: str) -> None:
-        super().__init__(name="audience", daemon=True)
+        super().__init__(name="listener", daemon=True)
         self._endpoint = endpoint
         self._lock = threading.Lock()
         self._ages_ms: list[float] = []
@@ -117,7 +117,7 @@ class Audience(threading.Thread):
 
     def run(self) -> None:
         """Receive until all sources have ended."""
-        for item in subscribe(self._endpoint, policy="all", events=True, timeout_s=PATIENCE_S):
+        for item in subscribe(self._endpoint, policy="all", events=True, timeout_s=TIMEOUT_S):
             if isinstance(item, StreamEvent):
                 continue
             with self._lock:
@@ -127,7 +127,7 @@ class Audience(threading.Thread):
                 self.last_s[item.source] = time.monotonic()
 
     def take(self) -> tuple[list[float], int]:
-        """Return the ages of what has come since the last call, and how many were lost."""
+        """Return the ages of the frames since the last call, and the number of lost ones."""
         with self._lock:
             taken, self._ages_ms = (self._ages_ms, self._lost), []
             self._lost = 0
@@ -135,7 +135,7 @@ class Audience(threading.Thread):
 
 
 class Faults(threading.Thread):
-    """Does every few seconds to a camera or to the publisher what the world does to them."""
+    """Injects a fault into a camera or the publisher every few seconds."""
 
     def __init__(self, cameras: Sequence[Camera], endpoint: str, every_s: float) -> None:
         super().__init__(name="faults", daemon=True)
@@ -147,8 +147,8 @@ class Faults(threading.Thread):
         self.count: Counter[str] = Counter()
 
     def run(self) -> None:
-        """Do one after the other, until ``over``."""
-        kinds = (self._kill_camera, self._stop_camera, self._deaf_subscriber)
+        """Inject faults until ``over`` is set."""
+        kinds = (self._kill_camera, self._stop_camera, self._stalled_subscriber)
         while not self.over.wait(self._every_s):
             fault = self._chance.choice(kinds if self._cameras else kinds[2:])
             fault()
@@ -166,16 +166,16 @@ class Faults(threading.Thread):
         self.over.wait(self._chance.uniform(*ABSENCE_S))
         camera.signal(signal.SIGCONT)
 
-    def _deaf_subscriber(self) -> None:
+    def _stalled_subscriber(self) -> None:
         with subprocess.Popen(
             [sys.executable, "-m", "maskcast", "watch", self._endpoint, "--json"],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         ) as process:
             assert process.stdout is not None
-            process.stdout.readline()  # it listens
+            process.stdout.readline()  # it is subscribed
             process.send_signal(signal.SIGSTOP)
-            self.over.wait(DEAF_S)
+            self.over.wait(STALLED_S)
             process.kill()
 
 
@@ -197,13 +197,13 @@ def drift(values: Sequence[float]) -> float:
 
 
 def warmed_up(samples: Sequence[Sample]) -> list[Sample]:
-    """Return the samples behind the first fifth of the time, ten minutes at most."""
+    """Return the samples after the first fifth of the time, at most ten minutes."""
     begin_s = min(samples[-1].at_s / 5, 600.0) if samples else 0.0
     return [sample for sample in samples if sample.at_s >= begin_s]
 
 
 def summarise(samples: Sequence[Sample]) -> dict[str, float | int]:
-    """Put the figures of all samples together."""
+    """Summarise all samples."""
     kept = warmed_up(samples)
     p50 = [sample.p50_ms for sample in kept if sample.p50_ms is not None]
     p95 = [sample.p95_ms for sample in kept if sample.p95_ms is not None]
@@ -226,12 +226,12 @@ def summarise(samples: Sequence[Sample]) -> dict[str, float | int]:
     }
 
 
-def look(process_id: int, at_s: float, audience: Audience, health_url: str) -> Sample:
+def take_sample(process_id: int, at_s: float, listener: Listener, health_url: str) -> Sample:
     """Take a sample."""
     folder = Path("/proc", str(process_id))
     fields = (line.split(":", 1) for line in (folder / "status").read_text().splitlines())
     status = dict(fields)
-    ages_ms, lost = audience.take()
+    ages_ms, lost = listener.take()
     p50, p95 = np.percentile(ages_ms, [50, 95]).tolist() if ages_ms else (None, None)
     return Sample(
         at_s=round(at_s, 2),
@@ -256,7 +256,7 @@ def is_healthy(url: str) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on."""
+    """Return free TCP ports."""
     with ExitStack() as probes:
         found = [probes.enter_context(socket.socket()) for _ in range(count)]
         for probe in found:
@@ -265,7 +265,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def start_cameras(ports: Sequence[int]) -> list[Camera]:
-    """Start cameras; none where there is no RTSP server."""
+    """Start cameras; return none if there is no RTSP server."""
     cameras = [Camera(port) for port in ports]
     try:
         for camera in cameras:
@@ -280,7 +280,7 @@ def start_cameras(ports: Sequence[int]) -> list[Camera]:
 def soak(
     folder: Path, minutes: float, streams: int, faults_every_s: float | None, sample_every_s: float
 ) -> dict[str, object]:
-    """Run it; return the figures."""
+    """Run the process and return the results."""
     *camera_ports, publish_port, metrics_port = free_ports(streams + 2)
     endpoint = f"tcp://127.0.0.1:{publish_port}"
     health_url = f"http://127.0.0.1:{metrics_port}/healthz"
@@ -305,35 +305,37 @@ def soak(
             stderr=log,
         )
         ending.callback(process.kill)
-        audience = Audience(endpoint)
-        audience.start()
-        deadline_s = time.monotonic() + START_PATIENCE_S
-        while not is_healthy(health_url) or len(audience.received) < streams:
+        listener = Listener(endpoint)
+        listener.start()
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while not is_healthy(health_url) or len(listener.received) < streams:
             if process.poll() is not None or time.monotonic() > deadline_s:
                 log.flush()
-                raise SystemExit(f"it does not deliver:\n{(folder / 'soak.log').read_text()}")
+                raise SystemExit(
+                    f"maskcast run does not deliver:\n{(folder / 'soak.log').read_text()}"
+                )
             time.sleep(0.2)
         faults = Faults(cameras, endpoint, faults_every_s or 1.0)
         if faults_every_s is not None:
             faults.start()
         samples: list[Sample] = []
         began_s = time.monotonic()
-        audience.take()
+        listener.take()
         while (at_s := time.monotonic() - began_s) < 60 * minutes and process.poll() is None:
             if at_s > 60 * minutes - SETTLING_S:
                 faults.over.set()
             time.sleep(sample_every_s)
             if process.poll() is None:
                 at_s = time.monotonic() - began_s
-                samples.append(look(process.pid, at_s, audience, health_url))
+                samples.append(take_sample(process.pid, at_s, listener, health_url))
         faults.over.set()
         if faults.ident is not None:
             faults.join()
         now_s = time.monotonic()
-        delivering = sum(now_s - last_s < SETTLING_S for last_s in audience.last_s.values())
+        delivering = sum(now_s - last_s < SETTLING_S for last_s in listener.last_s.values())
         process.send_signal(signal.SIGTERM)
         try:
-            exit_code = process.wait(END_PATIENCE_S)
+            exit_code = process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             exit_code = None
         ended_s = time.monotonic() - now_s
@@ -351,7 +353,7 @@ def soak(
 
 
 def main() -> None:
-    """Soak, print, and write the samples."""
+    """Run, print the results, and write the samples."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--streams", type=int, default=4)

@@ -1,10 +1,10 @@
-"""Measure how long a start takes: from the command to its first message.
+"""Measure how long a start takes, from the command to its first message.
 
 Run: ``python -m benchmarks.startup CLIP [--repeat 5] [--view]``.
 
 For both modes the command runs once with an empty cache of compiled graphs (cold) and then with a
 full one (warm); Python's own caches and the system's file cache are warm in both. Reported are
-seconds on the clock and seconds of processor time, which other work on the machine changes less.
+wall time and processor time, which other work on the machine changes less.
 With ``--view`` the command serves the browser view, and a websocket client waits for the first
 frame with instances. ``maskcast --help`` is measured as well.
 """
@@ -30,7 +30,7 @@ COMMAND = (sys.executable, "-m", "maskcast")
 
 
 class Start(NamedTuple):
-    """A start, in seconds: on the clock and of the processor, of the command's own process."""
+    """Wall time and processor time of a start, in seconds, of the command's own process."""
 
     wall_s: float
     processor_s: float
@@ -86,7 +86,7 @@ def until_view(clip: str, mode: str) -> Start:
 
 
 def until_help() -> Start:
-    """Print the help of the command."""
+    """Measure the printing of the command's help."""
     began_s, before = time.monotonic(), os.times()
     subprocess.run([*COMMAND, "--help"], stdout=subprocess.DEVNULL, check=True)
     after = os.times()

@@ -1,10 +1,10 @@
-"""What a frame costs when it comes from one source, and when it comes from many.
+"""Measure the processor time per frame with one source and with many.
 
 Run: ``python -m benchmarks.streams [--counts 1 4 16] [--fps 32] [--seconds 10] [--json]``.
 
-The same number of frames a second, divided among more and more test patterns of 640x360, through
-the default model to one subscriber in this process. What is compared is processor time: all of this
-process's, divided by the frames that were published.
+The same number of frames per second is divided among a growing number of test patterns of 640x360,
+and goes through the default model to one subscriber in this process. Compared is the processor time
+of this process, divided by the number of published frames.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from maskcast.pipeline.subscriber.subscribe import subscribe
 
 
 def run(engine: Engine, count: int, fps: float, seconds: float) -> dict[str, float]:
-    """Run this many sources, and return milliseconds of a processor for each frame."""
+    """Run ``count`` sources; return the milliseconds of processor time per frame, among others."""
     frames_of_each = round(fps / count * seconds)
     sources = tuple(
         SourceConfig(url=f"test://640x360@{fps / count:g}", name=f"pattern{number}")
@@ -66,14 +66,14 @@ def main() -> None:
     arguments = parser.parse_args()
     engine = load_engine("default")
     try:
-        run(engine, 1, arguments.fps, 1)  # the graphs are compiled for the shape
+        run(engine, 1, arguments.fps, 1)  # compiles the graphs for the shape
         found = [run(engine, n, arguments.fps, arguments.seconds) for n in arguments.counts]
     finally:
         engine.close()
     if arguments.json:
         print(json.dumps(found))
         return
-    table = Table("streams", "processed", "dropped", "processor ms a frame", "of the first")
+    table = Table("streams", "processed", "dropped", "processor ms per frame", "of the first")
     for row in found:
         share = row["cpu_ms"] / found[0]["cpu_ms"]
         cells = (f"{row['streams']:g}", f"{row['processed']:g}", f"{row['dropped']:g}")

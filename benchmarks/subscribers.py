@@ -1,10 +1,10 @@
-"""What subscribers cost the publisher: its delay with 1, 10 and 100 of them, and with one stopped.
+"""Measure the publisher's delay with 1, 10 and 100 subscribers, and with one of them stopped.
 
 Run: ``python -m benchmarks.subscribers [--counts 1 10 100] [--frames 600] [--fps 100] [--json]``.
 Frames of 100 instances (81 kB), TCP on this machine, subscribers in processes of up to 25. The
-stopped one is a process of its own, stopped (SIGSTOP) after the first frame and continued after
-the last. Losses made are what was sent and not received; losses reported are what the subscribers'
-tallies say: they must be equal, subscriber by subscriber.
+stopped one is a process of its own, stopped (SIGSTOP) after the first frame and continued after the
+last. Actual losses are messages that were sent and not received; reported losses are those in the
+subscribers' tallies. Both must be equal for each subscriber.
 """
 
 from __future__ import annotations
@@ -36,32 +36,32 @@ from maskcast.pipeline.subscriber.subscribe import subscribe
 
 SOURCE = "camera"
 IN_ONE_PROCESS = 25
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 ARRIVAL_S = 0.5
 
 Counts = list[tuple[int, int]]
-"""Of each subscriber: messages received, and lost as it says."""
+"""Messages received, and reported as lost, by each subscriber."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What was measured with a number of subscribers.
+    """Measurements with a number of subscribers.
 
     Attributes:
         reading: subscribers that read.
         stopped: subscribers that were stopped.
         sent: messages sent.
-        p50_ms: how long ``publish`` took: half of the calls were shorter.
-        p99_ms: likewise 99 of 100.
-        max_ms: the longest.
-        cpu_max_ms: the most processor time that a call took. What ``max_ms`` has above it was spent
-            waiting for a processor, unless
-        waits: how often a call went to sleep, for whatever reason, says otherwise.
+        p50_ms: median duration of ``publish``.
+        p99_ms: 99th percentile.
+        max_ms: maximum.
+        cpu_max_ms: maximum processor time of a call. The rest of ``max_ms`` was spent waiting, for
+            a processor only if ``waits`` is 0.
+        waits: how often calls went to sleep.
         memory_growth_mb: of the publisher's process, from the first frame to the last.
-        lost_by_readers: messages that those who read did not receive, all together.
-        lost_by_stopped: likewise the stopped one.
-        reported: losses that all of them reported.
-        exact: whether each reported what it lost, no more and no less.
+        lost_by_readers: messages that the reading subscribers did not receive, in total.
+        lost_by_stopped: messages that the stopped ones did not receive, in total.
+        reported: losses reported by all subscribers, in total.
+        exact: whether each subscriber reported exactly its losses.
     """
 
     reading: int
@@ -80,14 +80,14 @@ class Row:
 
 
 def read(endpoint: str, count: int, results: Connection) -> None:
-    """Subscribe several times, and print what each received and lost: the body of a process."""
+    """Subscribe ``count`` times and send what each received and lost; runs in its own process."""
     with ExitStack() as stack:
         subscriptions = [
-            stack.enter_context(subscribe(endpoint, SOURCE, timeout_s=PATIENCE_S))
+            stack.enter_context(subscribe(endpoint, SOURCE, timeout_s=TIMEOUT_S))
             for _ in range(count)
         ]
         for subscription in subscriptions:
-            for _ in subscription:  # the others take in theirs meanwhile, on their own threads
+            for _ in subscription:  # meanwhile the others receive on their own threads
                 pass
         tallies = [subscription.tally for subscription in subscriptions]
     results.send([(tally.received, tally.lost) for tally in tallies])
@@ -116,13 +116,13 @@ def measure(count: int, stopped: int, frames: int, fps: float) -> Row:
         sizes = [min(IN_ONE_PROCESS, count - at) for at in range(0, count, IN_ONE_PROCESS)]
         readers = [stack.enter_context(reading(publisher.endpoint, size)) for size in sizes]
         asleep = [stack.enter_context(reading(publisher.endpoint, 1)) for _ in range(stopped)]
-        if not publisher.wait_for_subscribers(count + stopped, PATIENCE_S, [SOURCE]):
-            raise TimeoutError(f"{count + stopped} subscribers did not come")
+        if not publisher.wait_for_subscribers(count + stopped, TIMEOUT_S, [SOURCE]):
+            raise TimeoutError(f"{count + stopped} subscribers did not connect")
         before_mb, next_s = _memory_mb(), time.perf_counter()
         took_ms, cpu_ms, waits = np.zeros(frames), np.zeros(frames), 0
         for index in range(frames):
             if index == 1:
-                time.sleep(ARRIVAL_S)  # who has had no message cannot know what he has lost
+                time.sleep(ARRIVAL_S)  # losses are counted from the first message on
                 _signal(asleep, signal.SIGSTOP)
             frame = Frame(SOURCE, index, None, time.time_ns(), decoded)
             waits -= _sleeps()
@@ -137,7 +137,7 @@ def measure(count: int, stopped: int, frames: int, fps: float) -> Row:
         _signal(asleep, signal.SIGCONT)
         of_readers = _finish(publisher, [results for _, results in readers])
         of_stopped = _finish(publisher, [results for _, results in asleep])
-    everyone = of_readers + of_stopped
+    all_counts = of_readers + of_stopped
     return Row(
         reading=count,
         stopped=stopped,
@@ -150,13 +150,13 @@ def measure(count: int, stopped: int, frames: int, fps: float) -> Row:
         memory_growth_mb=round(growth_mb, 1),
         lost_by_readers=sum(frames - received for received, _ in of_readers),
         lost_by_stopped=sum(frames - received for received, _ in of_stopped),
-        reported=sum(lost for _, lost in everyone),
-        exact=all(lost == frames - received for received, lost in everyone),
+        reported=sum(lost for _, lost in all_counts),
+        exact=all(lost == frames - received for received, lost in all_counts),
     )
 
 
 def hundred_instances() -> Instances:
-    """Make 100 instances with masks: a message of 81 kB."""
+    """Make 100 instances with masks, for a message of 81 kB."""
     boxes = np.tile(np.array([4, 4, 40, 40], np.float32), (100, 1))
     ones = np.ones(100, np.float32)
     crops = np.full((100, 28, 28), 255, np.uint8)
@@ -164,7 +164,7 @@ def hundred_instances() -> Instances:
 
 
 def table(rows: list[Row]) -> Table:
-    """Show the rows."""
+    """Format the rows as a table."""
     title = "publish() in ms (cpu: computing, at most), and messages lost"
     shown = Table(title=title, box=None, padding=(0, 0, 0, 1))
     for column in ("readers", "stopped", "p50", "p99", "max", "cpu", "waits", "MB"):
@@ -186,20 +186,20 @@ def _signal(processes: list[tuple[BaseProcess, Connection]], number: signal.Sign
 
 
 def _finish(publisher: Publisher, waiting: list[Connection]) -> Counts:
-    """Say that it is over until everyone has heard it, and gather what they counted."""
+    """Publish ``ended`` until all subscribers have received it; return their counts."""
     counts: Counts = []
     for results in waiting:
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TIMEOUT_S
         while not results.poll(0.1):
             if time.monotonic() > deadline:
-                raise TimeoutError("a subscriber did not hear that it is over")
+                raise TimeoutError("a subscriber did not receive the ended event")
             publisher.event(SOURCE, "ended")
         counts += results.recv()
     return counts
 
 
 def _sleeps() -> int:
-    """Count how often this thread has given up the processor of its own accord."""
+    """Return the number of voluntary context switches of this thread."""
     return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 
@@ -209,7 +209,7 @@ def _memory_mb() -> float:
 
 
 def main() -> None:
-    """Run it from the command line; exit code 1 if a loss was not reported."""
+    """Measure and print; exit with 1 if a loss was not reported."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 10, 100])
     parser.add_argument("--frames", type=int, default=600)

@@ -1,9 +1,9 @@
-"""What a peer that floods subscriptions costs a publisher and its new subscribers.
+"""Measure what a peer that floods subscriptions costs a publisher and its new subscribers.
 
-Run: ``python -m benchmarks.subscription_flood [--seconds 8] [--reconnect]``. A raw TCP peer on its
-own process subscribes and cancels without end; with ``--reconnect`` it comes back whenever it is
-disconnected. Meanwhile a publisher sends 200 frames per second, and a new subscriber connects in
-the middle. Reported are the publisher's memory before and after, and how long the new subscriber
+Run: ``python -m benchmarks.subscription_flood [--seconds 8] [--reconnect]``. A raw TCP peer in a
+process of its own subscribes and cancels in a loop; with ``--reconnect`` it connects again whenever
+it is disconnected. Meanwhile a publisher sends 200 frames per second, and a new subscriber connects
+in the middle. Reported are the publisher's memory before and after, and how long the new subscriber
 waited for its first frame with label names.
 """
 
@@ -28,7 +28,7 @@ from maskcast.pipeline.publisher.publisher import Publisher
 from maskcast.pipeline.subscriber.subscribe import subscribe
 from maskcast.pipeline.subscriber.subscription import PublishedFrame
 
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 
 
 def flood(port: int, seconds: float, reconnect: bool) -> None:
@@ -52,7 +52,7 @@ def flood(port: int, seconds: float, reconnect: bool) -> None:
 
 
 def _connect(port: int) -> socket.socket:
-    """Connect and greet as a SUB socket does (ZMTP 3.0, without keys)."""
+    """Connect and do the handshake of a SUB socket (ZMTP 3.0, without keys)."""
     peer = socket.create_connection(("127.0.0.1", port))
     peer.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32))
     missing = 64
@@ -75,7 +75,7 @@ def measure(seconds: float, reconnect: bool) -> None:
 
     def subscribe_late(endpoint: str) -> None:
         began_s = time.monotonic()
-        with subscribe(endpoint, "cam1", timeout_s=PATIENCE_S) as frames:
+        with subscribe(endpoint, "cam1", timeout_s=TIMEOUT_S) as frames:
             while not waited_s:
                 frame = frames.receive()
                 if isinstance(frame, PublishedFrame) and frame.label_names:
@@ -107,11 +107,11 @@ def measure(seconds: float, reconnect: bool) -> None:
         publish_for(seconds / 2)
         late = threading.Thread(target=subscribe_late, args=(publisher.endpoint,), daemon=True)
         late.start()
-        end_s = time.monotonic() + PATIENCE_S
+        end_s = time.monotonic() + TIMEOUT_S
         publish_until(lambda: flooder.poll() is not None)
         publish_until(lambda: bool(waited_s) or time.monotonic() > end_s)
         print(f"memory {before_mb:.0f} -> {memory_mb():.0f} MB")
-        print(f"new subscriber waited {waited_s[0] if waited_s else PATIENCE_S:.2f} s")
+        print(f"new subscriber waited {waited_s[0] if waited_s else TIMEOUT_S:.2f} s")
 
 
 def memory_mb() -> float:
@@ -121,7 +121,7 @@ def memory_mb() -> float:
 
 
 def main() -> None:
-    """Measure, or be the flooder of a measurement."""
+    """Measure, or run as the flooder of a measurement."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--reconnect", action="store_true")

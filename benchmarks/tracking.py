@@ -1,9 +1,9 @@
-"""How well and how fast tracks are kept, compared with ByteTrack and OC-SORT.
+"""Measure the quality and the speed of tracking, compared with ByteTrack and OC-SORT.
 
 Run: ``python -m benchmarks.tracking [--photographs FOLDER] [--scenes N] [--json]``. People cut out
-of photographs cross, hide each other, leave and come back (``benchmarks/moving_people.py``); the
-bundle's engine detects them. Without a folder of photographs, drawn figures and simulated
-detections. All trackers are given the same instances and times, with no frames, 30 % and 70 %
+of photographs cross, hide each other, leave and return (``benchmarks/moving_people.py``); the
+bundle's engine detects them. Without a folder of photographs, figures are drawn and detections
+simulated. All trackers are given the same instances and times, with no frames, 30 % and 70 %
 dropped. The other trackers and the metrics (HOTA, IDF1, identity switches) are those of the package
 ``trackers``.
 """
@@ -29,8 +29,8 @@ from benchmarks.moving_people import (
     Scene,
     Truth,
     cut_outs,
-    detect_like_a_network,
     silhouettes,
+    simulate_detections,
 )
 from maskcast.engines.engine import Engine
 from maskcast.engines.instances.instances import Instances
@@ -44,16 +44,16 @@ FIRST_SEED = 1000
 """Scenes from here on are reported. The tracker's constants were chosen on scenes below 100."""
 
 Follow = Callable[[Instances, float], NDArray[np.int64]]
-"""Gives each instance of a frame at a time an id; 0 or less for none."""
+"""Maps the instances of a frame and its time, seconds, to their ids ``[N]``; 0 or less for none."""
 
 
-def ours(min_score: float) -> Follow:
-    """Maskcast's tracker."""
+def maskcast_tracker(min_score: float) -> Follow:
+    """Return maskcast's tracker."""
     tracker = Tracker(min_score)
     return lambda instances, time_s: tracker.update(instances, time_s).track_ids.astype(np.int64)
 
 
-def theirs(kind: str) -> Follow:
+def other_tracker(kind: str) -> Follow:
     """Return a tracker of the package ``trackers``, given the times too, as it recommends."""
     import supervision
     import trackers
@@ -71,7 +71,7 @@ def theirs(kind: str) -> Follow:
         )
         found = tracker.update(detections, timestamp=time_s)
         ids = np.full(len(instances), -1, np.int64)
-        if len(found):  # they come back in another order
+        if len(found):  # they are returned in another order
             ids[found.data["index"]] = found.tracker_id
         return np.where(ids >= 0, ids + 1, 0)
 
@@ -134,9 +134,9 @@ def compare(
     )
 
     makers: dict[str, Callable[[], Follow]] = {
-        "maskcast": lambda: ours(min_score),
-        "bytetrack": lambda: theirs("bytetrack"),
-        "ocsort": lambda: theirs("ocsort"),
+        "maskcast": lambda: maskcast_tracker(min_score),
+        "bytetrack": lambda: other_tracker("bytetrack"),
+        "ocsort": lambda: other_tracker("ocsort"),
     }
     rows = []
     for drop in DROPS:
@@ -161,7 +161,7 @@ def compare(
 
 
 def crowd(count: int, index: int) -> Instances:
-    """People in rows and columns, each overlapping the next, swaying."""
+    """Make people in rows and columns that overlap their neighbours and sway."""
     columns = int(np.ceil(np.sqrt(count * WIDTH / HEIGHT)))
     rng = np.random.default_rng(index)
     cell = WIDTH / columns
@@ -213,7 +213,7 @@ def zones_cost(frames: int = 400) -> dict[str, Any]:
 
 
 def _time_ms(work: Callable[[], object]) -> float:
-    """Return the processor time of one call: the clock on the wall shows other programs too."""
+    """Return the processor time of a call, which other programs affect less than wall time."""
     begin_ns = time.thread_time_ns()
     work()
     return (time.thread_time_ns() - begin_ns) / 1e6
@@ -227,7 +227,7 @@ def _summary(times_ms: list[float]) -> dict[str, float]:
 def make_scenes(
     first: int, count: int, photographs: Path | None
 ) -> tuple[list[tuple[list[Truth], list[Instances]]], float]:
-    """Make scenes and detect in them; return the lowest score that is reported too."""
+    """Make scenes and their detections; also return the minimum score of a detection."""
     if photographs is None:
         figures, backgrounds, engine = silhouettes(first, 24), [], None
     else:
@@ -238,7 +238,7 @@ def make_scenes(
         scene, rng = Scene(seed, figures, backgrounds), np.random.default_rng(seed)
         truths = [scene.truth(index) for index in range(FRAMES)]
         seen = [
-            detect_like_a_network(truth, rng) if engine is None else detect(engine, scene, index)
+            simulate_detections(truth, rng) if engine is None else detect(engine, scene, index)
             for index, truth in enumerate(truths)
         ]
         made.append((truths, seen))

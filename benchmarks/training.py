@@ -1,10 +1,11 @@
-"""A training step on the CPU, and what it would take without what we do otherwise than torchvision.
+"""Measure a training step on the CPU, with and without the optimisations over torchvision.
 
 Run: ``python -m benchmarks.training [--repeat N] [--batch N] [--json]``.
 
-Steps of the default network by its recipe (bfloat16, squares of 384 pixels), forward, backward and
-optimiser, on drawn images of people's number and size. The variants alternate; medians are
-reported. Loading and augmenting images is another process's work and not part of it.
+A step of the default network by its recipe (bfloat16, squares of 384 pixels) has forward and
+backward pass and optimizer. The images are drawn, with as many and as large ellipses as there are
+people in photographs. The variants alternate; medians are reported. Loading and augmenting images
+is done by another process and not measured.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def draw_batch(
 
 @contextmanager
 def torchvision_pooling() -> Iterator[None]:
-    """Pool regions by torchvision's own RoIAlign."""
+    """Pool regions with torchvision's own RoIAlign."""
     with mock.patch(
         "maskcast.builder.training.losses.pool_regions",
         lambda pooler, *arguments: pooler(*arguments),
@@ -83,28 +84,28 @@ def depthwise_in_bfloat16() -> Iterator[None]:
 
 
 @contextmanager
-def neither() -> Iterator[None]:
-    """Do both."""
+def both_changes() -> Iterator[None]:
+    """Make both changes."""
     with torchvision_pooling(), depthwise_in_bfloat16():
         yield
 
 
 @contextmanager
-def as_it_is() -> Iterator[None]:
+def unchanged() -> Iterator[None]:
     """Change nothing."""
     yield
 
 
 VARIANTS: dict[str, Callable[[], Any]] = {
-    "as it is": as_it_is,
+    "as it is": unchanged,
     "torchvision's RoIAlign": torchvision_pooling,
     "depthwise convolutions in bfloat16": depthwise_in_bfloat16,
-    "both": neither,
+    "both": both_changes,
 }
 
 
 def make_run(folder: Path, batch: int) -> Any:
-    """Make a training run of the default's network, from the weights that ship."""
+    """Make a training run of the default network, from the bundled weights."""
     Image.new("RGB", (64, 64)).save(folder / "image.png")
     image = {"id": 1, "file_name": "image.png", "width": 64, "height": 64}
     content = {
@@ -148,7 +149,7 @@ def main() -> None:
     if options.json:
         print(json.dumps(medians))
         return
-    table = Table("step", "ms an image", "times as long")
+    table = Table("step", "ms per image", "times as long")
     for name, median_ms in medians.items():
         table.add_row(name, f"{median_ms:.0f}", f"{median_ms / medians['as it is']:.2f}")
     Console().print(table)

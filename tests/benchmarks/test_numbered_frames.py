@@ -44,7 +44,7 @@ def test_a_camera_that_reconnects_keeps_them_together(rtsp_server: Any) -> None:
     tally = numbered.Tally()
     sources = [SourceConfig(url=rtsp_server.url, name="cam")]
     numbered.run(sources, {"cam": 4}, "throughput", tally, limit=60, delay_s=0.001)
-    # A slow machine drops most frames, and those beside the reconnect cannot be counted.
+    # A slow machine drops most frames, and those around the reconnect cannot be counted.
     assert tally.restarts >= 1
     assert tally.frames >= 2
     assert tally.mismatches == []
