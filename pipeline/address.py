@@ -13,7 +13,7 @@ def split_address(address: str, purpose: str, example: str) -> tuple[str, int]:
     Args:
         address: "127.0.0.1:9100", "[::1]:9100", "*:9100" (every interface).
         purpose: what is served there, for the error message.
-        example: a valid address, likewise.
+        example: a valid address, for the error message.
 
     Raises:
         InputError: the address does not have this form.

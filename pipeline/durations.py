@@ -1,4 +1,4 @@
-"""Durations: the last ones in full, all of them in a histogram."""
+"""Durations: a histogram of all of them, and percentiles of the most recent ones."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 WINDOW = 4096
-"""Number of durations that percentiles are computed from: the last ones."""
+"""Number of recent durations that percentiles are computed from."""
 
 BOUNDS_S = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025,
     0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
-"""Upper bounds of the histogram's buckets, seconds; densest where inference times and latencies of
-live frames are."""
+"""Upper bounds of the histogram's buckets, seconds; closest together in the range of inference
+times and live latencies."""
 
 _BOUNDS_NS = tuple(round(bound_s * 1e9) for bound_s in BOUNDS_S)
 
@@ -33,11 +33,11 @@ class Percentiles(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Distribution:
-    """Durations at one moment. Cheap to take; percentiles are computed on access.
+    """A snapshot of durations. Cheap to take; percentiles are computed on access.
 
     Attributes:
-        counts: number in each bucket: up to each of ``BOUNDS_S``, and above the last.
-        sum_s: sum of all, seconds.
+        counts: number of durations in each bucket; the last bucket is above all ``BOUNDS_S``.
+        sum_s: sum of all durations, seconds.
         recent_ns: ``[n]`` int64, the last ``WINDOW`` at most, in no particular order.
     """
 
@@ -47,17 +47,17 @@ class Distribution:
 
     @property
     def count(self) -> int:
-        """Number of all durations."""
+        """Total number of durations."""
         return sum(self.counts)
 
     @property
     def percentiles_ms(self) -> Percentiles | None:
-        """Of the last ``WINDOW``; None if there are none."""
+        """Percentiles of the last ``WINDOW`` durations; None if there are none."""
         return percentiles_ms([self])
 
     @property
     def mean_ms(self) -> float:
-        """Mean of all; 0 if there are none."""
+        """Mean of all durations; 0 if there are none."""
         return 1e3 * self.sum_s / max(1, self.count)
 
 
@@ -72,7 +72,7 @@ class Durations:
         self._sum_ns = 0
 
     def add(self, duration_ns: int) -> None:
-        """Add one, nanoseconds."""
+        """Add a duration, nanoseconds."""
         self._recent_ns[self._count % WINDOW] = duration_ns
         self._counts[bisect_left(_BOUNDS_NS, duration_ns)] += 1
         self._count += 1

@@ -1,4 +1,4 @@
-"""Frame: one decoded video frame, and the times of its way through the stages."""
+"""Frame: one decoded video frame, and when each stage worked on it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ STAGES = ("decode", "preprocess", "infer", "masks", "publish")
 """The five stages, in the order in which a frame passes them."""
 
 POSE = "pose"
-"""What the ``masks`` stage does before the masks, where poses are estimated."""
+"""The step of the ``masks`` stage that estimates poses, before the masks."""
 
 STEPS = ("decode", "preprocess", "infer", POSE, "masks", "publish")
-"""What a timeline may hold, in this order, before a frame is recorded."""
+"""The steps that a timeline may contain, in this order, before a frame is recorded."""
 
 Clock = Literal["receipt", "sender"]
 """Which clock a capture time was read from: this machine's, on receipt, or the camera's."""
@@ -85,14 +85,14 @@ class Frame:
         return np.ascontiguousarray(np.rot90(pixels, self.rotation // 90))
 
     def restart_clock(self) -> None:
-        """Set the capture and the end of the decoding to now.
+        """Shift the capture and the decoding so that the decoding ends now.
 
         For a frame that was held back on purpose: its wait is not part of its latency.
         """
-        by_ns = time.monotonic_ns() - self.timeline.end_ns["decode"]
-        self.capture_ns += by_ns
-        self.timeline.start_ns["decode"] += by_ns
-        self.timeline.end_ns["decode"] += by_ns
+        shift_ns = time.monotonic_ns() - self.timeline.end_ns["decode"]
+        self.capture_ns += shift_ns
+        self.timeline.start_ns["decode"] += shift_ns
+        self.timeline.end_ns["decode"] += shift_ns
 
 
 def begin_batch(frames: Sequence[Frame], stage: str) -> int:

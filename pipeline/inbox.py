@@ -20,17 +20,17 @@ class InboxClosed(Exception):  # noqa: N818 - an end, not an error
 class Inbox(Generic[T]):
     """A bounded queue between two threads.
 
-    With the policy ``block`` ``put`` waits while the inbox is full. With ``latest`` it replaces the
-    oldest item, so that the item that is taken is recent. Every item that is put is either taken or
-    passed to ``on_drop``, once.
+    With the policy ``block``, ``put`` waits while the inbox is full. With ``latest``, it replaces
+    the oldest item, so that the item that is taken is recent. Every item that is put is either
+    taken or passed to ``on_drop``, once.
 
     Args:
         capacity: maximum number of waiting items.
         policy: what ``put`` does when the inbox is full.
         on_drop: called with an item that is dropped and the reason, ``replaced`` or ``stopped``, on
             the thread that caused it, outside of all locks.
-        changed: the condition to wait on; inboxes that are waited for together share one. Its lock
-            must be re-entrant, as it is by default: ``RoundRobin`` takes from an inbox under it.
+        changed: the condition to wait on; all inboxes of a ``RoundRobin`` share one. Its lock must
+            be re-entrant, as it is by default: ``RoundRobin`` takes from an inbox under it.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Inbox(Generic[T]):
         return self._closed and not self._items
 
     def put(self, item: T) -> bool:
-        """Add an item, by the policy. False when the inbox is closed: the item was dropped."""
+        """Add an item by the policy. Return False if the inbox is closed and drops the item."""
         dropped: T | None = None
         reason = "replaced"
         with self._changed:
@@ -80,7 +80,7 @@ class Inbox(Generic[T]):
         return accepted
 
     def post(self, item: T) -> bool:
-        """Add an event: it needs no capacity and is never dropped. Return False when closed."""
+        """Add an event, which needs no capacity and is never dropped. Return False if closed."""
         with self._changed:
             if self._closed:
                 return False
@@ -135,7 +135,7 @@ class Inbox(Generic[T]):
         """Accept no more items; waiting ones can still be taken. Return False if already closed.
 
         Args:
-            last: an event that is added as the last item, unless it is closed already.
+            last: an event that is added as the last item, unless the inbox is closed already.
             discard: drop the waiting items, except events.
         """
         with self._changed:
@@ -177,7 +177,7 @@ class Inbox(Generic[T]):
         return item
 
     def _remove_oldest(self) -> T:
-        oldest = next(place for place, (_, droppable) in enumerate(self._items) if droppable)
+        oldest = next(index for index, (_, droppable) in enumerate(self._items) if droppable)
         item, _ = self._items[oldest]
         del self._items[oldest]
         self._droppable -= 1
@@ -214,7 +214,7 @@ class RoundRobin(Generic[T]):
         self._next = 0
 
     def add(self, inbox: Inbox[T]) -> bool:
-        """Add an inbox, or one that was removed. Return False if the end was reached before."""
+        """Add an inbox, or one that was removed. Return False if the end was reached already."""
         with self._changed:
             if not self._is_over and inbox not in self._inboxes:
                 self._inboxes.append(inbox)
@@ -250,11 +250,11 @@ class RoundRobin(Generic[T]):
             while True:
                 self._remove_drained()
                 for step in range(len(self._inboxes)):
-                    place = (self._next + step) % len(self._inboxes)
-                    inbox = self._inboxes[place]
-                    if len(inbox) and not self._stays(inbox):
-                        self._next = place + 1
-                        # Takes ``changed`` a second time: a Condition's own lock is re-entrant.
+                    index = (self._next + step) % len(self._inboxes)
+                    inbox = self._inboxes[index]
+                    if len(inbox) and not self._holds(inbox):
+                        self._next = index + 1
+                        # Acquires ``changed`` a second time: a Condition's own lock is re-entrant.
                         return inbox.take(limit, alike)
                 if not self._inboxes and not self._open_end:
                     self._is_over = True
@@ -264,13 +264,13 @@ class RoundRobin(Generic[T]):
                     return []
                 self._changed.wait(left_s)
 
-    def _stays(self, inbox: Inbox[T]) -> bool:
+    def _holds(self, inbox: Inbox[T]) -> bool:
         """Tell whether the items of an inbox are held; events alone never are."""
         return inbox.policy == "block" and inbox.waiting > 0 and self._is_held()
 
     def _remove_drained(self) -> None:
         """Remove inboxes that are closed and empty; the order of the others does not change."""
         if any(inbox.is_drained for inbox in self._inboxes):
-            behind = [inbox for inbox in self._inboxes[self._next :] if not inbox.is_drained]
             before = [inbox for inbox in self._inboxes[: self._next] if not inbox.is_drained]
-            self._inboxes, self._next = [*before, *behind], len(before)
+            after = [inbox for inbox in self._inboxes[self._next :] if not inbox.is_drained]
+            self._inboxes, self._next = [*before, *after], len(before)

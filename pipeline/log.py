@@ -49,9 +49,9 @@ def configure(level: str = "warning", form: str = "text") -> None:
         InputError: the level or the form is unknown.
     """
     if level not in get_args(LogLevel):
-        raise InputError(f"log level {level!r}: use {', '.join(get_args(LogLevel))}")
+        raise InputError(f"unknown log level {level!r}: use {', '.join(get_args(LogLevel))}")
     if form not in get_args(LogFormat):
-        raise InputError(f"log format {form!r}: use {' or '.join(get_args(LogFormat))}")
+        raise InputError(f"unknown log format {form!r}: use {' or '.join(get_args(LogFormat))}")
     handler = StderrHandler()
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     handler.addFilter(RepeatFilter())
@@ -74,14 +74,14 @@ def event(record: logging.LogRecord) -> dict[str, object]:
     }
     if record.exc_info:
         lines = logging.Formatter().formatException(record.exc_info).splitlines()
-        shown["traceback"] = "\n".join(map(redact, lines))  # a whole one is too long for redact
+        shown["traceback"] = "\n".join(map(redact, lines))  # line by line: redact cuts long texts
     return {key: value if key == "traceback" else _plain(value) for key, value in shown.items()}
 
 
 class TextFormatter(logging.Formatter):
     """``time=… level=warning event=source_state source=door state=stalled``.
 
-    A value that contains blanks, quotes or ``=`` is written as a JSON string.
+    A value that contains spaces, quotes or ``=`` is written as a JSON string.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -161,5 +161,5 @@ def _plain(value: object) -> object:
 
 def _quoted(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
-    bare = text and text.isprintable() and not any(sign in text for sign in ' "=')
+    bare = text and text.isprintable() and not any(character in text for character in ' "=')
     return text if bare else json.dumps(text, ensure_ascii=False)

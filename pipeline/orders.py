@@ -1,4 +1,4 @@
-"""Orders: what stages, decoders and callers tell the pipeline's supervisor."""
+"""Orders: what stages, decoders and callers send to the pipeline's supervisor."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """End the run: publish what the engine has begun, drop what waits before it.
+    """End the run: publish the frames that the engine has begun, drop those that wait for it.
 
     Attributes:
         reason: the reason with which the sources end.
@@ -45,7 +45,7 @@ class SourceRemoved:
 
 @dataclass(frozen=True, slots=True)
 class Review:
-    """A source has ended or cannot be reached: check whether there is a reason to go on."""
+    """A source has ended or cannot be reached: check whether the run should continue."""
 
 
 Order = Stop | Failed | StageEnded | SourceRemoved | Review

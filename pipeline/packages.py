@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from maskcast.engines.errors import InputError
 
 
-def check_installed(packages: Iterable[str], user: str, extra: str) -> None:
+def check_installed(packages: Iterable[str], feature: str, extra: str) -> None:
     """Check that the packages of an extra are installed.
 
     Args:
-        packages: names to import.
-        user: what needs them, for the message.
-        extra: what to install.
+        packages: import names of the packages.
+        feature: what needs them, for the message.
+        extra: the extra that installs them.
 
     Raises:
         InputError: one is missing.
@@ -22,10 +22,10 @@ def check_installed(packages: Iterable[str], user: str, extra: str) -> None:
     for package in packages:
         try:
             found = importlib.util.find_spec(package)
-        except ModuleNotFoundError:  # the package above it is missing
+        except ModuleNotFoundError:  # a parent package is missing
             found = None
         if found is None:
             raise InputError(
-                f"{user} needs {package}, which is not installed; install the {extra} extra: "
+                f"{feature} needs {package}, which is not installed; install the {extra} extra: "
                 f"pip install 'maskcast[{extra}]', or in a checkout pip install '.[{extra}]'"
             )

@@ -45,7 +45,7 @@ STOP_GRACE_S = 1.0
 """At the end, a decoder that hangs in a read is abandoned after this many seconds."""
 
 WRITE_CHECK_S = 0.2
-"""After an order to end, how often it is checked whether a write of an output hangs."""
+"""After an order to end, how often to check whether a write to an output hangs."""
 
 DRAIN_S = 0.7
 """After an order to end, the engine has this many seconds to finish the frames it has begun."""
@@ -133,7 +133,7 @@ class Pipeline:
             RuntimeError: the pipeline was started before.
         """
         if self._has_started:
-            raise RuntimeError("a pipeline runs once; make another")
+            raise RuntimeError("the pipeline was started before; create a new one for each run")
         self._has_started = True
         with ExitStack() as undo:
             for recorder in self._recorders:
@@ -144,25 +144,25 @@ class Pipeline:
             )
             self._parts, self._supervisor = parts, supervisor
             supervisor.start()
-            undo.pop_all()  # the supervisor and the stages close what is theirs
+            undo.pop_all()  # the supervisor and the stages close what they own
 
     def stop(self) -> None:
-        """Order the end; frames in the engine are still published. Safe in a signal handler.
+        """End the run; frames in the engine are still published. Safe in a signal handler.
 
         A pipeline that is stopped before it starts ends as soon as it has started.
         """
         self._orders.put(Stop())
 
     def hand_over(self) -> None:
-        """End as ``stop`` does, without ``ended``: another pipeline goes on with the sources."""
+        """End as ``stop`` does, without ``ended``: another pipeline takes over the sources."""
         self._orders.put(Stop(MOVED))
 
     def add(self, source: SourceConfig) -> None:
         """Read one more source while the pipeline runs. If it fails, it alone ends.
 
         Raises:
-            InputError: it has no name or one that is taken, its address is certainly wrong, its
-                zones name a class that the model does not have, or the pipeline is not running.
+            InputError: it has no name or one that is taken, its address is invalid, its zones name
+                a class that the model does not have, or the pipeline is not running.
         """
         self._started().stages.add(source)
 
@@ -184,12 +184,12 @@ class Pipeline:
     def is_published(self) -> bool:
         """Whether everything is published, and sockets and files are closed.
 
-        After ``stop`` the engine may still be at work on frames that are not published any more.
+        After ``stop``, the engine may still be working on frames that will not be published.
         """
         return self._parts is not None and self._parts.stages.is_published
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait for the end for at most ``timeout_s``; return whether it has come.
+        """Wait until the run has ended, for at most ``timeout_s``; return whether it has.
 
         Raises:
             RuntimeError: the pipeline has not started.
@@ -200,11 +200,11 @@ class Pipeline:
         return not self._supervisor.is_alive()
 
     def join(self) -> None:
-        """Wait for the end.
+        """Wait until the run has ended.
 
         Raises:
             RuntimeError: the pipeline has not started.
-            InputError, Exception: as ``run``.
+            InputError, Exception: as in ``run``.
         """
         self.wait()
         if self._error is not None:
@@ -241,7 +241,7 @@ class Pipeline:
         return engine
 
     def _open(self, engine: Engine, undo: ExitStack) -> _Parts:
-        """Bind the metrics' address, and make everything that runs."""
+        """Open the outputs, bind the metrics' address, and create all parts of the run."""
         names = [config.name or "" for config in self._configs]
         recorders = make_recorders(self.config.outputs, engine.manifest, names, self._audio_of)
         for recorder in recorders:
@@ -344,7 +344,7 @@ class Pipeline:
             self._error = self._error or error
             self._orders.put(Failed(error))
 
-    # ---- What it is made of
+    # ---- Parts
 
     def _started(self) -> _Parts:
         if self._parts is None:
@@ -375,7 +375,7 @@ class Pipeline:
     def _serve_metrics(self, engine: Engine) -> MetricsServer | None:
         if self.config.metrics is None:
             return None
-        # Imported here: an HTTP server takes long to import, and most pipelines have none.
+        # Imported here: an HTTP server is slow to import, and most pipelines have none.
         from maskcast.pipeline.monitor.metrics import make_registry
         from maskcast.pipeline.monitor.server import MetricsServer
 

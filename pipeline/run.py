@@ -1,4 +1,4 @@
-"""``maskcast.run``: a pipeline in one call."""
+"""``maskcast.run``: run a pipeline in one call."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ RATE_WINDOW_S = 5.0
 RECORD = "record"
 """The stage behind ``publish``, which only runs with outputs: files and ``on_frame``."""
 
-_MOST_RATED = 512
-"""Window of the frame rate in frames, for faster sources."""
+_RATE_WINDOW_FRAMES = 512
+"""Maximum window of the frame rate, frames; fast sources reach it before ``RATE_WINDOW_S``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class StageStats:
 
     @property
     def frame_ms(self) -> Percentiles:
-        """Work on one frame, lately."""
+        """Percentiles of the recent work on one frame; 0 before the first frame."""
         return self.work.percentiles_ms or Percentiles(0.0, 0.0, 0.0)
 
 
@@ -55,7 +55,7 @@ class StageStats:
 class SourceStats:
     """A source's counts and state.
 
-    ``captured`` is the sum of ``processed``, ``skipped``, ``dropped`` and the frames in work.
+    ``captured`` is the sum of ``processed``, ``skipped``, ``dropped`` and the frames in progress.
 
     Attributes:
         name: the source's name.
@@ -64,11 +64,12 @@ class SourceStats:
         skipped: frames that the configuration leaves out, by reason: ``every_nth``, ``max_fps``.
         dropped: frames lost, by stage (in whose inbox they waited) and reason.
         corrupt: damaged packets or images that were ignored.
-        fps: frames published per second, lately; after its end over its whole time.
+        fps: frames published per second over the last ``RATE_WINDOW_S``; for a source that has
+            ended, over its whole run.
         latency: from the start of decoding to publication, by a monotonic clock. The ``age_ms`` of
             a message counts from the frame's capture, which may be earlier and by another clock.
         frame_count: number of frames of the source; None if unknown or endless.
-        ended: why it ended; None while it runs, and while frames of a finished source are in work.
+        ended: why it ended; None while it runs, and while its last frames are in progress.
         state: what it is doing.
         detail: the reason for the state, one line without credentials; "" if there is none.
         reconnects: number of times it was reconnected.
@@ -102,7 +103,7 @@ class SourceStats:
 
     @property
     def latency_ms(self) -> Percentiles | None:
-        """From decoding to publication, lately; None before the first frame."""
+        """Percentiles of the recent ``latency``; None before the first frame."""
         return self.latency.percentiles_ms
 
 
@@ -113,7 +114,7 @@ class Stats:
     Attributes:
         wall_s: seconds from the start of the first frame to the publication of the last one.
         sources: the sources in the order in which they were added; removed ones are absent.
-        stages: by name, in the order that a frame passes them; only those that have worked.
+        stages: by name, in the order that a frame passes them; only those that have done work.
             ``pose`` is part of the stage ``masks`` and has times of its own.
         subscribers: number of subscribers, of the source that has the most.
         queue_depth: number of frames that wait before each stage, by the stage's name.
@@ -134,7 +135,7 @@ class Stats:
 
     @property
     def latency_ms(self) -> Percentiles | None:
-        """From decoding to publication, all sources, lately; None before the first frame."""
+        """Percentiles of the recent latency of all sources; None before the first frame."""
         return percentiles_ms(source.latency for source in self.sources)
 
     @property
@@ -162,10 +163,10 @@ class Stats:
 
 
 class Witness(Protocol):
-    """Is shown every frame that is published or dropped, under the meter's lock."""
+    """Receives every frame that is published or dropped, under the meter's lock."""
 
     def published(self, frame: Frame, seq: int) -> None:
-        """Note a published frame; ``seq`` counts its source's from 0."""
+        """Note a published frame; ``seq`` counts the published frames of its source from 0."""
 
     def dropped(self, frame: Frame, stage: str, reason: str) -> None:
         """Note a frame that was lost in a stage's inbox."""
@@ -188,19 +189,19 @@ class _SourceMeter:
     unrecorded: Counter[str] = field(default_factory=Counter)
     decoder: str = ""
     first_ns: int = 0
-    published_ns: deque[int] = field(default_factory=lambda: deque(maxlen=_MOST_RATED))
+    published_ns: deque[int] = field(default_factory=lambda: deque(maxlen=_RATE_WINDOW_FRAMES))
     latency: Durations = field(default_factory=Durations)
 
 
 class Meter:
     """Counts frames and adds up their timelines. Thread-safe.
 
-    Sources may be added and removed while their frames are in work: frames of an unknown source
+    Sources may be added and removed while their frames are in progress: frames of an unknown source
     count for the stages only.
 
     Args:
         sources: names of the first sources.
-        witness: is shown every frame that is published or dropped.
+        witness: receives every frame that is published or dropped.
     """
 
     def __init__(self, sources: Sequence[str], witness: Witness | None = None) -> None:
@@ -289,7 +290,7 @@ class Meter:
                 source.unrecorded[reason] += 1
 
     def output(self, name: str, problem: str = "") -> None:
-        """Note why an output is not written at the moment, "" where it is."""
+        """Note why an output is not written at the moment; "" if it is written."""
         with self._lock:
             self._outputs[name] = problem
 
@@ -306,12 +307,12 @@ class Meter:
                 source.state, source.detail = change.state, change.reason
                 source.reconnects = change.reconnects
 
-    def ended(self, name: str, why: str, corrupt: int) -> None:
+    def ended(self, name: str, reason: str, corrupt: int) -> None:
         """Note that a source has ended."""
         with self._lock:
             if (source := self._sources.get(name)) is not None:
-                source.ended, source.corrupt = why, corrupt
-                source.state, source.detail = SourceState.ENDED, why
+                source.ended, source.corrupt = reason, corrupt
+                source.state, source.detail = SourceState.ENDED, reason
 
     def drops(self, name: str) -> dict[str, dict[str, int]]:
         """Return a source's dropped frames by stage, then reason; {} for an unknown source."""
@@ -327,7 +328,7 @@ class Meter:
         queue_depth: Mapping[str, int] | None = None,
         at_work_s: Mapping[str, float] | None = None,
     ) -> Stats:
-        """Return the current figures; the arguments are passed on."""
+        """Return the current figures; the arguments become fields of the result."""
         with self._lock:
             wall_ns = max(0, self._last_ns - (self._first_ns or 0))
             return Stats(
@@ -360,8 +361,8 @@ class Meter:
 
 
 def _source_stats(name: str, meter: _SourceMeter) -> SourceStats:
-    gone = meter.processed + meter.skipped.total() + meter.dropped.total()
-    is_finishing = meter.ended in FINISHED and meter.captured > gone
+    finished = meter.processed + meter.skipped.total() + meter.dropped.total()
+    is_finishing = meter.ended in FINISHED and meter.captured > finished
     return SourceStats(
         name=name,
         captured=meter.captured,
@@ -392,5 +393,5 @@ def _rate(meter: _SourceMeter) -> float:
         return (meter.processed - 1) / max(1, times_ns[-1] - meter.first_ns) * 1e9
     now_ns = time.monotonic_ns()
     begin_ns = max(now_ns - int(RATE_WINDOW_S * 1e9), times_ns[0])
-    lately = sum(1 for _ in takewhile(lambda ns: ns > begin_ns, reversed(times_ns)))
-    return lately / max(1, now_ns - begin_ns) * 1e9
+    recent = sum(1 for _ in takewhile(lambda ns: ns > begin_ns, reversed(times_ns)))
+    return recent / max(1, now_ns - begin_ns) * 1e9

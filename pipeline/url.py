@@ -7,10 +7,10 @@ from pathlib import Path, PurePath
 from urllib.parse import urlsplit
 
 MAX_URL_LENGTH = 2048
-"""Characters of a URL."""
+"""Maximum length of a URL, characters."""
 
 MAX_SHOWN_LENGTH = 500
-"""Characters of a text that comes from outside and is shown in a message, a log line or a table."""
+"""Maximum length, characters, of an external text in a message, a log line or a table."""
 
 _HIDDEN = "***"
 
@@ -35,11 +35,11 @@ def redact(text: str) -> str:
 
     The user part (``user:password@``) and the values of parameters with names like those of secrets
     (``?token=``, and the ``/user=admin_password=…`` of some cameras) become ``***``. A password may
-    contain an unescaped ``/``, ``?``, ``@`` or blank, so an ambiguous URL is hidden in full. What
+    contain an unescaped ``/``, ``?``, ``@`` or space, so an ambiguous URL is hidden in full. What
     follows a URL in a text may be hidden too.
 
-    The time is linear in the length of the text. A longer text is cut at ``MAX_URL_LENGTH``, and a
-    URL in it is hidden in full, because its host may be in the part that was cut.
+    The time is linear in the length of the text. A text longer than ``MAX_URL_LENGTH`` is cut, and
+    a URL in it is hidden in full, because the "@" after its password may have been cut off.
     """
     is_cut = len(text) > MAX_URL_LENGTH
     text = text[:MAX_URL_LENGTH]
@@ -50,7 +50,10 @@ def redact(text: str) -> str:
 
 
 def shorten(text: str) -> str:
-    """Return a text on one line, cut at ``MAX_SHOWN_LENGTH`` characters; redact it before."""
+    """Return a text on one line, cut at ``MAX_SHOWN_LENGTH`` characters.
+
+    Redact the text first: a cut URL cannot be redacted reliably.
+    """
     line = " ".join(text.split())
     return line if len(line) <= MAX_SHOWN_LENGTH else f"{line[: MAX_SHOWN_LENGTH - 1]}…"
 
@@ -80,7 +83,7 @@ def scheme(url: str) -> str:
 
 
 def is_local(url: str) -> bool:
-    """Tell whether a URL names a file or folder on this machine, and no device."""
+    """Tell whether a URL names a file or folder on this machine, not a device."""
     return scheme(url) in ("", "file") and not is_device(url)
 
 
@@ -90,15 +93,15 @@ def is_device(url: str) -> bool:
 
 
 def is_endless(url: str) -> bool:
-    """Tell whether a URL names a camera, a screen or a stream, which ends when it is stopped.
+    """Tell whether a URL names a camera, a screen or a stream, which runs until it is stopped.
 
-    HTTP may turn out to be a finite video.
+    An HTTP URL counts as a stream, although it may turn out to be a finite video.
     """
     return scheme(url) in _LIVE_SCHEMES or is_device(url)
 
 
 def local_path(url: str) -> Path:
-    """Return the path of a file on this machine; for "-", that of the standard input."""
+    """Return the path of a file on this machine; for "-", the path of standard input."""
     return Path("/dev/stdin" if url == STDIN else url.removeprefix("file://"))
 
 
@@ -108,7 +111,7 @@ def host_and_port(url: str) -> tuple[str, int | None]:
     Raises:
         ValueError: there is no host, or the port is not a number from 0 to 65535.
     """
-    address = urlsplit(redact(url))  # a password may contain signs that urlsplit stops at
+    address = urlsplit(redact(url))  # a password may contain characters that end the host
     if not address.hostname:
         raise ValueError("the host is missing")
     try:

@@ -1,4 +1,4 @@
-"""Validation: what can be known of a configuration before it runs."""
+"""Validation: checks a configuration before it runs."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ from maskcast.pipeline.wire.endpoint import check_endpoint
 
 
 def check_config(config: Config, manifest: Manifest) -> None:
-    """Check a configuration without loading a model or opening a connection; touch nothing.
+    """Check a configuration without loading a model, opening a connection or writing a file.
 
     Args:
         config: what is to run.
-        manifest: of the model that will run.
+        manifest: the manifest of the model that will run.
 
     Raises:
-        InputError: a required source is certainly wrong (``check_source``), an output cannot be
-            written or is an input, an address is malformed, anyone could control the run, a key
-            cannot be read, a package is missing, there is no such class, or it is a cluster's.
+        InputError: a required source is invalid (see ``check_source``), an output cannot be written
+            or is an input, an address is malformed, anyone could control the run, a key cannot be
+            read, a package is missing, the model does not have a class, or the configuration is
+            for a cluster.
     """
     if config.cluster is not None:
-        raise InputError("cluster: start it with maskcast cluster run, or remove this section")
+        raise InputError(
+            "cluster: this configuration is for a cluster; start it with maskcast cluster run, or "
+            "remove this section"
+        )
     for source in config.sources:
         if source.required:
             check_source(source)
@@ -38,7 +42,7 @@ def check_config(config: Config, manifest: Manifest) -> None:
     if config.control is not None:
         check_control(control_config(config.control), secret_key_of(config))
     if config.tracing is not None:
-        # Imported here, as most pipelines have none.
+        # Imported here: most pipelines have no tracing.
         from maskcast.pipeline.monitor.tracing import check_tracing_packages
 
         check_tracing_packages()

@@ -341,7 +341,10 @@ def test_watch_prints_events_where_they_are_wanted(
     assert frames[-1]["lines"] == {"gate": {"forward": 0, "backward": 0}}
     assert any(found["track_id"] for found in frames[-1]["instances"])
     refused = run("watch", endpoint, "--events")
-    assert (refused.returncode, refused.stderr) == (2, "maskcast: --events: only with --json\n")
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "maskcast: --events: needs --json; give both\n",
+    )
 
 
 def test_watch_chooses_a_source_and_stops_at_its_limit(clip: Path, endpoint: str) -> None:

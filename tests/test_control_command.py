@@ -95,7 +95,7 @@ def test_sources_are_added_and_removed_at_the_command_line(
     assert "video that FFmpeg can read" in failed
     ctl("remove", "broken")
     absent = ctl("--timeout-s", "90", "add", "absent", "rtsp://127.0.0.1:1/cam")
-    assert absent.startswith("absent: added, but not reached yet, it is retried: ")
+    assert absent.startswith("absent: added, but not reached yet; it is retried: ")
     ctl("remove", "absent")
     assert "there is a source 'door' already" in ctl("add", "door", url, code=2)
     assert "scheme 'gopher'" in ctl("add", "x", "gopher://admin:hunter2@host", code=2)

@@ -1,1 +1,1 @@
-"""The run-time commands: run, watch, profile, demo, ctl, keys."""
+"""The run-time commands of ``maskcast``, which ``commands.mount`` adds to the program."""

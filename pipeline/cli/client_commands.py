@@ -1,4 +1,4 @@
-"""The commands of programs on the stream: gateway, record, replay, bridge."""
+"""The commands that receive or send a publisher's messages: gateway, record, replay, bridge."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def mount(app: typer.Typer) -> None:
     app.command("gateway")(gateway)
     app.command("record")(record)
     app.command("replay")(replay)
-    bridge = typer.Typer(help="Hand on counts, states and events to other systems.")
+    bridge = typer.Typer(help="Forward counts, states and events to other systems.")
     bridge.command("mqtt")(bridge_mqtt)
     bridge.command("webhook")(bridge_webhook)
     app.add_typer(bridge, name="bridge", no_args_is_help=True)
@@ -37,7 +37,7 @@ def gateway(
     log_level: options.LogLevel = "warning",
     log_format: options.LogFormat = "text",
 ) -> None:
-    """Pass on what many publishers send, at one endpoint, until stopped.
+    """Forward the messages of many publishers at one endpoint, until stopped.
 
     Publishers connect to it with maskcast run --gateway ENDPOINT.
 

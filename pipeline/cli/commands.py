@@ -138,7 +138,7 @@ def run(
 def changed_sources(
     sources: Sequence[SourceConfig], names: list[str] | None, max_fps: float | None
 ) -> list[dict[str, Any]] | None:
-    """Give sources the names and the frame rate of the command line; None if there are none.
+    """Return the sources with the command line's names and frame rate; None if it gives neither.
 
     Raises:
         InputError: there are more names than sources.
@@ -178,7 +178,7 @@ def watch(
 
     configure()
     if events and not as_json:
-        raise InputError("--events: only with --json")
+        raise InputError("--events: needs --json; give both")
     try:
         with subscribe(
             endpoint,
@@ -227,7 +227,7 @@ def zones(
     config: options.ConfigFile = None,
     out: options.ZonesFile = Path("zones.png"),
 ) -> None:
-    """Show a source's first frame with a grid of fractions, to place zones and lines.
+    """Draw a grid on a source's first frame, to place zones and lines.
 
     With a configuration, its zones and lines are checked and drawn.
 
@@ -255,7 +255,7 @@ def profile(
     ] = "auto",
     pose: options.Pose = None,
     json: Annotated[
-        Path | None, typer.Option(metavar="REPORT.JSON", help="Write the figures to a file.")
+        Path | None, typer.Option(metavar="REPORT.JSON", help="Write the report as JSON.")
     ] = None,
     trace: Annotated[
         Path | None,
@@ -264,10 +264,10 @@ def profile(
         ),
     ] = None,
 ) -> None:
-    """Measure every stage, and the pipeline against the bare engine in the same run.
+    """Measure every stage, and compare the pipeline with the bare engine.
 
-    A live source is measured for 300 frames, unless --limit says otherwise. Ctrl-C prints the
-    report of the frames so far.
+    A live source is measured for 300 frames, unless --limit is given. Ctrl-C prints the report of
+    the frames so far.
     """
     from maskcast.pipeline.cli.profile.profile import show_profile
     from maskcast.pipeline.configuration.config_file import make_config
@@ -366,7 +366,7 @@ def config_example() -> None:
 def config_check(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A configuration, YAML.")],
 ) -> None:
-    """Check a configuration file and what it names, as a run does.
+    """Check a configuration file, and the model and files that it names, as a run does.
 
     Cameras, other machines and the contents of videos are not checked.
     """

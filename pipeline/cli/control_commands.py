@@ -110,7 +110,7 @@ def add(
     given = {key: value for key, value in options.items() if value is not None}
     found = context.obj.add({"name": name, "url": url, **given})
     if found is None:
-        typer.echo(f"{name}: added, and removed by another client")
+        typer.echo(f"{name}: added, then removed by another client")
     else:
         typer.echo(describe_added(found))
 
@@ -119,6 +119,6 @@ def remove(context: typer.Context, name: Name) -> None:
     """Remove a source and wait until its last frame is published."""
     if not context.obj.remove(name):
         raise InputError(
-            f"{name}: not removed yet, because a read from it hangs; list it again later"
+            f"{name}: not removed yet, because a read from it hangs; list the sources again later"
         )
     typer.echo(f"{name}: removed")

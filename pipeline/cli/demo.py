@@ -27,7 +27,7 @@ def show(source: str | None, limit: int | None) -> None:
     """Run the demo and print a summary.
 
     Raises:
-        InputError: there is no clip, or it cannot be read; or the endpoint is in use.
+        InputError: there is no clip, it cannot be read, or the endpoint is in use.
     """
     config = make_config(
         {
@@ -36,19 +36,19 @@ def show(source: str | None, limit: int | None) -> None:
             "outputs": {"save": str(VIDEO), "jsonl": str(LINES)},
         }
     )
-    with Listener(ENDPOINT) as listener:
+    with Watcher(ENDPOINT) as watcher:
         run_to_end(
             config,
             limit=limit,
             note=lambda: (
-                f"a second process has received {len(listener.frames)} frames over {ENDPOINT}\n"
-                f"listen too, in another terminal:  maskcast watch {ENDPOINT}"
+                f"a second process has received {len(watcher.frames)} frames over {ENDPOINT}\n"
+                f"watch the stream in another terminal:  maskcast watch {ENDPOINT}"
             ),
         )
     written = [
         msgspec.json.decode(line, type=FrameRecord) for line in LINES.read_bytes().splitlines()
     ]
-    _report(written, listener.frames)
+    _report(written, watcher.frames)
 
 
 def find_clip() -> Path:
@@ -70,8 +70,8 @@ def find_clip() -> Path:
     )
 
 
-class Listener:
-    """``maskcast watch --json`` in a process of its own, and what it prints."""
+class Watcher:
+    """``maskcast watch --json`` in a process of its own, and the frames that it prints."""
 
     def __init__(self, endpoint: str) -> None:
         self.frames: list[FrameRecord] = []
@@ -82,9 +82,9 @@ class Listener:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        self._reader = threading.Thread(target=self._read, name="demo-listener")
+        self._reader = threading.Thread(target=self._read, name="demo-watcher")
 
-    def __enter__(self) -> Listener:
+    def __enter__(self) -> Watcher:
         self._reader.start()
         return self
 

@@ -1,4 +1,4 @@
-"""``maskcast keys``: makes keys and writes what their owners may see."""
+"""``maskcast keys``: makes key pairs and sets which sources a client may see."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 def mount(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    keys = typer.Typer(help="Make keys for an encrypted publisher, and say who may see what.")
+    keys = typer.Typer(help="Make keys for encryption, and set clients' rights.")
     keys.command("new")(new_keys)
     keys.command("allow")(allow_key)
     app.add_typer(keys, name="keys", no_args_is_help=True)
@@ -18,7 +18,7 @@ def mount(app: typer.Typer) -> None:
 
 def new_keys(
     name: Annotated[
-        Path, typer.Argument(help="Path without an ending: keys/server gives keys/server.key.")
+        Path, typer.Argument(help="Path without extension: keys/server makes keys/server.key.")
     ],
 ) -> None:
     """Make a key pair: NAME.key for everyone, NAME.key_secret for its owner alone.

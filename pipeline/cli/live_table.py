@@ -15,23 +15,26 @@ from rich.table import Table
 from rich.text import Text
 
 PLAIN_EVERY_S = 5.0
-"""Seconds between two reports without a terminal."""
+"""Seconds between two reports if stderr is not a terminal."""
 
 WIDE = 76
 """Minimum width of a terminal, in columns, for all columns of the table."""
 
-_ROOMY = 100
+_PADDED = 100
+"""Minimum width of a terminal, in columns, for a space between the columns of the table."""
+
 _LAST_WIDTH = 14
 
 
 class LiveTable:
-    """A table on stderr that is updated in place, with a progress bar where the end is known.
+    """A table on stderr that is updated in place, with a progress bar if the total is known.
 
-    Every row is one line of the terminal: the last column is cut where it does not fit.
+    Every row is one line of the terminal: the last column is cut if it does not fit.
 
-    Where stderr is no terminal, the same figures are printed as plain lines, every
-    ``PLAIN_EVERY_S`` seconds and at the end; a line that has not changed is not repeated. After an
-    error nothing is printed unless some work was done: the error is then the only line.
+    If stderr is not a terminal, the same figures are printed as plain lines, every
+    ``PLAIN_EVERY_S`` seconds and at the end; a line that has not changed is not repeated. If an
+    error occurs before any work is done, no figures are printed, so that the error is the only
+    line.
 
     Args:
         title: printed above the table, or once before the lines.
@@ -113,17 +116,17 @@ class LiveTable:
             caption_justify="left",
             box=box.SIMPLE_HEAD,
             show_edge=False,
-            padding=(0, 1 if width >= _ROOMY else 0, 0, 0),
+            padding=(0, 1 if width >= _PADDED else 0, 0, 0),
         )
         hidden = self._wide_only if width < WIDE else ()
-        shown = [place for place, column in enumerate(self._columns) if column not in hidden]
-        name, *figures, last = (self._columns[place] for place in shown)
+        shown = [index for index, column in enumerate(self._columns) if column not in hidden]
+        name, *figures, last = (self._columns[index] for index in shown)
         table.add_column(name, no_wrap=True, max_width=width // 5)
         for column in figures:
             table.add_column(column.replace(" ", "\n"), justify="right", no_wrap=True)
         table.add_column(last, min_width=_LAST_WIDTH)
         for row in self._rows:
-            *cells, text = (row[place] for place in shown)
+            *cells, text = (row[index] for index in shown)
             table.add_row(*map(Text, cells), Text(text, no_wrap=True, overflow="ellipsis"))
         return Group(table, self._progress) if self._task is not None else Group(table)
 

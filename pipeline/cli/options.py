@@ -12,7 +12,7 @@ INPUT, MODEL, OUTPUT = "Input", "Model", "Output"
 PUBLISHING, OPERATION = "Publishing", "Operation"
 
 VIEW_HTTP = "127.0.0.1:8080"
-"""Where the browser view is served by default."""
+"""Default address of the browser view."""
 
 
 def _option(*names: str, panel: str, metavar: str | None, text: str, **limits: Any) -> Any:
@@ -99,13 +99,13 @@ Recording = Annotated[
     Path, typer.Argument(metavar="FILE.MCAP", help="Recording to write; must not exist.")
 ]
 Recordings = Annotated[
-    list[Path], typer.Argument(metavar="FILE.MCAP...", help="Recordings, one after the other.")
+    list[Path], typer.Argument(metavar="FILE.MCAP...", help="Recordings, sent in this order.")
 ]
 DiskLimit = Annotated[
     str | None, _output(metavar="SIZE", text="Delete the oldest files above this total.")
 ]
 Follow = Annotated[
-    bool, _output("--follow", metavar=None, text="Go on when all sources have ended.")
+    bool, _output("--follow", metavar=None, text="Continue after all sources have ended.")
 ]
 OnEvents = Annotated[
     str | None, _output("--on", metavar="EVENT,...", text="Record only clips around these events.")
@@ -171,12 +171,14 @@ PasswordFile = Annotated[
     Path | None, _publishing("--password-file", metavar="FILE", text="File with the password.")
 ]
 CaFile = Annotated[
-    Path | None, _publishing("--ca", metavar="FILE", text="Certificate authority (the system's).")
+    Path | None, _publishing("--ca", metavar="FILE", text="CA certificates, PEM (the system's).")
 ]
 Discovery = Annotated[
     str, _publishing(metavar="PREFIX", text="Home Assistant discovery, or none (homeassistant).")
 ]
-WebhookUrl = Annotated[str, typer.Argument(metavar="URL", help="Where to post, https://HOST/PATH.")]
+WebhookUrl = Annotated[
+    str, typer.Argument(metavar="URL", help="URL to post to, https://HOST/PATH.")
+]
 WebhookEvents = Annotated[
     str | None, _publishing("--on", metavar="EVENT,...", text="Post only these events.")
 ]
@@ -185,9 +187,9 @@ SecretFile = Annotated[
 ]
 ReplayTo = Annotated[str, _publishing("--publish", metavar="ENDPOINT", text="Endpoint to bind.")]
 Speed = Annotated[
-    str, _publishing(metavar="FACTOR", text="2 is twice as fast; max for no waits (1).")
+    str, _publishing(metavar="FACTOR", text="Speed factor; max sends without delays (1).")
 ]
-Loop = Annotated[bool, _publishing("--loop", metavar=None, text="Start again at the end.")]
+Loop = Annotated[bool, _publishing("--loop", metavar=None, text="Repeat after the last message.")]
 ReplayWait = Annotated[
     int,
     _publishing("--wait-subscribers", metavar="N", text="Subscribers to wait for (1).", min=0),
@@ -230,19 +232,17 @@ Control = Annotated[
     ),
 ]
 View = Annotated[
-    bool, _operation("--view", metavar=None, text="Serve a live page in a browser; adds JPEG.")
+    bool, _operation("--view", metavar=None, text="Serve a live web page; adds JPEG images.")
 ]
 ViewHttp = Annotated[
     str | None,
-    _operation(metavar="HOST:PORT", text="Where --view serves (127.0.0.1:8080)."),
+    _operation(metavar="HOST:PORT", text="Address of the page; implies --view (127.0.0.1:8080)."),
 ]
 LogLevel = Annotated[
     str,
     _operation(metavar="LEVEL", text="debug, info, warning or error (warning)."),
 ]
-Http = Annotated[
-    str, _operation(metavar="HOST:PORT", text="Where to serve the page (127.0.0.1:8080).")
-]
+Http = Annotated[str, _operation(metavar="HOST:PORT", text="Address of the page (127.0.0.1:8080).")]
 Token = Annotated[
     str | None,
     _operation(

@@ -1,4 +1,4 @@
-"""``maskcast predict``: images in, annotated images and COCO results out."""
+"""``maskcast predict``: finds the instances in images; writes annotated images and COCO results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ImageRecord(msgspec.Struct, frozen=True):
 
     Attributes:
         file: the image's path, as it was given.
-        width, height: its size, pixels.
+        width, height: the image's size, pixels.
         instances: COCO results, as ``Instances.to_coco`` makes them.
     """
 
@@ -34,10 +34,10 @@ class ImageRecord(msgspec.Struct, frozen=True):
 
 
 def find_images(arguments: Iterable[str]) -> list[Path]:
-    """Return the image files that paths, folders and quoted patterns stand for, without repeats.
+    """Return the image files that paths, folders and quoted patterns match, without repeats.
 
     Raises:
-        InputError: one of them stands for nothing.
+        InputError: one of them matches no image.
     """
     found: dict[Path, None] = {}
     for argument in arguments:
@@ -49,10 +49,10 @@ def find_images(arguments: Iterable[str]) -> list[Path]:
         elif path.exists():
             paths = [path]
         else:
-            # A pattern may be absolute, which Path.glob refuses.
+            # A pattern may be absolute, which Path.glob does not support.
             paths = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207
             if not paths:
-                raise InputError(f"{path}: no such image")
+                raise InputError(f"{path}: no such image; check the path or the pattern")
         found |= dict.fromkeys(paths)
     return list(found)
 
@@ -60,19 +60,19 @@ def find_images(arguments: Iterable[str]) -> list[Path]:
 def predict_files(
     engine: Engine, paths: Iterable[Path], out: Path | None, min_score: float | None
 ) -> Iterator[ImageRecord]:
-    """Find the instances in image files; with ``out``, write each image with them drawn in.
+    """Find the instances in image files; with ``out``, also write annotated images.
 
     Args:
         engine: runs the model.
         paths: image files.
-        out: folder for the annotated images, made if it is missing; None writes none.
-        min_score: minimum score; the bundle's own threshold where None.
+        out: folder for the annotated images, created if it is missing; None writes none.
+        min_score: minimum score, 0..1; None for the bundle's own threshold.
 
     Raises:
         InputError: an image cannot be read or written, or an output is an input.
     """
     if out is not None and not out.is_dir() and (out.exists() or out.suffix.lower() in SUFFIXES):
-        raise InputError(f"{out}: not a folder; give one, in which every image keeps its name")
+        raise InputError(f"{out}: not a folder; give a folder for the annotated images")
     written: set[Path] = set()
     for path in paths:
         rgb = read_image(path)
@@ -86,7 +86,7 @@ def predict_files(
 
 
 def _free_path(out: Path, path: Path, written: set[Path]) -> Path:
-    """Return where the annotated image goes; images of one name in two folders get numbers."""
+    """Return the path of an annotated image; images with the same name get numbers."""
     target, number = out / path.name, 1
     while target in written:
         number += 1

@@ -1,4 +1,4 @@
-"""``maskcast run``: run a pipeline to its end and show its figures in a live table."""
+"""``maskcast run``: runs a pipeline to its end and shows its figures in a live table."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WIDE_ONLY = ("captured",)
 _POLL_S, _SHOW_EVERY_S = 0.05, 0.2
 
 _LEAVE_AFTER_S = 1.0
-"""An engine that works for longer after a signal is not waited for (``maskcast.main``)."""
+"""After a signal, an engine that works for longer than this is abandoned (``maskcast.main``)."""
 
 
 def run_to_end(
@@ -43,7 +43,7 @@ def run_to_end(
 
     Args:
         config: what to run.
-        limit: frames of each source.
+        limit: maximum number of frames to read from each source; None for all.
         note: returns a text to show below the table.
 
     Returns:
@@ -68,7 +68,7 @@ def _run(
     note: Callable[[], str],
     stop: threading.Event,
 ) -> Stats:
-    """Run until the end, and close the engine, unless it cannot be waited for."""
+    """Run until the end, and close the engine unless it is abandoned."""
     label_names = engine.manifest.labels
     busy = False
     try:
@@ -98,18 +98,18 @@ def _run(
 
 
 def _check_written(outputs: OutputConfig, stats: Stats) -> None:
-    """Report an output that was not being written when the run ended."""
+    """Raise InputError for an output that was not being written when the run ended."""
     for name, problem in stats.outputs.items():
         if problem:
             missing = sum(sum(source.unrecorded.values()) for source in stats.sources)
-            loss = f"{missing} processed frames are missing" if missing else "it is not whole"
+            loss = f"{missing} processed frames are missing" if missing else "it is incomplete"
             raise InputError(f"{getattr(outputs, name)}: cannot be written: {problem}; {loss}")
 
 
 def _load(config: Config, bundle: Bundle) -> Engine:
-    """Load the engine on another thread: in a C++ compiler no signal is handled for seconds.
+    """Load the engine on another thread, so that signals are handled while native code compiles it.
 
-    A thread that is still loading when the program ends is left behind (``maskcast.main``).
+    A thread that is still loading when the program ends is abandoned (``maskcast.main``).
     """
     loaded: Future[Engine] = Future()
 
@@ -142,7 +142,7 @@ def _show(table: LiveTable, pipeline: Pipeline, label_names: tuple[str, ...], no
 
 
 def _output_notes(stats: Stats) -> Iterator[str]:
-    """Say which outputs are not written, and how many frames are missing in them."""
+    """Yield which outputs are not written, and how many frames are missing in them."""
     for name, problem in stats.outputs.items():
         if problem:
             yield f"{name}: not written: {problem}"
@@ -153,7 +153,7 @@ def _output_notes(stats: Stats) -> Iterator[str]:
 
 def _row(source: SourceStats, address: str, label_names: tuple[str, ...]) -> list[str]:
     if source.ended is not None or source.state is not SourceState.STREAMING:
-        # "<address>: <problem>; <what to do>": the log has all of it.
+        # The detail is "<address>: <problem>; <what to do>"; the log contains all of it.
         problem = source.detail.removeprefix(f"{address}: ").partition(";")[0]
         now = f"{source.state}: {problem}" if problem else source.state
     else:

@@ -1,4 +1,4 @@
-"""Signals that end a command."""
+"""Signals: turns SIGINT and SIGTERM into an event."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from contextlib import contextmanager
 
 @contextmanager
 def stopping_on_signals() -> Iterator[threading.Event]:
-    """Turn SIGINT and SIGTERM into an event, so that a command can end in order."""
+    """Turn SIGINT and SIGTERM into an event, so that a command can shut down cleanly."""
     stop = threading.Event()
     signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda *_: stop.set()) for number in signals]
+    previous = [signal.signal(number, lambda *_: stop.set()) for number in signals]
     try:
         yield stop
     finally:
-        for number, handler in zip(signals, before, strict=True):
+        for number, handler in zip(signals, previous, strict=True):
             signal.signal(number, handler)

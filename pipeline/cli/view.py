@@ -1,4 +1,4 @@
-"""``maskcast view``, and ``maskcast run --view``."""
+"""``maskcast view`` and ``maskcast run --view``: serve the browser view."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def prepare_view(
 
     Args:
         config: what is to run.
-        publish: its section.
-        closing: the key is kept until this is closed.
+        publish: its ``publish`` section.
+        closing: deletes the view's key when it is closed.
 
     Returns:
         The configuration, and the files of the publisher's and the view's keys.
@@ -87,12 +87,12 @@ def prepare_view(
 def admit_view(
     config: Config, curve: CurveConfig, folder: Path
 ) -> tuple[Config, tuple[Path, Path]]:
-    """Make a key for the view of this run and allow it, besides the configured clients.
+    """Make a key for the view of this run and allow it in addition to the configured clients.
 
     Args:
         config: what is to run.
-        curve: its keys.
-        folder: where the key is kept, readable by this user only.
+        curve: its ``publish.curve`` section.
+        folder: where to write the key, readable by this user only.
 
     Returns:
         The configuration, and the files of the publisher's and the view's keys.
@@ -110,9 +110,9 @@ def admit_view(
 
 
 def print_url(url: str, needs_token: bool) -> None:
-    """Print where the page is."""
+    """Print the page's URL."""
     note = ""
     if needs_token:
         url += "#token=TOKEN"
-        note = "  (with your token; plain HTTP, so use it in networks that you trust)"
+        note = "  (with your token; plain HTTP, so use it only on networks that you trust)"
     typer.echo(f"view: {url}{note}", err=True)

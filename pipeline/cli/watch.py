@@ -17,7 +17,7 @@ from maskcast.pipeline.outputs.jsonl import FrameRecord, instance_records, label
 from maskcast.pipeline.subscriber.received import PublishedFrame, StreamEvent
 from maskcast.pipeline.subscriber.subscription import Subscription
 
-RATE_OVER_S = 3.0
+RATE_WINDOW_S = 3.0
 """Window of the frame rate, seconds."""
 
 
@@ -34,34 +34,33 @@ def print_json(
     subscription: Subscription[PublishedFrame] | Subscription[PublishedFrame | StreamEvent],
     limit: int | None,
 ) -> None:
-    """Print one JSON object per frame or event, a line each, each as soon as it arrives.
+    """Print each frame or event as a line of JSON as soon as it arrives.
 
     Args:
         subscription: what to print.
-        limit: the most frames.
+        limit: maximum number of frames; None for all.
     """
     frames = 0
     for item in subscription:
-        is_event = isinstance(item, StreamEvent)
         record = event_record(item) if isinstance(item, StreamEvent) else frame_record(item)
         sys.stdout.buffer.write(msgspec.json.encode(record) + b"\n")
         sys.stdout.buffer.flush()
-        frames += not is_event
+        frames += isinstance(item, PublishedFrame)
         if frames == limit:
             return
 
 
 def event_record(event: StreamEvent) -> EventRecord:
-    """Turn an event from the wire into a record.
+    """Convert a received event to a record.
 
-    What happened to a track happened when its frame was captured; other events when they were sent.
+    Its time is the capture time of the frame for events of tracks, and the sending time for others.
     """
     time_ns = event.data.get("capture_ns", event.publish_ns)
     return EventRecord(event.source, event.name, time_ns, event.data)
 
 
 def frame_record(frame: PublishedFrame) -> FrameRecord:
-    """Turn a frame from the wire into the record that ``run --jsonl`` writes too."""
+    """Convert a received frame to the record that ``run --jsonl`` writes too."""
     return FrameRecord(
         source=frame.source,
         seq=frame.seq,
@@ -93,7 +92,7 @@ class _Seen:
         self.lost += frame.lost_before
         self.last = frame
         self.arrivals_s.append(now_s)
-        while self.arrivals_s[0] < now_s - RATE_OVER_S:
+        while self.arrivals_s[0] < now_s - RATE_WINDOW_S:
             self.arrivals_s.popleft()
 
     def row(self, source: str) -> list[str]:
@@ -111,7 +110,7 @@ class _Seen:
 
 
 def count_labels(labels: list[int], label_names: tuple[str, ...]) -> str:
-    """Say what a frame shows: ``person 3, dog 1``."""
+    """Count labels by name: ``person 3, dog 1``, the most frequent first."""
     return count_names([label_name(label, label_names) for label in labels])
 
 
@@ -121,7 +120,7 @@ def count_names(names: list[str]) -> str:
 
 
 def name_instances(instances: Instances, label_names: tuple[str, ...]) -> str:
-    """Say what is in a frame, with track ids where there are any: ``person 3 #4 #7, dog 1``."""
+    """Describe the instances, with track ids if there are any: ``person 3 #4 #7, dog 1``."""
     labels = instances.labels.tolist()
     if instances.track_ids is None:
         return count_labels(labels, label_names)
@@ -143,7 +142,7 @@ def show_table(
 ) -> None:
     """Show a live table with a row for each source."""
     seen: dict[str, _Seen] = {}
-    columns = ("source", "frames", "lost", "fps", "age ms", "sees")
+    columns = ("source", "frames", "lost", "fps", "age ms", "instances")
     next_show_s = 0.0
     with LiveTable(f"watching {endpoint}", columns) as table:
         try:
@@ -151,6 +150,6 @@ def show_table(
                 seen.setdefault(frame.source, _Seen()).add(frame)
                 if time.monotonic() >= next_show_s:
                     next_show_s = time.monotonic() + 0.2
-                    table.show([one.row(name) for name, one in seen.items()])
+                    table.show([figures.row(name) for name, figures in seen.items()])
         finally:
-            table.show([one.row(name) for name, one in seen.items()])
+            table.show([figures.row(name) for name, figures in seen.items()])

@@ -1,1 +1,1 @@
-"""Clients: subscribers that show, keep or hand on what a publisher sends."""
+"""Clients: subscribers that show, record or forward what a publisher sends."""

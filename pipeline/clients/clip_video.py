@@ -24,8 +24,8 @@ def render(recording: Path, path: Path) -> int:
         path: the video, ``.mp4`` or ``.mkv``.
 
     Returns:
-        The number of frames written. Messages without an image are left out; without any image
-        there is no file.
+        The number of frames written. Messages without an image are left out; if none has an image,
+        no file is written.
 
     Raises:
         InputError: the recording cannot be read.
@@ -47,7 +47,7 @@ def render(recording: Path, path: Path) -> int:
 
 
 def _frame(received: PublishedFrame, image: Image.Image) -> Frame:
-    """Return a frame with the image in the size that the boxes are in."""
+    """Return a frame with the image, resized to the frame size that the boxes refer to."""
     size = received.instances.width, received.instances.height
     pixels = np.asarray(image if image.size == size else image.resize(size))
     return Frame(

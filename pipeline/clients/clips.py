@@ -1,4 +1,4 @@
-"""Clips: recordings of what surrounds events, one file for each source and time."""
+"""Clips: recordings around events, one file for each source and time."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from maskcast.pipeline.wire.message import EventHeader, Header, decode_header, t
 from maskcast.pipeline.wire.recording import RawMessage, RecordingWriter
 
 EVENTS = ("zone_entered", "zone_left", "line_crossed", "track_ended", "state", "size", "ended")
-"""Events that clips can be recorded of."""
+"""Events that can start a clip."""
 
 RING_BYTES = 256 << 20
-"""Messages held in memory for the time before an event; the oldest are dropped above this."""
+"""Maximum size of the messages held in memory for the time before an event; the oldest are
+dropped."""
 
 MAX_CLIP_S = 600.0
-"""A clip that further events prolong ends after this time; the next event begins another."""
+"""Maximum length of a clip that further events prolong, seconds; the next event begins another."""
 
 _logger = logging.getLogger(__name__)
 
@@ -69,12 +70,12 @@ class ClipRecording:
         self._disk_bytes = disk_bytes
         self._ring: deque[tuple[str, Header, RawMessage]] = deque()
         self._ring_bytes = 0
-        self._kept = KeptEvents()  # as they were before the ring
+        self._kept = KeptEvents()  # those that have left the ring
         self._clips: dict[str, _Clip] = {}
         self._renderer = ThreadPoolExecutor(1, "clip-video") if video else None
 
     def add(self, message: RawMessage, source: str, header: Header) -> None:
-        """Take a message.
+        """Hold a message in memory, and write it if it belongs to a clip.
 
         Raises:
             InputError, OSError: a clip cannot be written.
@@ -157,7 +158,7 @@ def _size(message: RawMessage) -> int:
 
 
 def _render(path: Path) -> None:
-    """Write the video of a clip; an error is logged and ends nothing else."""
+    """Write the video of a clip; log an error."""
     from maskcast.pipeline.clients.clip_video import render
 
     try:

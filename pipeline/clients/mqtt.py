@@ -1,4 +1,4 @@
-"""MQTT bridge: hands on changes of counts and states, and events, to an MQTT broker."""
+"""MQTT bridge: forwards changes of counts and states, and events, to an MQTT broker."""
 
 from __future__ import annotations
 
@@ -26,18 +26,22 @@ if TYPE_CHECKING:
     from paho.mqtt.client import Client
 
 INTERVAL_S = 0.5
-"""Changed values are sent this often at most."""
+"""Minimum interval between two updates of the values, seconds."""
 
 MAX_QUEUED = 1000
-"""Events that wait for the broker; further ones are lost."""
+"""Maximum number of messages that wait for the broker; further events are lost, values follow."""
 
 MAX_TOPICS = 4096
-"""Retained topics; further ones, of sources or zones that a publisher invents, are left out."""
+"""Maximum number of values; further ones, of sources or zones that a publisher invents, are left
+out."""
 
 _UNSPECIFIED = 0x80
 """Reason code of a connection that broke; paho calls it "Unspecified error"."""
 
 EVENTS = ("zone_entered", "zone_left", "line_crossed", "track_ended")
+
+_STATUS = "status"
+"""Topic of the bridge's own status; topics of values contain a slash."""
 
 _logger = logging.getLogger(__name__)
 
@@ -48,12 +52,12 @@ class Broker:
 
     Attributes:
         host: its name or address.
-        port: 1883, or 8883 with TLS, by default.
+        port: its port, usually 1883, or 8883 with TLS.
         prefix: first part of all topics.
         user: the user's name, or None.
         tls: whether the connection is encrypted.
         password: the user's password, or None.
-        ca_file: certificate of the authority that signed the broker's; None for the system's.
+        ca_file: PEM file of the CA that signed the broker's certificate; None for the system's CAs.
     """
 
     host: str
@@ -66,15 +70,15 @@ class Broker:
 
     @classmethod
     def parse(cls, url: str, password: str | None = None, ca_file: Path | None = None) -> Broker:
-        """Read "mqtt://[user@]host[:port]/prefix", or "mqtts://…" for TLS.
+        """Parse "mqtt://[user@]host[:port]/prefix", or "mqtts://…" for TLS.
 
         Raises:
-            InputError: it is something else, or it holds a password.
+            InputError: the URL has another form, or contains a password.
         """
         try:
             parts = urlsplit(url)
             port = parts.port or (8883 if parts.scheme == "mqtts" else 1883)
-        except ValueError:  # of the port, or an address in brackets
+        except ValueError:  # an invalid port, or an invalid address in brackets
             parts, port = urlsplit(""), 0
         prefix = parts.path.strip("/")
         if parts.password is not None:
@@ -87,14 +91,14 @@ class Broker:
 
 
 class MqttBridge:
-    """Publishes values that have changed, retained, and events. Use it with ``with``.
+    """Publishes changed values, retained, and events. A context manager.
 
     Args:
-        broker: where to connect to; it may start later, and is reconnected to.
+        broker: the broker; it may start later, and is reconnected automatically.
         discovery: Home Assistant's discovery prefix; None sends no discovery.
 
     Attributes:
-        lost: events that did not fit into the queue.
+        lost: number of events that did not fit into the queue.
 
     Raises:
         InputError: the package or the certificate is missing.
@@ -102,8 +106,8 @@ class MqttBridge:
 
     def __init__(self, broker: Broker, discovery: str | None = "homeassistant") -> None:
         self._broker, self._discovery = broker, discovery
-        self._values: dict[str, str] = {}  # as they are
-        self._sent: dict[str, str] = {}  # as the broker has them
+        self._values: dict[str, str] = {_STATUS: "online"}  # the current ones
+        self._sent: dict[str, str] = {}  # those that the broker has, or that wait for it
         self._sent_at_s = 0.0
         self._connected = threading.Event()
         self._fresh = threading.Event()  # connected since the last flush
@@ -118,12 +122,14 @@ class MqttBridge:
 
     def __exit__(self, *_: object) -> None:
         if self._connected.is_set():
-            self._client.publish(self._status, "offline", qos=1, retain=True).wait_for_publish(2)
+            sent = self._client.publish(self._status, "offline", qos=1, retain=True)
+            with suppress(ValueError, RuntimeError):  # the queue is full, or the connection is lost
+                sent.wait_for_publish(2)
         self._client.disconnect()
         self._client.loop_stop()
 
     def add(self, item: PublishedFrame | StreamEvent) -> None:
-        """Take a frame or an event; never waits."""
+        """Take a frame or an event, without waiting for the broker."""
         source = item.source
         if isinstance(item, PublishedFrame):
             found = Counter(
@@ -143,17 +149,23 @@ class MqttBridge:
         elif item.name in ("state", "ended"):
             state = str(item.data.get("state", "")) if item.name == "state" else "ended"
             self._set(f"{source}/state", state)
-            if state != "streaming":  # what was counted is not known any more
+            if state != "streaming":  # there is nothing to count
                 for topic in self._values:
                     if topic.startswith((f"{source}/zones/", f"{source}/labels/")):
                         self._values[topic] = "0"
         elif item.name in EVENTS:
             time_ns = item.data.get("capture_ns", item.publish_ns)
             body = json.dumps({"event": item.name, "time_ns": time_ns, "data": item.data})
-            self._publish_event(f"{self._broker.prefix}/{source}/events/{item.name}", body)
+            name = f"{self._broker.prefix}/{source}/events/{item.name}"
+            if not self._publish(name, body):
+                self.lost += 1
+                _logger.warning("mqtt_event_lost", extra=fields(topic=name, lost=self.lost))
 
     def flush(self) -> None:
-        """Send the values that have changed, if it is time."""
+        """Send the values that have changed, every ``INTERVAL_S`` at most.
+
+        Values that do not fit into the queue are sent by a later call.
+        """
         now_s = time.monotonic()
         if not self._connected.is_set() or now_s - self._sent_at_s < INTERVAL_S:
             return
@@ -161,36 +173,38 @@ class MqttBridge:
         if self._fresh.is_set():  # a restarted broker may have forgotten everything
             self._fresh.clear()
             self._sent.clear()
-            self._client.publish(self._status, "online", qos=1, retain=True)
         for topic, value in self._values.items():
             if self._sent.get(topic) == value:
                 continue
-            if topic not in self._sent and self._discovery is not None:
-                self._announce(topic)
-            self._client.publish(f"{self._broker.prefix}/{topic}", value, qos=1, retain=True)
+            if topic not in self._sent and not self._announce(topic):
+                return
+            if not self._publish(f"{self._broker.prefix}/{topic}", value, retain=True):
+                return
             self._sent[topic] = value
 
     @property
     def _status(self) -> str:
-        return f"{self._broker.prefix}/status"
+        return f"{self._broker.prefix}/{_STATUS}"
 
     def _set(self, topic: str, value: str) -> None:
-        name = "".join("_" if sign in "+#\0" else sign for sign in topic)
+        name = "".join("_" if character in "+#\0" else character for character in topic)
         if name in self._values or len(self._values) < MAX_TOPICS:
             self._values[name] = value
 
-    def _publish_event(self, topic: str, body: str) -> None:
+    def _publish(self, topic: str, body: str, *, retain: bool = False) -> bool:
+        """Queue a message; return False if the queue is full."""
         from paho.mqtt.enums import MQTTErrorCode
 
-        if self._client.publish(topic, body, qos=1).rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
-            self.lost += 1
-            _logger.warning("mqtt_event_lost", extra=fields(topic=topic, lost=self.lost))
+        sent = self._client.publish(topic, body, qos=1, retain=retain)
+        return sent.rc != MQTTErrorCode.MQTT_ERR_QUEUE_SIZE
 
-    def _announce(self, topic: str) -> None:
-        """Describe a value to Home Assistant."""
+    def _announce(self, topic: str) -> bool:
+        """Describe a value to Home Assistant; return False if the queue is full."""
+        if self._discovery is None or topic == _STATUS:
+            return True
         source, _, rest = topic.partition("/")
         prefix = self._broker.prefix
-        unique = "".join(s if s.isalnum() or s in "_-" else "_" for s in f"{prefix}_{topic}")
+        unique = "".join(c if c.isalnum() or c in "_-" else "_" for c in f"{prefix}_{topic}")
         settings: dict[str, Any] = {
             "name": rest.replace("/", " "),
             "unique_id": unique,
@@ -200,8 +214,9 @@ class MqttBridge:
         }
         if rest != "state":
             settings["state_class"] = "total" if rest.startswith("lines/") else "measurement"
-        where = f"{self._discovery}/sensor/{unique}/config"
-        self._client.publish(where, json.dumps(settings), qos=1, retain=True)
+        return self._publish(
+            f"{self._discovery}/sensor/{unique}/config", json.dumps(settings), retain=True
+        )
 
     def _new_client(self) -> Client:
         try:
@@ -248,7 +263,7 @@ class MqttBridge:
             self._report("the connection was lost" if unspecified else str(reason))
 
     def _report(self, reason: str) -> None:
-        """Log why there is no connection, once until there is one, unless the reason changes."""
+        """Log why there is no connection, unless the same reason was logged since the last one."""
         if reason == self._reported:
             return
         self._reported = reason
@@ -265,7 +280,7 @@ def run_mqtt(
     server_key: str | Path | None = None,
     client_key: str | Path | None = None,
 ) -> None:
-    """Hand on what a publisher sends until an exception ends it; both sides may come back.
+    """Forward what a publisher sends until an exception is raised; reconnect to both sides.
 
     Raises:
         InputError: the endpoint is wrong, or the package is missing.

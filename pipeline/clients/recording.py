@@ -20,25 +20,25 @@ from maskcast.pipeline.wire.message import EventHeader, Header, WireError, decod
 from maskcast.pipeline.wire.recording import RawMessage
 
 FLUSH_S = 0.5
-"""Messages are in the file after this time."""
+"""Maximum time until a message is in the file, seconds."""
 
 RETRY_S = 10.0
-"""A recording that could not be written is tried again after this long."""
+"""Delay before a recording that could not be written is tried again, seconds."""
 
 _logger = logging.getLogger(__name__)
 
 
 class Recording(Protocol):
-    """What messages are recorded to."""
+    """The files that messages are recorded to."""
 
     def add(self, message: RawMessage, source: str, header: Header) -> None:
-        """Take a message."""
+        """Record a message."""
 
     def skip(self, message: RawMessage, source: str, header: Header) -> None:
-        """Take a message that is not to be written."""
+        """Note a message that is not written."""
 
     def abandon(self) -> None:
-        """Close the files as they are, after an error; the next message may begin another one."""
+        """Close the files after an error, as they are; the next message may begin another one."""
 
     def flush(self) -> None:
         """Write what is pending; called every ``FLUSH_S``."""
@@ -53,13 +53,13 @@ class RetriedRecording:
     Pauses are logged (``recording_failed``, ``recording_resumed``).
 
     Args:
-        recording: what is written.
-        name: the recording's, for the log.
-        clock_s: a monotonic clock.
+        recording: the recording.
+        name: its name, for the log.
+        clock_s: a monotonic clock, seconds.
 
     Attributes:
-        problem: why nothing is written at the moment; "" while it is.
-        missing: messages that were not written.
+        problem: why nothing is written at the moment; "" if there is no problem.
+        missing: number of messages that were not written.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class RetriedRecording:
             return
         self._unflushed += 1
         if self._try(lambda: self._recording.add(message, source, header)) and self.problem:
-            self.flush()  # only what is on the disk counts
+            self.flush()  # recording has resumed only once a message is on the disk
 
     def flush(self) -> None:
         """Write what is pending."""
@@ -105,7 +105,7 @@ class RetriedRecording:
         if self.problem:
             raise InputError(
                 f"{self._name}: cannot be written: {self.problem}; {self.missing} messages are "
-                "missing at its end; free space on the disk"
+                "missing; free space on the disk"
             )
 
     def _try(self, step: Callable[[], None]) -> bool:
@@ -140,14 +140,14 @@ def record(
     server_key: str | Path | None = None,
     client_key: str | Path | None = None,
 ) -> Tally:
-    """Record what a publisher sends, until its sources have ended or an exception ends it.
+    """Record what a publisher sends, until its sources have ended or an exception is raised.
 
-    Messages are written byte by byte. Repetitions (events that are sent again to other
-    subscribers) and messages that cannot be read are left out. If the process is killed, the
-    file is readable and misses the last second at most.
+    Messages are written unchanged. Repetitions (events that are sent again to other subscribers)
+    and messages that cannot be read are left out. If the process is killed, the file is readable
+    and lacks the last second at most.
 
     If the disk is full, the folder gone or a permission lost, recording pauses, is tried again
-    every 10 s, and goes on in another file, whose name has the time in it.
+    every 10 s, and continues in another file with the time in its name.
 
     Args:
         endpoint: "tcp://host:5555" or "ipc:///path/to/socket"; the publisher may start later.
@@ -175,11 +175,13 @@ def record(
     if path.suffix != ".mcap":
         raise InputError(f"{path}: recordings are MCAP files; use a name that ends in .mcap")
     if disk_bytes is not None and segment_s is None and segment_bytes is None and not on:
-        raise InputError("a limit for the disk needs segments: give a time or a size for them")
+        raise InputError(
+            "disk limit: only segments and clips can be deleted; set the time or size of segments"
+        )
     if video and not on:
-        raise InputError("video is written of clips; name the events to record clips of")
+        raise InputError("video: only clips have one; give the events to record clips of")
     if on and (segment_s is not None or segment_bytes is not None):
-        raise InputError("clips are files of their own; give no segments with events")
+        raise InputError("segments: clips are not split; give either segments or events")
     check_writable(path)
     with Receiver(endpoint, names, read_client_keys(server_key, client_key)) as receiver:
         recording: Recording

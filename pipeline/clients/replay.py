@@ -17,7 +17,7 @@ from maskcast.pipeline.wire.recording import check_recordings, read_recording
 from maskcast.pipeline.wire.server_keys import ServerKeys
 
 ANSWER_S = 0.05
-"""New subscribers are answered this often while nothing is sent."""
+"""Interval at which new subscribers are answered while nothing is sent, seconds."""
 
 
 def replay(
@@ -32,13 +32,13 @@ def replay(
 ) -> int:
     """Publish recordings again, with the messages, numbers and intervals that they had.
 
-    A subscriber that has seen the same messages before counts them as repetitions.
+    A subscriber that has received the same messages before counts them as duplicates.
 
     Args:
         recordings: one or several ``.mcap`` files, sent one after the other.
         publish: endpoint to bind, "tcp://127.0.0.1:5555".
         speed: 2 halves the intervals; "max" sends as fast as the slowest subscriber receives.
-        loop: start again at the end. Each round has a new publisher id, as after a restart.
+        loop: repeat after the last message. Each round has a new publisher id, as after a restart.
         wait_subscribers: wait for this many subscribers of each source before the first message.
         secret_key: your ``.key_secret`` file, to encrypt.
         allowed_clients: folder of ``.key`` files that may subscribe.
@@ -60,7 +60,7 @@ def replay(
         raise InputError("keys go together: give the secret key and the allowed clients")
     names = sorted({source for path in paths for source in _sources(path)})
     if not names:
-        raise InputError(f"{paths[0]}: holds no message; record it again")
+        raise InputError(f"{paths[0]}: contains no messages; use another recording")
     sent, publisher_ids = 0, dict[str, str]()
     with Publisher(publish, (), keys=keys, lossless=speed == "max") as publisher:
         while not publisher.wait_for_subscribers(wait_subscribers, 1.0, names):
@@ -99,7 +99,7 @@ class _NewIds(dict[str, str]):
 
 
 def _renamed(parts: list[bytes], publisher_ids: dict[str, str]) -> list[bytes]:
-    """Return a message with another publisher id; as it is in the first round."""
+    """Return a message with its new publisher id; unchanged in the first round."""
     if not isinstance(publisher_ids, _NewIds):
         return parts
     header = msgspec.msgpack.decode(parts[1])
@@ -108,5 +108,5 @@ def _renamed(parts: list[bytes], publisher_ids: dict[str, str]) -> list[bytes]:
 
 
 def _sources(path: Path) -> set[str]:
-    """Return the names of a recording's sources; the whole file is read, which checks it too."""
+    """Return the names of a recording's sources. Reads the whole file, which also checks it."""
     return {decode_header(parts)[0] for parts, _ in read_recording(path)}

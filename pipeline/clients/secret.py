@@ -1,4 +1,4 @@
-"""Secrets: passwords and keys, from a file or an environment variable, never from an argument."""
+"""Secrets: reads a password or a key from a file or an environment variable."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from maskcast.engines.errors import InputError
 
 
 def read_secret(file: str | Path | None, variable: str) -> str | None:
-    """Return the content of a file without the newline, else the variable's; None without both.
+    """Return a file's content without surrounding whitespace; without a file, the variable's value.
+
+    Returns None if there is no file and the variable is unset or empty.
 
     Raises:
         InputError: the file cannot be read or is empty.

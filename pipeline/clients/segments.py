@@ -1,4 +1,4 @@
-"""Segments: recordings that follow one another, within a limit for the disk."""
+"""Segments: recordings that follow one another, within a limit of the disk space."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class ContinuousRecording:
         self._kept.add(source, header, message.parts)
 
     def skip(self, message: RawMessage, source: str, header: Header) -> None:
-        """Leave a message out; the next file begins with the kept events nevertheless."""
+        """Leave a message out, but keep an event for the beginning of the next file."""
         self._kept.add(source, header, message.parts)
 
     def abandon(self) -> None:
@@ -108,7 +108,7 @@ def delete_oldest(path: Path, limit_bytes: float | None, in_use: Set[Path]) -> N
     """Delete the oldest segments or clips of a recording until the others are within a limit.
 
     Args:
-        path: the name that theirs are made from; the ``.mp4`` of a clip is counted with it.
+        path: the name that theirs are made from. The ``.mp4`` of a clip counts as a part of it.
         limit_bytes: None for no limit.
         in_use: files that are not deleted.
     """
@@ -132,7 +132,7 @@ def _size(path: Path) -> int:
 
 
 def free_path(path: Path, time_ns: int, suffix: str = "") -> Path:
-    """Return a name with a time in it (UTC nanoseconds, as local time) that no file has."""
+    """Return an unused path with ``time_ns`` (UTC nanoseconds) in its name, as local time."""
     stem = f"{path.stem}-{datetime.fromtimestamp(time_ns / 1e9):%Y%m%d-%H%M%S}{suffix}"
     for number in count(1):
         name = stem if number == 1 else f"{stem}.{number}"

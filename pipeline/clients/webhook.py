@@ -29,7 +29,7 @@ EVENTS = ("zone_entered", "zone_left", "line_crossed", "track_ended", "state", "
 """Events that are posted by default."""
 
 MAX_QUEUED = 1000
-"""Events that wait for the server; above this the oldest is lost."""
+"""Maximum number of events that wait for the server; then the oldest is lost."""
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 60.0
 """Delay before a retry: it doubles from the first to the second, and is shortened at random."""
@@ -46,30 +46,31 @@ _logger = logging.getLogger(__name__)
 
 
 class Webhook:
-    """Posts events in their order, on a thread of its own. Use it with ``with``.
+    """Posts events in order, on a thread of its own. A context manager.
 
     Args:
         url: "https://host/path" or "http://host/path".
         secret: signs each request; None for no signature.
 
     Attributes:
-        delivered: events that the server accepted.
-        lost: events that it refused for good, or that did not fit into the queue.
+        delivered: number of events that the server accepted.
+        lost: number of events that it rejected, or that did not fit into the queue.
 
     Raises:
-        InputError: the URL is no HTTP address.
+        InputError: the URL is not an HTTP URL.
     """
 
     def __init__(self, url: str, secret: str | None) -> None:
         try:
             parts = urlsplit(url)
             is_valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:  # of the port, or an address in brackets
+            (parts.hostname or "").encode("idna")  # as a connection does
+        except ValueError:  # an invalid host or port
             is_valid = False
         if not (is_valid and _URL.fullmatch(url)):
             raise InputError(
-                f"webhook {redact(url)!r}: expected https://HOST/PATH; in percent-encoding, if "
-                "there are blanks or letters other than a to z in it"
+                f"webhook {redact(url)!r}: expected https://HOST/PATH; percent-encode spaces and "
+                "non-ASCII characters"
             )
         if parts.username or parts.password:
             raise InputError("webhook: the URL has a password; sign requests with a secret instead")
@@ -95,7 +96,7 @@ class Webhook:
             self._lose(len(self._queue), "stopped")
 
     def post(self, event: StreamEvent) -> None:
-        """Queue an event; never waits."""
+        """Queue an event, without waiting for the server."""
         body = msgspec.json.encode(
             {
                 "source": event.source,
@@ -140,7 +141,7 @@ class Webhook:
                 delay_s = min(2 * delay_s, LAST_RETRY_S)
 
     def _send(self, delivery: str, body: bytes) -> tuple[str, bool]:
-        """Post once; return the problem ("" for none), and whether a retry would be useless."""
+        """Post once; return the problem ("" if there is none), and whether a retry is useless."""
         headers = {"Content-Type": "application/json", "Maskcast-Delivery": delivery}
         if self._secret is not None:
             stamp = str(int(time.time()))
@@ -188,7 +189,7 @@ def run_webhook(
     server_key: str | Path | None = None,
     client_key: str | Path | None = None,
 ) -> None:
-    """Post a publisher's events until an exception ends it; sources and the server may come back.
+    """Post a publisher's events until an exception is raised; reconnect to both sides.
 
     Raises:
         InputError: the endpoint or the URL is wrong.

@@ -18,7 +18,7 @@ class Measurable(Protocol):
     """A cluster whose figures can be read: the supervisor."""
 
     def reports(self) -> list[SourceReport]:
-        """Return the sources with their places."""
+        """Return the sources with their placements."""
 
     def cluster(self) -> ClusterReport:
         """Return the nodes and the gateway."""
@@ -53,12 +53,12 @@ class ClusterCollector(Collector):
                     family.name, Metric(family.name, family.documentation, family.type)
                 )
                 for sample in family.samples:
-                    labels = {"node": node, "source": name, **sample.labels}
-                    known.samples.append(sample._replace(labels=labels))
+                    placed = {"node": node, "source": name, **sample.labels}
+                    known.samples.append(sample._replace(labels=placed))
         yield from merged.values()
         placements = GaugeMetricFamily(
             "maskcast_cluster_placement",
-            "1 for where a source stands now, 0 for the others.",
+            "1 for the current placement of a source, 0 for the others.",
             labels=["source", "node", "placement"],
         )
         restarts = CounterMetricFamily(
@@ -66,8 +66,8 @@ class ClusterCollector(Collector):
         )
         for source in self._supervisor.reports():
             for possible in Placement:
-                place = [source.name, source.node or "", possible]
-                placements.add_metric(place, source.placement is possible)
+                labels = [source.name, source.node or "", possible]
+                placements.add_metric(labels, source.placement is possible)
             restarts.add_metric([source.name], source.restarts or 0)
         yield from (placements, restarts)
         cluster = self._supervisor.cluster()

@@ -1,4 +1,4 @@
-"""Fleet: what workers and the gateway of a cluster run, made from one configuration."""
+"""Fleet: makes the configurations of a cluster's workers and gateway from one configuration."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from maskcast.pipeline.wire.endpoint import check_endpoint
 
 
 def check_fleet(config: Config) -> tuple[ClusterConfig, PublishConfig]:
-    """Check what can be known before anything runs; return the sections cluster and publish.
+    """Check the configuration of a cluster before it runs; return the sections cluster and publish.
 
     Raises:
         InputError: one is missing, or a key is not possible in a cluster; the message names it.
@@ -52,7 +52,7 @@ def check_fleet(config: Config) -> tuple[ClusterConfig, PublishConfig]:
 
 
 def check_placeable(source: SourceConfig) -> None:
-    """Check what is known of a source before it is on a node; only nodes know files and devices.
+    """Check a source before it is placed. Files and devices can be checked only on their node.
 
     Raises:
         InputError: its URL is malformed or its scheme unknown.
@@ -62,11 +62,11 @@ def check_placeable(source: SourceConfig) -> None:
 
 
 def gateway_settings(config: Config, address: str) -> GatewaySettings:
-    """Return what the gateway runs.
+    """Return the settings of the gateway.
 
     Args:
         config: the configuration of the cluster.
-        address: this machine's address, as the nodes reach it.
+        address: the address at which the nodes reach this machine.
     """
     assert config.cluster is not None
     assert config.publish is not None
@@ -76,7 +76,7 @@ def gateway_settings(config: Config, address: str) -> GatewaySettings:
 
 
 def worker_config(config: Config, source: SourceConfig, gateway: str) -> Config:
-    """Return what the worker of a source runs.
+    """Return the configuration of a source's worker.
 
     Args:
         config: the configuration of the cluster.
@@ -86,8 +86,8 @@ def worker_config(config: Config, source: SourceConfig, gateway: str) -> Config:
     assert config.publish is not None
     curve = config.publish.curve
     if curve is not None:
-        # `maskcast keys new` writes NAME.key next to NAME.key_secret. Subscribers do not connect to
-        # workers, which have the gateway's own pair.
+        # `maskcast keys new` writes NAME.key next to NAME.key_secret. Workers use the gateway's own
+        # pair, because no subscriber connects to them.
         gateway_key = curve.gateway_key or curve.secret_key.removesuffix("_secret")
         curve = CurveConfig(secret_key=curve.secret_key, gateway_key=gateway_key)
     gateways = (gateway, *config.publish.gateways)

@@ -23,16 +23,16 @@ from maskcast.pipeline.wire.message import EventHeader, WireError, decode_header
 from maskcast.pipeline.wire.server_keys import ServerKeys
 
 MAX_SOURCES = 16_384
-"""Sources whose numbers and kept events are known: those heard of last."""
+"""Number of sources whose sequence numbers and kept events are remembered, the most recent ones."""
 
 BATCH = 100
-"""Messages taken from one connection before the others have their turn."""
+"""Maximum number of messages that are taken from one connection before the next one."""
 
 POLL_S = 0.1
-"""How often the order to stop and the connections are looked at while nothing arrives."""
+"""Interval at which the stop order and the connections are checked while nothing arrives."""
 
 ANSWER_S = 0.005
-"""Time spent on new subscriptions between two batches."""
+"""Maximum time spent on new subscriptions between two batches."""
 
 FOLLOW_S = 0.05
 """Interval at which changed subscriptions are passed on to publishers."""
@@ -40,7 +40,7 @@ FOLLOW_S = 0.05
 LINGER_MS = 200
 
 STUCK_AFTER_S = 10.0
-"""A gateway whose thread has not gone round for this long is not healthy."""
+"""A gateway whose thread has worked on one batch for this long is not healthy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +48,14 @@ class GatewayStats:
     """Figures of a gateway since its start.
 
     Attributes:
-        messages: messages passed on, frames and events.
-        bytes: their size.
-        lost: frames that never arrived here though somebody had subscribed to them, by the
-            sequence numbers.
-        duplicate: frames that arrived twice, and were passed on once.
-        malformed: messages that could not be read or were too long, and were not passed on.
-        publishers: connected publishers.
-        subscribers: connected subscribers.
+        messages: number of messages passed on, frames and events.
+        bytes: their total size.
+        lost: number of subscribed frames that did not arrive, by the sequence numbers.
+        duplicate: number of frames that arrived twice, and were passed on once.
+        malformed: number of messages that could not be read or were too long, and were not passed
+            on.
+        publishers: number of connected publishers.
+        subscribers: number of connected subscribers.
         sources: the last known state of each source: ``connecting``, ``streaming``, ``stalled``,
             ``reconnecting`` or ``ended``.
         problems: why an upstream endpoint is not connected, one line each.
@@ -76,27 +76,27 @@ class Gateway:
     """Passes messages on unchanged, with the ``publisher`` and ``seq`` that they have.
 
     Publishers connect to ``sources`` (``publish.gateways`` in their configuration); the gateway
-    connects to publishers and gateways in ``upstream``. A subscriber cannot tell it from a
-    publisher: it counts every message that was lost on the way, and a source that moves to
-    another publisher shows as a restart. New subscribers receive the label names, the size and the
-    state of each source at once.
+    connects to publishers and gateways in ``upstream``. To a subscriber, the gateway looks like a
+    publisher: the subscriber can count every message that was lost on the way, and sees a source
+    that moves to another publisher as a restart. New subscribers receive the label names, the size
+    and the state of each source at once.
 
-    It asks publishers for the frames that somebody has subscribed to, and ``upstream`` for all. It
-    drops messages for subscribers that are too slow. A message that arrives twice, for instance
-    from two upstream gateways, is passed on once.
+    The gateway requests from publishers the frames to which there is a subscription, and all frames
+    from ``upstream``. It drops messages for subscribers that are too slow. A message that arrives
+    twice, for instance from two upstream gateways, is passed on once.
 
     Args:
         publish: the endpoint to bind for subscribers, "tcp://*:5555".
         sources: the endpoint to bind for publishers, "tcp://*:5556".
         upstream: endpoints of publishers and gateways to subscribe to.
-        keys: encrypt towards subscribers, and admit only those whose keys are allowed.
-        source_keys: the same towards publishers that connect.
-        upstream_keys: the same towards ``upstream``.
+        keys: encrypt connections of subscribers, and admit only those whose keys are allowed.
+        source_keys: the same for publishers that connect.
+        upstream_keys: keys for the encrypted connections to ``upstream``.
         high_water_mark: messages queued for a slow subscriber, and from each publisher.
 
     Attributes:
-        endpoint: the bound endpoint for subscribers, with the real port; "" before ``start``.
-        sources_endpoint: the bound endpoint for publishers.
+        endpoint: the bound endpoint for subscribers, with the actual port; "" before ``start``.
+        sources_endpoint: the bound endpoint for publishers; "" without one.
 
     Raises:
         InputError: there is neither ``sources`` nor ``upstream``.
@@ -131,7 +131,7 @@ class Gateway:
         self._outlet: BoundOutlet | None = None
         self._followed: set[bytes] = set()
         self._follow_at_s = 0.0
-        self._seen_s = time.monotonic()
+        self._polled_s = time.monotonic()
 
     def __enter__(self) -> Self:
         self.start()
@@ -159,10 +159,10 @@ class Gateway:
         self.wait()
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until it has stopped, for at most ``timeout_s``; return whether it has.
+        """Wait until the gateway has stopped, for at most ``timeout_s``; return whether it has.
 
         Raises:
-            Exception: the error that has ended it.
+            Exception: the error that ended it.
         """
         self._thread.join(timeout_s)
         if self._fault is not None:
@@ -188,13 +188,13 @@ class Gateway:
             )
 
     def health(self) -> Health:
-        """Check whether it passes messages on and its upstream endpoints accept it."""
+        """Check whether the gateway passes messages on and its upstream endpoints are connected."""
         stats = self.stats()
         problems = list(stats.problems)
         if not self._thread.is_alive():
             problems.append("the gateway has stopped")
-        elif time.monotonic() - self._seen_s > STUCK_AFTER_S:
-            problems.append(f"no message was passed on for {STUCK_AFTER_S:.0f} s, though it runs")
+        elif time.monotonic() - self._polled_s > STUCK_AFTER_S:
+            problems.append(f"the gateway has been stuck for more than {STUCK_AFTER_S:.0f} s")
         return Health(not problems, problems, stats.sources)
 
     def _run(self) -> None:
@@ -207,7 +207,7 @@ class Gateway:
                     return
                 self._opened.set_result(None)
                 while not self._stopping.is_set():
-                    self._seen_s = time.monotonic()
+                    self._polled_s = time.monotonic()
                     self._wait_for_input(inlets, outlet)
                     for inlet in inlets:
                         self._pass_on(inlet, outlet)
@@ -269,7 +269,7 @@ class Gateway:
             outlet.send(parts)
 
     def _follow(self, inlets: Sequence[Inlet], outlet: BoundOutlet) -> None:
-        """Ask publishers for what is subscribed to now."""
+        """Pass changed subscriptions on to the publishers."""
         self._follow_at_s = time.monotonic() + FOLLOW_S
         prefixes = outlet.prefixes()
         if prefixes == self._followed:
@@ -278,7 +278,7 @@ class Gateway:
         if all(followed):
             cancelled = tuple(self._followed - prefixes)
             self._followed = prefixes
-            if cancelled:  # what nobody has subscribed to is not sent, and not lost
+            if cancelled:  # frames without a subscription are not sent, so they are not lost
                 with self._lock:
                     for publisher, source in self._losses.publishers():
                         name = topic(source, "instances")
@@ -286,7 +286,7 @@ class Gateway:
                             self._losses.restart(source, publisher)
 
     def _count(self, parts: list[bytes], outlet: BoundOutlet) -> bool:
-        """Count a message, and keep it if it is such an event; return whether to pass it on."""
+        """Count a message, and keep it if new subscribers need it; return whether to pass it on."""
         try:
             source, header = decode_header(parts)
         except WireError:

@@ -1,4 +1,4 @@
-"""GatewayProcess: a gateway in a process of its own, which is started again when it dies."""
+"""GatewayProcess: a gateway in a process of its own, which is restarted when it dies."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ REPORT_EVERY_S = 1.0
 
 _END_WITHIN_S = 1.5
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 10.0
-_LONGEST_LINE = 16 << 20
+_MAX_LINE_BYTES = 16 << 20
 
 _logger = logging.getLogger(__name__)
 
 
 class GatewaySettings(msgspec.Struct, frozen=True):
-    """What a gateway process needs, one line of JSON on its standard input.
+    """The settings of a gateway process, sent as one line of JSON to its standard input.
 
     Attributes:
         publish: the endpoint for subscribers.
         sources: the endpoint for workers.
-        curve: keys; workers have the key pair of the gateway itself.
+        curve: the keys; workers use the gateway's own key pair.
     """
 
     publish: str
@@ -42,8 +42,8 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     curve: CurveConfig | None = None
 
 
-class GatewayReport(msgspec.Struct, frozen=True):
-    """What a gateway process says, one line of JSON each second on its standard output.
+class ProcessReport(msgspec.Struct, frozen=True):
+    """A report of a gateway process, one line of JSON each second on its standard output.
 
     Attributes:
         pid: its process id.
@@ -61,19 +61,20 @@ class GatewayReport(msgspec.Struct, frozen=True):
 class GatewayProcess:
     """Keeps a gateway running. Lives in the supervisor's loop.
 
-    The process ends when its standard input is closed, so also when this process dies.
+    The gateway's process ends when its standard input is closed, and so also when this process
+    dies.
 
     Args:
         settings: endpoints and keys. Ports that the system chooses are kept on a restart.
 
     Attributes:
         report: the last report; None while there is no process.
-        restarts: how often it was started again.
+        restarts: number of times it was restarted.
     """
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
-        self.report: GatewayReport | None = None
+        self.report: ProcessReport | None = None
         self.restarts = 0
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
@@ -118,14 +119,15 @@ class GatewayProcess:
             assert self._process is not None
             assert self._process.stdout is not None
             while line := await self._process.stdout.readline():
-                self.report = msgspec.json.decode(line, type=GatewayReport)
-                backoff.reset()
+                with suppress(msgspec.MsgspecError):  # a killed process may leave half a line
+                    self.report = msgspec.json.decode(line, type=ProcessReport)
+                    backoff.reset()
             self.report = None
             code = await self._process.wait()
             _logger.warning("gateway_lost", extra=fields(endpoint=self.endpoint, code=code))
             while True:
                 await asyncio.sleep(backoff.next_s())
-                with suppress(InputError):  # the port may not be free yet
+                with suppress(InputError, OSError):  # the port or memory may not be free yet
                     await self._launch()
                     break
             self.restarts += 1
@@ -135,18 +137,19 @@ class GatewayProcess:
             *(sys.executable, "-m", __name__),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the supervisor, which ends it last
-            limit=_LONGEST_LINE,
+            start_new_session=True,  # not reached by Ctrl-C: the supervisor ends it last
+            limit=_MAX_LINE_BYTES,
         )
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(msgspec.json.encode(self._settings) + b"\n")
         first = await process.stdout.readline()
         try:
-            self.report = msgspec.json.decode(first, type=GatewayReport)
+            self.report = msgspec.json.decode(first, type=ProcessReport)
         except msgspec.MsgspecError:
             await process.wait()
-            raise InputError(first.decode(errors="replace").strip() or "no gateway") from None
+            problem = first.decode(errors="replace").strip() or "the gateway has ended at its start"
+            raise InputError(problem) from None
         self._settings = msgspec.structs.replace(
             self._settings,
             publish=self.report.endpoint,
@@ -174,7 +177,7 @@ def main() -> None:
 
     threading.Thread(target=wait_for_parent, name="parent", daemon=True).start()
     while True:
-        report = GatewayReport(
+        report = ProcessReport(
             os.getpid(), gateway.endpoint, gateway.sources_endpoint, gateway.stats()
         )
         sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
@@ -185,7 +188,7 @@ def main() -> None:
 
 
 def make_gateway(settings: GatewaySettings) -> Gateway:
-    """Make the gateway of a cluster: workers need its own key pair, subscribers an allowed one.
+    """Make the gateway of a cluster: workers use its own key pair, subscribers an allowed one.
 
     Raises:
         InputError: a key cannot be read.

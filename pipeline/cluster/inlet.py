@@ -24,7 +24,7 @@ from maskcast.pipeline.wire.message import ALL_EVENTS, VERSION
 from maskcast.pipeline.wire.server_keys import ServerKeys
 
 MAX_CHANGES = 500
-"""Subscriptions that are passed on to publishers at once."""
+"""Maximum number of changed subscriptions that are passed on to publishers at a time."""
 
 _logger = logging.getLogger(__name__)
 
@@ -40,16 +40,19 @@ class Inlet(Protocol):
 
     @property
     def problem(self) -> str:
-        """Why there is no connection where there should be one; "" if there is no problem."""
+        """Why an expected connection is missing; "" if there is no problem."""
 
     def ready_sockets(self) -> Sequence[zmq.Socket[bytes]]:
-        """Return the sockets to poll, after connecting again where libzmq does not."""
+        """Return the sockets to poll; reconnect first if libzmq does not do it."""
 
     def receive(self) -> tuple[list[bytes] | None, int]:
-        """Return a message and its size in bytes; None, 0 if there is none, None if too long."""
+        """Return a message and its size in bytes.
+
+        None and 0 if there is no message, None and a number above 0 if it was too long.
+        """
 
     def follow(self, prefixes: Set[bytes]) -> bool:
-        """Ask publishers for the frames of these topics; return whether all was asked for."""
+        """Request frames with these topics only; return False if another call must complete it."""
 
 
 class BoundInlet:
@@ -61,7 +64,7 @@ class BoundInlet:
         high_water_mark: messages queued from each publisher.
 
     Attributes:
-        endpoint: the bound endpoint, with the real port.
+        endpoint: the bound endpoint, with the actual port.
 
     Raises:
         InputError: the endpoint cannot be bound.
@@ -101,11 +104,11 @@ class BoundInlet:
         return (self._socket,)
 
     def receive(self) -> tuple[list[bytes] | None, int]:
-        """Return a message and its size in bytes; None, 0 if there is none, None if too long."""
+        """Return a message and its size, as in ``Inlet``."""
         return receive_parts(self._socket, MAX_MESSAGE_BYTES, MAX_PARTS)
 
     def follow(self, prefixes: Set[bytes]) -> bool:
-        """Ask publishers for the frames of these topics; return whether all was asked for."""
+        """Request frames with these topics only; return False if another call must complete it."""
         changes = [b"\x01" + prefix for prefix in prefixes - self._followed]
         changes += [b"\x00" + prefix for prefix in self._followed - prefixes]
         for change in changes[:MAX_CHANGES]:
@@ -163,23 +166,23 @@ class ConnectedInlet:
         return "" if self._connection.connected else self._connection.problem or "not connected"
 
     def ready_sockets(self) -> Sequence[zmq.Socket[bytes]]:
-        """Return the socket and its monitor, after connecting again where libzmq does not.
+        """Return the socket and its monitor; reconnect first if libzmq does not do it.
 
-        Called once before each batch, so the monitor is not asked for every message.
+        Called once before each batch, so that the monitor is not read for every message.
         """
         self._connection.process_events()
         self._connection.replace_if_due()
         return (self._connection.socket, self._connection.monitor)
 
     def receive(self) -> tuple[list[bytes] | None, int]:
-        """Return a message and its size in bytes; None, 0 if there is none, None if too long."""
+        """Return a message and its size, as in ``Inlet``."""
         parts = self._connection.receive(MAX_PARTS)
         if parts is None:
             return None, self._connection.take_oversized()
         return parts, sum(map(len, parts))
 
     def follow(self, prefixes: Set[bytes]) -> bool:
-        """Do nothing: it has subscribed to everything, as it needs the events of all sources."""
+        """Do nothing: the connection has subscribed to everything from the start."""
         return True
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The figures of a gateway as Prometheus metrics."""
+"""Metrics of a gateway, for Prometheus."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from maskcast.pipeline.cluster.gateway import GatewayStats
 _COUNTERS = {
     "messages": "Messages passed on, frames and events.",
     "bytes": "Bytes of the messages passed on.",
-    "lost": "Frames that never arrived, by the sequence numbers.",
+    "lost": "Subscribed frames that did not arrive, by the sequence numbers.",
     "duplicate": "Frames that arrived twice and were passed on once.",
     "malformed": "Messages that could not be read or were too long.",
 }

@@ -1,4 +1,4 @@
-"""PlacedSource: keeps one source running on some node, whatever happens to its worker."""
+"""PlacedSource: keeps one source running on a node, and replaces its worker if that is lost."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from maskcast.pipeline.sources.backoff import Backoff
 from maskcast.pipeline.url import redact, shorten
 
 REPORT_EVERY_S = 1.0
-"""A worker reports after this time, or as soon as its pipeline has ended."""
+"""Interval of a worker's reports; it also reports as soon as its pipeline has ended."""
 
 ASK_AGAIN_S = 0.2
-"""While Ray starts an actor again, it is asked this often whether it is there."""
+"""Interval at which an actor is called again while Ray restarts it."""
 
 UNPLACED_AFTER_S = 15.0
-"""A source that has waited this long for a node is reported."""
+"""A source that has waited this long for a node is logged."""
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
-"""Backoff from the second failure in a row on; after the first there is no wait."""
+"""Backoff from the second failure in a row; after the first, the worker restarts at once."""
 
-MOST_FAILURES = 5
+MAX_FAILURES = 5
 """After this many failures in a row, a source is set aside."""
 
 HEALTHY_AFTER_S = 60.0
-"""A worker that has run this long ends a row of failures."""
+"""A worker that has run this long resets the count of failures."""
 
 MOVE_WITHIN_S = 60.0
-"""A move that finds no place and no model on the other node within this time is given up."""
+"""A move is abandoned if the model is not loaded on the other node within this time."""
 
 _logger = logging.getLogger(__name__)
 
@@ -56,12 +56,13 @@ class PlacedSource:
 
     Attributes:
         source: its configuration.
-        placement: where it stands.
+        placement: its placement.
         node: the id of the node that its worker is on; "" before it has one.
-        pid: the process id of its worker.
-        restarts: how often it was started again after a failure.
-        detail: why it does not run, one line; "" if it does.
-        report: the worker's last report.
+        pid: the process id of its worker; 0 before it has one.
+        restarts: number of restarts after a failure.
+        detail: why it does not run or was not moved, one line; "" if there is no problem.
+        report: the worker's last report; None before the first one.
+        actor: the actor that runs it; None before the first one is created.
     """
 
     def __init__(self, cluster: RayCluster, name: str, config: Config) -> None:
@@ -79,15 +80,15 @@ class PlacedSource:
         self._task = asyncio.create_task(self._run(), name=f"source {name}")
 
     def move(self, node: str) -> None:
-        """Begin to move to another node; the source runs on until the worker there is ready.
+        """Begin to move to another node; the source keeps running until the worker there is ready.
 
         Raises:
-            InputError: it does not run, is there already, or is being moved.
+            InputError: it is not running, is on that node already, or is being moved.
         """
         if self.placement is not Placement.RUNNING:
-            raise InputError(f"{self.name} is {self.placement}; only a running source is moved")
+            raise InputError(f"{self.name} is {self.placement}; only a running source can be moved")
         if self._target is not None:
-            raise InputError(f"{self.name} is being moved already; try again in a moment")
+            raise InputError(f"{self.name} is being moved already; try again later")
         if node == self.node:
             raise InputError(f"{self.name} is on that node already")
         self._target, self.detail = node, ""
@@ -116,7 +117,7 @@ class PlacedSource:
                 failures += 1
                 self._running_since_s = None
                 self.detail = reason
-                if failures == MOST_FAILURES:
+                if failures == MAX_FAILURES:
                     self.placement = Placement.SET_ASIDE
                     shown = fields(source=self.name, failures=failures, reason=reason)
                     _logger.error("source_set_aside", extra=shown)
@@ -138,7 +139,7 @@ class PlacedSource:
             await self._end_worker()
 
     async def _run_until_failure(self) -> str | None:
-        """Run on the actor; return why that has failed, or None at the source's end."""
+        """Run the source on the actor; return why it failed, or None if the source has ended."""
         assert self.actor is not None
         try:
             self.node, self.pid = await self._wait_for_place(self.actor)
@@ -154,11 +155,11 @@ class PlacedSource:
                 if self._target is not None:
                     await self._move(self._target)
         except WorkerLostError as error:
-            if error.for_good:
+            if error.permanent:
                 self.actor = self._cluster.place()
             return str(error)
         except Exception as error:
-            # The process is there, but what is left in it is unknown: Ray replaces it.
+            # The process lives, but its state is unknown: Ray replaces it.
             self.actor.kill(restart=True)
             text = (
                 str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
@@ -174,12 +175,15 @@ class PlacedSource:
         _logger.info("source_placed", extra=shown)
 
     async def _wait_for_place(self, actor: Actor) -> tuple[str, int]:
-        """Wait until Ray has placed an actor; report the source if that takes long.
+        """Wait until Ray has placed an actor; log the source if that takes long.
+
+        Returns:
+            The node's id and the process id.
 
         Raises:
-            WorkerLostError: Ray has given it up.
+            WorkerLostError: Ray does not restart the actor any more.
         """
-        asked_s, is_reported = time.monotonic(), False
+        asked_s, is_logged = time.monotonic(), False
         call: asyncio.Task[tuple[str, int]] | None = None
         try:
             while True:
@@ -189,7 +193,7 @@ class PlacedSource:
                     try:
                         return call.result()
                     except WorkerLostError as error:
-                        if error.for_good:
+                        if error.permanent:
                             raise
                         call = None
                         await asyncio.sleep(ASK_AGAIN_S)
@@ -197,8 +201,8 @@ class PlacedSource:
                     continue
                 self.detail = await asyncio.to_thread(self._cluster.missing)
                 self.placement = Placement.UNPLACED if self.detail else Placement.PLACING
-                if self.detail and not is_reported:
-                    is_reported = True
+                if self.detail and not is_logged:
+                    is_logged = True
                     shown = fields(source=self.name, reason=self.detail)
                     _logger.warning("source_unplaced", extra=shown)
         finally:
@@ -206,7 +210,7 @@ class PlacedSource:
                 call.cancel()
 
     async def _move(self, node: str) -> None:
-        """Load the model on another node, then let the worker there go on with the source."""
+        """Load the model on another node, then let the worker there take over the source."""
         assert self.actor is not None
         self._target = None
         successor = self._cluster.place(node)
@@ -223,10 +227,10 @@ class PlacedSource:
             self.detail = f"{NOT_MOVED}{shorten(redact(reason))}"
             _logger.warning("source_not_moved", extra=fields(source=self.name, reason=reason))
             return
-        before, self.actor = self.actor, successor
+        previous, self.actor = self.actor, successor
         with suppress(WorkerLostError, TimeoutError):
-            await asyncio.wait_for(before.call("hand_over"), END_WITHIN_S + 1)
-        before.kill()
+            await asyncio.wait_for(previous.call("hand_over"), END_WITHIN_S + 1)
+        previous.kill()
         self.node, self.pid = place
         _logger.info("source_moved", extra=fields(source=self.name, node=self.node[:8]))
         await self._start()

@@ -1,4 +1,4 @@
-"""RayCluster: the only module that knows Ray. Nodes, actors, and the calls to them."""
+"""RayCluster: the nodes and actors of a Ray cluster, and calls to them."""
 
 from __future__ import annotations
 
@@ -31,12 +31,11 @@ HEALTH_CHECKS = {
     "health_check_timeout_ms": 2000,
     "health_check_failure_threshold": 3,
 }
-"""How a cluster that is started here finds a dead node within seconds; docs/cluster.md has the
-variables for ``ray start``."""
+"""Settings with which a cluster that is started here detects a dead node within seconds;
+docs/cluster.md has the variables for ``ray start``."""
 
 _OBJECT_STORE_BYTES = 80 << 20
-"""Nearly Ray's minimum: nothing large is passed through Ray."""
-
+"""Close to Ray's minimum: nothing large is passed through Ray."""
 
 LOST = "the connection to the Ray cluster is lost"
 
@@ -49,25 +48,25 @@ class WorkerLostError(Exception):
     """An actor's process or node is gone, or it has not started yet.
 
     Attributes:
-        for_good: Ray does not start it again.
+        permanent: whether Ray does not restart it.
     """
 
-    def __init__(self, reason: str, *, for_good: bool) -> None:
+    def __init__(self, reason: str, *, permanent: bool) -> None:
         super().__init__(reason)
-        self.for_good = for_good
+        self.permanent = permanent
 
 
 class RayCluster:
     """A connection to a Ray cluster, and with the address ``local`` the cluster itself.
 
-    Open and close it on the main thread: Linux ends Ray's processes with the thread that has
-    started them.
+    Open and close it on the main thread: Linux ends Ray's processes with the thread that started
+    them.
 
     Args:
         address: "local" starts a cluster on this machine's loopback, which ends with ``close``;
             "auto" is a running cluster on this machine; "ray://HOST:10001" is one elsewhere.
-        cpus: what each actor needs, in cores.
-        gpus: what each actor needs, in GPUs.
+        cpus: number of cores that each actor needs.
+        gpus: number of GPUs that each actor needs.
 
     Raises:
         InputError: Ray is not installed, or there is no cluster at the address.
@@ -85,7 +84,7 @@ class RayCluster:
             "num_gpus": gpus,
             "max_restarts": -1,
             "max_task_retries": 0,
-            "max_concurrency": 4,  # while a worker's report is waited for, it may be stopped
+            "max_concurrency": 4,  # a worker can be stopped while a report waits
         }
 
     def __enter__(self) -> Self:
@@ -102,8 +101,8 @@ class RayCluster:
         """Return all nodes that are alive.
 
         Raises:
-            ClusterLostError: that of this process is not among them, or none can be asked. Ray ends
-                the actors of a process whose node has died, and gives it no others.
+            ClusterLostError: the node of this process has died, or the cluster cannot be reached.
+                Ray then ends the actors of this process and creates no others.
         """
         try:
             found = self._ray.nodes()
@@ -125,7 +124,7 @@ class RayCluster:
         return nodes
 
     def missing(self) -> str:
-        """Say which resource is not free for one more actor anywhere; "" if none is missing."""
+        """Describe what is not free for one more actor; "" if nothing is missing."""
         free = self._ray.available_resources()
         lacking = [
             f"{count:g} {name}" for name, count in self.needs.items() if free.get(name, 0) < count
@@ -133,14 +132,14 @@ class RayCluster:
         return f"needs {' and '.join(lacking)}; no node has as much free" if lacking else ""
 
     def address(self) -> str:
-        """Return this machine's address, as the nodes reach it."""
+        """Return the address at which the nodes reach this machine."""
         return str(self._ray.util.get_node_ip_address())
 
     def place(self, node: str | None = None) -> Actor:
-        """Create an actor. Ray chooses its node and starts it again when its process has died.
+        """Create an actor. Ray chooses its node, and restarts it when its process dies.
 
         Args:
-            node: the id of the node that it should be on while that node lives; None for any.
+            node: the id of the node to prefer while it lives; None for any.
 
         Raises:
             ClusterLostError: there is no connection to the cluster any more.
@@ -171,27 +170,27 @@ class Actor:
         """
         errors = self._ray.exceptions
         try:
-            # Ray Client's thread fails if its future is cancelled. Only the wait may be.
+            # Ray Client's thread fails if its future is cancelled, so only the wait is cancelled.
             answer = asyncio.ensure_future(getattr(self._handle, method).remote(*arguments))
             answer.add_done_callback(lambda done: done.cancelled() or done.exception())
             return await asyncio.shield(answer)
         except errors.ActorUnavailableError:
-            raise WorkerLostError("its process or its node is gone", for_good=False) from None
+            raise WorkerLostError("its process or its node is gone", permanent=False) from None
         except errors.RayActorError as error:
-            raise WorkerLostError(shorten(str(error)), for_good=True) from None
+            raise WorkerLostError(shorten(str(error)), permanent=True) from None
         except errors.RayTaskError as error:
             raise error.cause from None
         except connection_errors(self._ray):
-            raise WorkerLostError(LOST, for_good=True) from None
+            raise WorkerLostError(LOST, permanent=True) from None
 
     def kill(self, *, restart: bool = False) -> None:
-        """End the process; ``restart`` lets Ray start it again."""
+        """End the process; with ``restart``, Ray starts a new one."""
         with suppress(*connection_errors(self._ray)):  # without a connection, Ray ends it
             self._ray.kill(self._handle, no_restart=not restart)
 
 
 def connection_errors(ray: Any) -> tuple[type[Exception], ...]:
-    """Return what Ray raises once it has no connection to the cluster any more."""
+    """Return the errors that Ray raises after the connection to the cluster is lost."""
     errors: tuple[type[Exception], ...] = (ConnectionError, ray.exceptions.RaySystemError)
     grpc = sys.modules.get("grpc")  # Ray Client has imported it
     return errors if grpc is None else (*errors, grpc.RpcError)
@@ -215,7 +214,7 @@ def _connect(address: str) -> Any:
         }
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what they say is in the error
+            warnings.simplefilter("ignore")  # the error says the same
             ray.init(address=address, **options)
     except (ConnectionError, ValueError, RuntimeError, ImportError) as error:
         raise InputError(

@@ -31,13 +31,13 @@ from maskcast.pipeline.monitor.health import Health
 from maskcast.pipeline.sources.state import SourceState
 
 METRICS_WITHIN_S = 2.0
-"""Workers that have not answered a scrape after this time are absent from it."""
+"""Workers that have not answered after this time are absent from a scrape."""
 
 T = TypeVar("T")
 
 
 class Supervisor:
-    """Keeps every source on some node, and a gateway in front of them.
+    """Keeps every source running on a node, and a gateway between them and the subscribers.
 
     Everything happens in one event loop on a thread of its own. The methods may be called from any
     other thread.
@@ -47,7 +47,7 @@ class Supervisor:
         cluster: where the sources run; belongs to the caller.
 
     Raises:
-        InputError: the configuration has keys that a cluster does not have.
+        InputError: the configuration is not valid for a cluster (see ``check_fleet``).
     """
 
     def __init__(self, config: Config, cluster: RayCluster) -> None:
@@ -98,7 +98,7 @@ class Supervisor:
         """Run one more source.
 
         Raises:
-            InputError: it has no name, or one that is taken, or its URL is certainly wrong.
+            InputError: it has no name, or one that is taken, or its URL is invalid.
         """
         self._do(self._add(source))
 
@@ -111,11 +111,11 @@ class Supervisor:
         self._do(self._remove(name))
 
     def move(self, name: str, node: str) -> None:
-        """Begin to move a source; ``reports`` says where it is, and why it was not moved.
+        """Begin to move a source; ``reports`` shows where it is, and why it was not moved.
 
         Args:
             name: the source's name.
-            node: the node's name, or the beginning of its id.
+            node: the node's name, or the start of its id.
 
         Raises:
             InputError: there is no such source or node, or the source cannot run there.
@@ -123,12 +123,12 @@ class Supervisor:
         self._do(self._move(name, node))
 
     def reports(self) -> list[SourceReport]:
-        """Return the sources with their states, figures and places."""
+        """Return the sources with their states, figures and placements."""
         nodes = self.nodes()
         return [self._report(source, nodes) for source in list(self._sources.values())]
 
     def nodes(self) -> dict[str, str]:
-        """Return the name of each node by its id; those that were lost too."""
+        """Return the name of each node by its id, including lost nodes."""
         self._node_names |= {node.id: node.name for node in self._cluster.nodes()}
         return self._node_names
 
@@ -148,7 +148,7 @@ class Supervisor:
         )
 
     def health(self) -> Health:
-        """Check whether every required source runs on some node, and the gateway works."""
+        """Check whether every required source runs on a node, and the gateway works."""
         problems = [] if self._gateway.report else [f"no gateway at {self._gateway.endpoint}"]
         states = {}
         for source in list(self._sources.values()):
@@ -255,5 +255,5 @@ class Supervisor:
         )
 
     def _do(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do something in the loop and return its result."""
+        """Run a coroutine in the loop and return its result."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()

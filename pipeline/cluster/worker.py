@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
 END_WITHIN_S = 3.0
-"""A pipeline that was stopped is not waited for longer than this; its process ends anyway."""
+"""Maximum wait for a stopped pipeline, seconds; its process ends after that in any case."""
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerReport:
-    """What a worker says about its pipeline.
+    """The state of a worker's pipeline.
 
     Attributes:
         source: the source's state and figures; None once it is removed.
-        problems: what is wrong with it, one line each.
+        problems: the problems of its health check, one line each.
         ended: why the source has ended; None while it runs.
         error: why the pipeline has failed, one line; None if it has not.
     """
@@ -58,7 +58,7 @@ class Worker:
         self._pipeline: Pipeline | None = None
 
     def place(self) -> tuple[str, int]:
-        """Return the node's id and the process's: where Ray has placed the actor."""
+        """Return the id of the node where Ray has placed the actor, and the process id."""
         import ray
 
         return ray.get_runtime_context().get_node_id(), os.getpid()
@@ -75,7 +75,7 @@ class Worker:
         self._config, self._engine = config, load_engine_for(config)
 
     def start(self) -> None:
-        """Start to read the source and to publish.
+        """Start reading the source and publishing.
 
         Raises:
             InputError: the configuration cannot be run here.
@@ -106,7 +106,7 @@ class Worker:
                     source.ended,
                     shorten(redact(error)) if error else None,
                 )
-        return WorkerReport(None, ended="removed", error=error)
+        return WorkerReport(None, ended="removed", error=shorten(redact(error)) if error else None)
 
     def stop(self) -> None:
         """Publish the frames that the engine has begun and ``ended``, for ``END_WITHIN_S``."""
@@ -115,14 +115,14 @@ class Worker:
             self._pipeline.wait(END_WITHIN_S)
 
     def remove(self) -> None:
-        """As ``stop``, with the reason ``removed``: gateways forget the source."""
+        """As ``stop``, with the reason ``removed``, so that gateways forget the source."""
         if self._pipeline is not None:
             for source in self._pipeline.sources():
                 self._pipeline.remove(source.name or "")
             self._pipeline.wait(END_WITHIN_S)
 
     def hand_over(self) -> None:
-        """As ``stop``, without ``ended``: another worker goes on with the source."""
+        """As ``stop``, without ``ended``: another worker takes over the source."""
         if self._pipeline is not None:
             self._pipeline.hand_over()
             self._pipeline.wait(END_WITHIN_S)

@@ -1,4 +1,4 @@
-"""Config: describes a pipeline. Frozen values, read from YAML."""
+"""Config: the configuration of a pipeline, as frozen values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from maskcast.pipeline.wire.message import MaskFormat
 T = TypeVar("T")
 
 VIDEO_SUFFIXES = (".mp4", ".mkv")
-"""What ``outputs.save`` can write."""
+"""File suffixes that ``outputs.save`` may have."""
 
 Policy = Literal["latest", "block"]
 """What a full inbox does: replace the frame that waits, or let the source wait."""
@@ -57,8 +57,8 @@ class SourceConfig(
         max_fps: process at most this many frames per second.
         fps: frame rate of a folder of images, 25 by default; not for other sources.
         loop: start a file again when it ends.
-        decode: where video is decoded: ``software``, ``cuda`` (NVDEC) or ``vaapi``; without the
-            device, in software. ``auto`` is ``cuda`` if the engine runs on an NVIDIA GPU, otherwise
+        decode: the video decoder: ``software``, ``cuda`` (NVDEC) or ``vaapi``; ``software`` if the
+            device is absent. ``auto`` is ``cuda`` if the engine runs on an NVIDIA GPU, otherwise
             ``software`` (docs/sources.md).
         rtsp_transport: RTSP transport; ``udp`` starts faster, but lost packets damage frames.
         open_timeout_s: maximum time to open the source, seconds.
@@ -102,7 +102,7 @@ class SourceConfig(
 
 
 class ConfinedSourceConfig(SourceConfig, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A source that was added by someone who may add those of certain hosts only.
+    """A source that is allowed only because of its host (``AllowList.is_confined``).
 
     Its HTTP requests reach the host of its URL and no other (``HostProxy``).
     """
@@ -207,10 +207,10 @@ class OutputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         if self.append and self.jsonl is None:
             raise ValueError("append: there is no jsonl file to append to; set jsonl")
         if self.append and (self.segment or self.segment_size):
-            raise ValueError("append: not together with segment or segment_size; leave one out")
+            raise ValueError("append: not possible with segment or segment_size; remove one")
         if (self.segment or self.segment_size) and self.save is None and self.jsonl is None:
             raise ValueError("segment: there is no file to split; set save or jsonl")
-        _ = self.segment_s, self.segment_bytes  # raises where they cannot be read
+        _ = self.segment_s, self.segment_bytes  # raises ValueError if one is invalid
 
     @property
     def segment_s(self) -> float | None:
@@ -286,11 +286,11 @@ class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole configuration of a pipeline.
 
-    ``publish=None`` runs without a socket: for recorders and callbacks alone. Without ``metrics``
-    nothing is served over HTTP, without ``tracing`` no spans are made. ``control`` is the endpoint
-    for adding and removing sources while the pipeline runs, or a section that limits who may do
-    that; with it there may be no sources, and a run ends only when it is stopped. ``cluster`` is
-    for ``maskcast cluster run`` only.
+    ``publish=None`` runs without a socket: for recorders and callbacks alone. Without ``metrics``,
+    nothing is served over HTTP. Without ``tracing``, no spans are created. ``control`` is the
+    endpoint for adding and removing sources while the pipeline runs, or a section that limits who
+    may do that; with it, ``sources`` may be empty, and a run ends only when it is stopped.
+    ``cluster`` is for ``maskcast cluster run`` only.
     """
 
     sources: tuple[SourceConfig, ...] = ()
@@ -302,7 +302,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     control: ControlConfig | Annotated[str, Meta(min_length=1)] | None = None
     cluster: ClusterConfig | None = None
 
-    if TYPE_CHECKING:  # more is accepted than the attributes hold
+    if TYPE_CHECKING:  # the constructor accepts more types than the attributes have
 
         def __init__(
             self,
@@ -313,7 +313,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             outputs: OutputConfig = ...,
             metrics: MetricsConfig | None = None,
             tracing: TracingConfig | None = None,
-            control: str | None = None,
+            control: ControlConfig | str | None = None,
             cluster: ClusterConfig | None = None,
         ) -> None: ...
 
@@ -325,7 +325,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         _check_kind("metrics", self.metrics, MetricsConfig, optional=True)
         _check_kind("tracing", self.tracing, TracingConfig, optional=True)
         if not self.sources and self.control is None:
-            raise ValueError("no sources: give at least one, or a control endpoint to add them by")
+            raise ValueError("no sources: give at least one, or a control endpoint to add some")
         names = [source.name for source in self.sources if source.name is not None]
         for name in names:
             if names.count(name) > 1:
@@ -345,7 +345,7 @@ def _as_sources(sources: object) -> tuple[SourceConfig, ...]:
         elif isinstance(source, Path):
             source = {"url": str(source)}
         if isinstance(source, Mapping):
-            # Imported here, since it needs this module.
+            # Imported here, because config_file imports this module.
             from maskcast.pipeline.configuration.config_file import make_source
 
             source = make_source(source)
@@ -364,7 +364,7 @@ def _check_kind(name: str, value: object, kind: type, *, optional: bool = False)
 
 
 def name_sources(sources: Sequence[SourceConfig]) -> tuple[SourceConfig, ...]:
-    """Give every source without a name one made from its address; no two are alike.
+    """Give every source without a name one made from its URL, so that all names are unique.
 
     The second ``cam`` becomes ``cam-2``, and so on.
     """

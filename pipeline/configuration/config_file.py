@@ -1,4 +1,4 @@
-"""Reading of configurations: YAML, environment variables, and errors that name the key."""
+"""Reads configurations from YAML, with environment variables, and explains errors by key."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from maskcast.pipeline.configuration.config import (
     OutputConfig,
     PublishConfig,
     SourceConfig,
+    TracingConfig,
 )
 from maskcast.pipeline.configuration.zones import LineConfig, ZoneConfig
 from maskcast.pipeline.url import redact
@@ -31,7 +32,7 @@ from maskcast.pipeline.url import redact
 T = TypeVar("T")
 
 _SHORT_FORMS = {"metrics": "address", "control": "endpoint"}
-"""The key that a section's short form, a text, stands for."""
+"""Sections that may be given as a text, and the key that the text is the value of."""
 
 _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "sources": SourceConfig,
@@ -42,6 +43,7 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "publish.curve": CurveConfig,
     "outputs": OutputConfig,
     "metrics": MetricsConfig,
+    "tracing": TracingConfig,
     "control": ControlConfig,
     "cluster": ClusterConfig,
 }
@@ -65,11 +67,13 @@ def load_config(path: str | Path, changes: Mapping[str, Any] | None = None) -> C
     try:
         root = yaml.compose(text, Loader=yaml.CSafeLoader)
         raw = msgspec.yaml.decode(text)
+        _reject_repeated_keys(path, root)
     except yaml.MarkedYAMLError as error:
         raise InputError(f"{path}: not valid YAML{_yaml_problem(error, text)}") from None
     except (yaml.YAMLError, msgspec.DecodeError):
         raise InputError(f"{path}: not valid YAML") from None
-    _refuse_repeated_keys(path, root)
+    except RecursionError:
+        raise InputError(f"{path}: not valid YAML: an alias refers to itself; remove it") from None
     if not isinstance(raw, dict):
         raise InputError(f"{path}: expected keys such as `sources:`; see maskcast config example")
     try:
@@ -78,8 +82,8 @@ def load_config(path: str | Path, changes: Mapping[str, Any] | None = None) -> C
         raise InputError(f"{path}: {error}") from None
 
 
-def _refuse_repeated_keys(path: str | Path, node: Any) -> None:
-    """YAML would silently take the last of several values of a key.
+def _reject_repeated_keys(path: str | Path, node: Any) -> None:
+    """Reject a key with several values, of which YAML would silently take the last.
 
     Raises:
         InputError: a mapping has a key twice.
@@ -91,22 +95,22 @@ def _refuse_repeated_keys(path: str | Path, node: Any) -> None:
                 line = key.start_mark.line + 1
                 raise InputError(f"{path}: line {line}: {key.value!r} is given twice; remove one")
             names.add(str(key.value))
-            _refuse_repeated_keys(path, value)
+            _reject_repeated_keys(path, value)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            _refuse_repeated_keys(path, item)
+            _reject_repeated_keys(path, item)
 
 
-def _expand(value: Any, place: str = "") -> Any:
-    """Replace ``${NAME}`` in texts by the environment variable NAME; ``$${`` is a literal ``${``.
+def _expand(value: Any, key_path: str = "") -> Any:
+    """Replace ``${NAME}`` in texts with the environment variable; ``$${`` is a literal ``${``.
 
     Raises:
         InputError: the variable is not set.
     """
     if isinstance(value, dict):
-        return {key: _expand(item, f"{place}.{key}".lstrip(".")) for key, item in value.items()}
+        return {key: _expand(item, f"{key_path}.{key}".lstrip(".")) for key, item in value.items()}
     if isinstance(value, list):
-        return [_expand(item, f"{place}[{index}]") for index, item in enumerate(value)]
+        return [_expand(item, f"{key_path}[{index}]") for index, item in enumerate(value)]
     if not isinstance(value, str):
         return value
 
@@ -114,7 +118,7 @@ def _expand(value: Any, place: str = "") -> Any:
         if match[0].startswith("$$"):
             return match[0][1:]
         if match[1] not in os.environ:
-            raise InputError(f"{place}: environment variable {match[1]} is not set; export it")
+            raise InputError(f"{key_path}: environment variable {match[1]} is not set; export it")
         return os.environ[match[1]]
 
     return re.sub(r"\$?\$\{([A-Za-z_][A-Za-z0-9_]*)\}", variable, value)
@@ -124,9 +128,9 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     """Return a configuration with some keys changed, as the command line does.
 
     Args:
-        config: what is changed.
-        changes: new values by dotted key, ``{"publish.endpoint": "tcp://*:6000"}``. None means "not
-            given" and changes nothing. A section that is absent comes back with its defaults.
+        config: the configuration to change.
+        changes: new values by dotted key, ``{"publish.endpoint": "tcp://*:6000"}``. None changes
+            nothing. An absent section is created with its defaults.
 
     Raises:
         InputError: a key is unknown or a value is wrong; the message names the key.
@@ -135,28 +139,28 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
 
 
 def _change(raw: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return plain values with the changes made to them."""
+    """Return a copy of plain values with the changes applied."""
     changed = copy.deepcopy(raw)
     for key, value in changes.items():
         if value is None:
             continue
         *sections, last = key.split(".")
-        place = changed
+        target = changed
         for section in sections:
-            if section in _SHORT_FORMS and isinstance(place.get(section), str):
-                place[section] = {_SHORT_FORMS[section]: place[section]}
-            elif not isinstance(place.get(section), dict):
-                place[section] = {}
-            place = place[section]
-        if isinstance(place.get(last), dict) and last in _SHORT_FORMS:
-            place[last] = place[last] | {_SHORT_FORMS[last]: value}
+            if section in _SHORT_FORMS and isinstance(target.get(section), str):
+                target[section] = {_SHORT_FORMS[section]: target[section]}
+            elif not isinstance(target.get(section), dict):
+                target[section] = {}
+            target = target[section]
+        if isinstance(target.get(last), dict) and last in _SHORT_FORMS:
+            target[last] = target[last] | {_SHORT_FORMS[last]: value}
         else:
-            place[last] = value
+            target[last] = value
     return changed
 
 
 def make_config(raw: Mapping[str, Any]) -> Config:
-    """Make a configuration from plain mappings and sequences, checked as a file is.
+    """Make a configuration from plain mappings and sequences, with the checks of a file.
 
     Raises:
         InputError: a key is unknown or a value is wrong; the message names the key.
@@ -170,7 +174,7 @@ def make_config(raw: Mapping[str, Any]) -> Config:
 
 
 def make_source(raw: Mapping[str, Any]) -> SourceConfig:
-    """Make one source's configuration from a plain mapping, checked as a file is.
+    """Make one source's configuration from a plain mapping, with the checks of a file.
 
     Raises:
         InputError: a key is unknown or a value is wrong; the message names the key.
@@ -187,11 +191,11 @@ def _convert(raw: Mapping[str, Any], kind: type[T], section: str = "") -> T:
 
 def _explain(problem: str, section: str = "") -> str:
     """Turn msgspec's message ("… - at `$.sources[0].url`") into one that names the key first."""
-    text, _, place = problem.partition(" - at `$")
-    key = place.rstrip("`").removeprefix(".")
+    text, _, key_path = problem.partition(" - at `$")
+    key = key_path.rstrip("`").removeprefix(".")
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", text, re.DOTALL):
-        place = re.sub(r"\[\d+\]", "", ".".join(filter(None, (section, key))))
-        known = _SECTIONS.get(place, Config).__struct_fields__
+        within = re.sub(r"\[\d+\]", "", ".".join(filter(None, (section, key))))
+        known = _SECTIONS.get(within, Config).__struct_fields__
         near = difflib.get_close_matches(unknown[1], known, n=1)
         advice = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         where = f" in {key}" if key else ""
@@ -218,7 +222,7 @@ _PLAIN_TYPES = {
 
 
 def _choices(key: str) -> tuple[str, ...]:
-    """Return the values that a key accepts; empty where they are not a fixed set."""
+    """Return the values that a key accepts; empty if they are not a fixed set."""
     hint: Any = Config
     for part in re.sub(r"\[\d+\]", "", key).split("."):
         kinds = [kind for kind in alternatives(hint) if hasattr(kind, "__struct_fields__")]
@@ -229,14 +233,14 @@ def _choices(key: str) -> tuple[str, ...]:
 
 
 def alternatives(hint: Any) -> list[Any]:
-    """Return what a union, a literal or a tuple is made of, or the type itself."""
+    """Return the parts of a union, a literal or a tuple, or the type itself."""
     if get_origin(hint) is None:
         return [hint]
     return [alternative for part in get_args(hint) for alternative in alternatives(part)]
 
 
 def _yaml_problem(error: yaml.MarkedYAMLError, text: str) -> str:
-    """Say where YAML breaks and why, without a word of the file: a URL may stand there."""
+    """Describe where YAML is invalid and why, without quoting the file: it may contain secrets."""
     mark = error.problem_mark
     if mark is None:
         return ""

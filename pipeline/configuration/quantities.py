@@ -1,4 +1,4 @@
-"""Quantities with units, as options and configurations have them: 10m, 500MB."""
+"""Quantities: parses durations and sizes with units, such as 10m and 500MB."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def parse_seconds(key: str, text: str | None) -> float | None:
     """Return a duration in seconds; None for None.
 
     Args:
-        key: its name, for the message.
+        key: the name of the option or key, for the message.
         text: "30s", "10m", "1h" or "1d".
 
     Raises:
-        ValueError: it has no number or no unit, or is 0.
+        ValueError: the number or the unit is missing, or the number is 0.
     """
     return _parse(key, text, _SECONDS, "30s, 10m, 1h or 1d")
 

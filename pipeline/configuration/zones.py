@@ -10,11 +10,11 @@ from msgspec import Meta, Struct
 RegionName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 Point = tuple[float, float]
 
-MOST_REGIONS = 32
-"""Zones of a source at most; likewise lines."""
+MAX_REGIONS = 32
+"""Maximum number of zones of a source, and of lines."""
 
-MOST_POINTS = 64
-"""Corners of a zone at most."""
+MAX_POINTS = 64
+"""Maximum number of corners of a zone."""
 
 
 class ZoneConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -22,15 +22,15 @@ class ZoneConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, 
 
     Attributes:
         name: its name in events, counts and metrics.
-        polygon: its corners in order, x and y in 0..1 of the frame's width and height, 0, 0 at the
-            top left; the first corner is not repeated.
+        polygon: its corners in order, x and y as fractions (0..1) of the frame's width and height,
+            from the top left; the first corner is not repeated.
         labels: names of the classes that count; all by default.
         min_overlap: share of an instance's mask that must be inside, above 0 to 1.
-        anchor: ``feet``: the lowest point of the mask decides instead of the overlap.
+        anchor: ``feet``: an instance is inside if the lowest point of its mask is.
     """
 
     name: RegionName
-    polygon: Annotated[tuple[Point, ...], Meta(min_length=3, max_length=MOST_POINTS)]
+    polygon: Annotated[tuple[Point, ...], Meta(min_length=3, max_length=MAX_POINTS)]
     labels: Annotated[tuple[str, ...], Meta(min_length=1)] | None = None
     min_overlap: Annotated[float, Meta(gt=0, le=1)] = 0.5
     anchor: Literal["feet"] | None = None
@@ -50,7 +50,7 @@ class LineConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, 
 
     Attributes:
         name: its name in events, counts and metrics.
-        points: both ends, as the corners of a zone. *forward* is to the left of the
+        points: both ends, in the units of a zone's corners. *forward* is to the left of the
             direction from the first to the second as seen on screen: a line from top to bottom is
             crossed forward by objects that move right.
         labels: names of the classes that count; all by default.
@@ -75,8 +75,8 @@ def check_regions(zones: Sequence[ZoneConfig], lines: Sequence[LineConfig]) -> N
         ValueError: there are too many, or two have the same name.
     """
     for kind, regions in (("zone", zones), ("line", lines)):
-        if len(regions) > MOST_REGIONS:
-            raise ValueError(f"{len(regions)} {kind}s: a source has at most {MOST_REGIONS}")
+        if len(regions) > MAX_REGIONS:
+            raise ValueError(f"{len(regions)} {kind}s: a source has at most {MAX_REGIONS}")
         names = [region.name for region in regions]
         for name in names:
             if names.count(name) > 1:
@@ -93,9 +93,10 @@ def _check_points(what: str, points: Sequence[Point]) -> None:
 
 
 def _crossing(polygon: Sequence[Point]) -> tuple[int, int] | None:
-    """Return two edges, by the number of their first corner from 1, that meet but at a corner.
+    """Return two edges that meet elsewhere than at a shared corner; None if there are none.
 
-    Edges that follow one another share a corner; they meet too where one leads back on the other.
+    An edge is given by the number of its first corner, from 1. Successive edges share a corner;
+    they meet elsewhere if one leads back along the other.
     """
     count = len(polygon)
     edges = [(polygon[i], polygon[(i + 1) % count]) for i in range(count)]
@@ -115,7 +116,7 @@ def _crossing(polygon: Sequence[Point]) -> tuple[int, int] | None:
 
 
 def _turn(a: Point, b: Point, c: Point) -> float:
-    """Return above 0 where a, b, c turn clockwise on screen, below 0 counter-clockwise."""
+    """Return a number above 0 if a, b, c turn clockwise on screen, below 0 if counter-clockwise."""
     return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
 
 

@@ -24,7 +24,7 @@ _HOST = re.compile(r"\[(?P<v6>[0-9A-Fa-f:.]+)\](?::\d+)?|(?P<name>[A-Za-z0-9.-]+
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """One rule: a scheme, with what it is limited to; no limit means everything of the scheme."""
+    """One rule: a scheme, optionally limited to a network, a host or a path."""
 
     scheme: str
     network: _Network | None = None
@@ -83,10 +83,8 @@ class _Rule:
             return host == self.host
         try:
             return ipaddress.ip_address(host) in self.network if self.network else False
-        except ValueError:
-            return (
-                False  # a name; it is not resolved, since its address may change until it is used
-            )
+        except ValueError:  # a name; it is not resolved, since its address may change before use
+            return False
 
 
 class AllowList:
@@ -101,7 +99,7 @@ class AllowList:
         rules: the rules; None allows everything.
 
     Raises:
-        InputError: a rule cannot be understood.
+        InputError: a rule is invalid.
     """
 
     def __init__(self, rules: Sequence[str] | None) -> None:
@@ -109,7 +107,7 @@ class AllowList:
         self._rules = None if rules is None else [_Rule.parse(rule) for rule in rules]
 
     def check(self, url: str) -> None:
-        """Check a URL without looking at what it names.
+        """Check a URL without accessing what it refers to.
 
         Raises:
             InputError: it is not allowed. The message is the same whether a file exists or not.
@@ -122,7 +120,7 @@ class AllowList:
             )
 
     def is_confined(self, url: str) -> bool:
-        """Tell whether an allowed URL is allowed for its host, so that no other may be reached."""
+        """Tell whether a URL is allowed only because of its host, and may reach no other host."""
         return self._rules is not None and not any(
             rule.matches(url) and rule.is_unlimited for rule in self._rules
         )
@@ -133,13 +131,13 @@ def _is_below(url: str, folder: Path | None) -> bool:
         return False
     try:
         path = local_path(url).resolve()
-    except (OSError, ValueError, RuntimeError):  # a loop of links, or a zero byte
+    except (OSError, ValueError, RuntimeError):  # a loop of links, or a null byte
         return False
     return path.is_relative_to(folder)
 
 
 def _host(url: str) -> str:
-    """Return a URL's host in lower case; "" if two programs might read it in two ways."""
+    """Return a URL's host in lower case; "" if other programs might read another host."""
     authority = _AUTHORITY.match(url)
     found = _HOST.fullmatch(authority[1].rpartition("@")[2]) if authority else None
     return (found["v6"] or found["name"]).lower() if found else ""

@@ -27,7 +27,7 @@ from maskcast.pipeline.sources.state import FINISHED, SourceState
 from maskcast.pipeline.wire.curve import ClientKeys
 from maskcast.pipeline.wire.endpoint import check_endpoint, missing_socket, reason
 
-LONGEST_ANSWER = 16 << 20
+MAX_ANSWER_BYTES = 16 << 20
 """Maximum size of an answer, bytes."""
 
 _POLL_S = 0.05
@@ -39,9 +39,9 @@ class ControlClient:
     Args:
         endpoint: the pipeline's control endpoint.
         timeout_s: seconds to wait for each answer.
-        server_key: the server's ``.key`` file, if it has keys.
+        server_key: the server's ``.key`` file, if it uses keys.
         client_key: your ``.key_secret`` file.
-        command: what answers there, for error messages.
+        command: the command that serves the endpoint, for error messages.
 
     Raises:
         InputError: the endpoint is invalid, or a key cannot be read.
@@ -75,7 +75,7 @@ class ControlClient:
         """
         with zmq.Context() as context, context.socket(zmq.REQ) as socket:
             socket.set(zmq.LINGER, 0)
-            socket.set(zmq.MAXMSGSIZE, LONGEST_ANSWER)
+            socket.set(zmq.MAXMSGSIZE, MAX_ANSWER_BYTES)
             socket.set(zmq.IPV6, int("[" in self._endpoint))
             if self._keys is not None:
                 self._keys.apply(socket)
@@ -108,11 +108,13 @@ class ControlClient:
         """Return the nodes and the gateway of a cluster, and its sources.
 
         Raises:
-            InputError: it is one pipeline, or it does not answer.
+            InputError: it is a single pipeline, or it does not answer.
         """
         answer = self.ask(ListSources())
         if answer.cluster is None:
-            raise InputError(f"{self._endpoint} is one pipeline: use maskcast ctl")
+            raise InputError(
+                f"{self._endpoint}: a single pipeline, not a cluster; use maskcast ctl"
+            )
         return answer.cluster, answer.sources or []
 
     def list(self) -> list[SourceReport]:
@@ -140,7 +142,7 @@ class ControlClient:
             if found.pid != before.pid and found.placement is Placement.RUNNING:
                 return found
             time.sleep(_POLL_S)
-        raise InputError(f"{name}: not moved after {self._timeout_s:g} s; see its status later")
+        raise InputError(f"{name}: not moved within {self._timeout_s:g} s; check its status later")
 
     def add(self, source: Mapping[str, Any]) -> SourceReport | None:
         """Add a source and wait until it has been opened, or the first attempt has failed.
@@ -149,7 +151,7 @@ class ControlClient:
             source: the keys of a source in the configuration; ``name`` and ``url`` are needed.
 
         Returns:
-            Its state; still ``connecting`` after ``timeout_s``. None if it was removed meanwhile.
+            Its report; still ``connecting`` after ``timeout_s``. None if it was removed meanwhile.
 
         Raises:
             InputError: the pipeline refuses the source, or does not answer in time.
@@ -183,7 +185,7 @@ class ControlClient:
 
 
 def describe_added(found: SourceReport) -> str:
-    """Say what became of a source that was added, in a line.
+    """Describe the state of a source that was added, in one line.
 
     Raises:
         InputError: it has failed.
@@ -191,7 +193,7 @@ def describe_added(found: SourceReport) -> str:
     size = f" {found.width}x{found.height}" if found.width else ""
     detail = f": {found.detail}" if found.detail else ""
     if found.placement is Placement.UNPLACED:
-        return f"{found.name}: added, but there is no place for it yet{detail}"
+        return f"{found.name}: added, but not placed on a node yet{detail}"
     has_failed = found.state is SourceState.ENDED and found.detail not in FINISHED
     if has_failed or found.placement is Placement.SET_ASIDE:
         raise InputError(
@@ -200,9 +202,9 @@ def describe_added(found: SourceReport) -> str:
         )
     match found.state:
         case SourceState.CONNECTING:
-            return f"{found.name}: added, not connected yet; see the list later"
+            return f"{found.name}: added, not connected yet; list the sources again later"
         case SourceState.RECONNECTING:
-            return f"{found.name}: added, but not reached yet, it is retried{detail}"
+            return f"{found.name}: added, but not reached yet; it is retried{detail}"
     return f"{found.name}: added, {found.state}{size}{detail}"
 
 
@@ -222,8 +224,8 @@ def source_lines(sources: Sequence[SourceReport]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for source, row in zip((None, *sources), rows, strict=True):
         cells = [
-            cell.ljust(width) if place < 2 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if index < 2 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         yield "  ".join(cells)
         if source is not None:

@@ -1,4 +1,4 @@
-"""Controllable: what the control socket changes, a pipeline or a cluster."""
+"""Controllable: a pipeline or a cluster, as the control socket uses it."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Controllable(Protocol):
         """Return the sources with their states and figures."""
 
     def cluster(self) -> ClusterReport | None:
-        """Return nodes and gateway; None for a pipeline alone."""
+        """Return the nodes and the gateway; None for a single pipeline."""
 
 
 class RunningPipeline(Protocol):
-    """What the control socket needs of a pipeline."""
+    """The methods of a pipeline that the control socket needs."""
 
     def add(self, source: SourceConfig) -> None:
         """Read one more source."""
@@ -46,19 +46,19 @@ class RunningPipeline(Protocol):
 
 
 class PipelineControl:
-    """One pipeline as ``Controllable``."""
+    """Adapts one pipeline to ``Controllable``."""
 
     def __init__(self, pipeline: RunningPipeline) -> None:
         self._pipeline = pipeline
         self.add, self.remove = pipeline.add, pipeline.remove
 
     def move(self, name: str, node: str) -> None:
-        """Refuse: there is no other node.
+        """Reject the request: a single pipeline has no other node.
 
         Raises:
             InputError: always.
         """
-        raise InputError(f"cannot move {name!r}: this is one pipeline, not maskcast cluster run")
+        raise InputError(f"cannot move {name!r}: a single pipeline; use maskcast cluster run")
 
     def reports(self) -> list[SourceReport]:
         """Return the sources with their states and figures."""
@@ -70,4 +70,4 @@ class PipelineControl:
         ]
 
     def cluster(self) -> None:
-        """Return None: it is alone."""
+        """Return None: this is a single pipeline."""

@@ -14,8 +14,8 @@ from maskcast.pipeline.sources.state import SourceState
 from maskcast.pipeline.stats import SourceStats
 from maskcast.pipeline.url import redact, shorten
 
-LONGEST_REQUEST = 16 << 10
-"""Bytes of a request at most."""
+MAX_REQUEST_BYTES = 16 << 10
+"""Maximum size of a request, bytes."""
 
 
 class ListSources(msgspec.Struct, tag="list", tag_field="request", forbid_unknown_fields=True):
@@ -35,7 +35,7 @@ class RemoveSource(msgspec.Struct, tag="remove", tag_field="request", forbid_unk
 
 
 class MoveSource(msgspec.Struct, tag="move", tag_field="request", forbid_unknown_fields=True):
-    """Ask a cluster to move a source to a node, given by its name or the beginning of its id."""
+    """Ask a cluster to move a source to a node, given by its name or the start of its id."""
 
     name: Annotated[str, Meta(max_length=64)]
     node: Annotated[str, Meta(min_length=1, max_length=256)]
@@ -45,7 +45,7 @@ Request = ListSources | AddSource | RemoveSource | MoveSource
 
 
 class Placement(StrEnum):
-    """Where a source of a cluster stands."""
+    """The placement of a source of a cluster; docs/cluster.md describes each value."""
 
     PLACING = "placing"
     UNPLACED = "unplaced"
@@ -80,7 +80,7 @@ class SourceReport(msgspec.Struct, frozen=True):
 
     @classmethod
     def unread(cls, config: SourceConfig) -> Self:
-        """Make the report of a source that has not been read yet."""
+        """Make the report of a source from which nothing has been read yet."""
         return cls(
             name=config.name or "",
             url=redact(config.url),
@@ -98,7 +98,7 @@ class SourceReport(msgspec.Struct, frozen=True):
 
 
 NOT_MOVED = "not moved: "
-"""How the detail of a source begins when a move has failed."""
+"""Prefix of a source's detail after a failed move."""
 
 
 class NodeReport(msgspec.Struct, frozen=True):
@@ -144,14 +144,14 @@ def decode_request(data: bytes) -> Request:
     Raises:
         InputError: it is too long, not a msgpack map, or an unknown request.
     """
-    if len(data) > LONGEST_REQUEST:
-        raise InputError(f"a request has {LONGEST_REQUEST} bytes at most, not {len(data)}")
+    if len(data) > MAX_REQUEST_BYTES:
+        raise InputError(f"a request has {MAX_REQUEST_BYTES} bytes at most, not {len(data)}")
     try:
         request: Request = msgspec.msgpack.decode(data, type=Request)
         return request
     except msgspec.ValidationError as error:
         raise InputError(f"not a request: {shorten(redact(str(error)))}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
+    except (msgspec.DecodeError, RecursionError, ValueError):
         raise InputError("not a request: expected a msgpack map with the key 'request'") from None
 
 

@@ -38,7 +38,7 @@ from maskcast.pipeline.wire.endpoint import (
 from maskcast.pipeline.wire.rights import EVERYTHING, ClientRights
 from maskcast.pipeline.wire.server_keys import ServerKeys
 
-LONGEST_PART = 1 << 20
+MAX_PART_BYTES = 1 << 20
 """A client that sends a longer part is disconnected."""
 
 LINGER_MS = 200
@@ -56,11 +56,11 @@ class ControlServer:
         config: the endpoint, and who may do what.
         secret_key: the server's ``.key_secret`` file; needed if ``allowed_clients`` is set.
         pipeline: the pipeline to control.
-        on_error: called when the endpoint cannot be bound, or with an unexpected error; the server
-            has then ended.
+        on_error: called with the error if the endpoint cannot be bound, or if the server has ended
+            because of an unexpected error.
 
     Raises:
-        InputError: a rule of ``allow`` cannot be understood, or there is no secret key.
+        InputError: a rule of ``allow`` is invalid, or there is no secret key.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class ControlServer:
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
 
     def start(self) -> None:
-        """Start to serve."""
+        """Start serving in the background."""
         self._thread.start()
 
     def close(self) -> None:
@@ -105,12 +105,12 @@ class ControlServer:
                 finally:
                     remove_socket_file(bound)
         except BaseException as error:
-            # Closing ends every call on the socket with an error, the first ones too.
+            # Closing makes every call on the socket fail, including those of ``_open``.
             if not self._closing.is_set():
                 self._on_error(error)
 
     def _open(self, socket: zmq.Socket[bytes]) -> str:
-        set_common_options(socket, linger_ms=LINGER_MS, max_part_bytes=LONGEST_PART)
+        set_common_options(socket, linger_ms=LINGER_MS, max_part_bytes=MAX_PART_BYTES)
         if self._allowed_clients is not None and self._secret_key is not None:
             keys = ServerKeys.read(self._secret_key, self._allowed_clients, "control")
             self._guard = PeerGuard(socket, keys)
@@ -127,12 +127,12 @@ class ControlServer:
 
         Args:
             request: the request.
-            rights: of the client; None if its key is not allowed any more.
+            rights: the client's rights; None if its key is not allowed any more.
         """
         try:
             if rights is None or not rights.control:
                 raise InputError("this key may not control; see maskcast keys allow --control")
-            answer = self._obey(decode_request(request), rights)
+            answer = self._execute(decode_request(request), rights)
         except InputError as error:
             answer = Answer(ok=False, error=shorten(str(error)))
             _logger.info("control_refused", extra=fields(reason=answer.error))
@@ -144,7 +144,7 @@ class ControlServer:
             return EVERYTHING
         return self._guard.rights(str(request.get("User-Id")).encode())
 
-    def _obey(self, request: Request, rights: ClientRights) -> Answer:
+    def _execute(self, request: Request, rights: ClientRights) -> Answer:
         match request:
             case AddSource(source=raw):
                 source = make_source(raw)
@@ -170,24 +170,24 @@ class ControlServer:
 
 
 def control_config(control: ControlConfig | str) -> ControlConfig:
-    """Return the section of a configuration that may give the endpoint alone."""
+    """Return the ``control`` section, which may be given as the endpoint alone."""
     return ControlConfig(endpoint=control) if isinstance(control, str) else control
 
 
 def secret_key_of(config: Config) -> str | None:
-    """Return the file of the server's secret key, which is the publisher's; None without one."""
+    """Return the publisher's secret key file, which the server uses too; None without one."""
     publish = config.publish
     return publish.curve.secret_key if publish is not None and publish.curve is not None else None
 
 
 def check_control(config: ControlConfig, secret_key: str | None) -> AllowList:
-    """Check what needs no socket, and return the rules for sources.
+    """Check the configuration without opening a socket, and return the rules for sources.
 
-    Whether a host name is an address of this machine alone is known when it is bound.
+    Whether a host name is a loopback address is checked later, when it is bound.
 
     Raises:
         InputError: the endpoint is malformed or open to others, a key cannot be read, or a rule of
-            ``allow`` cannot be understood.
+            ``allow`` is invalid.
     """
     check_endpoint(config.endpoint, "tcp://127.0.0.1:5556")
     if config.allowed_clients is not None:
@@ -215,7 +215,7 @@ def _receive(socket: zmq.Socket[bytes]) -> zmq.Frame:
 
 
 def _check_right(rights: ClientRights, name: str | None) -> None:
-    """Raise InputError if a client may not control a source, whether that exists or not."""
+    """Raise InputError if a client may not control a source, whether the source exists or not."""
     if name is not None and not rights.allows(name):
         raise InputError(f"{name}: this key may not control this source; see maskcast keys allow")
 

@@ -34,21 +34,21 @@ class Health(msgspec.Struct, frozen=True):
 
 
 def check_health(stats: Stats, optional: Container[str] = (), now_s: float | None = None) -> Health:
-    """Check a pipeline by its figures.
+    """Check the health of a pipeline from its figures.
 
     It is healthy if every source is streaming or has ended normally, no stage is stuck, and the
     system's clock can be published.
 
     Args:
         stats: the current figures.
-        optional: names of sources that may be absent.
+        optional: names of sources that need not stream.
         now_s: seconds since 1970 by the system's clock; None for now.
     """
     now_s = time.time() if now_s is None else now_s
     problems = [
         f"{source.name} is {source.state}" + (f": {source.detail}" if source.detail else "")
         for source in stats.sources
-        if source.name not in optional and not _is_well(source)
+        if source.name not in optional and not _is_healthy(source)
     ]
     problems += [
         f"{stage} has been at work on one item for {at_work_s:.0f} s"
@@ -56,12 +56,14 @@ def check_health(stats: Stats, optional: Container[str] = (), now_s: float | Non
         if at_work_s >= STUCK_AFTER_S and stage != RECORD
     ]
     if now_s < 0:
-        problems.append("the system clock is before 1970: subscribers refuse all messages; set it")
+        problems.append(
+            "the system clock is before 1970: subscribers reject all messages; set the clock"
+        )
     states = {source.name: str(source.state) for source in stats.sources}
     return Health(not problems, problems, states, _outputs(stats))
 
 
-def _is_well(source: SourceStats) -> bool:
+def _is_healthy(source: SourceStats) -> bool:
     return source.state is SourceState.STREAMING or source.ended in _GOOD_ENDS
 
 

@@ -53,7 +53,7 @@ _Samples = float | Distribution | Mapping[Any, float]
 
 T = TypeVar("T")
 _Family = tuple[Callable[..., Metric], str, _Labels, Callable[[T], _Samples], str]
-"""A metric: its kind, name, further labels, how it is read from an entry, and its explanation."""
+"""A metric: its kind, name, further labels, the function that reads it, and its help text."""
 
 
 class _Stage(NamedTuple):
@@ -80,7 +80,7 @@ def _by_name(values: Mapping[str, float]) -> _Samples:
 
 
 # fmt: off
-_OF_A_SOURCE: tuple[_Family[SourceStats], ...] = (
+_SOURCE_FAMILIES: tuple[_Family[SourceStats], ...] = (
     (Counter, "maskcast_frames_captured", (), lambda source: source.captured,
      "Frames read."),
     (Counter, "maskcast_frames_processed", (), lambda source: source.processed,
@@ -98,7 +98,7 @@ _OF_A_SOURCE: tuple[_Family[SourceStats], ...] = (
      "1 for the current state, 0 for the others."),
     (Gauge, "maskcast_source_decoder", ("decoder",),
      lambda source: _by_name({name: source.decoder == name for name in _DECODERS}),
-     "1 for what decodes the source, 0 for the others."),
+     "1 for the decoder of the source, 0 for the others."),
     (Histogram, "maskcast_latency_seconds", (), lambda source: source.latency,
      "From the start of decoding to publication."),
     (Gauge, "maskcast_zone_instances", ("zone",), lambda source: _by_name(source.zones),
@@ -106,26 +106,26 @@ _OF_A_SOURCE: tuple[_Family[SourceStats], ...] = (
     (Counter, "maskcast_line_crossings", ("line", "direction"), _crossings,
      "Instances that crossed a line, by direction."),
 )
-_OF_A_STAGE: tuple[_Family[_Stage], ...] = (
+_STAGE_FAMILIES: tuple[_Family[_Stage], ...] = (
     (Histogram, "maskcast_stage_work_seconds", (), lambda stage: stage.stats.work,
      "Work of a stage on a published frame."),
     (Counter, "maskcast_stage_busy_seconds", (), lambda stage: stage.stats.busy_s,
-     "Time that a stage worked; its rate is the share of time that it is busy."),
+     "Time that a stage worked; its rate is the share of the time that it is busy."),
 )
-_OF_A_STAGE_WITH_INBOX: tuple[_Family[_Stage], ...] = (
+_INBOX_FAMILIES: tuple[_Family[_Stage], ...] = (
     (Histogram, "maskcast_stage_wait_seconds", (), lambda stage: stage.stats.wait or _NOTHING,
      "Time that a published frame waited for a stage."),
     (Gauge, "maskcast_queue_depth", (), lambda stage: stage.queue_depth,
-     "Frames that wait before a stage."),
+     "Frames that wait for a stage."),
     (Gauge, "maskcast_stage_at_work_seconds", (), lambda stage: stage.at_work_s,
      "Time since a stage began its current work; 0 while it waits."),
 )
-_OF_THE_PIPELINE: tuple[_Family[Stats], ...] = (
+_PIPELINE_FAMILIES: tuple[_Family[Stats], ...] = (
     (Gauge, "maskcast_output_failed", ("output",),
-     lambda stats: _by_name({name: bool(why) for name, why in stats.outputs.items()}),
+     lambda stats: _by_name({name: bool(problem) for name, problem in stats.outputs.items()}),
      "1 while an output cannot be written."),
     (Gauge, "maskcast_subscribers", (), lambda stats: stats.subscribers,
-     "Subscribers, of the source that has the most."),
+     "Subscribers of the source that has the most."),
     (Counter, "maskcast_subscribers_cut_off", (), lambda stats: stats.subscribers_cut_off,
      "Connections closed because a peer sent a message that was too long or malformed."),
     (Gauge, "maskcast_resident_memory_peak_bytes", (), lambda _: read_memory().peak_bytes,
@@ -152,10 +152,10 @@ class PipelineCollector(Collector):
         stats = self._read()
         sources = [(source.name, source) for source in stats.sources]
         stages = [(name, _stage(stats, name)) for name in dict.fromkeys((*STAGES, *stats.stages))]
-        yield from _collect(_OF_A_SOURCE, "source", sources)
-        yield from _collect(_OF_A_STAGE, "stage", stages)
-        yield from _collect(_OF_A_STAGE_WITH_INBOX, "stage", stages[1:])  # not decode
-        yield from _collect(_OF_THE_PIPELINE, None, [("", stats)])
+        yield from _collect(_SOURCE_FAMILIES, "source", sources)
+        yield from _collect(_STAGE_FAMILIES, "stage", stages)
+        yield from _collect(_INBOX_FAMILIES, "stage", stages[1:])  # decode has no inbox
+        yield from _collect(_PIPELINE_FAMILIES, None, [("", stats)])
         yield InfoMetricFamily("maskcast_engine", "The engine that runs the model.", self._engine)
         build = {"version": _version(), "python": platform.python_version()}
         yield InfoMetricFamily("maskcast_build", "Versions of maskcast and Python.", build)
@@ -165,14 +165,14 @@ def _collect(
     families: Iterable[_Family[T]], label: str | None, entries: Sequence[tuple[str, T]]
 ) -> Iterator[Metric]:
     """Yield families with the samples of all entries, whose names are the values of ``label``."""
-    for kind, family_name, further_labels, read, explanation in families:
+    for kind, family_name, further_labels, read, help_text in families:
         labels = further_labels if label is None else (label, *further_labels)
-        family: Any = kind(family_name, explanation, labels=labels)
+        family: Any = kind(family_name, help_text, labels=labels)
         for name, entry in entries:
             first = () if label is None else (name,)
             samples = read(entry)
             if isinstance(samples, Distribution):
-                # In Prometheus's buckets the lower ones are included.
+                # Prometheus's buckets are cumulative.
                 buckets = list(zip(_BUCKETS, accumulate(samples.counts), strict=True))
                 family.add_metric(first, buckets, samples.sum_s)
                 continue

@@ -23,11 +23,11 @@ from maskcast.pipeline.log import fields
 from maskcast.pipeline.monitor.health import Health
 
 DEADLINE_S = 10.0
-"""A request and its answer together may take this long, then the client is disconnected."""
+"""Maximum time for a request and its answer, seconds; then the client is disconnected."""
 
-MOST_CLIENTS = 32
-"""Clients connected at once. One more disconnects the one that has been connected longest: a normal
-client needs milliseconds, so however many are slow, it is answered."""
+MAX_CLIENTS = 32
+"""Maximum number of connected clients. One more disconnects the client that has been connected
+longest. A normal client needs milliseconds, so it is answered even if all others are slow."""
 
 _POLL_S = 0.1
 
@@ -39,8 +39,8 @@ class MetricsServer:
 
     Args:
         address: "127.0.0.1:9100", "[::1]:9100", "*:9100" (every interface); port 0 for a free one.
-        registry: what ``/metrics`` shows.
-        check: what ``/healthz`` reports, with status 200 or 503.
+        registry: the metrics that ``/metrics`` shows.
+        check: returns the health that ``/healthz`` reports, with status 200 or 503.
 
     Attributes:
         url: the server's URL, with the actual port.
@@ -81,13 +81,13 @@ class _Server(socketserver.ThreadingTCPServer):
 
     def __init__(self, address: tuple[str, int], handler: type[MetricsHandler]) -> None:
         self._lock = threading.Lock()
-        self._clients: dict[Any, float] = {}  # connections, the oldest first, and since when
+        self._clients: dict[Any, float] = {}  # connections, the oldest first, and their start
         super().__init__(address, handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer on a new thread; disconnect the oldest client if there are too many."""
         with self._lock:
-            if len(self._clients) >= MOST_CLIENTS:
+            if len(self._clients) >= MAX_CLIENTS:
                 self._disconnect(next(iter(self._clients)))
             self._clients[request] = time.monotonic()
         super().process_request(request, client_address)
@@ -100,18 +100,18 @@ class _Server(socketserver.ThreadingTCPServer):
                 self._disconnect(request)
 
     def shutdown_request(self, request: Any) -> None:
-        """Close a connection that is answered or broken."""
+        """Close a connection after its answer or an error."""
         with self._lock:
             self._clients.pop(request, None)
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log an unexpected error; a client that disconnected is not one."""
+        """Log an unexpected error; a disconnected client is expected."""
         if not isinstance(sys.exception(), OSError):
             _logger.exception("metrics_request_failed")
 
     def _disconnect(self, request: Any) -> None:
-        """Let the client's thread find the connection ended; it closes the socket."""
+        """Shut a connection down; the client's thread then closes the socket."""
         del self._clients[request]
         with suppress(OSError):
             request.shutdown(socket.SHUT_RDWR)

@@ -15,8 +15,8 @@ import msgspec
 from maskcast.pipeline.frame import POSE, STAGES, STEPS, Frame, Timeline
 from maskcast.pipeline.stats import RECORD
 
-MOST_FRAMES = 50_000
-"""Number of frames that are kept, the last ones: about 50 MB."""
+MAX_FRAMES = 50_000
+"""Number of frames that are kept, the most recent ones; about 50 MB."""
 
 _PROCESS = 1
 
@@ -26,7 +26,7 @@ TraceEvent = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """One frame's path, after its end.
+    """One frame's path through the stages, after it was published or dropped.
 
     Attributes:
         source: the source's name.
@@ -49,7 +49,7 @@ class Trace:
     """Keeps the timelines of the last frames. Used as a pipeline's ``witness``."""
 
     def __init__(self) -> None:
-        self._passages: deque[Passage] = deque(maxlen=MOST_FRAMES)
+        self._passages: deque[Passage] = deque(maxlen=MAX_FRAMES)
 
     def published(self, frame: Frame, seq: int) -> None:
         """Keep a published frame."""
@@ -114,13 +114,13 @@ def _frame_events(
     start_ns, end_ns = passage.timeline.start_ns, passage.timeline.end_ns
     stages = [stage for stage in (*STEPS, RECORD) if stage in end_ns]
     flow = {"cat": "frame", "name": "frame", "pid": _PROCESS, "id": number}
-    for place, stage in enumerate(stages):
+    for position, stage in enumerate(stages):
         track = tracks[_track(stage, passage.source)]
         arguments: dict[str, Any] = {"source": passage.source, "index": passage.index}
         if passage.seq is not None:
             arguments["seq"] = passage.seq
-        if place:
-            arguments["waited_ms"] = (start_ns[stage] - end_ns[stages[place - 1]]) / 1e6
+        if position:
+            arguments["waited_ms"] = (start_ns[stage] - end_ns[stages[position - 1]]) / 1e6
         begin_us = (start_ns[stage] - base_ns) / 1e3
         yield {
             "ph": "X",
@@ -133,7 +133,7 @@ def _frame_events(
             "args": arguments,
         }
         if len(stages) > 1:
-            phase = "s" if place == 0 else "f" if stage == stages[-1] else "t"
+            phase = "s" if position == 0 else "f" if stage == stages[-1] else "t"
             yield {**flow, "ph": phase, "tid": track, "ts": begin_us, "bp": "e"}
     if passage.drop is not None:
         stage, reason = passage.drop
@@ -150,7 +150,7 @@ def _frame_events(
 
 
 def _track(stage: str, source: str) -> str:
-    """Name the thread that did it."""
+    """Return the name of the track of a stage's thread."""
     if stage == "decode":
         return f"decode {source}"
     return "masks" if stage == POSE else stage

@@ -1,4 +1,4 @@
-"""FrameTracer: OpenTelemetry spans of sampled frames, made from their timelines, sent by OTLP.
+"""FrameTracer: sends OpenTelemetry spans of sampled frames, from their timelines, over OTLP.
 
 A frame is a span from the start of decoding to the end of publication, and each stage's work is a
 span in it. The frame's span is announced in the message as ``traceparent`` (W3C Trace Context), so
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
 EXPORT_TIMEOUT_S = 1.0
-"""An endpoint that takes longer to answer loses spans; at the end it delays a run by this much."""
+"""Timeout of an export, seconds. A slower collector loses spans; it delays the end of a run by no
+more than this."""
 
 _PACKAGES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 
@@ -36,14 +37,14 @@ def check_tracing_packages() -> None:
 
 
 class FrameTracer:
-    """Makes spans of some frames and exports them in the background.
+    """Creates spans of some frames and exports them in the background.
 
-    Not thread-safe: it belongs to the publish stage. The name of the service is "maskcast", or
-    that of the environment variable ``OTEL_SERVICE_NAME``.
+    Not thread-safe: it belongs to the publish stage. The service is named "maskcast", unless the
+    environment variable ``OTEL_SERVICE_NAME`` is set.
 
     Args:
-        config: where spans go, and how many.
-        draw: returns random numbers in 0..1, which decide about sampling.
+        config: the collector, and the share of the frames to trace.
+        draw: returns random numbers in 0..1; a frame is traced if its number is below the ratio.
     """
 
     def __init__(self, config: TracingConfig, draw: Callable[[], float] = random.random) -> None:
@@ -71,7 +72,7 @@ class FrameTracer:
         return TracedFrame(self._tracer, frame)
 
     def close(self) -> None:
-        """Export what is left, for at most ``EXPORT_TIMEOUT_S``."""
+        """Export the remaining spans, for at most ``EXPORT_TIMEOUT_S``."""
         self._provider.force_flush(int(1000 * EXPORT_TIMEOUT_S))
         self._provider.shutdown()
 
@@ -94,10 +95,10 @@ class TracedFrame:
         self.traceparent = f"00-{context.trace_id:032x}-{context.span_id:016x}-01"
 
     def end(self, seq: int, instances: int) -> None:
-        """End the frame's span, and make those of its stages: its timeline is complete.
+        """End the frame's span, and create those of its stages from the complete timeline.
 
         Args:
-            seq: of its message.
+            seq: the number of its message.
             instances: number of instances in it.
         """
         from opentelemetry.trace import set_span_in_context
@@ -113,5 +114,5 @@ class TracedFrame:
 
 
 def _to_utc_ns() -> int:
-    """Return what to add to a time of ``time.monotonic_ns`` to make it UTC."""
+    """Return the offset from ``time.monotonic_ns`` to UTC, nanoseconds."""
     return time.time_ns() - time.monotonic_ns()

@@ -9,7 +9,7 @@ import typer
 
 from maskcast.pipeline.cli import control_commands, options
 
-NODE = "The node's name, or the beginning of its id, as in status."
+NODE = "Node's name or start of its id."
 
 
 def mount(app: typer.Typer) -> None:

@@ -1,4 +1,4 @@
-"""``maskcast gateway``."""
+"""``maskcast gateway``: runs a gateway until stopped."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run_gateway(
         given = next(option for option, value in others.items() if value)
         raise InputError(f"{given}: the gateway has no key; give --secret-key too")
     if secret_key is not None and not any(others.values()):
-        raise InputError(f"--secret-key: not used; give {', '.join(others)}, or leave it out")
+        raise InputError(f"--secret-key: not used; give {' or '.join(others)}, or leave it out")
 
     def server_keys(
         allowed: Path | None, purpose: Literal["subscribe", "publish"]

@@ -1,4 +1,4 @@
-"""``maskcast cluster run``: run sources on a Ray cluster until stopped."""
+"""``maskcast cluster run``: runs sources on a Ray cluster until stopped."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def run_cluster(config: Config, address: str, control: str, http: str | None) ->
     Args:
         config: its ``cluster`` is set.
         address: "local", "auto" or "ray://HOST:PORT".
-        control: the endpoint to be controlled at, unless the configuration has one.
+        control: the control endpoint, unless the configuration has one.
         http: where to serve the browser view; None for no view.
 
     Raises:
         InputError: the configuration cannot be run, or there is no cluster.
-        typer.Exit: the cluster is lost; with exit code 1, so that a service manager tries again.
+        typer.Exit: the cluster is lost; the exit code is 1, so that a service manager tries again.
     """
     try:
         _run_until_stopped(config, address, control, http)
     except ClusterLostError as error:
-        typer.echo(f"maskcast: {error}; everything was ended, run the command again", err=True)
+        typer.echo(f"maskcast: {error}; all sources are stopped, run the command again", err=True)
         raise typer.Exit(1) from None
 
 
@@ -51,7 +51,7 @@ def _run_until_stopped(config: Config, address: str, control: str, http: str | N
         keys: tuple[Path | None, Path | None] = (None, None)
         if http is not None:
             config, keys = prepare_view(config, publish, closing)
-        # Ray writes its notes about lost processes to standard output.
+        # Ray prints messages about lost processes to standard output.
         closing.enter_context(redirect_stdout(sys.stderr))
         cluster = closing.enter_context(
             RayCluster(address, needs.cpus_per_source, needs.gpus_per_source)

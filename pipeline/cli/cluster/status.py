@@ -1,4 +1,4 @@
-"""``maskcast cluster status``, and where a cluster is controlled."""
+"""``maskcast cluster status``, and the default control endpoint of a cluster."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from maskcast.pipeline.control.messages import ClusterReport, Placement, SourceR
 
 
 def default_control() -> str:
-    """Return where a cluster is controlled unless the configuration says otherwise.
+    """Return the control endpoint of a cluster whose configuration has none.
 
     The socket is in a folder that belongs to the user.
     """
@@ -39,7 +39,7 @@ def status_lines(cluster: ClusterReport, sources: Sequence[SourceReport]) -> Ite
 
 
 def shown_state(source: SourceReport) -> str:
-    """Return the state of a source that runs, and else where it stands."""
+    """Return the state of a running source, or the placement of one that does not run."""
     return source.state if source.placement is Placement.RUNNING else str(source.placement)
 
 

@@ -1,4 +1,4 @@
-"""Alone: what decoding, resizing, the engine and encoding cost without a pipeline."""
+"""Alone: times decoding, resizing, the engine and encoding without a pipeline."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from maskcast.pipeline.wire.message import InstancesHeader, InstancesMessage, ar
 
 @dataclass(slots=True)
 class Alone:
-    """What the parts of a pipeline cost, added up over the frames that were measured.
+    """The times of a pipeline's parts when each runs alone, summed over the measured frames.
 
     Attributes:
-        frames: frames that were resized, given to the engine, and encoded.
+        frames: number of frames that were resized, processed by the engine, and encoded.
         engine_wall_s: seconds that the engine took.
-        resize_s, engine_s, encode_s: processor time, all cores together.
-        decoded: frames that were decoded.
-        decode_s: processor time of decoding them.
+        resize_s, engine_s, encode_s: processor time, all cores together, seconds.
+        decoded: number of frames that were decoded.
+        decode_s: processor time of decoding them, seconds.
     """
 
     frames: int = 0
@@ -39,7 +39,7 @@ class Alone:
     decode_s: float = 0.0
 
     def __add__(self, other: Self) -> Alone:
-        """Add another round."""
+        """Return the sum of two measurements."""
         return Alone(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(Alone)))
 
 
@@ -53,16 +53,16 @@ def measure_file(
 ) -> Alone:
     """Decode all frames of a file; resize, detect and encode some of them, one thread for all.
 
-    The parts take turns, a batch of the engine at a time, as in a pipeline: resizing and encoding
-    several frames in a row would find the processor's caches warm, and take half the time and a
+    The parts take turns, a batch of the engine at a time, as in a pipeline. With several frames in
+    a row, the processor's caches would be warm: resizing would take half the time, and encoding a
     quarter.
 
     Args:
         config: the file.
         engine: runs the model.
         min_score: instances below it are left out.
-        indices: of the frames to resize and to run the engine on; ``stop`` is the number of frames
-            to decode.
+        indices: indices of the frames to resize and to run the engine on; its ``stop`` is the
+            number of frames to decode.
         stop: ends the measurement early.
         progress: called with the number of frames that the engine has done.
     """
@@ -89,7 +89,7 @@ def measure_file(
             alone.encode_s += time.thread_time() - encode_s
             alone.frames += len(chunk)
             progress(alone.frames)
-    # Threads of a decoder work while others do, so only the sum of all parts is exact.
+    # Decoder threads run during the other parts, so the engine's time is what the sum leaves.
     all_s = time.process_time() - began_s - warm.spent_s
     alone.engine_s = all_s - alone.decode_s - alone.resize_s - alone.encode_s
     return alone
@@ -131,7 +131,7 @@ def encode_alone(instances: Instances, keypoints: Keypoints | None) -> list[byte
 
 
 class _Warm:
-    """Runs the engine once on each new shape of images before it is timed on it."""
+    """Runs the engine once on each new image shape, so that warm-up is not timed."""
 
     def __init__(self, engine: Engine, min_score: float) -> None:
         self.spent_s = 0.0
@@ -151,7 +151,7 @@ class _Warm:
 def _run_engine(
     engine: Engine, images: list[NetworkImage], min_score: float
 ) -> tuple[float, list[Instances]]:
-    """Run the engine on images, as many of one shape at once as it takes; return the seconds."""
+    """Run the engine on images in batches of one shape; return the seconds and the instances."""
     found: list[Instances] = []
     began_s = time.perf_counter()
     for _, alike in groupby(images, key=lambda image: image.shape):

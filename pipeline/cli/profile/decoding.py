@@ -1,4 +1,4 @@
-"""Decoding: whether hardware decodes a file faster than software, and with less processor time."""
+"""Decoding: compares decoding by hardware and in software, in time and in processor time."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class DecoderTimes(msgspec.Struct, frozen=True):
 
 
 class DecodingReport(msgspec.Struct, frozen=True):
-    """What decoded the run, and what other decoders would have taken.
+    """The decoder of a run, and the times of all decoders alone.
 
     Attributes:
-        decoder: of the run: ``software``, ``cuda`` or ``vaapi``.
-        alone_ms: by decoder, software and the hardware that there is; {} without any, and of a
-            source that is not a file.
+        decoder: the decoder of the run: ``software``, ``cuda`` or ``vaapi``.
+        alone_ms: times by decoder: software and each available device; {} if no device is available
+            or the source is not a file.
         absent: by device, why it was not measured.
     """
 
@@ -43,7 +43,7 @@ class DecodingReport(msgspec.Struct, frozen=True):
     absent: dict[str, str]
 
     def sentence(self) -> str:
-        """Say what decoded, and whether hardware helps."""
+        """Describe the decoder of the run, and whether hardware helps."""
         software = self.alone_ms.get("software")
         parts = [f"decoded by {self.decoder}" if self.decoder != "software" else "in software"]
         for device, times in self.alone_ms.items():
@@ -60,13 +60,13 @@ class DecodingReport(msgspec.Struct, frozen=True):
 def measure_decoding(
     config: SourceConfig, decoder: str, count: int | None, stop: threading.Event
 ) -> DecodingReport:
-    """Decode the beginning of a source with every decoder that there is.
+    """Decode the beginning of a source with every available decoder.
 
     Args:
         config: the source.
         decoder: what decoded it in the run.
-        count: the number of its frames; None where it is not a file, which is not decoded here.
-        stop: ends the measurement early; what is not complete is left out.
+        count: number of its frames; None if it is not a file, which is then not decoded.
+        stop: ends the measurement early; incomplete measurements are left out.
     """
     problems = {device: device_problem(device) for device in DECODE_DEVICES}
     present = [device for device, problem in problems.items() if not problem]
@@ -89,7 +89,7 @@ def measure_decoding(
 
 
 def _time(config: SourceConfig, frames: int) -> tuple[str, DecoderTimes]:
-    """Decode frames behind the first one, with which a device starts; return what decoded them."""
+    """Time the frames after the first one, which starts a device; return the decoder, too."""
     with create_source(config) as source:
         decoded = iter(source)
         used = next(decoded).decoder

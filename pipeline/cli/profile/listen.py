@@ -1,6 +1,7 @@
-"""The subscriber of a profile: receives what is published, in a process of its own.
+"""The subscriber of a profile: receives what is published.
 
-Its processor time is not the pipeline's, and it does not share the interpreter's lock.
+It runs in a process of its own, so that its processor time is not counted as the pipeline's and it
+does not hold the pipeline's interpreter lock.
 """
 
 from __future__ import annotations

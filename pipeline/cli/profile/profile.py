@@ -45,39 +45,39 @@ from maskcast.pipeline.url import is_local, local_path, source_name
 
 ENGINE_FRAMES = 128
 """The engine alone is measured on at most this many frames before the run, and on as many others
-after it, evenly spread."""
+after it, spread evenly over the source."""
 
 ENDLESS_LIMIT = 300
-"""Frames taken from a source without an end where no limit is given."""
+"""Number of frames of a source without an end, if no limit is given."""
 
 PROGRESS_EVERY_S = 0.25
 
 OnProgress = Callable[[int, int | None], None]
 
 LIVE_SAMPLE = 16
-"""Frames of a live source that the bare engine is timed on, again and again."""
+"""Number of frames of a live source that the bare engine is timed on repeatedly."""
 
 _LAST_MESSAGES_S = 10.0
-"""When the run has ended, the subscriber still receives the last messages."""
+"""Maximum wait after the run for the subscriber to receive the last messages, seconds."""
 
 _logger = logging.getLogger(__name__)
 
 
-class ProfileInterrupted(Exception):  # noqa: N818 - an order, not an error
+class ProfileInterrupted(Exception):  # noqa: N818 - a request of the user, not an error
     """The profile was stopped before there was anything to report."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Extent:
-    """What is known of a source before it is run.
+    """What is known about a source before the run.
 
     Attributes:
-        count: the number of frames that will be run; None where the source does not say.
-        limit: the most frames to run; None where the source ends by itself.
+        count: number of frames that will be run; None if the source does not know its length.
+        limit: maximum number of frames to run; None if the source ends by itself.
         stride: the parts are measured alone on every ``stride``-th frame.
-        paced: whether frames come at the source's own pace.
-        images: the frames that the bare engine is timed on, of a live source; None of others,
-            which are read again.
+        paced: whether frames arrive at the source's own pace.
+        images: the frames of a live source that the bare engine is timed on; None for other
+            sources, which are read again.
     """
 
     count: int | None
@@ -102,26 +102,27 @@ def profile(
 ) -> Report:
     """Run a source through the pipeline, with a subscriber, and its parts alone.
 
-    The parts are measured once before and once after the pipeline, so that a machine whose speed
-    drifts is fair to both. Nothing is measured before the engine is warm. A live source is opened
+    The parts are measured once before and once after the pipeline, so that a drift in the machine's
+    speed affects both. Nothing is measured before the engine is warmed up. A live source is opened
     twice: for the bare engine's frames, and for the pipeline.
 
     Args:
-        source: an address as in ``SourceConfig.url``, or the whole configuration.
-        bundle: what runs; an engine that is given is left open.
-        limit: the most frames to run; all of a file, ``ENDLESS_LIMIT`` of a source without an end.
+        source: a URL as in ``SourceConfig.url``, or the source's whole configuration.
+        bundle: a bundle's name or folder, or an engine, which is left open.
+        limit: maximum number of frames to run; None for all of a file, and for ``ENDLESS_LIMIT`` of
+            a source without an end.
         engine: as in ``load_engine``.
         mode: as in ``ModelConfig.mode``.
         pose: as in ``load_engine``.
         min_score: instances below it are left out; the bundle's own threshold by default.
         trace: keeps the frames' timelines.
-        on_progress: called a few times a second with the number of frames done and of all, the
-            engine's rounds included; the latter is None where the source does not say its length.
-        stop: when set, the pipeline ends early, and the report is of the frames that it has done.
+        on_progress: called a few times a second with the number of frames done and the total, the
+            engine's rounds included; the total is None if the source does not know its length.
+        stop: when set, the pipeline ends early, and the report covers the frames so far.
 
     Raises:
         InputError: the source or the bundle cannot be opened.
-        ProfileInterrupted: ``stop`` was set before a frame was done.
+        ProfileInterrupted: ``stop`` was set before a frame was processed.
     """
     config = source if isinstance(source, SourceConfig) else SourceConfig(url=source)
     check_source(config)
@@ -166,7 +167,7 @@ def profile(
     finally:
         if runner is not bundle:
             runner.close()
-    # A source at its own pace loses frames, and one without a length was not decoded to its end.
+    # A paced source may lose frames, and one without a length was not decoded to its end.
     is_comparable = not extent.paced and extent.count is not None and not stop.is_set()
     return make_report(
         stats,
@@ -189,14 +190,15 @@ def show_profile(
 ) -> None:
     """Profile a source until its end, SIGINT or SIGTERM; print the report and write the files.
 
-    A report is a success, however the run ended; ``SystemExit(130)`` where there is none.
+    A signal after the first frames ends the run early; the report is still printed and written.
 
     Raises:
-        InputError: the source, the model or a file's name is wrong; nothing is written then.
+        InputError: the source, the model or a file's name is wrong; nothing is written.
+        SystemExit: with exit code 130, if a signal arrives before there is anything to report.
     """
     inputs = [local_path(source)] if is_local(source) else []
     if any(is_fifo(path) for path in inputs):
-        raise InputError(f"{source}: a pipe can be read once only; profile a file")
+        raise InputError(f"{source}: a pipe can be read only once; profile a file")
     for path in filter(None, (json, trace)):
         check_writable(path)
         check_not_input(path, inputs)
@@ -240,7 +242,7 @@ def show_profile(
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under a temporary name first, so that an existing one stays complete until then.
+    """Write a file under a temporary name, so that an existing one stays complete until it is done.
 
     Raises:
         InputError: it cannot be written.
@@ -257,11 +259,11 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
 def _extent(
     config: SourceConfig, engine: Engine, limit: int | None, stop: threading.Event
 ) -> _Extent:
-    """Open the source to find out what it is. A camera that is absent is logged and waited for.
+    """Open the source to find out what it is. Wait for a camera that is unreachable, and log it.
 
     Raises:
-        InputError: it cannot be opened.
-        ProfileInterrupted: ``stop`` was set first.
+        InputError: the source cannot be opened.
+        ProfileInterrupted: ``stop`` was set before it was open.
     """
 
     def log(change: StateChange) -> None:
@@ -302,7 +304,7 @@ def _measure_alone(
     stop: threading.Event,
     progress: Callable[[int], None],
 ) -> Alone:
-    """Measure the parts on every other of the frames, the even or the odd ones (0 or 1)."""
+    """Measure the parts on every other frame of the sample, from ``offset``, 0 or 1."""
     if extent.images is not None:
         again = islice(cycle(extent.images), min(ENGINE_FRAMES, extent.limit or ENGINE_FRAMES))
         return measure_images(again, engine, min_score, stop, progress)
@@ -352,7 +354,7 @@ def run_pipeline(
             finally:
                 pipeline.stop()
                 pipeline.join()
-            own_s = time.thread_time() - own_s  # showing the progress is not the pipeline's work
+            own_s = time.thread_time() - own_s  # spent on the progress bar, not by the pipeline
             spent_s = time.process_time() - began_s - own_s
     return pipeline.stats(), spent_s
 

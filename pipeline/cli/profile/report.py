@@ -1,4 +1,4 @@
-"""Report: where a pipeline's time went, as figures, a table and one sentence."""
+"""Report: where a pipeline's time goes, as figures, as a table, and in one sentence."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WIDE = 76
 
 
 class Times(msgspec.Struct, frozen=True):
-    """Milliseconds: what 50, 95 and 99 of 100 frames do not exceed, and the mean."""
+    """The 50th, 95th and 99th percentile and the mean over frames, milliseconds."""
 
     p50_ms: float
     p95_ms: float
@@ -33,7 +33,7 @@ class Times(msgspec.Struct, frozen=True):
 
 
 class LatencyReport(msgspec.Struct, frozen=True):
-    """Milliseconds from the start of decoding to publication."""
+    """Percentiles of the time from the start of decoding to publication, milliseconds."""
 
     p50: float
     p95: float
@@ -45,9 +45,9 @@ class StageReport(Times, frozen=True):
 
     Attributes:
         busy: share of the wall time that it worked, 0..1.
-        wait: how long a frame waited before it; None where there is nothing to wait in.
-        share: of a frame's time from decoding to publication, the part spent here and waiting for
-            this stage, 0..1; 0 for ``record``, which comes after publication.
+        wait: how long a frame waited for it; None for a stage without an inbox.
+        share: share of a frame's time from decoding to publication that it spent in this stage and
+            waiting for it, 0..1; 0 for ``record``, which comes after publication.
     """
 
     busy: float
@@ -67,8 +67,8 @@ class ProcessorTimes(msgspec.Struct, frozen=True):
     """Processor time per frame, all cores together, milliseconds.
 
     Attributes:
-        run: of the pipeline, without its subscriber.
-        decode, resize, engine, encode: of these parts alone.
+        run: the pipeline, without its subscriber.
+        decode, resize, engine, encode: these parts alone.
     """
 
     run: float
@@ -84,28 +84,28 @@ class ProcessorTimes(msgspec.Struct, frozen=True):
 
     @property
     def overhead(self) -> float:
-        """What the pipeline itself costs, as a share of the parts."""
+        """The processor time that the pipeline adds to its parts, as a share of the parts."""
         return self.run / self.alone - 1
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What a profile found.
+    """The result of a profile.
 
     Attributes:
-        frames: frames that came out; ``fps`` counts them.
-        wall_s: from the start of decoding the first frame to the publication of the last one.
-        fps: of the whole pipeline.
-        engine_fps: of the bare engine, detection and masks, on the same frames, one by one.
-        captured, processed, dropped: frames read, published, and lost on the way.
+        frames: frames published, which ``fps`` counts.
+        wall_s: seconds from the start of decoding the first frame to the publication of the last.
+        fps: frames per second of the whole pipeline.
+        engine_fps: frames per second of the bare engine, detection and masks, on the same frames.
+        captured, processed, dropped: frames read, published, and lost in between.
         rates: the same per second.
-        drops: the frames lost, by stage, by reason.
+        drops: frames lost, by stage, then reason.
         latency_ms: from the start of decoding to publication.
         stages: by name, in the order that a frame passes them.
-        processor_ms: processor time per frame; None of a live source and of an interrupted profile.
-        overhead: what the pipeline itself costs: its processor time as a share of that of its parts
-            alone, less 1. Tracks and zones count as overhead. None without ``processor_ms``.
-        rss_bytes: memory that the process holds at the end, the model's included.
-        peak_bytes: the most that it ever held.
+        processor_ms: processor time per frame; None for a live source and an interrupted profile.
+        overhead: processor time of the pipeline divided by that of its parts alone, minus 1. Tracks
+            and zones count as overhead. None without ``processor_ms``.
+        rss_bytes: resident memory of the process at the end, including the model's.
+        peak_bytes: peak resident memory of the process.
         decoding: what decoded the source, and whether hardware helps.
         bottleneck: what limits the speed and why, one sentence.
     """
@@ -138,15 +138,16 @@ def make_report(
     paced: bool,
     processor_s: float | None,
 ) -> Report:
-    """Put the figures of a pipeline and of its parts together.
+    """Combine the figures of a pipeline with those of its parts.
 
     Args:
-        stats: the pipeline's, at its end.
-        alone: what its parts cost.
-        memory: the process's.
+        stats: the pipeline's final figures.
+        alone: the times of its parts alone.
+        memory: the process's memory.
         decoding: what decoded the source.
-        paced: whether frames come at the source's own pace, as a camera's do.
-        processor_s: processor time of the pipeline; None if it cannot be compared with its parts.
+        paced: whether frames arrive at the source's own pace, as a camera's do.
+        processor_s: processor time of the pipeline, seconds; None if it cannot be compared with its
+            parts.
     """
     processor_ms = None
     if processor_s is not None and stats.processed:
@@ -201,12 +202,12 @@ def processor_times(frames: int, processor_s: float, alone: Alone) -> ProcessorT
 
 
 def name_bottleneck(busy: Mapping[str, float], *, captured_fps: float, paced: bool) -> str:
-    """Say in one sentence what limits the speed.
+    """Return what limits the speed, in one sentence.
 
     Args:
         busy: share of the time that each stage works, 0..1.
-        captured_fps: frames that come per second.
-        paced: whether they come at their own pace.
+        captured_fps: frames captured per second.
+        paced: whether frames arrive at the source's own pace.
     """
     if not busy:
         return "nothing was processed"
@@ -215,7 +216,8 @@ def name_bottleneck(busy: Mapping[str, float], *, captured_fps: float, paced: bo
     if others:
         names = " and ".join((*others, name))
         return (
-            f"{names} are each busy for more than {BUSY:.0%} of the time; they keep pace together"
+            f"{names} are each busy for more than {BUSY:.0%} of the time; together they limit the "
+            "speed"
         )
     if most >= BUSY:
         rest = max((share for other, share in busy.items() if other != name), default=0.0)
@@ -225,8 +227,8 @@ def name_bottleneck(busy: Mapping[str, float], *, captured_fps: float, paced: bo
         )
     if paced:
         return (
-            f"the source: it gives {captured_fps:.1f} frames/s, and no stage is busy for more than "
-            f"{most:.0%} of the time ({name})"
+            f"the source: it delivers {captured_fps:.1f} frames/s, and no stage is busy for more "
+            f"than {most:.0%} of the time ({name})"
         )
     return (
         f"no stage alone: {name}, the busiest, works {most:.0%} of the time; the stages wait for "
@@ -272,8 +274,8 @@ def report_table(report: Report, width: int = 80) -> Group:
         f"dropped {rates.dropped:.1f}",
         f"decode to publication: p50 {latency.p50:.1f} ms, p95 {latency.p95:.1f} ms, "
         f"p99 {latency.p99:.1f} ms",
-        f"memory: {report.rss_bytes / 1e6:.0f} MB, at most {report.peak_bytes / 1e6:.0f} MB, the "
-        "model's included",
+        f"memory: {report.rss_bytes / 1e6:.0f} MB, peak {report.peak_bytes / 1e6:.0f} MB, "
+        "including the model",
         f"decoding: {report.decoding.sentence()}",
         f"bottleneck: {report.bottleneck}",
     )

@@ -33,8 +33,8 @@ class Key(NamedTuple):
     Attributes:
         section: the section's path, "" for the top, "sources[]" for each source.
         name: the key.
-        kind: what it takes, in words.
-        default: its default as YAML; None where it is required.
+        kind: the type of its value, in words.
+        default: its default as YAML; None if it is required.
         text: what it does.
         struct: the type of the section below this key, if it is one.
         is_list: whether the key takes a list of sections.
@@ -72,7 +72,7 @@ def keys(kind: type[msgspec.Struct] = Config, section: str = "") -> Iterator[Key
 
 
 def example() -> str:
-    """Write a configuration that holds every key with its default, and what it does."""
+    """Return a configuration file with every key, its default and what it does."""
     lines = [
         "# Every key of a configuration with its default. Keep what you change.",
         "# ${NAME} stands for the environment variable NAME.",
@@ -87,50 +87,54 @@ def example() -> str:
             value = ""
         first = key.section.endswith("[]") and key.default is None
         line = f"{indent[2:] + '- ' if first else indent}{key.name}: {value}".rstrip()
-        lines.append(line if _is_on(key, every) else f"# {line}")
+        lines.append(line if _is_active(key, every) else f"# {line}")
     return "\n".join(lines) + "\n"
 
 
-def _is_on(key: Key, every: list[Key]) -> bool:
-    """Tell whether a key stands in the example, or is commented out: it or its section is unset."""
+def _is_active(key: Key, every: list[Key]) -> bool:
+    """Tell whether a key is active in the example; it is commented out if it is unset by default.
+
+    So is a key whose section is unset, and a section whose keys are all unset.
+    """
     path = f"{key.section}.{key.name}".lstrip(".")
     for other in every:
-        place = f"{other.section}.{other.name}".lstrip(".")
-        if _is_unset(other) and path.startswith((f"{place}.", f"{place}[]")):
+        other_path = f"{other.section}.{other.name}".lstrip(".")
+        if _is_unset(other) and path.startswith((f"{other_path}.", f"{other_path}[]")):
             return False
     if key.struct is None:
         return not _is_unset(key)
     below = f"{path}[]" if key.is_list else path
     return not _is_unset(key) and any(
-        _is_on(other, every) for other in every if other.section == below
+        _is_active(other, every) for other in every if other.section == below
     )
 
 
 def _is_unset(key: Key) -> bool:
-    """Tell whether a key has no value by default. ``sources`` has none either, but needs one."""
+    """Tell whether a key is unset by default. ``sources`` is not, because it needs a value."""
     return key.default == "null" or (key.default == "[]" and key.name != "sources")
 
 
 def check(path: Path) -> str:
-    """Read a configuration, check it as a run does, and say what it asks for, in a line.
+    """Read a configuration, check it as a run does, and return a summary of one line.
 
     Raises:
-        InputError: it cannot be read, a key is wrong, there is no such bundle, or
-            ``check_config`` refuses the configuration.
+        InputError: it cannot be read, a key is wrong, there is no such bundle, or the configuration
+            is invalid (see ``check_config``).
     """
     config = load_config(path)
     if config.cluster is not None:
         from maskcast.pipeline.cluster.fleet import check_fleet
 
         cluster, _ = check_fleet(config)
-        where = cluster.gateway
+        published = f"publishes to {cluster.gateway}"
     else:
         check_config(config, open_bundle(config.model.bundle).manifest)
-        where = "nowhere"
+        published = "publishes nothing"
         if config.publish is not None:
-            where = ", ".join(config.publish.gateways) or config.publish.endpoint
+            endpoints = ", ".join(config.publish.gateways) or config.publish.endpoint
+            published = f"publishes to {endpoints}"
     sources = ", ".join(f"{s.name} ({redact(s.url)})" for s in name_sources(config.sources))
-    return f"{path}: valid; publishes to {where}; sources: {sources or 'none'}"
+    return f"{path}: valid; {published}; sources: {sources or 'none'}"
 
 
 def _attributes(kind: type) -> dict[str, str]:
@@ -146,7 +150,7 @@ def _is_list(hint: Any) -> bool:
 
 
 def _describe(hint: Any) -> str:
-    """Say what a key takes."""
+    """Describe the values that a key accepts."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return _describe(arguments[0]) + _bounds(arguments[1:])

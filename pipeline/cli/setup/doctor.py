@@ -17,7 +17,7 @@ DECODERS = ("h264", "hevc", "mjpeg", "vp9", "av1")
 
 
 class Finding(NamedTuple):
-    """One line of the report: what was looked at, whether it can be used, and details."""
+    """One line of the report: what was examined, whether it can be used, and details."""
 
     name: str
     usable: bool
@@ -25,7 +25,7 @@ class Finding(NamedTuple):
 
 
 def examine() -> list[Finding]:
-    """Look at this machine and this installation. Nothing is loaded that is not installed."""
+    """Examine this machine and this installation. Missing packages are reported, not imported."""
     return [
         Finding(
             "maskcast",
@@ -122,7 +122,7 @@ def _builder() -> Finding:
 
 
 def report() -> str:
-    """Return the findings as text, a line each."""
+    """Return the findings as text, one per line."""
     findings = examine()
     width = max(len(finding.name) for finding in findings)
     return "\n".join(

@@ -19,14 +19,14 @@ from maskcast.pipeline.tracking.analysis import Analysis
 from maskcast.pipeline.url import redact
 
 STEPS = 10
-"""Lines of the grid, in each direction: one each tenth."""
+"""Number of grid cells in each direction."""
 
 
 def draw_zones(url: str | None, config: Path | None, out: Path) -> SourceConfig:
     """Write a source's first frame, with a grid and its zones and lines, as a PNG.
 
     Args:
-        url: the source: a URL, or a name or URL of the configuration; its only source where absent.
+        url: a URL, or with ``config`` the name or URL of one of its sources; None for its only one.
         config: a configuration file, for its zones and lines; None for the grid alone.
         out: the PNG file.
 
@@ -63,7 +63,7 @@ def choose_source(url: str | None, config: Path | None) -> SourceConfig:
     names = ", ".join(source.name or "" for source in sources) or "none"
     if url is None:
         if len(sources) != 1:
-            raise InputError(f"{config}: which source? name one of: {names}")
+            raise InputError(f"{config}: it has {len(sources)} sources; name one of: {names}")
         return sources[0]
     for source in sources:
         if url in (source.name, source.url):
@@ -75,7 +75,7 @@ def first_frame(config: SourceConfig) -> Frame:
     """Return the first frame of a source.
 
     Raises:
-        InputError: it cannot be read, or does not answer in time.
+        InputError: it cannot be read, or delivers no frame within ``open_timeout_s``.
     """
     stopping = threading.Event()
     limit = threading.Timer(config.open_timeout_s, stopping.set)
@@ -109,8 +109,8 @@ def draw_grid(image: Image.Image) -> None:
     pen, font = ImageDraw.Draw(image), tag_font(image.size)
     for step in range(STEPS):
         x, y = step * image.width / STEPS, step * image.height / STEPS
-        for place in ((x + 3, 2), (3, y + 2)):
+        for position in ((x + 3, 2), (3, y + 2)):
             pen.text(
-                place, f"{step / STEPS:g}", font=font, fill="white", stroke_fill="black",
+                position, f"{step / STEPS:g}", font=font, fill="white", stroke_fill="black",
                 stroke_width=2,
             )  # fmt: skip

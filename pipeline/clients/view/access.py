@@ -8,28 +8,28 @@ from urllib.parse import urlsplit
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.address import is_loopback_host
 
-SHORTEST_TOKEN = 12
+MIN_TOKEN_LENGTH = 12
 
 
 class Access:
     """Decides who may see the page.
 
-    Without a token every program of this machine may, and the page's name must be one of this
-    machine's: a name that an attacker's DNS server points here is refused. With a token any name
-    will do, because such a page does not know the token.
+    Without a token, every program on this machine may see it, but only under a host name of this
+    machine. This stops DNS rebinding, where a page of an attacker connects under its own name. With
+    a token, any name is accepted, because such a page does not know the token.
 
     Args:
         host: the host that is bound; "" for every interface.
-        token: what a browser must send; None on loopback only.
+        token: what a browser must send; None is possible on loopback only.
 
     Raises:
         InputError: other machines could connect without a token, or the token is too short.
     """
 
     def __init__(self, host: str, token: str | None) -> None:
-        if token is not None and len(token) < SHORTEST_TOKEN:
+        if token is not None and len(token) < MIN_TOKEN_LENGTH:
             raise InputError(
-                f"invalid token: shorter than {SHORTEST_TOKEN} characters; make one with: "
+                f"invalid token: shorter than {MIN_TOKEN_LENGTH} characters; make one with: "
                 "openssl rand -hex 16"
             )
         if token is None and not is_loopback_host(host):
@@ -54,7 +54,7 @@ class Access:
         return origin is None or _address(origin) == host.lower()
 
     def admits_token(self, token: str) -> bool:
-        """Whether this is the token; takes as long for every wrong one."""
+        """Whether this is the token, compared in constant time."""
         return self._token is None or hmac.compare_digest(token.encode(), self._token.encode())
 
 

@@ -18,19 +18,19 @@ from maskcast.pipeline.subscriber.received import PublishedFrame, StreamEvent
 from maskcast.pipeline.subscriber.subscription import Subscription
 from maskcast.pipeline.wire.kept import MAX_SOURCES
 
-MOST_IN_FLIGHT = 2
-"""Frames of one source that a browser may have received and not drawn yet."""
+MAX_IN_FLIGHT = 2
+"""Maximum number of frames of one source that a browser has received but not drawn."""
 
 SILENT_AFTER_S = 5.0
 """Without a message for this long, the page says that the publisher is silent."""
 
 FORGET_AFTER_S = 10.0
-"""When a connection was made again, sources that nothing is heard of are shown for this long."""
+"""After a reconnection, sources without a new message are removed after this many seconds."""
 
 _POLL_S = 0.2
 
 _DRAIN_S = 0.5
-"""What has arrived before a connection broke is handed on for this long."""
+"""After a connection has broken, messages that had arrived are forwarded for this long."""
 
 _REMOVED = {"state": "ended", "reason": "removed"}
 
@@ -38,10 +38,10 @@ Item = Packet | str
 
 
 class Mailbox:
-    """What waits for one browser: the newest frame and the newest state of each source.
+    """The items that wait for one browser: the newest frame and the newest state of each source.
 
-    A frame replaces an older one of its source. No more frames are handed out while the browser
-    has not acknowledged those it has, so a slow one skips frames and sees no old ones.
+    A frame replaces an older frame of its source. A browser must acknowledge frames to receive
+    more, so a slow browser skips frames and shows no old ones.
     """
 
     def __init__(self) -> None:
@@ -56,16 +56,16 @@ class Mailbox:
         self._changed.set()
 
     def put_packet(self, packet: Packet) -> None:
-        """Replace the frame of the source that waits."""
+        """Replace the waiting frame of the packet's source."""
         self._packets[packet.source] = packet
         self._changed.set()
 
     def discard(self, source: str) -> None:
-        """Drop the frame of a source that waits."""
+        """Drop the waiting frame of a source."""
         self._packets.pop(source, None)
 
     def acknowledge(self, source: str) -> None:
-        """Count a frame as drawn; names that nothing was sent of are ignored."""
+        """Count a frame of a source as drawn; ignore names of which no frame was sent."""
         if self._in_flight[source] > 1:
             self._in_flight[source] -= 1
         else:
@@ -73,12 +73,12 @@ class Mailbox:
         self._changed.set()
 
     async def take(self) -> Item:
-        """Wait for what the browser has room for: texts first, then frames in turn."""
+        """Wait for the next item that the browser may receive: texts first, then frames."""
         while True:
             if self._texts:
                 return self._texts.pop(next(iter(self._texts)))
             for source in self._packets:
-                if self._in_flight[source] < MOST_IN_FLIGHT:
+                if self._in_flight[source] < MAX_IN_FLIGHT:
                     self._in_flight[source] += 1
                     return self._packets.pop(source)
             self._changed.clear()
@@ -87,7 +87,7 @@ class Mailbox:
 
 @dataclass(slots=True)
 class _Source:
-    """What a browser that connects now needs to know of a source.
+    """The current contents of a source, which a browser receives when it connects.
 
     ``publisher`` and ``seq`` are those of the last frame.
     """
@@ -102,15 +102,15 @@ class _Source:
 class Feed:
     """Receives from a publisher while there are browsers, and fills their mailboxes.
 
-    Without browsers there is no subscription, so that the publisher encodes no images. There is
-    another one after the connection has broken: the view's rights may have changed, so what is
-    known is forgotten, and the publisher sends the states of the permitted sources again.
+    Without browsers there is no subscription, so that the publisher encodes no images. After a
+    broken connection, the view subscribes again and forgets all frames and states, because its
+    rights may have changed. The publisher then sends the states of the permitted sources.
 
     Args:
-        subscription: not open; with policy "latest" and events.
+        subscription: a subscription that is not open, with policy "latest" and events.
 
     Attributes:
-        fault: why ``run`` ended by itself.
+        fault: the error that ended ``run``; None if there was none.
     """
 
     def __init__(self, subscription: Subscription[PublishedFrame | StreamEvent]) -> None:
@@ -127,7 +127,7 @@ class Feed:
 
     @contextmanager
     def connect(self) -> Iterator[Mailbox]:
-        """Add a browser for as long as the context lasts; its mailbox holds what is known."""
+        """Add a browser for as long as the context lasts; its mailbox has the current contents."""
         mailbox = Mailbox()
         self._put_link(mailbox)
         for name, source in self._sources.items():
@@ -167,7 +167,7 @@ class Feed:
             if drained_by_s is None and self._subscription.broken:
                 drained_by_s = time.monotonic() + _DRAIN_S
             if forget_at_s is not None and time.monotonic() > forget_at_s:
-                self._forget_unmentioned()
+                self._forget_absent()
                 forget_at_s = math.inf
             try:
                 wait_s = _POLL_S if drained_by_s is None else 0
@@ -189,7 +189,7 @@ class Feed:
                 self._add_state(item)
 
     def _forget_contents(self) -> None:
-        """Forget frames and states, but not what was lost."""
+        """Forget frames and states, but not the numbers of lost messages."""
         for name, source in self._sources.items():
             source.packet, source.state = None, {}
             for mailbox in self._mailboxes:
@@ -214,7 +214,7 @@ class Feed:
 
     def _add_frame(self, frame: PublishedFrame) -> None:
         source = self._source(frame.source)
-        if frame.publisher == source.publisher:  # also what was lost between two subscriptions
+        if frame.publisher == source.publisher:  # counts losses between two subscriptions, too
             source.lost += frame.seq - source.seq - 1 - frame.skipped_before
         else:
             source.lost += frame.lost_before
@@ -233,8 +233,8 @@ class Feed:
         for mailbox in self._mailboxes:
             mailbox.put_text(event.source, _encode_state(event.source, shown))
 
-    def _forget_unmentioned(self) -> None:
-        """Forget the sources that the publisher had before it was restarted, and has no more."""
+    def _forget_absent(self) -> None:
+        """Forget sources that the publisher no longer has after a restart."""
         for name, source in list(self._sources.items()):
             if source.packet is None and not source.state:
                 self._forget(name)

@@ -1,4 +1,4 @@
-"""Listener: the address at which the page is served."""
+"""Listener: the socket on which the page is served."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Listener:
 
     Args:
         address: "127.0.0.1:8080"; port 0 for a free one.
-        token: what browsers must send; None on loopback only.
-        bound: a socket that listens there already.
+        token: what browsers must send; None is possible on loopback only.
+        bound: a socket that already listens at the address; None opens one.
 
     Attributes:
         access: who may connect.

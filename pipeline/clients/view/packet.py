@@ -14,7 +14,7 @@ M         masks: crops or polygons, as in part 3 of docs/wire.md
 the rest  the image, JPEG
 ========  ==========================================================
 
-Numbers are little-endian. The header does not say where the video comes from.
+Numbers are little-endian. The header does not contain the source's URL.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ from maskcast.pipeline.subscriber.received import PublishedFrame
 from maskcast.pipeline.wire.masks import encode_masks
 
 
-class Header(msgspec.Struct, frozen=True):
+class PacketHeader(msgspec.Struct, frozen=True):
     """The header of a packet.
 
     Attributes:
         source: the source's name.
-        publisher: identifies one start of the publisher.
+        publisher: id of the publisher, a new one at each start.
         seq: number of the message at this publisher and source.
         publish_ms: when the message was sent, UTC milliseconds.
-        latency_ms: time from capture to publication.
+        latency_ms: time from capture to publication, milliseconds.
         width: width of the frame, pixels.
         height: height of the frame, pixels.
         count: number of instances.
         ids: whether there are track ids.
-        points: number of keypoints of each instance; 0 where no pose is estimated.
+        points: number of keypoints of each instance; 0 if no pose is estimated.
         skeleton: pairs of keypoints that are drawn as lines.
         masks: "crops", "polygons" or "none".
-        names: label names by label.
+        names: label names by label, of the labels in this frame.
         zones: instances in each zone.
         lines: crossings of each line, by direction.
-        dropped: frames of this source that the publisher has dropped.
-        lost: messages of this source that did not arrive here.
+        dropped: number of frames of this source that the publisher has dropped.
+        lost: number of messages of this source that did not arrive at the view.
     """
 
     source: str
@@ -73,11 +73,11 @@ class Header(msgspec.Struct, frozen=True):
 
 
 class Packet:
-    """A frame on its way to browsers; encoded once, when the first of them has room for it.
+    """A frame to send to browsers; encoded once, when it is first sent.
 
     Args:
         frame: the frame.
-        lost: messages of its source that did not arrive so far.
+        lost: number of messages of its source that have not arrived so far.
     """
 
     def __init__(self, frame: PublishedFrame, lost: int) -> None:
@@ -90,7 +90,7 @@ class Packet:
         return self._frame.source
 
     def encode(self) -> bytes:
-        """Return the packet to send now; the age in it is that of this moment."""
+        """Return the packet's bytes, with the frame's current age."""
         age_ms = (time.time_ns() - self._frame.capture_ns) / 1e6
         return struct.pack("<d", age_ms) + self._body
 
@@ -98,18 +98,18 @@ class Packet:
     def _body(self) -> bytes:
         frame, instances = self._frame, self._frame.instances
         if instances.masks is None:
-            form, masks = "none", b""
+            mask_format, masks = "none", b""
         elif isinstance(instances.masks, np.ndarray):
-            form, masks = "crops", instances.masks.tobytes()
+            mask_format, masks = "crops", instances.masks.tobytes()
         else:
-            form, masks = "polygons", encode_masks(instances, "polygon")
+            mask_format, masks = "polygons", encode_masks(instances, "polygon")
         names = {
             str(label): frame.label_names[label]
             for label in set(instances.labels.tolist())
             if label < len(frame.label_names)
         }
         header = msgspec.json.encode(
-            Header(
+            PacketHeader(
                 source=frame.source,
                 publisher=frame.publisher,
                 seq=frame.seq,
@@ -121,7 +121,7 @@ class Packet:
                 ids=instances.track_ids is not None,
                 points=0 if instances.keypoints is None else instances.keypoints.shape[1],
                 skeleton=() if frame.keypoints is None else frame.keypoints.skeleton,
-                masks=form,
+                masks=mask_format,
                 names=names,
                 zones=frame.zones,
                 lines=frame.lines,

@@ -17,13 +17,15 @@ from maskcast.pipeline.packages import check_installed
 from maskcast.pipeline.wire.endpoint import check_endpoint
 
 TOKEN_VARIABLE = "MASKCAST_VIEW_TOKEN"
-"""Environment variable with the token, which would be visible in a command line."""
+"""Environment variable of the token; a command line would be visible to other users."""
 
 PACKAGES = ("starlette", "uvicorn", "websockets")
 
 _LAST_FRAMES_S = 0.3
-"""When the run has ended, the browsers still receive its last states."""
+"""Delay of the end after the run's, so that browsers receive its last frames and states."""
+
 _END_WITHIN_S = 1.5
+"""Maximum time for the process to end before it is killed, seconds."""
 
 
 def check_packages() -> None:
@@ -36,7 +38,7 @@ def check_packages() -> None:
 
 
 def local_endpoint(endpoint: str) -> str:
-    """Return where a program of this machine connects to a bound endpoint.
+    """Return the endpoint at which a program on this machine connects to a bound endpoint.
 
     Raises:
         InputError: the port is chosen by the system, so it is not known.
@@ -55,12 +57,12 @@ def local_endpoint(endpoint: str) -> str:
 class ViewProcess:
     """A process that serves the view of one publisher, until ``close``.
 
-    It is not of the terminal's process group, so Ctrl-C does not reach it; and it ends by itself
-    when this process has ended in any way. If it fails, the run goes on.
+    It has a session of its own, so Ctrl-C in the terminal does not reach it. It ends by itself when
+    this process ends for any reason. If it fails, the run continues.
 
     Args:
         endpoint: the endpoint that the publisher binds.
-        http: where to serve the page, HOST:PORT.
+        http: address of the page, HOST:PORT.
         server_key: the publisher's ``.key`` file, if it uses keys.
         client_key: the ``.key_secret`` file of the view.
 
@@ -87,14 +89,14 @@ class ViewProcess:
         self.needs_token = listener.access.needs_token
         self._problem = ""
         with listener.socket as listening:
-            number = listening.fileno()
+            descriptor = listening.fileno()
             keys = [str(key) for key in (server_key, client_key) if key is not None]
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, endpoint, http, str(number), *keys],
+                [sys.executable, "-m", __name__, endpoint, http, str(descriptor), *keys],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                pass_fds=[number],
+                pass_fds=[descriptor],
                 start_new_session=True,
             )
         self._reader = threading.Thread(target=self._read_errors, name="view", daemon=True)
@@ -106,7 +108,7 @@ class ViewProcess:
         return self._process.pid
 
     def note(self) -> str:
-        """Return one line for people: where the page is, or why it is gone."""
+        """Return a line with the page's URL, or why the process has ended."""
         if self._process.poll() is None:
             return f"view: {self.url}"
         return f"view: ended unexpectedly: {self._problem or self._process.returncode}"
@@ -138,14 +140,14 @@ class ViewProcess:
 def main(
     endpoint: str,
     http: str,
-    number: str,
+    descriptor: str,
     server_key: str | None = None,
     client_key: str | None = None,
 ) -> None:
     """Serve on a socket that this process inherited, until standard input is closed."""
     from maskcast.pipeline.clients.view.server import ViewServer, subscribe_for_view
 
-    with socket.socket(fileno=int(number)) as listening:
+    with socket.socket(fileno=int(descriptor)) as listening:
         listener = Listener(http, os.environ.get(TOKEN_VARIABLE), listening)
         keys = [None if key is None else Path(key) for key in (server_key, client_key)]
         server = ViewServer(subscribe_for_view(endpoint, *keys), listener)

@@ -1,4 +1,4 @@
-"""View server: serves the page, and streams to the browsers over websockets."""
+"""View server: serves the page, and streams frames to browsers over websockets."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ from maskcast.pipeline.subscriber.received import PublishedFrame, StreamEvent
 from maskcast.pipeline.subscriber.subscribe import subscribe
 from maskcast.pipeline.subscriber.subscription import Subscription
 
-MOST_BROWSERS = 32
+MAX_BROWSERS = 32
+
 HELLO_WITHIN_S = 5.0
-"""A browser must send its token (which may be empty) within this time."""
+"""A browser must send its token (which may be empty) within this many seconds."""
+
 WRONG_TOKEN_DELAY_S = 1.0
 
 WRONG_TOKEN, TOO_MANY = 4401, 4429
-"""Codes that the page understands when the websocket is closed."""
+"""Close codes of the websocket that the page handles."""
 
 PAGE = {
     "/": ("index.html", "text/html"),
@@ -81,8 +83,8 @@ class ViewServer:
     """The server of the page.
 
     Args:
-        subscription: what is shown, from ``subscribe_for_view``.
-        listener: where to serve. The server closes its socket.
+        subscription: the messages to show, from ``subscribe_for_view``.
+        listener: the socket to serve on; the server closes it.
     """
 
     def __init__(
@@ -99,8 +101,8 @@ class ViewServer:
                 lifespan="on",
                 ws="websockets-sansio",
                 ws_max_size=4096,
-                ws_per_message_deflate=False,  # JPEG does not get smaller
-                limit_concurrency=4 * MOST_BROWSERS,
+                ws_per_message_deflate=False,  # JPEG cannot be compressed further
+                limit_concurrency=4 * MAX_BROWSERS,
                 timeout_graceful_shutdown=1,
             )
         )
@@ -187,7 +189,7 @@ def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
 
 
 async def _stream(websocket: WebSocket, feed: Feed, access: Access) -> None:
-    """Stream to one browser until it leaves."""
+    """Stream to one browser until it disconnects."""
     await websocket.accept()
     try:
         async with asyncio.timeout(HELLO_WITHIN_S):
@@ -196,7 +198,7 @@ async def _stream(websocket: WebSocket, feed: Feed, access: Access) -> None:
             await asyncio.sleep(WRONG_TOKEN_DELAY_S)
             await websocket.close(WRONG_TOKEN)
             return
-        if len(feed) >= MOST_BROWSERS:
+        if len(feed) >= MAX_BROWSERS:
             await websocket.close(TOO_MANY)
             return
         with feed.connect() as mailbox:
@@ -227,7 +229,7 @@ async def _receive_text(websocket: WebSocket) -> str:
     """Return the next message if it is text, else "".
 
     Raises:
-        WebSocketDisconnect: the browser has left.
+        WebSocketDisconnect: the browser has disconnected.
     """
     message = await websocket.receive()
     if message["type"] == "websocket.disconnect":

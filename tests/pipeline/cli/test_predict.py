@@ -53,7 +53,7 @@ def test_each_image_is_written_with_its_instances(tmp_path: Path) -> None:
 def test_an_output_that_is_no_folder_is_refused(images: Path, tmp_path: Path) -> None:
     engine = load_engine("default")
     for out in (images / "a.jpg", tmp_path / "new.png"):
-        with pytest.raises(InputError, match=rf"{out}: not a folder; give one"):
+        with pytest.raises(InputError, match=rf"{out}: not a folder; give a folder"):
             list(predict_files(engine, [images / "a.jpg"], out, None))
     engine.close()
     assert not (tmp_path / "new.png").exists()

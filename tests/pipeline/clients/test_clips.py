@@ -162,9 +162,9 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "c.mcap"
     with pytest.raises(InputError, match="event 'zone_enterd': unknown"):
         record("tcp://127.0.0.1:9", path, on=["zone_enterd"])
-    with pytest.raises(InputError, match="video is written of clips"):
+    with pytest.raises(InputError, match="video: only clips have one"):
         record("tcp://127.0.0.1:9", path, video=True)
-    with pytest.raises(InputError, match="no segments"):
+    with pytest.raises(InputError, match="segments: clips are not split"):
         record("tcp://127.0.0.1:9", path, on=["zone_left"], segment_s=60)
 
 

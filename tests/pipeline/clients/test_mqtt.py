@@ -19,8 +19,10 @@ from publishers import NAMES, frame, seen
 from witnesses import wait_until
 
 from maskcast.engines.errors import InputError
+from maskcast.pipeline.clients import mqtt as bridges
 from maskcast.pipeline.clients.mqtt import Broker, MqttBridge
 from maskcast.pipeline.publisher.publisher import Publisher
+from maskcast.pipeline.subscriber.received import StreamEvent
 
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
 
@@ -145,6 +147,34 @@ def test_changes_reach_a_broker_and_survive_its_restart(broker: Mosquitto, tmp_p
             process.wait()
         reader.wait("mc/status", "offline")  # the last will
     reader.close()
+
+
+def test_values_that_do_not_fit_into_the_queue_are_sent_later(
+    broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridges, "MAX_QUEUED", 3)
+    sources = [f"cam{number}" for number in range(9)]
+    reader = Reader(broker.port)
+    broker.stop()
+    with MqttBridge(Broker("127.0.0.1", broker.port, "mc", "me", False, "word")) as bridge:
+        for source in sources:
+            bridge.add(event(source, "zone_entered", zone="door"))
+            bridge.add(event(source, "state", state="streaming"))
+        assert bridge.lost == len(sources) - 3
+        broker.start()
+
+        def all_arrived() -> bool:
+            bridge.flush()
+            values = [reader.values.get(f"mc/{source}/state") for source in sources]
+            return {reader.values.get("mc/status"), *values} == {"online", "streaming"}
+
+        wait_until(all_arrived)
+    reader.wait("mc/status", "offline")
+    reader.close()
+
+
+def event(source: str, name: str, **data: object) -> StreamEvent:
+    return StreamEvent(source, "a" * 16, name, data, 0, 0)
 
 
 def test_a_broker_with_tls_is_reached_if_its_certificate_is_right(

@@ -190,6 +190,7 @@ def test_wrong_addresses_and_secrets_are_refused(
         "example.org",
         "http://host:99999/",
         "http://[::1/",
+        "http://a..b/",
         "http://host/hö",
         "http://host/a b",
     ):

@@ -9,13 +9,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from publishers import NAMES, frame, seen
 from witnesses import wait_until
 
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.cluster import gateway_process
-from maskcast.pipeline.cluster.gateway_process import GatewayProcess, GatewaySettings
+from maskcast.pipeline.cluster.gateway import GatewayStats
+from maskcast.pipeline.cluster.gateway_process import (
+    GatewayProcess,
+    GatewaySettings,
+    ProcessReport,
+)
 from maskcast.pipeline.publisher.publisher import Publisher
 from maskcast.pipeline.subscriber.subscribe import subscribe
 
@@ -38,6 +44,31 @@ def test_a_gateway_that_dies_is_back_at_the_same_addresses() -> None:
         assert (process.endpoint, process.sources_endpoint) == addresses
         assert process.restarts == 1
         await asyncio.to_thread(pass_a_frame, *addresses)
+        await process.close()
+
+    asyncio.run(run())
+
+
+def test_half_a_line_of_a_killed_gateway_does_not_stop_its_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interpreter is a script here, which at first ends within its second report."""
+    script = tmp_path / "python"
+    stats = GatewayStats(0, 0, 0, 0, 0, 0, 0, {}, ())
+    reports = [msgspec.json.encode(ProcessReport(pid, "a", "b", stats)).decode() for pid in (1, 2)]
+    script.write_text(
+        "#!/bin/sh\nread settings\n"
+        f"if mkdir {tmp_path}/started; then echo '{reports[0]}'; printf '{{'; exit 9; fi\n"
+        f"echo '{reports[1]}'\nexec cat\n"
+    )
+    script.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(script))
+
+    async def run() -> None:
+        process = GatewayProcess(SETTINGS)
+        await process.start()
+        await asyncio.wait_for(report_after(process, 1), 60)
+        assert process.restarts == 1
         await process.close()
 
     asyncio.run(run())

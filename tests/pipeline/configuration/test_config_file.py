@@ -67,6 +67,11 @@ def test_publishing_can_be_switched_off(tmp_path: Path) -> None:
         ("sources: [{url: *secret}]", "line 1, column 17: found undefined alias"),
         ("sources: [a]\nsources: [b]", "line 2: 'sources' is given twice"),
         ("sources: [{url: a, url: b}]", "line 1: 'url' is given twice"),
+        ("sources: &all [*all]", "not valid YAML: an alias refers to itself"),
+        (
+            "sources: [{url: a}]\ntracing: {endpont: b}",
+            "unknown key 'endpont' in tracing; did you mean 'endpoint'?",
+        ),
     ],
 )
 def test_a_wrong_file_is_explained_in_one_line(tmp_path: Path, text: str, message: str) -> None:

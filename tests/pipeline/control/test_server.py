@@ -25,7 +25,7 @@ from maskcast.pipeline.configuration.config_file import make_config
 from maskcast.pipeline.control.client import ControlClient
 from maskcast.pipeline.control.controllable import PipelineControl
 from maskcast.pipeline.control.messages import (
-    LONGEST_REQUEST,
+    MAX_REQUEST_BYTES,
     AddSource,
     Answer,
     ListSources,
@@ -33,7 +33,7 @@ from maskcast.pipeline.control.messages import (
     RemoveSource,
     decode_request,
 )
-from maskcast.pipeline.control.server import LONGEST_PART, ControlServer
+from maskcast.pipeline.control.server import MAX_PART_BYTES, ControlServer
 from maskcast.pipeline.pipeline import Pipeline
 from maskcast.pipeline.stats import Meter
 from maskcast.pipeline.subscriber.subscribe import subscribe
@@ -349,7 +349,7 @@ def test_garbage_at_the_socket_affects_neither_the_pipeline_nor_other_clients(
                     [b"\xff" * 9],
                     [b"", b"", b"a"],
                     [b""] * 50,
-                    [bytes(LONGEST_PART + 1)],
+                    [bytes(MAX_PART_BYTES + 1)],
                 ):
                     with context.socket(kind) as stranger:
                         stranger.set(zmq.LINGER, 200)
@@ -357,9 +357,9 @@ def test_garbage_at_the_socket_affects_neither_the_pipeline_nor_other_clients(
                         stranger.send_multipart(parts)
             with context.socket(zmq.REQ) as stranger:
                 stranger.connect(endpoint)
-                stranger.send(bytes(LONGEST_REQUEST + 1))
+                stranger.send(bytes(MAX_REQUEST_BYTES + 1))
                 answer = msgspec.msgpack.decode(stranger.recv(), type=Answer)
-                assert f"{LONGEST_REQUEST} bytes at most" in answer.error
+                assert f"{MAX_REQUEST_BYTES} bytes at most" in answer.error
         for garbage in (
             b"",
             b"GET / HTTP/1.1\r\n\r\n",

@@ -20,7 +20,7 @@ from maskcast.engines.errors import InputError
 from maskcast.pipeline.configuration.config_file import make_config
 from maskcast.pipeline.monitor import health, server
 from maskcast.pipeline.monitor.health import Health
-from maskcast.pipeline.monitor.server import MOST_CLIENTS, MetricsServer
+from maskcast.pipeline.monitor.server import MAX_CLIENTS, MetricsServer
 from maskcast.pipeline.pipeline import Pipeline
 
 
@@ -187,7 +187,7 @@ def test_one_client_too_many_disconnects_the_oldest(healthy: MetricsServer) -> N
     with ExitStack() as flood:
         clients = [
             flood.enter_context(socket.create_connection(("127.0.0.1", port)))
-            for _ in range(MOST_CLIENTS + 1)
+            for _ in range(MAX_CLIENTS + 1)
         ]
         clients[0].settimeout(30)
         assert clients[0].recv(1) == b""

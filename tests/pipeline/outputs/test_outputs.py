@@ -118,7 +118,7 @@ def test_a_run_that_fails_leaves_files_of_earlier_runs_alone(
         ),
         ({"save": "out.mp4", "segment_size": "0MB"}, r"segment_size: '0MB': use a number and a un"),
         ({"append": True}, "append: there is no jsonl file"),
-        ({"jsonl": "o.jsonl", "append": True, "segment": "1h"}, "append: not together with"),
+        ({"jsonl": "o.jsonl", "append": True, "segment": "1h"}, "append: not possible with"),
         ({"segment": "1h"}, "segment: there is no file to split"),
     ],
 )

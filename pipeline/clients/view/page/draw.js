@@ -3,7 +3,7 @@
 import { markOutline, pasteMask } from "./masks.js";
 import { readPolygons } from "./packet.js";
 
-const FILL = 0.42; // how much of a mask's colour covers the frame
+const FILL = 0.42; // opacity of masks
 const TAG_TRIES = 6;
 const TAG_CSS_PX = 12;
 const SAME_INSTANCE_IOU = 0.3;
@@ -11,12 +11,12 @@ const VISIBLE = 0.3; // minimum score of a keypoint that is drawn
 const LIMBS_PER_SIDE = 40; // the lines of a skeleton are at most 1 / this of its box's mean side wide
 const EDGE = "rgb(16 16 16)";
 
-/** Colour `number` of an endless series in which near numbers look far apart: [r, g, b]. */
+/** Colour `number` of an endless series in which successive colours differ clearly: [r, g, b]. */
 export function palette(number) {
   return colourOf((((0.56 + number * 0.618034) % 1) + 1) % 1, 0.78);
 }
 
-/** Colour of line `number` of a skeleton of `count`: the hues in their order. */
+/** Colour of line `number` of a skeleton of `count` lines, in the order of the hues. */
 export function limbColour(number, count) {
   return colourOf(number / count, 0.9);
 }
@@ -31,7 +31,7 @@ function colourOf(hue, saturation) {
   return rgb.map((value) => Math.round(255 * value));
 }
 
-/** Colours of one source's instances: by track id, else by the box of the last frame. */
+/** Colour numbers of one source's instances: track ids, or those of overlapping boxes in the last frame. */
 export class Colours {
   #boxes = [];
   #numbers = [];
@@ -99,13 +99,13 @@ export function drawFrame(canvas, frame, image, colours, show, cssWidth) {
   for (let i = 0; i < frame.count; i++) if (frame.scores[i] >= show.score) shown.push(i);
   const unit = Math.max(1, Math.round(Math.min(width, height) / 360));
   const rings =
-    show.masks && frame.maskForm === "polygons" ? readPolygons(frame.masks, frame.count) : null;
-  for (const i of shown.toReversed()) { // best on top
+    show.masks && frame.maskFormat === "polygons" ? readPolygons(frame.masks, frame.count) : null;
+  for (const i of shown.toReversed()) { // highest score on top
     const colour = palette(colours[i]);
     const box = frame.boxes.subarray(4 * i, 4 * i + 4);
     if (rings) {
       drawRings(pen, rings[i], colour, unit);
-    } else if (show.masks && frame.maskForm === "crops") {
+    } else if (show.masks && frame.maskFormat === "crops") {
       drawCrop(pen, pasteMask(frame.masks.subarray(784 * i, 784 * (i + 1)), box, width, height), colour, unit);
     }
     if (show.boxes) {
@@ -124,7 +124,7 @@ const css = ([r, g, b]) => `rgb(${r} ${g} ${b})`;
 let scratch = null;
 let bytes = new Uint8ClampedArray(0);
 
-/** Lay one mask over the image: its area translucent, its outline solid. */
+/** Draw one mask over the image: its area translucent, its outline solid. */
 function drawCrop(pen, mask, colour, unit) {
   const { x, y, width, height, pixels } = mask;
   if (!width || !height) return;
@@ -186,7 +186,7 @@ function drawSkeleton(pen, { boxes, keypoints, points, skeleton }, i, unit) {
   }
 }
 
-/** Name of instance `i` of a frame: "#7 person 93%". */
+/** Text of the tag of instance `i`: "#7 person 93%". */
 export function tagText(frame, i) {
   const name = frame.names[frame.labels[i]] ?? `label ${frame.labels[i]}`;
   const id = frame.ids && frame.ids[i] ? `#${frame.ids[i]} ` : "";
@@ -202,7 +202,7 @@ function drawTags(pen, frame, shown, colours, cssWidth) {
   pen.font = `${size}px system-ui, sans-serif`;
   pen.textBaseline = "middle";
   const placed = [];
-  for (const i of shown) { // the best gets the place at its box
+  for (const i of shown) { // by score: the highest gets the position at its box
     const text = tagText(frame, i);
     const colour = palette(colours[i]);
     const tagWidth = pen.measureText(text).width + 2 * pad;

@@ -1,12 +1,12 @@
 // Masks: from 28x28 crops to pixels, by the rule of docs/wire.md ("From a crop to pixels").
 
 const SIDE = 28;
-const CELLS = SIDE + 2; // with one cell of zeros around
+const CELLS = SIDE + 2; // with a border of zeros, one cell wide
 const HALF = 127.5;
 const f32 = Math.fround;
 const GROWTH = f32(CELLS / SIDE);
 
-/** The pixels that a padded crop is spread over; computed in float32, as the rule says. */
+/** The pixels that a padded crop covers; computed in float32, as the rule requires. */
 export function maskGrid(x1, y1, x2, y2) {
   const centreX = f32(f32(x2 + x1) * 0.5);
   const centreY = f32(f32(y2 + y1) * 0.5);
@@ -22,7 +22,7 @@ export function maskGrid(x1, y1, x2, y2) {
   };
 }
 
-/** For each pixel the cell before it and the distance to that cell, in cells. */
+/** For each pixel, the cell before it and the distance to that cell, in cells. */
 function positions(first, count, start, size) {
   const cells = new Uint8Array(count);
   const fractions = new Float64Array(count);
@@ -71,7 +71,7 @@ export function pasteMask(crop, box, frameWidth, frameHeight) {
   return { x, y, width, height, pixels };
 }
 
-/** Mark the outline of a mask: its pixels with a neighbour outside, `thickness` times, become 2. */
+/** Set the outline of a mask to 2: pixels with a neighbour outside, in `thickness` passes. */
 export function markOutline({ width, height, pixels }, thickness) {
   const edge = [];
   for (let turn = 0; turn < thickness; turn++) {

@@ -2,7 +2,7 @@
 
 const decoder = new TextDecoder();
 
-/** Read a packet, an ArrayBuffer. The arrays are views of it. */
+/** Read a packet from an ArrayBuffer. The arrays are views of it. */
 export function readPacket(buffer) {
   const numbers = new DataView(buffer);
   const ageMs = numbers.getFloat64(0, true);
@@ -24,10 +24,10 @@ export function readPacket(buffer) {
   const masks = take(Uint8Array, maskBytes);
   const jpeg = take(Uint8Array, buffer.byteLength - offset);
   const arrays = { boxes, scores, labels, ids, keypoints, masks, jpeg };
-  return { ...header, ageMs, maskForm: header.masks, ...arrays };
+  return { ...header, ageMs, maskFormat: header.masks, ...arrays };
 }
 
-/** Read the rings of every instance from masks of the form "polygons". */
+/** Read the rings of every instance from masks of the format "polygons". */
 export function readPolygons(masks, count) {
   const numbers = new DataView(masks.buffer, masks.byteOffset, masks.byteLength);
   const ringCounts = Array.from({ length: count }, (_, i) => numbers.getUint32(4 * i, true));

@@ -2,10 +2,10 @@
 
 import { Colours, drawFrame } from "./draw.js";
 
-const RATE_OVER_MS = 3000;
+const RATE_WINDOW_MS = 3000;
 const SILENT_AFTER_MS = 3000;
 const SILENT_AFTER_INTERVALS = 3; // for sources with a low frame rate
-const SILENT_AFTER_AT_MOST_MS = 60_000;
+const MAX_SILENT_AFTER_MS = 60_000;
 
 /** One source: its image, its state and its figures. */
 export class Tile {
@@ -20,7 +20,7 @@ export class Tile {
 
   constructor(name, template, show, onOpen) {
     this.name = name;
-    this.toldMs = performance.now(); // when the view last sent something of it
+    this.updatedMs = performance.now(); // when the view last sent a message about it
     this.element = template.content.firstElementChild.cloneNode(true);
     this.#parts = Object.fromEntries(
       [...this.element.querySelectorAll("[data-part]")].map((e) => [e.dataset.part, e]),
@@ -66,7 +66,7 @@ export class Tile {
     this.#receivedMs = performance.now();
     this.#numbers = this.#colours.assign(packet);
     this.#sent.push([packet.publish_ms, packet.seq]);
-    const oldestMs = packet.publish_ms - RATE_OVER_MS;
+    const oldestMs = packet.publish_ms - RATE_WINDOW_MS;
     while (this.#sent.length > 2 && this.#sent[0][0] < oldestMs) this.#sent.shift();
     this.#parts.hint.hidden = image !== null;
     this.draw();
@@ -82,13 +82,13 @@ export class Tile {
   }
 
   setState({ state, reason }) {
-    this.toldMs = performance.now();
+    this.updatedMs = performance.now();
     this.#state = reason ? `${state}: ${reason}` : state;
     this.element.dataset.state = state;
     this.#showState();
   }
 
-  /** Say whether this source is shown alone. */
+  /** Set whether this source is shown alone. */
   setOpen(isOpen) {
     this.element.classList.toggle("open", isOpen);
     this.#parts.open.setAttribute(
@@ -125,7 +125,7 @@ export class Tile {
     this.element.remove();
   }
 
-  /** Frames published per second; 0 while it is not known. */
+  /** Frames published per second; 0 while unknown. */
   #rate() {
     const [first, last] = [this.#sent[0], this.#sent.at(-1)];
     return last[0] > first[0] ? (1000 * (last[1] - first[1])) / (last[0] - first[0]) : 0;
@@ -134,7 +134,7 @@ export class Tile {
   #isSilent() {
     const rate = this.#rate();
     const expectedMs = rate ? (SILENT_AFTER_INTERVALS * 1000) / rate : 0;
-    const afterMs = Math.min(Math.max(SILENT_AFTER_MS, expectedMs), SILENT_AFTER_AT_MOST_MS);
+    const afterMs = Math.min(Math.max(SILENT_AFTER_MS, expectedMs), MAX_SILENT_AFTER_MS);
     return this.silentMs > afterMs;
   }
 
@@ -144,7 +144,7 @@ export class Tile {
       ? `${this.#state || "streaming"}, no frames`
       : this.#state || (this.#frame ? "streaming" : "waiting");
     this.element.classList.toggle("silent", Boolean(silent));
-    // Written only when it changes: a screen reader speaks it each time.
+    // Written only when it changes, because a screen reader announces each write.
     if (this.#parts.state.textContent !== text) this.#parts.state.textContent = text;
   }
 

@@ -5,9 +5,9 @@ import { Tile } from "./tile.js";
 
 const WRONG_TOKEN = 4401;
 const TOO_MANY = 4429;
-const LONGEST_BACKOFF_MS = 5000;
+const MAX_BACKOFF_MS = 5000;
 const TICK_MS = 500;
-const FORGET_AFTER_MS = 10_000; // sources that a view that was restarted does not know
+const FORGET_AFTER_MS = 10_000; // after a reconnection, for sources that a restarted view does not know
 const TOGGLES = ["masks", "boxes", "pose", "labels"];
 
 const byId = (id) => document.getElementById(id);
@@ -47,14 +47,14 @@ function connect() {
   };
   opened.onclose = ({ code }) => {
     if (code === WRONG_TOKEN) {
-      setLink("a token is needed");
+      setLink("token required");
       byId("access").hidden = false;
       byId("token").focus();
       return;
     }
     setLink(code === TOO_MANY ? "too many browsers; trying again" : "disconnected; reconnecting");
     setTimeout(connect, backoffMs * (0.75 + Math.random() / 2));
-    backoffMs = Math.min(2 * backoffMs, LONGEST_BACKOFF_MS);
+    backoffMs = Math.min(2 * backoffMs, MAX_BACKOFF_MS);
   };
 }
 
@@ -74,15 +74,15 @@ function receiveText(message) {
 async function receiveFrame(buffer, from) {
   const packet = readPacket(buffer);
   if (packet.keypoints) byId("pose").parentElement.hidden = false;
-  if (tiles.has(packet.source)) tiles.get(packet.source).toldMs = performance.now();
+  if (tiles.has(packet.source)) tiles.get(packet.source).updatedMs = performance.now();
   if (!paused && !document.hidden) {
     try {
       await tileOf(packet.source).add(packet);
     } finally {
-      acknowledge(packet.source, from); // or no more frames of this source would come
+      acknowledge(packet.source, from); // otherwise the server sends no more frames of this source
     }
   } else {
-    held.push(packet.source); // the server sends no more than it has acknowledgements for
+    held.push(packet.source); // without acknowledgements, the server sends no more frames
   }
 }
 
@@ -158,10 +158,10 @@ document.addEventListener("keydown", (event) => {
 });
 addEventListener("resize", drawAll);
 setInterval(() => {
-  const isTold = // a view tells a browser that connects all that it knows
+  const isUpToDate = // a view sends everything that it knows to a browser that connects
     socket.readyState === WebSocket.OPEN && performance.now() > connectedMs + FORGET_AFTER_MS;
   for (const tile of tiles.values()) {
-    if (isTold && tile.toldMs < connectedMs) {
+    if (isUpToDate && tile.updatedMs < connectedMs) {
       removeTile(tile.name);
     } else {
       tile.tick();

@@ -109,7 +109,7 @@ def test_frames_that_a_live_source_loses_are_in_the_report(timed_engine) -> None
 
 def test_a_source_that_is_slower_than_every_stage_is_the_bottleneck(timed_engine) -> None:
     report = profile("test://64x48@10", timed_engine(0.005), limit=20)
-    assert report.bottleneck.startswith("the source: it gives ")
+    assert report.bottleneck.startswith("the source: it delivers ")
 
 
 def test_a_trace_keeps_what_the_report_counts(timed_engine) -> None:
@@ -231,5 +231,5 @@ def test_a_profile_touches_no_file_before_it_has_something_to_write(
 
 def test_a_pipe_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InputError, match="a pipe can be read once only; profile a file"):
+    with pytest.raises(InputError, match="a pipe can be read only once; profile a file"):
         show_profile(str(tmp_path / "pipe"), None, None, "auto", False, None, None)

@@ -87,7 +87,7 @@ def test_a_report_is_shown_as_a_table() -> None:
         "p95 91.0 ms",
         "processor time per frame: 41.2 ms, overhead 3.1 %",
         "alone: decode 2.00, resize 1.00, engine 36.90, encode 0.10 ms",
-        "memory: 300 MB, at most 412 MB",
+        "memory: 300 MB, peak 412 MB",
         "decoding: in software; cuda: no driver",
         "bottleneck: infer is busy 93% of the time",
     ):
@@ -106,12 +106,13 @@ def test_a_report_is_shown_as_a_table() -> None:
         (
             {"infer": 0.97, "masks": 0.9},
             False,
-            "masks and infer are each busy for more than 80% of the time; they keep pace together",
+            "masks and infer are each busy for more than 80% of the time; together "
+            "they limit the speed",
         ),
         (
             {"infer": 0.45, "masks": 0.2},
             True,
-            "the source: it gives 10.0 frames/s, and no stage is busy for more than 45% of the "
+            "the source: it delivers 10.0 frames/s, and no stage is busy for more than 45% of the "
             "time (infer)",
         ),
         (

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 
 import pytest
 
-from maskcast.pipeline.clients.view.feed import MOST_IN_FLIGHT, Mailbox
+from maskcast.pipeline.clients.view.feed import MAX_IN_FLIGHT, Mailbox
 from maskcast.pipeline.clients.view.packet import Packet
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ def test_a_newer_frame_replaces_one_of_its_source_that_waits() -> None:
 def test_a_browser_gets_no_frame_that_it_has_no_room_for() -> None:
     async def scenario() -> None:
         mailbox = Mailbox()
-        for number in range(MOST_IN_FLIGHT):
+        for number in range(MAX_IN_FLIGHT):
             put(mailbox, "door", number)
             await take(mailbox)
         put(mailbox, "door", 98)
@@ -69,7 +69,7 @@ def test_a_browser_gets_no_frame_that_it_has_no_room_for() -> None:
         assert (await take(mailbox)).number == 99
         for _ in range(10):  # more than were sent: no credit is won
             mailbox.acknowledge("door")
-        for number in range(MOST_IN_FLIGHT):
+        for number in range(MAX_IN_FLIGHT):
             put(mailbox, "door", number)
             await take(mailbox)
         put(mailbox, "door", 100)
