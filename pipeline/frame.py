@@ -62,7 +62,7 @@ class Frame:
             be upright, from the container's display matrix.
         timeline: when each stage worked on it.
         clock: which clock ``capture_ns`` was read from.
-        skipped: frames of the source before this one that the configuration leaves out.
+        skipped: number of frames of the source before this one that the configuration leaves out.
         file: the name of the file, for a frame from a folder or a single image.
         decoder: what decoded it: ``software``, ``cuda`` or ``vaapi``.
     """

@@ -78,7 +78,7 @@ class Pipeline:
             A slow callback delays no message: a live source's frames then skip it, counted in
             ``SourceStats.unrecorded``; files wait for it. An error that it raises ends the run.
         limit: maximum number of frames to read from each source; None for all.
-        witness: is shown every frame as it leaves, dropped ones included.
+        witness: receives every frame when it is published or dropped.
     """
 
     def __init__(

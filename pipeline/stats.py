@@ -36,7 +36,7 @@ class StageStats:
         wait: time that published frames waited for the stage, from the end of the work before.
             None for the first stage.
         busy_s: seconds of work, also on frames that were dropped later. A batch counts once; the
-            decoders' times are added.
+            times of several decoders are added up.
         busy: ``busy_s`` as a share of the wall time, 0..1, for ``decode`` 0..number of decoders.
     """
 
@@ -116,7 +116,7 @@ class Stats:
         sources: the sources in the order in which they were added; removed ones are absent.
         stages: by name, in the order that a frame passes them; only those that have done work.
             ``pose`` is part of the stage ``masks`` and has times of its own.
-        subscribers: number of subscribers, of the source that has the most.
+        subscribers: number of subscribers of the source that has the most.
         queue_depth: number of frames that wait before each stage, by the stage's name.
         at_work_s: seconds since each stage began its current work; idle ones are absent.
         outputs: by name, why an output is not written at the moment; "" if it is written.

@@ -263,7 +263,7 @@ class MqttBridge:
             self._report("the connection was lost" if unspecified else str(reason))
 
     def _report(self, reason: str) -> None:
-        """Log why there is no connection, unless the same reason was logged since the last one."""
+        """Log why there is no connection; skip repetitions until there is one."""
         if reason == self._reported:
             return
         self._reported = reason
