@@ -56,7 +56,7 @@ ClipMaker = Callable[..., Path]
 
 
 def numbered_image(index: int, width: int, height: int) -> NDArray[np.uint8]:
-    """An image whose grey level is that of its index (below 64), even after lossy coding."""
+    """Return an image whose grey level encodes its index (below 64), also after lossy coding."""
     return np.full((height, width, 3), 2 + 4 * index % 256, np.uint8)
 
 
@@ -131,7 +131,8 @@ class RtspServer:
 
 
 @functools.cache
-def _why_no_rtsp() -> str:
+def _rtsp_error() -> str:
+    """Return why no RTSP server can be started, or an empty string."""
     if not Path(SYSTEM_PYTHON).exists():
         return f"there is no {SYSTEM_PYTHON}"
     probe = subprocess.run([SYSTEM_PYTHON, "-c", _HAS_RTSP], capture_output=True, text=True)
@@ -141,7 +142,7 @@ def _why_no_rtsp() -> str:
 @pytest.fixture
 def rtsp_server(free_port: int) -> Iterator[RtspServer]:
     """An RTSP server on this machine, not yet started; skips where GStreamer is absent."""
-    if reason := _why_no_rtsp():
+    if reason := _rtsp_error():
         pytest.skip(reason)
     server = RtspServer(free_port)
     yield server
@@ -166,7 +167,7 @@ def http_server(tmp_path: Path) -> Iterator[str]:
 
 
 class StallingServer:
-    """Answers one HTTP request with the beginning of a file, then sends nothing for long."""
+    """Answers one HTTP request with the beginning of a file, then sends nothing more."""
 
     def __init__(self, content: bytes, sent: int) -> None:
         self._socket = socket.create_server(("127.0.0.1", 0))
@@ -216,9 +217,9 @@ CORNERS = Keypoints(("left_top", "right_bottom"), ((0, 1),))
 
 
 class TimedEngine(Engine):
-    """An engine that takes its time: one box with a full mask in every image.
+    """An engine with set durations: it finds one box with a full mask in every image.
 
-    It keeps the order in which it saw the images, and counts what was not released. With
+    It records the size of each batch and counts the detections that are not released. With
     ``pose_s`` it has a poser: the corners of the box are keypoints.
     """
 

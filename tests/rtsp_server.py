@@ -2,7 +2,7 @@
 
     /usr/bin/python3 tests/rtsp_server.py --port 8554 --path /cam
 
-It prints "ready" when it listens and serves until it is ended.
+It prints "ready" when it listens, and serves until it is killed.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402
 def push_numbered(media: GstRtspServer.RTSPMedia, arguments: argparse.Namespace) -> None:
     """Send frames 0, 1, 2 ... that carry their number for ``benchmarks/numbered_frames.py``.
 
-    32 blocks, 8 in a row, dark for 0 and bright for 1: 4 bits id, 24 bits number, 4 bits checksum.
+    32 blocks, 8 per row, dark for 0 and bright for 1: 4 bits id, 24 bits number, 4 bits checksum.
     """
     source = media.get_element().get_by_name("frames")
     width, height, number = arguments.width, arguments.height, 0
@@ -53,7 +53,9 @@ def main() -> None:
     parser.add_argument("--fps", type=int, default=30)
     parser.add_argument("--frames", type=int, default=-1, help="end the stream after N frames")
     parser.add_argument("--codec", choices=["h264", "h265"], default="h264")
-    parser.add_argument("--key-interval", type=int, help="images; half a second's by default")
+    parser.add_argument(
+        "--key-interval", type=int, help="key frame every N frames (default: 0.5 s)"
+    )
     parser.add_argument("--credentials", help="user:password")
     parser.add_argument("--numbered", type=int, help="send frames that carry this id and a number")
     arguments = parser.parse_args()

@@ -33,21 +33,22 @@ pytest.importorskip("ray")
 
 ROOT = Path(maskcast.__file__).parents[1]
 COMMAND = [sys.executable, "-m", "maskcast"]
-SOON_S = 180.0
-"""Much longer than anything takes on a machine that has time for it."""
+TIMEOUT_S = 180.0
+"""Much longer than any step takes on an idle machine."""
 
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": str(ROOT),
     "COLUMNS": "160",
     "RAY_AUTH_MODE": "disabled",  # everything is on loopback
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's way to say that it is
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # binds Ray to loopback
 }
 
 
 def processes_in(folder: Path) -> dict[int, str]:
-    """The processes that work in a folder, with their commands: all that a test has started there.
+    """Return the processes whose working directory is a folder, with their commands.
 
-    Ray's processes overwrite their environment and leave their parents, but not the folder.
+    This finds all that a test has started there: Ray's processes overwrite their environment and
+    leave their parents, but not the folder.
     """
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
@@ -59,7 +60,7 @@ def processes_in(folder: Path) -> dict[int, str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """Where a test's processes work; none may be left at the end."""
+    """Yield the working directory of a test's processes; none may be left at the end."""
     folder = tmp_path / "here"
     folder.mkdir()
     yield folder
@@ -73,7 +74,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def listening_addresses(pids: Iterable[int]) -> list[str]:
-    """The IP addresses that processes listen on, once for each TCP socket."""
+    """Return the IP addresses that processes listen on, once for each TCP socket."""
     sockets = set()
     for pid in pids:
         for file in Path(f"/proc/{pid}/fd").glob("*"):
@@ -92,7 +93,7 @@ def listening_addresses(pids: Iterable[int]) -> list[str]:
 
 
 class Nodes:
-    """Ray nodes with one CPU each; ``benchmarks.ray_nodes`` in a process of its own."""
+    """Ray nodes with one CPU each: ``benchmarks.ray_nodes`` as a process."""
 
     def __init__(self, folder: Path, *client_port: int) -> None:
         self._log = folder / "nodes.log"
@@ -118,11 +119,11 @@ class Nodes:
         return int(self._answer())
 
     def close(self) -> None:
-        self._process.communicate(timeout=SOON_S)
+        self._process.communicate(timeout=TIMEOUT_S)
 
     def _answer(self) -> str:
         assert self._process.stdout is not None
-        for line in self._process.stdout:  # Ray prints there too
+        for line in self._process.stdout:  # Ray prints to it too
             if line.startswith("said "):
                 return line.split()[1]
         raise AssertionError(f"the nodes have ended: {self._log.read_text()[-2000:]}")
@@ -137,7 +138,7 @@ def nodes(folder: Path) -> Iterator[Nodes]:
 
 @pytest.fixture
 def head(folder: Path, free_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cluster for the address ``auto``: what ``ray start --head`` leaves running."""
+    """Start a cluster for the address ``auto``, as ``ray start --head`` leaves it running."""
     # A short path: Ray puts sockets there.
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as files:
         monkeypatch.setitem(ENVIRONMENT, "RAY_TMPDIR", files)
@@ -164,7 +165,7 @@ def kill_all_in(folder: Path) -> None:
     for pid in processes_in(folder):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not processes_in(folder), SOON_S)
+    wait_until(lambda: not processes_in(folder), TIMEOUT_S)
 
 
 class Fleet:
@@ -189,8 +190,8 @@ class Fleet:
             env=ENVIRONMENT,
             cwd=folder,
         )
-        self.client = ControlClient(control, timeout_s=SOON_S)
-        self.words = ["cluster", "--control", control, "--timeout-s", str(SOON_S)]
+        self.client = ControlClient(control, timeout_s=TIMEOUT_S)
+        self.words = ["cluster", "--control", control, "--timeout-s", str(TIMEOUT_S)]
 
     def command(self, *words: str, code: int = 0) -> str:
         result = subprocess.run(
@@ -198,7 +199,7 @@ class Fleet:
             capture_output=True,
             text=True,
             env=ENVIRONMENT,
-            timeout=2 * SOON_S,
+            timeout=2 * TIMEOUT_S,
             check=False,
         )
         assert result.returncode == code, result.stderr
@@ -209,14 +210,16 @@ class Fleet:
         return next(source for source in self.client.list() if source.name == name)
 
     def wait_for(self, name: str, condition: Callable[[SourceReport], bool]) -> SourceReport:
-        wait_until(lambda: self.process.poll() is not None or condition(self.source(name)), SOON_S)
+        wait_until(
+            lambda: self.process.poll() is not None or condition(self.source(name)), TIMEOUT_S
+        )
         assert self.process.poll() is None, self.log()
         return self.source(name)
 
     def has_started(self) -> bool:
-        """Wait until it has started or ended, and return which."""
+        """Wait until it has started or ended; return whether it has started."""
         wait_until(
-            lambda: self.process.poll() is not None or bool(self.events("control_open")), SOON_S
+            lambda: self.process.poll() is not None or bool(self.events("control_open")), TIMEOUT_S
         )
         return self.process.poll() is None
 
@@ -234,7 +237,7 @@ class Fleet:
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(SOON_S)
+        return self.process.wait(TIMEOUT_S)
 
     def close(self) -> None:
         self.process.kill()
@@ -259,8 +262,8 @@ def start(folder: Path) -> Iterator[Callable[..., Fleet]]:
         fleet.close()
 
 
-class Audience:
-    """A subscriber that keeps the books about everything it receives."""
+class Receiver:
+    """A subscriber that keeps everything that it receives."""
 
     def __init__(self, endpoint: str) -> None:
         self.frames: dict[str, list[PublishedFrame]] = defaultdict(list)
@@ -268,9 +271,9 @@ class Audience:
         self._subscription: Any = subscribe(
             endpoint, policy="all", events=True, until_ended=False, timeout_s=600
         )
-        self._thread = threading.Thread(target=self._listen, name="audience")
+        self._thread = threading.Thread(target=self._listen, name="receiver")
 
-    def __enter__(self) -> Audience:
+    def __enter__(self) -> Receiver:
         self._subscription.open()
         self._thread.start()
         return self
@@ -285,21 +288,21 @@ class Audience:
             kept[item.source].append(item)
 
     def publisher(self, name: str) -> str:
-        wait_until(lambda: bool(self.frames[name]), SOON_S)
+        wait_until(lambda: bool(self.frames[name]), TIMEOUT_S)
         return self.frames[name][-1].publisher
 
     def wait_for_more(self, name: str, count: int = 2) -> None:
         seen = len(self.frames[name])
-        wait_until(lambda: len(self.frames[name]) >= seen + count, SOON_S)
+        wait_until(lambda: len(self.frames[name]) >= seen + count, TIMEOUT_S)
 
     def wait_for_another_publisher(self, name: str, before: str) -> None:
-        wait_until(lambda: self.publisher(name) != before, SOON_S)
+        wait_until(lambda: self.publisher(name) != before, TIMEOUT_S)
 
     def ended(self, name: str) -> list[str]:
         return [event.data["reason"] for event in self.events[name] if event.name == "ended"]
 
-    def check_books(self) -> None:
-        """Every missing number is reported as lost, every new publisher as a restart."""
+    def check_losses(self) -> None:
+        """Check that missing numbers are reported as lost and new publishers as restarts."""
         for frames in self.frames.values():
             for before, frame in itertools.pairwise(frames):
                 is_same = before.publisher == frame.publisher
@@ -316,30 +319,30 @@ def test_sources_survive_workers_nodes_and_the_gateway(
 ) -> None:
     raylet = nodes.add("second")
     fleet = start(nodes.address, door=PATTERN, yard=PATTERN)
-    with Audience(fleet.endpoint) as audience:
+    with Receiver(fleet.endpoint) as receiver:
         fleet.wait_until_running("door", "yard")
-        first = audience.publisher("door")
-        untouched = audience.publisher("yard")
+        first = receiver.publisher("door")
+        untouched = receiver.publisher("yard")
 
-        # A worker dies: its source is back as a new publisher, the other source notices nothing.
+        # A worker dies: its source is back as a new publisher, the other source is not affected.
         os.kill(fleet.source("door").pid or 0, signal.SIGKILL)
-        audience.wait_for_another_publisher("door", first)
+        receiver.wait_for_another_publisher("door", first)
         assert fleet.source("door").restarts == 1
         assert fleet.source("yard").restarts == 0
-        assert audience.publisher("yard") == untouched
-        assert not any(frame.lost_before for frame in audience.frames["yard"])
+        assert receiver.publisher("yard") == untouched
+        assert not any(frame.lost_before for frame in receiver.frames["yard"])
 
-        # The gateway dies: the same publishers go on, and what was lost meanwhile is counted.
+        # The gateway dies: the same publishers continue, and what is lost meanwhile is counted.
         gateway = fleet.client.status()[0].gateway.pid
         os.kill(gateway or 0, signal.SIGKILL)
-        wait_until(lambda: fleet.client.status()[0].gateway.pid not in (None, gateway), SOON_S)
-        audience.wait_for_more("yard")
-        assert audience.publisher("yard") == untouched
+        wait_until(lambda: fleet.client.status()[0].gateway.pid not in (None, gateway), TIMEOUT_S)
+        receiver.wait_for_more("yard")
+        assert receiver.publisher("yard") == untouched
 
-        # A source moves, without an end.
+        # A source moves and does not end.
         there = "second" if fleet.source("yard").node == "head" else "head"
         assert fleet.command("move", "yard", there).startswith("yard: moved, ")
-        audience.wait_for_another_publisher("yard", untouched)
+        receiver.wait_for_another_publisher("yard", untouched)
         assert fleet.source("yard").node == there
         assert "is on that node already" in fleet.command("move", "yard", there, code=2)
         assert "there is no node 'third'" in fleet.command("move", "yard", "third", code=2)
@@ -348,31 +351,31 @@ def test_sources_survive_workers_nodes_and_the_gateway(
         for name in ("door", "yard"):
             if fleet.source(name).node == "head":
                 fleet.command("move", name, "second")
-        before = {name: audience.publisher(name) for name in ("door", "yard")}
+        before = {name: receiver.publisher(name) for name in ("door", "yard")}
         os.kill(raylet, signal.SIGKILL)
         for name, publisher in before.items():
-            audience.wait_for_another_publisher(name, publisher)
+            receiver.wait_for_another_publisher(name, publisher)
             assert fleet.source(name).node == "head"
         assert [node.name for node in fleet.client.status()[0].nodes] == ["head"]
 
-        assert not audience.ended("door") + audience.ended("yard")
+        assert not receiver.ended("door") + receiver.ended("yard")
         assert fleet.stop() == 0, fleet.log()
-        wait_until(lambda: bool(audience.ended("door") and audience.ended("yard")), SOON_S)
-    audience.check_books()
+        wait_until(lambda: bool(receiver.ended("door") and receiver.ended("yard")), TIMEOUT_S)
+    receiver.check_losses()
     lost = {event["source"] for event in fleet.events("source_lost")}
     assert lost == {"door", "yard"}
     assert len(fleet.events("gateway_lost")) == 1
 
 
-def test_sources_are_added_and_removed_and_reported_when_there_is_no_place(
+def test_sources_are_added_and_removed_and_reported_when_no_cpu_is_free(
     nodes: Nodes, start: Callable[..., Fleet]
 ) -> None:
     fleet = start(nodes.address, door=PATTERN)
-    with Audience(fleet.endpoint) as audience:
+    with Receiver(fleet.endpoint) as receiver:
         fleet.wait_until_running("door")
         assert fleet.command("add", "yard", PATTERN).startswith("yard: added, ")
         fleet.wait_until_running("yard")
-        audience.publisher("yard")
+        receiver.publisher("yard")
         assert "there is a source 'yard'" in fleet.command("add", "yard", PATTERN, code=2)
 
         # Both halves of the only CPU are taken.
@@ -383,12 +386,12 @@ def test_sources_are_added_and_removed_and_reported_when_there_is_no_place(
         assert "roof: unplaced" in status
         assert "node head" in status
 
-        # A place becomes free.
+        # A CPU becomes free.
         assert fleet.command("remove", "yard") == "yard: removed\n"
-        wait_until(lambda: bool(audience.ended("yard")), SOON_S)
-        assert audience.ended("yard") == ["removed"]
+        wait_until(lambda: bool(receiver.ended("yard")), TIMEOUT_S)
+        assert receiver.ended("yard") == ["removed"]
         fleet.wait_until_running("roof")
-        audience.publisher("roof")
+        receiver.publisher("roof")
         assert health(fleet, 200)["healthy"]
         assert [source.name for source in fleet.client.list()] == ["door", "roof"]
 
@@ -398,11 +401,11 @@ def test_sources_are_added_and_removed_and_reported_when_there_is_no_place(
             assert sample in scraped, scraped
         assert "maskcast_gateway_publishers 2.0" in scraped
         assert fleet.stop() == 0, fleet.log()
-    audience.check_books()
-    assert not any(frame.lost_before for frames in audience.frames.values() for frame in frames)
+    receiver.check_losses()
+    assert not any(frame.lost_before for frames in receiver.frames.values() for frame in frames)
 
 
-def test_a_source_that_kills_its_worker_again_and_again_is_set_aside(
+def test_a_source_that_kills_its_worker_repeatedly_is_set_aside(
     nodes: Nodes, start: Callable[..., Fleet]
 ) -> None:
     fleet = start(nodes.address, door=PATTERN)
@@ -424,7 +427,7 @@ def test_a_source_that_kills_its_worker_again_and_again_is_set_aside(
     assert fleet.source("door").restarts == 4
     assert "door is set aside" in str(health(fleet, 503)["problems"])
 
-    # Removed and added, it has another chance.
+    # Removed and added, it is started again.
     fleet.command("remove", "door")
     fleet.command("add", "door", PATTERN)
     fleet.wait_until_running("door")
@@ -439,11 +442,11 @@ def test_a_cluster_elsewhere_is_used_through_ray_client(
             fleet = start(f"ray://127.0.0.1:{free_port}", door=PATTERN)
             if fleet.has_started():
                 break
-        with Audience(fleet.endpoint) as audience:
+        with Receiver(fleet.endpoint) as receiver:
             fleet.wait_until_running("door")
-            first = audience.publisher("door")
+            first = receiver.publisher("door")
             os.kill(fleet.source("door").pid or 0, signal.SIGKILL)
-            audience.wait_for_another_publisher("door", first)
+            receiver.wait_for_another_publisher("door", first)
             assert fleet.stop() == 0, fleet.log()
         assert "Traceback" not in fleet.log()
     finally:
@@ -451,7 +454,7 @@ def test_a_cluster_elsewhere_is_used_through_ray_client(
 
 
 def kill_raylet(folder: Path) -> None:
-    """Kill the only raylet of a cluster, which the command is connected to."""
+    """Kill a cluster's only raylet, to which the command is connected."""
     (raylet,) = (pid for pid, command in processes_in(folder).items() if "raylet/raylet" in command)
     os.kill(raylet, signal.SIGKILL)
 
@@ -461,13 +464,13 @@ def test_a_cluster_of_this_machine_is_found_and_its_loss_ends_the_command(
     start: Callable[..., Fleet], folder: Path
 ) -> None:
     fleet = start("auto", door=PATTERN)
-    with Audience(fleet.endpoint) as audience:
-        first = audience.publisher("door")
+    with Receiver(fleet.endpoint) as receiver:
+        first = receiver.publisher("door")
         os.kill(fleet.source("door").pid or 0, signal.SIGKILL)
-        audience.wait_for_another_publisher("door", first)
+        receiver.wait_for_another_publisher("door", first)
         gateway = fleet.client.status()[0].gateway.pid
         kill_raylet(folder)
-        assert fleet.process.wait(SOON_S) == 1
+        assert fleet.process.wait(TIMEOUT_S) == 1
     assert "maskcast: the Ray node that this command is connected to has died" in fleet.log()
     assert "Traceback" not in fleet.log()
     assert gateway not in processes_in(folder)
@@ -479,9 +482,9 @@ def test_a_local_cluster_whose_node_dies_ends_with_everything(
     fleet = start("local", door=PATTERN)
     fleet.wait_until_running("door")
     kill_raylet(folder)
-    assert fleet.process.wait(SOON_S) == 1
+    assert fleet.process.wait(TIMEOUT_S) == 1
     assert "maskcast: the Ray node that this command is connected to has died" in fleet.log()
-    wait_until(lambda: not processes_in(folder), SOON_S)
+    wait_until(lambda: not processes_in(folder), TIMEOUT_S)
 
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
@@ -496,8 +499,8 @@ def test_a_local_cluster_is_on_loopback_only_and_ends_with_the_command(
     assert len(listening) > 5
     assert all(ipaddress.ip_address(address).is_loopback for address in listening), listening
     fleet.process.send_signal(ending)
-    assert fleet.process.wait(SOON_S) == (0 if ending is signal.SIGTERM else -ending)
-    wait_until(lambda: not processes_in(folder), SOON_S)
+    assert fleet.process.wait(TIMEOUT_S) == (0 if ending is signal.SIGTERM else -ending)
+    wait_until(lambda: not processes_in(folder), TIMEOUT_S)
 
 
 @pytest.mark.parametrize(
@@ -510,7 +513,7 @@ def test_a_local_cluster_is_on_loopback_only_and_ends_with_the_command(
         ("sources: [test://8x8@1]\ncluster: {}\noutputs: {save: a.mp4}", "outputs: not possible"),
     ],
 )
-def test_what_the_user_got_wrong_is_one_line(text: str, message: str, tmp_path: Path) -> None:
+def test_a_users_mistake_is_reported_in_one_line(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "fleet.yaml").write_text(text)
     result = subprocess.run(
         [*COMMAND, "cluster", "run", "--config", str(tmp_path / "fleet.yaml")],
@@ -529,7 +532,7 @@ def metrics_url(fleet: Fleet) -> str:
 
 
 def health(fleet: Fleet, status: int) -> dict[str, Any]:
-    """What ``/healthz`` says, as soon as it says it with this status."""
+    """Return the answer of ``/healthz`` as soon as it has this status."""
     body: dict[str, Any] = {}
 
     def has_status() -> bool:
@@ -543,5 +546,5 @@ def health(fleet: Fleet, status: int) -> dict[str, Any]:
         time.sleep(0.2)
         return bool(found == status)
 
-    wait_until(has_status, SOON_S)
+    wait_until(has_status, TIMEOUT_S)
     return body

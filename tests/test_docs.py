@@ -49,7 +49,7 @@ def generate() -> ModuleType:
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """The page's code blocks in a language; "" for those without one."""
+    """Return the page's code blocks in a language; "" for those without one."""
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
@@ -100,7 +100,7 @@ def test_the_readme_is_short() -> None:
 
 
 def shell_lines(page: Path) -> Iterator[list[str]]:
-    """The words of every command line in code blocks and, in backquotes, in the text."""
+    """Yield the words of every command line in code blocks and, in backquotes, in the text."""
     lines = [line for block in blocks(page, "") for line in block.replace("\\\n", " ").splitlines()]
     lines += re.findall(r"`((?:maskcast|make|python -m benchmarks)[ .][^`]*)`", prose(page))
     for line in lines:
@@ -125,7 +125,7 @@ def options_of(command: Any) -> set[str]:
 
 
 def check_command(words: list[str]) -> str:
-    """Say what is wrong with a ``maskcast`` command line; "" if nothing is."""
+    """Return what is wrong with a ``maskcast`` command line; "" if nothing is."""
     rest, name, allowed = words[1:], "maskcast", {"--version", "--help", "--install-completion"}
     for word in rest:
         if f"{name} {word}" in known_commands():
@@ -259,7 +259,7 @@ def test_every_log_event_is_documented_and_no_other() -> None:
 
 @functools.cache
 def threads() -> set[tuple[str, Path]]:
-    """The names of all threads, and the files that start them."""
+    """Return the names of all threads, with the files that start them."""
     found = set()
     for file in (file for folder in PACKAGES for file in (ROOT / folder).rglob("*.py")):
         if "daemon=" not in (text := file.read_text()):
@@ -279,7 +279,7 @@ def threads() -> set[tuple[str, Path]]:
 
 
 def thread_names(*without: str) -> set[str]:
-    """The names of all threads, apart from those in some folders."""
+    """Return the names of all threads, except those in some folders."""
     of_stages = {"preprocess", "infer", "masks", "publish", "record"}
     return of_stages | {name for name, file in threads() if not {*without} & {*file.parts}}
 

@@ -1,4 +1,4 @@
-"""``maskcast gateway``: real processes that are killed, and what a subscriber makes of it."""
+"""``maskcast gateway`` as real processes that are killed, and what subscribers receive."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def gateway() -> Iterator[GatewayProcess]:
     gateway.close()
 
 
-def test_after_a_gateway_was_killed_the_subscriber_goes_on_and_counts_what_it_lost(
+def test_after_a_gateway_was_killed_the_subscriber_continues_and_counts_what_it_lost(
     gateway: GatewayProcess,
 ) -> None:
     with (
@@ -122,7 +122,7 @@ print(sent)
 
 
 def publishing_process(*gateways: GatewayProcess) -> subprocess.Popen[str]:
-    """A publisher; it ends with its standard input, and then prints how many frames it sent."""
+    """Start a publisher; it ends with its standard input, and prints how many frames it sent."""
     paths = os.pathsep.join(str(path) for path in (ROOT, ROOT / "tests/reference"))
     return subprocess.Popen(
         [sys.executable, "-c", PUBLISH, *(gateway.sources for gateway in gateways)],
@@ -286,7 +286,7 @@ def test_a_gateway_shows_its_figures_and_ends_by_a_signal(gateway: GatewayProces
         (["--sources", "tcp://127.0.0.1:0", "--secret-key", "x"], "--secret-key: not used"),
     ],
 )
-def test_a_mistake_is_one_line(arguments: list[str], problem: str) -> None:
+def test_a_mistake_is_reported_in_one_line(arguments: list[str], problem: str) -> None:
     with maskcast_command("gateway", *arguments) as process:
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 2

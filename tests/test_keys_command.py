@@ -1,4 +1,4 @@
-"""Keys from the command line to the image: real processes, real sockets."""
+"""Keys from the command line to received frames: real processes, real sockets."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_rights_are_written_by_a_command_and_decide_what_is_seen(folder: Path) -
         (("clients/anna.key_secret", "--sources", "*"), "contains a secret key"),
     ],
 )
-def test_a_mistake_in_rights_is_one_line(
+def test_a_mistake_in_rights_is_reported_in_one_line(
     folder: Path, arguments: tuple[str, ...], problem: str
 ) -> None:
     code, output, errors = run(folder, "keys", "allow", *arguments)

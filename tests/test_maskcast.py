@@ -133,7 +133,7 @@ def test_every_type_in_a_public_signature_is_public() -> None:
 
 
 def hints_of(value: Any) -> Iterator[tuple[str, Any]]:
-    """The types of a function, or of a class's attributes and public methods."""
+    """Yield the types of a function, or of a class's attributes and public methods."""
     parts = {value.__name__: value}
     if inspect.isclass(value):
         for name, member in inspect.getmembers(value):
@@ -147,7 +147,7 @@ def hints_of(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def classes_in(hint: Any) -> Iterator[type]:
-    """The classes that a type is made of."""
+    """Yield the classes that a type is made of."""
     if isinstance(hint, list | tuple):
         for part in hint:
             yield from classes_in(part)
@@ -235,15 +235,15 @@ print([name for name in unwanted if name in sys.modules])
     assert run_python(code).strip() == "[]"
 
 
-def test_the_rooms_know_only_those_they_may() -> None:
+def test_each_package_imports_only_what_it_may() -> None:
     root = Path(maskcast.__file__).parent
     forbidden = {
         "engines": ("maskcast.pipeline", "maskcast.builder", "torch", "torchvision", "onnx"),
         "pipeline": ("maskcast.builder", "torch", "torchvision", "onnx"),
         "builder": ("maskcast.pipeline",),
     }
-    for room, others in forbidden.items():
-        for path in (root / room).rglob("*.py"):
+    for package, others in forbidden.items():
+        for path in (root / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
                 if isinstance(node, ast.ImportFrom) and node.module:
@@ -292,8 +292,8 @@ def test_every_folder_of_the_pipeline_has_its_arrows() -> None:
 
 def test_nothing_is_ever_pickled() -> None:
     root = Path(maskcast.__file__).parent
-    for room in ("engines", "pipeline"):
-        for path in (root / room).rglob("*.py"):
+    for package in ("engines", "pipeline"):
+        for path in (root / package).rglob("*.py"):
             assert "pickle" not in path.read_text(), path
 
 

@@ -1,4 +1,4 @@
-"""The package as it is installed: a wheel in an environment of its own, away from the checkout."""
+"""The package as users install it: a wheel in its own environment, away from the checkout."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ ROOT = Path(__file__).parents[1]
 NOT_COPIED = (".git", ".venv*", "build", "dist", "runs", "*.egg-info", "__pycache__", ".*_cache")
 USER_PROGRAM = Path(__file__).with_name("user_program.py")
 
-
 # The environment must not see the checkout.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
@@ -35,7 +34,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sdist of this checkout and the wheel that was built from the sdist."""
+    """Return a folder with the sdist of this checkout and the wheel that was built from it."""
     folder = tmp_path_factory.mktemp("build")
     source, output = folder / "source", folder / "dist"
     shutil.copytree(ROOT, source, symlinks=True, ignore=shutil.ignore_patterns(*NOT_COPIED))
@@ -95,7 +94,7 @@ def test_the_wheel_has_the_page_of_the_view(distributions: Path) -> None:
     assert len(page) >= 7
 
 
-def test_only_maskcast_lands_in_site_packages(installed: Installed) -> None:
+def test_only_maskcast_is_installed_in_site_packages(installed: Installed) -> None:
     files = installed.distribution.files
     assert files is not None
     tops = {file.parts[0] for file in files if file.parts[0] != ".."}

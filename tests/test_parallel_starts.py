@@ -1,4 +1,4 @@
-"""Runs that start at the same moment with an empty cache folder, as the workers of a cluster do."""
+"""Runs that start together with an empty cache folder, as the workers of a cluster do."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from parity import PORTRAIT
 
 import maskcast
 
 ROOT = Path(maskcast.__file__).parents[1]
-PORTRAIT = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
-PATIENCE_S = 240.0
+TIMEOUT_S = 240.0
 
 COMMAND = "from maskcast import main; main()"
 WRITES_HALF = """
@@ -46,7 +45,7 @@ def fdopen(number, mode):
 
 user_cache.os = types.SimpleNamespace(environ=os.environ, fdopen=fdopen)
 """
-"""Stops for ever in the middle of the first file that it writes into the cache."""
+"""Blocks in the middle of the first file that it writes to the cache."""
 
 
 class Run:
@@ -75,7 +74,7 @@ class Run:
 
     def finish(self) -> tuple[Any, list[bool]]:
         """Return the instances of the image, and whether its graphs came from the cache."""
-        _, errors = self.process.communicate(timeout=PATIENCE_S)
+        _, errors = self.process.communicate(timeout=TIMEOUT_S)
         assert self.process.returncode == 0, errors
         events = [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
         assert not [event for event in events if event["level"] in ("warning", "error")], errors
@@ -85,7 +84,7 @@ class Run:
 
 
 def files(folder: Path) -> list[str]:
-    """The kinds of files in the cache."""
+    """Return the suffixes of the files in the cache."""
     return sorted(path.suffix for path in (folder / "cache/maskcast/openvino").iterdir())
 
 
@@ -96,7 +95,7 @@ def assert_same(first: Any, second: Any) -> None:
         np.testing.assert_allclose(given, other, rtol=0.01, atol=0.01)
 
 
-def test_both_are_right_and_leave_a_cache_that_the_next_run_loads(tmp_path: Path) -> None:
+def test_two_runs_are_right_and_leave_a_cache_that_the_next_loads(tmp_path: Path) -> None:
     with Run(tmp_path, "a") as one, Run(tmp_path, "b") as other:
         results = [one.finish()[0], other.finish()[0]]
     assert files(tmp_path) == [".graphs"]
@@ -107,14 +106,14 @@ def test_both_are_right_and_leave_a_cache_that_the_next_run_loads(tmp_path: Path
         assert_same(result, instances)
 
 
-def test_one_that_is_killed_while_it_writes_harms_neither_the_other_nor_the_next(
+def test_a_run_that_is_killed_while_it_writes_harms_no_other(
     tmp_path: Path,
 ) -> None:
     with ExitStack() as running:
         killed = running.enter_context(Run(tmp_path, "a", WRITES_HALF + COMMAND))
-        other = running.enter_context(Run(tmp_path, "b"))
         assert killed.process.stdout is not None
         assert killed.process.stdout.readline() == "writing\n"
+        other = running.enter_context(Run(tmp_path, "b"))
         killed.process.kill()
         result, _ = other.finish()
         assert files(tmp_path) == [".graphs", ".pending"]

@@ -85,7 +85,7 @@ def test_a_reader_receives_every_frame_of_a_publisher(reader: list[str]) -> None
         assert printed["areas"] == [int(expected.mask(i).sum()) for i in range(index % 3)]
 
 
-def test_a_reader_goes_on_behind_a_malformed_message(reader: list[str]) -> None:
+def test_a_reader_continues_after_a_malformed_message(reader: list[str]) -> None:
     def parts(path: Path) -> list[bytes]:
         return [bytes.fromhex(part) for part in json.loads(path.read_text())["parts"]]
 

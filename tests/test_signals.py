@@ -29,7 +29,7 @@ from maskcast.pipeline.subscriber.subscription import StreamEvent
 ROOT = Path(maskcast.__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
 LIMIT_S = 20.0
-"""Less than what hangs in these tests hangs for. The promise, 2 s, needs a processor to itself."""
+"""Less than what blocks in these tests takes; the documented 2 s do not hold on a busy machine."""
 
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["INT", "TERM"])
 
@@ -102,7 +102,7 @@ class Run:
     def close(self) -> None:
         self.process.kill()
         self.process.communicate()
-        self._listener.join(1.0)  # it ends when all sources have
+        self._listener.join(60 if self.heard else 1)  # it ends when all sources that it knows have
         self._subscription.close()
         self._listener.join()
 
@@ -171,8 +171,8 @@ def test_sources_in_every_state_end(
         refused = f"rtsp://127.0.0.1:{other.getsockname()[1]}/cam"
         sources = [
             {"name": "streaming", "url": "test://64x48@25"},
-            {"name": "connecting", "url": silent_camera, "open_timeout_s": 60},
-            {"name": "stalled", "url": rtsp_server.url, "read_timeout_s": 6},
+            {"name": "connecting", "url": silent_camera, "open_timeout_s": 200},
+            {"name": "stalled", "url": rtsp_server.url, "read_timeout_s": 60},
             {"name": "reconnecting", "url": refused},
             {"name": "ended", "url": str(make_clip())},
         ]

@@ -1,4 +1,4 @@
-"""The unit for systemd, as systemd itself reads it, and what its rules for restarts do."""
+"""The systemd unit: systemd accepts it, and its settings restart the service as intended."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ needs_systemd = pytest.mark.skipif(
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    """The unit with a program that is there, since systemd looks for it."""
+    """Return the unit with a program that exists, since systemd checks that it does."""
     text = UNIT.read_text()
     assert text.count("/usr/local/bin/maskcast run") == 1
     path = tmp_path / UNIT.name
@@ -52,7 +52,7 @@ def verify(unit: Path) -> str:
 
 
 @needs_systemd
-def test_systemd_has_nothing_to_complain_of(unit: Path) -> None:
+def test_systemd_accepts_the_unit(unit: Path) -> None:
     assert verify(unit) == ""
 
 
@@ -60,7 +60,7 @@ def test_systemd_has_nothing_to_complain_of(unit: Path) -> None:
 @pytest.mark.parametrize(
     ("right", "wrong"), [("Restart=on-failure", "Restart=perhaps"), ("RestartSec", "RestartSecs")]
 )
-def test_what_is_wrong_in_a_unit_would_be_seen(unit: Path, right: str, wrong: str) -> None:
+def test_a_mistake_in_a_unit_is_detected(unit: Path, right: str, wrong: str) -> None:
     unit.write_text(unit.read_text().replace(right, wrong))
     assert verify(unit) != ""
 
@@ -80,9 +80,10 @@ def test_the_unit_is_hardened(unit: Path) -> None:
 
 
 class Service:
-    """Runs a unit's command under its own rules for restarts, as systemd.service(5) has them.
+    """Runs a unit's command and restarts it by the unit's settings, as in systemd.service(5).
 
-    The waits before restarts pass ``hurry`` times as fast; the limit counts them and no other time.
+    The waits before restarts are ``hurry`` times shorter than configured. The start limit counts
+    the configured waits, and no other time.
     """
 
     def __init__(self, unit: Path, config: Path, *, hurry: float = 1.0) -> None:
@@ -152,7 +153,7 @@ class Service:
         return len(self._starts) >= burst
 
     def cut_power(self) -> None:
-        """Kill the process without a warning."""
+        """Kill the process with SIGKILL."""
         if self.process is not None:
             self.process.kill()
 
@@ -186,7 +187,7 @@ def service(
         started.close()
 
 
-def test_after_a_power_cut_the_service_waits_for_its_camera_and_goes_on(
+def test_after_a_power_cut_the_service_waits_for_its_camera_and_continues(
     rtsp_server, tmp_path: Path
 ) -> None:
     """The camera is off when the service starts, and when it starts again."""

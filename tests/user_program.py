@@ -1,4 +1,4 @@
-"""What a user writes. The types below are claims that mypy and pyright verify (test_package.py)."""
+"""A user's program, whose asserted types mypy and pyright check (test_package.py)."""
 
 from typing import assert_type
 

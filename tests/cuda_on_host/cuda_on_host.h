@@ -1,7 +1,7 @@
-// CUDA's execution model on the host, for tests: enough of the language that a .cu file compiles with
-// g++. The threads of a block are coroutines that change places at __syncthreads; blocks run one
-// after another. `reversed` turns the order of threads and blocks around, so that a kernel that
-// counts on an order (a barrier forgotten) gives another result.
+// CUDA's execution model on the host, for tests: as much of the language as g++ needs to compile the
+// project's .cu file. The threads of a block are coroutines that switch at __syncthreads; blocks run
+// one after another. `reversed` reverses the order of threads and blocks, so that a kernel that
+// depends on an order (a missing barrier) gives another result.
 #pragma once
 
 #include <ucontext.h>

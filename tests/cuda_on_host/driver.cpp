@@ -1,16 +1,16 @@
-// A libcuda.so.1 over host memory, for tests: real pycuda runs on it, cuLaunchKernel runs the
-// project's kernels compiled for the host.
+// A libcuda.so.1 over host memory, for tests: unmodified pycuda runs on it, and cuLaunchKernel runs
+// the project's kernels compiled for the host.
 //
-// It is as lazy as a driver may be: work put on a stream is done only when somebody waits for it
-// (cuStreamSynchronize, cuEventSynchronize, cuCtxSynchronize, a wait of another stream that runs).
-// So a synchronisation forgotten always shows: the memory still holds what it held before, 0xCB where
-// it is fresh. Whatever a real driver would suffer in silence or punish late is kept as a fault:
-// writes outside an allocation, freeing memory while work is in flight, asynchronous copies of
-// pageable memory, launches with arguments of another size, handles that are dead, leaks.
+// It defers work as long as a driver may: what is queued on a stream runs only when a caller waits
+// for it (cuStreamSynchronize, cuEventSynchronize, cuCtxSynchronize, or another stream's wait that
+// runs). A missing synchronisation therefore always shows: the memory still holds its old content,
+// 0xCB where it is fresh. What a real driver tolerates or reports late is recorded as a fault: writes
+// outside an allocation, freeing memory while work is in flight, asynchronous copies of pageable
+// memory, launches with arguments of another size, handles of destroyed objects.
 //
 // Locks: `state_lock` guards the tables and is never held while work runs; `work_lock` is held by the
-// one thread that works the streams off. Calls that only queue work never take the second, so work
-// that calls back into Python cannot deadlock with a thread that queues while it holds the GIL.
+// one thread that runs queued work. Calls that only queue work never take `work_lock`, so work that
+// calls back into Python cannot deadlock with a thread that queues work while it holds the GIL.
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -186,8 +186,8 @@ int release(const void* at, bool pinned, const char* call) {
   return kSuccess;
 }
 
-// Works a stream off up to a position; `position` beyond what is queued means all of it.
-void work_off(Handle handle, uint64_t position) {
+// Run a stream's work up to a position; a position past the end runs all of it.
+void run_queued(Handle handle, uint64_t position) {
   Locked working(work_lock);
   while (true) {
     Work work;
@@ -206,7 +206,7 @@ void work_off(Handle handle, uint64_t position) {
   }
 }
 
-void work_off_all(bool blocking_only) {
+void run_all_queued(bool blocking_only) {
   std::vector<Handle> handles;
   {
     Locked lock(state_lock);
@@ -214,14 +214,14 @@ void work_off_all(bool blocking_only) {
       if (!blocking_only || !(stream.flags & kNonBlocking)) handles.push_back(handle);
     }
   }
-  for (Handle handle : handles) work_off(handle, UINT64_MAX);
+  for (Handle handle : handles) run_queued(handle, UINT64_MAX);
 }
 
 int queue(Handle handle, const char* call, Work work) {
   Locked lock(state_lock);
   auto found = streams.find(handle);
   if (found == streams.end()) {
-    return fault(std::string(call) + ": not a living stream", kInvalidHandle);
+    return fault(std::string(call) + ": not a stream", kInvalidHandle);
   }
   if (found->second.capturing) {
     found->second.captured.push_back(std::move(work));
@@ -321,7 +321,7 @@ int cuCtxGetDevice(int* device) { return *device = 0, kSuccess; }
 int cuCtxGetApiVersion(Handle, unsigned* version) { return *version = 3020, kSuccess; }
 int cuCtxSynchronize() {
   REQUIRE_CONTEXT("cuCtxSynchronize");
-  return work_off_all(false), sticky_error;
+  return run_all_queued(false), sticky_error;
 }
 
 int cuMemAlloc_v2(void** at, size_t size) {
@@ -339,13 +339,13 @@ int cuMemFreeHost(void* at) { return release(at, true, "cuMemFreeHost"); }
 
 int cuMemcpyHtoD_v2(void* to, const void* from, size_t size) {
   REQUIRE_CONTEXT("cuMemcpyHtoD");
-  work_off_all(true);
+  run_all_queued(true);
   if (!inside(to, size, false)) return fault("cuMemcpyHtoD: outside", kInvalidValue);
   return std::memcpy(to, from, size), sticky_error;
 }
 int cuMemcpyDtoH_v2(void* to, const void* from, size_t size) {
   REQUIRE_CONTEXT("cuMemcpyDtoH");
-  work_off_all(true);
+  run_all_queued(true);
   if (!inside(from, size, false)) return fault("cuMemcpyDtoH: outside", kInvalidValue);
   return std::memcpy(to, from, size), sticky_error;
 }
@@ -359,7 +359,7 @@ int cuMemcpyDtoDAsync_v2(void* to, const void* from, size_t size, Handle stream)
   return copy_async(to, false, from, false, size, stream, "cuMemcpyDtoDAsync");
 }
 
-// Rows between memory of any kind; what FFmpeg copies a decoded frame with. It waits at once.
+// Copies rows between host and device memory at once; FFmpeg copies decoded frames with it.
 struct Copy2D {
   size_t from_x, from_y;
   int from_kind;
@@ -403,10 +403,10 @@ int cuStreamDestroy_v2(Handle stream) {
 }
 int cuStreamSynchronize(Handle stream) {
   REQUIRE_CONTEXT("cuStreamSynchronize");
-  // FFmpeg's, which PyAV waits for with the GIL: nothing is queued on the default stream here.
+  // FFmpeg waits for the default stream while PyAV holds the GIL; nothing is ever queued on it here.
   if (stream == 0) return sticky_error;
   if (in_capture("cuStreamSynchronize")) return kCaptureUnsupported;
-  return work_off(stream, UINT64_MAX), sticky_error;
+  return run_queued(stream, UINT64_MAX), sticky_error;
 }
 int cuStreamWaitEvent(Handle stream, Handle event, unsigned) {
   REQUIRE_CONTEXT("cuStreamWaitEvent");
@@ -417,7 +417,7 @@ int cuStreamWaitEvent(Handle stream, Handle event, unsigned) {
   if (streams[stream].capturing) return fault("cuStreamWaitEvent during a capture", kCaptureUnsupported);
   const Handle other = found->second.stream;
   const uint64_t position = found->second.position;
-  return queue(stream, "cuStreamWaitEvent", {[=] { work_off(other, position); }});
+  return queue(stream, "cuStreamWaitEvent", {[=] { run_queued(other, position); }});
 }
 
 // cuLaunchHostFunc: the double of TensorRT's execution context puts its work on the stream with it.
@@ -463,11 +463,11 @@ int cuEventSynchronize(Handle event) {
     auto found = events.find(event);
     if (found == events.end()) return fault("cuEventSynchronize: not an event", kInvalidHandle);
     waited = found->second;
-    // What is past is not waited for, also while another thread works a stream off.
+    // An event that was reached needs no wait, even while another thread runs queued work.
     const auto stream = streams.find(waited.stream);
     if (stream == streams.end() || stream->second.done >= waited.position) return kSuccess;
   }
-  return work_off(waited.stream, waited.position), sticky_error;
+  return run_queued(waited.stream, waited.position), sticky_error;
 }
 int cuEventElapsedTime_v2(float* ms, Handle start, Handle end) {
   Locked lock(state_lock);
@@ -517,7 +517,7 @@ int cuLaunchKernel(const on_host::Kernel* kernel, unsigned grid_x, unsigned grid
   }
   if (grid_x == 0 || grid_y == 0 || grid_z == 0 || grid_y > 65535 || grid_z > 65535 ||
       block_x * block_y * block_z == 0 || block_x * block_y * block_z > 1024) {
-    return fault(std::string(kernel->name) + ": a grid or block that no card takes", kInvalidValue);
+    return fault(std::string(kernel->name) + ": invalid grid or block", kInvalidValue);
   }
   arguments.assign(buffer, buffer + size);
   std::vector<Handle> touches(size / sizeof(Handle));
@@ -583,7 +583,7 @@ int cuGetErrorString(int status, const char** text) {
 }
 int cuGetErrorName(int, const char** name) { return *name = "CUDA_ERROR", kSuccess; }
 
-// For the tests. The report is one line a fault, then counts of what is alive.
+// For the tests. The report is one line per fault, then counts of what exists and what was done.
 const char* host_driver_report() {
   static thread_local std::string text;
   Locked lock(state_lock);
@@ -609,7 +609,7 @@ const char* host_driver_report() {
   return text.c_str();
 }
 
-// Everything from now on fails with this status, as after a fault on the device. 0 mends it.
+// Fail every call from now on with this status, as after a fault on the device; 0 ends that.
 void host_driver_break(int status) {
   Locked lock(state_lock);
   sticky_error = status;
@@ -632,7 +632,7 @@ void host_driver_reset() {
   cuda_version = 13000;
 }
 
-// The events that wait blocking, and those that spin.
+// Count the events whose waiters block, or those whose waiters spin.
 int host_driver_blocking_events(int blocking) {
   Locked lock(state_lock);
   int count = 0;
@@ -640,10 +640,10 @@ int host_driver_blocking_events(int blocking) {
   return count;
 }
 
-// Kernels and asynchronous copies do nothing from now on, to time the host alone.
+// Turn kernels and asynchronous copies into no-ops, to time the host's part alone.
 void host_driver_idle(int idles) { idle = idles != 0; }
 
-// Refuse to capture streams, as where TensorRT or a driver cannot.
+// Refuse to capture streams, as a driver does that cannot.
 void host_driver_refuse_capture(int refuse) { refuses_capture = refuse != 0; }
 
 void host_driver_version(int version) { cuda_version = version; }

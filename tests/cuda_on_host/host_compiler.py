@@ -1,4 +1,4 @@
-"""Compiles for the tests: kernels for the host, programs against TensorRT's headers."""
+"""Compiler calls for the tests: kernels for the host, programs against TensorRT's headers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def compile_program(output: Path, *sources: str | Path, options: tuple[str, ...]
     if compiler is None:
         pytest.skip("g++ is not installed: the kernels cannot be compiled for the host")
     command = [compiler, "-Wall", "-Wextra", "-Werror", "-fPIC", "-I."]
-    # Kernels carry nvcc's unrolling pragmas; contraction would round otherwise than the GPU does.
+    # Kernels contain nvcc's unrolling pragmas; contraction would round differently from the GPU.
     command += ["-Wno-unknown-pragmas", "-ffp-contract=off", "-std=c++17"]
     command += [*map(str, sources), "-o", str(output), *options]
     done = subprocess.run(command, cwd=CUDA_ON_HOST, capture_output=True, text=True, check=False)
@@ -62,7 +62,7 @@ def header_options() -> tuple[str, ...]:
 
 
 def build_host_driver(folder: Path) -> None:
-    """Build libcuda.so.1 over host memory, and what pycuda and FFmpeg load besides.
+    """Build libcuda.so.1 over host memory, and the other libraries that pycuda and FFmpeg load.
 
     pycuda links libcurand.so.10; FFmpeg decodes with libnvcuvid.so.1.
     """
@@ -76,7 +76,7 @@ def build_host_driver(folder: Path) -> None:
     needed = set(re.findall(r" U (cu[A-Z]\w+)", symbols)) | _names_in_ffmpeg()
     source = (CUDA_ON_HOST / "driver.cpp").read_text()
     made = set(re.findall(r"^\w+ (cu\w+)\(", source, re.MULTILINE))
-    absent = folder / "absent.cpp"  # what is looked up but not called here: not supported
+    absent = folder / "absent.cpp"  # functions that are looked up but never called: not supported
     lines = (f'extern "C" int {name}() {{ return 801; }}' for name in sorted(needed - made))
     absent.write_text("\n".join(lines))
     compile_on_host(

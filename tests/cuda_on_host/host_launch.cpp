@@ -1,5 +1,4 @@
-// The kernels as functions without a driver: a launch runs the kernel on the host at once. In the place
-// of the library's driver.cpp.
+// Replaces the library's driver.cpp: a launch runs the kernel on the host at once, without a driver.
 #include "../../engines/tensorrt/plugins/launch.h"
 #include "kernels.h"
 
@@ -26,7 +25,7 @@ extern "C" {
 int maskcast_load() { return 0; }
 const char* maskcast_error(int) { return "no kernel of that name takes arguments of that size"; }
 
-// Turns the order of threads and blocks around.
+// Reverses the order of threads and blocks.
 void host_backwards(int reversed) { backwards = reversed != 0; }
 
 }  // extern "C"

@@ -1,8 +1,8 @@
 """A double of TensorRT on the host driver, and a small bundle for it to run.
 
-It has the methods of ``ICudaEngine`` and ``IExecutionContext`` that the engine calls, puts its work
-on the stream like TensorRT, and runs the portable graph in onnxruntime, reading and writing the
-"device" memory at the addresses that it was given.
+It has the methods of ``ICudaEngine`` and ``IExecutionContext`` that the engine calls, queues its
+work on the stream like TensorRT, and runs the portable graph in onnxruntime, reading and writing
+"device" memory at the addresses that the engine sets.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from maskcast.engines.tensorrt.plan import LoadedPlan
 
 HEIGHT, WIDTH, MAX_BATCH = 64, 96, 4
 
-# Scores follow the image's mean, boxes its content's size, masks the image inside the box: an
-# upload, a size or an order that is wrong changes the result.
+# Scores depend on the image's mean, boxes on its content's size, masks on the image inside the box:
+# a wrong upload, size or order changes the result.
 DETECTOR = """
 <ir_version: 10, opset_import: ["" : 18]>
 detector (float[batch, 3, 64, 96] images, float[batch, 2] sizes)
@@ -78,7 +78,7 @@ segmenter (float[batch, 3, 16, 24] p2, float[batch, 3, 8, 12] p3, float[batch, 3
     masks = Div (bright, whole)
 }
 """
-# Each keypoint's heatmap is the image inside the box, in one of its colours.
+# Each keypoint's heatmap is one colour channel of the image inside the box.
 POSER = """
 <ir_version: 10, opset_import: ["" : 18, "maskcast" : 1]>
 poser (float[batch, 3, 16, 24] p2, float[batch, 3, 8, 12] p3, float[batch, 3, 4, 6] p4,
@@ -192,7 +192,7 @@ class HostEngine:
 
 
 class HostContext:
-    """TensorRT's ``IExecutionContext``: its work waits on the stream like any other."""
+    """TensorRT's ``IExecutionContext``: its work is queued on the stream like any other."""
 
     HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -235,7 +235,7 @@ class HostContext:
             if self.before_run:
                 self.before_run()
             inputs = {name: self._at(addresses[name], name, shapes[name]) for name in shapes}
-            if "batch_index" in inputs:  # boxes of no image: the portable operator takes none
+            if "batch_index" in inputs:  # the portable operator takes no boxes without an image
                 inputs["batch_index"] = np.maximum(inputs["batch_index"], 0)
             names = [value.name for value in self.session.get_outputs()]
             for name, array in zip(names, self.session.run(names, inputs), strict=True):

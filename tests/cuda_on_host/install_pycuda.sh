@@ -5,8 +5,8 @@
 #
 # pycuda compiles itself against CUDA's headers and links libcuda and libcurand. The headers come
 # from CUDA_ROOT (the toolkit) and, for curand.h, from the wheel nvidia-curand that torch brings.
-# Empty libraries do for linking: at run time the tests put the host driver in their place. The linker
-# must name them in the module all the same, though it finds nothing in them (some drop such ones).
+# Empty libraries are enough for linking: at run time the tests replace them with the host driver.
+# --no-as-needed makes the linker record them in the module, although they define nothing.
 set -eu
 python=${1:-python}
 [ $# -eq 0 ] || shift

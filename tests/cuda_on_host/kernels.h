@@ -1,4 +1,4 @@
-// The seam between the host-compiled kernels and the host driver.
+// The interface between the host-compiled kernels and the host driver.
 #pragma once
 
 #include <cstddef>

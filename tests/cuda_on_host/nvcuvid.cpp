@@ -1,7 +1,7 @@
-// A libnvcuvid.so.1 on the host driver, for tests: FFmpeg's NVDEC decoder runs on it, and gets frames
-// that tell their number in decoding order: luma 2 + 4 n, chroma 100 + n and 150 - n.
+// A libnvcuvid.so.1 on the host driver, for tests: FFmpeg's NVDEC decoder runs on it. The values of
+// frame n, in decoding order, are luma 2 + 4 n, chroma 100 + n and 150 - n.
 //
-// The structs are the beginnings of NVIDIA's, as far as they are read or written here.
+// The structs are NVIDIA's up to the last member that is read or written here.
 #include <cstdint>
 #include <cstring>
 #include <map>
@@ -84,7 +84,7 @@ int cuvidUnmapVideoFrame64(void*, unsigned long long at) {
   return cuMemFree_v2(reinterpret_cast<void*>(at));
 }
 
-// Fails to decode from now on.
+// Fail every decode from now on, or decode again.
 void host_nvcuvid_break(int now) { broken = now != 0; }
 
 int cuvidGetDecodeStatus(void*, int, int* status) { return *status = 2, 0; }  // success

@@ -1,5 +1,6 @@
-// Calls a plugin of the library as TensorRT does, through its C++ interfaces: creators, a plugin made
-// from attributes, serialised, made again, attached to a context, enqueued on a stream.
+// Calls a plugin of the library as TensorRT does, through its C++ interfaces: it finds the creator,
+// creates a plugin from attributes, serialises and recreates it, attaches it to a context and enqueues
+// it on a stream.
 #include <NvInferRuntime.h>
 #include <dlfcn.h>
 
@@ -99,7 +100,7 @@ extern "C" int call_plugin(const char* library, const char* name, const double* 
   std::unique_ptr<IPluginV3> first(creator->createPlugin("layer", &given, TensorRTPhase::kBUILD));
   if (!first) return fail("refused at creation");
 
-  // As the builder asks it.
+  // The builder's calls.
   auto* build = static_cast<IPluginV3OneBuild*>(
       first->getCapabilityInterface(PluginCapabilityType::kBUILD));
   Numbers numbers;
@@ -138,7 +139,7 @@ extern "C" int call_plugin(const char* library, const char* name, const double* 
   if (build->configurePlugin(bounds.data(), count, &bounds[count], 1)) return fail("refused a shape");
   const size_t size = build->getWorkspaceSize(bounds.data(), count, &bounds[count], 1);
 
-  // As the runtime makes it again out of a plan.
+  // The runtime's calls: it recreates the plugin from a plan.
   auto* runtime = static_cast<IPluginV3OneRuntime*>(
       first->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
   std::unique_ptr<IPluginV3> second(

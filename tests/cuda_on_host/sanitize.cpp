@@ -1,6 +1,6 @@
 // A program for AddressSanitizer and UndefinedBehaviorSanitizer: the library's plugins, called as
-// TensorRT calls them, on the host driver, with inputs of all sizes and with values that are wild.
-// Memory of the host driver has exactly the size that was asked for; what lies around it is poisoned.
+// TensorRT calls them, on the host driver, with inputs of all sizes that include NaN, infinities and
+// huge values. The host driver allocates exactly the size requested and poisons what surrounds it.
 #include <dlfcn.h>
 
 #include <cmath>
@@ -110,7 +110,7 @@ void roi_align() {
       boxes * channels * size * size * (type == kHalf ? 2 : 4));
 }
 
-// Decoded images of all sizes, many at once, become a batch of the network's input.
+// Decoded images of all sizes become a batch of the network's input.
 void planes() {
   void* opened = dlopen(library, RTLD_NOW);
   const auto convert = reinterpret_cast<int (*)(const maskcast::Planes*, int32_t, float*, int32_t,
@@ -154,7 +154,7 @@ void planes() {
 
 int main(int argc, char** argv) {
   library = argv[1];
-  if (argc > 2 && !std::strcmp(argv[2], "overread")) {  // the net itself: this must be caught
+  if (argc > 2 && !std::strcmp(argv[2], "overread")) {  // AddressSanitizer must catch this
     void* memory = nullptr;
     uintptr_t context = 0;
     cuDevicePrimaryCtxRetain(&context, 0);

@@ -25,7 +25,7 @@ from maskcast.engines.tensorrt.plugins.library import FOLDER as PLUGINS
 from maskcast.engines.tensorrt.plugins.library import Kernels
 
 RESULTS = "MASKCAST_HOST_GPU_RESULTS"
-"""Set in the child: the file to which it writes its tests' reports, one JSON object a line."""
+"""Set in the child: the file to which it writes its tests' reports, one JSON object per line."""
 
 
 class HostKernels(Kernels):
@@ -55,35 +55,35 @@ ALIVE = (
 
 
 class HostDriver:
-    """The host driver's own face: what is alive, what went wrong."""
+    """The host driver's interface for tests: what exists and what went wrong."""
 
     def __init__(self) -> None:
         self._library = ctypes.CDLL("libcuda.so.1")
         self._library.host_driver_report.restype = ctypes.c_char_p
 
     def report(self) -> dict[str, int]:
-        """Count what is alive, and the launches."""
+        """Count the objects that exist, the launches and the bytes copied."""
         lines = [line for line in self._lines() if not line.startswith("fault: ")]
         return {name: int(count) for name, count in (line.rsplit(": ", 1) for line in lines)}
 
     def faults(self) -> list[str]:
-        """List what a real driver would have suffered in silence, or punished late."""
+        """List what a real driver would have tolerated or reported late."""
         return [line[7:] for line in self._lines() if line.startswith("fault: ")]
 
     def break_down(self, status: int = 700) -> None:
-        """Fail every call from now on: 700 is an illegal address, 0 mends it."""
+        """Fail every call from now on: 700 is an illegal address, 0 ends the failures."""
         self._library.host_driver_break(status)
 
     def blocking_events(self, *, blocking: bool) -> int:
-        """Count the events that are waited for asleep, or spinning."""
+        """Count the events whose waiters block, or those whose waiters spin."""
         return int(self._library.host_driver_blocking_events(int(blocking)))
 
     def refuse_capture(self) -> None:
-        """Be a driver that captures no streams in CUDA graphs."""
+        """Refuse to capture streams in CUDA graphs."""
         self._library.host_driver_refuse_capture(1)
 
     def set_version(self, version: int) -> None:
-        """Be a driver for another CUDA: 12040 is 12.4."""
+        """Report support of another CUDA version: 12040 is 12.4."""
         self._library.host_driver_version(version)
 
     def reset(self) -> None:
@@ -95,7 +95,7 @@ class HostDriver:
 
 @pytest.fixture
 def host_driver() -> Iterator[HostDriver]:
-    """Give the host driver to a test; afterwards nothing may have gone wrong or be left over."""
+    """Yield the host driver; after the test, check that it has no faults and no leftovers."""
     driver = HostDriver()
     driver.reset()
     yield driver
@@ -123,7 +123,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     for report in _reports(item):
         hook.pytest_runtest_logreport(report=report)
     hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-    # The test before this one left up what it thought that this one would share.
+    # The test before this one kept the fixtures that it expected this one to share.
     item.session._setupstate.teardown_exact(nextitem)
     return True
 
@@ -134,7 +134,7 @@ _ends: dict[Path, str] = {}
 
 
 def _reports(item: pytest.Item) -> list[pytest.TestReport]:
-    """Give a test's reports from the child, which runs all the session's marked files at once."""
+    """Return a test's reports from the child, which runs all marked files of the session."""
     reason = _missing()
     if reason:
         skip = (str(item.path), item.location[1] or 0, f"Skipped: {reason}")

@@ -47,7 +47,7 @@ poser (float[n] p2, float[n] p3, float[n] p4, float[n] p5, float[r, 4] boxes,
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    """A bundle whose graphs have the right inputs and do nothing of use."""
+    """Return a bundle whose graphs have the right inputs and compute nothing useful."""
     files = {}
     for role, text in (("detector", DETECTOR), ("segmenter", SEGMENTER)):
         path = tmp_path / f"{role}.onnx"
@@ -81,7 +81,7 @@ def test_a_bundle_is_read_as_it_was_written(bundle: Path) -> None:
 
 @pytest.fixture
 def posing(bundle: Path) -> Path:
-    """The same with a poser."""
+    """Return the same bundle with a poser."""
     path = bundle / "poser.onnx"
     onnx.save(onnx.parser.parse_model(POSER), path)
     graphs = json.loads((bundle / "manifest.json").read_text())["graphs"]
@@ -147,7 +147,7 @@ def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": "one"}', b"\xff\xfe"])
-def test_a_damaged_manifest_is_one_line(bundle: Path, content: bytes) -> None:
+def test_a_damaged_manifest_is_reported_in_one_line(bundle: Path, content: bytes) -> None:
     (bundle / "manifest.json").write_bytes(content)
     with pytest.raises(InputError, match="damaged") as caught:
         open_bundle(bundle)
@@ -218,7 +218,7 @@ def test_a_manifest_that_is_nested_too_deep_is_damaged(bundle: Path) -> None:
         *(("input.longest_side", value) for value in (0, -32, 100, 10**9)),
         *(("input.pad_value", value) for value in (-1, 256)),
         *(("score_threshold", value) for value in (-0.1, 1.1)),
-        ("precision", "evil"),
+        ("precision", "fp7"),
         ("labels", []),
         ("labels", ["x"] * 10_001),
         ("labels", ["x" * 256]),
@@ -308,7 +308,9 @@ def test_weights_in_other_files_are_refused(bundle: Path, place: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
-def test_a_graph_that_an_engine_cannot_read_is_one_line(bundle: Path, engine: str) -> None:
+def test_a_graph_that_an_engine_cannot_read_is_reported_in_one_line(
+    bundle: Path, engine: str
+) -> None:
     model = onnx.load(bundle / "detector.onnx")
     model.graph.node[0].op_type = "NoSuchOperator"
     replace_graph(bundle, "detector", model.SerializeToString())

@@ -11,7 +11,7 @@ def blank(height, width, content, source):
 
 @pytest.fixture
 def detections():
-    """Three boxes in two images: one of twice the network's size, one of half."""
+    """Return three boxes in two images: one of twice the network's size, one of half."""
     return Detections(
         images=[blank(64, 96, (60, 90), (120, 180)), blank(64, 96, (64, 96), (32, 48))],
         boxes=np.array([[0, 0, 90, 60], [10, 10, 20, 20], [40, 20, 60, 30]], np.float32),

@@ -15,7 +15,7 @@ RED, GREEN, BLUE, GREY = (200, 30, 30), (30, 180, 30), (30, 30, 200), (128, 128,
 
 
 def quarters(height: int, width: int) -> NDArray[np.uint8]:
-    """Red at the top left, green at the top right, blue below left, grey below right."""
+    """Return an image that is red and green at the top, blue and grey at the bottom."""
     rgb = np.empty((height, width, 3), np.uint8)
     rgb[: height // 2, : width // 2] = RED
     rgb[: height // 2, width // 2 :] = GREEN
@@ -30,7 +30,7 @@ def frame(rgb: NDArray[np.uint8], pixel_format: str = "rgb24") -> av.VideoFrame:
 
 
 def corners(pixels: NDArray[np.uint8]) -> list[tuple[int, ...]]:
-    """The colours in the middles of the four quarters, row by row."""
+    """Return the colours at the centres of the four quarters, row by row."""
     height, width = pixels.shape[:2]
     return [
         tuple(int(value) for value in pixels[y, x])
@@ -71,7 +71,7 @@ def test_grey_images_become_grey_rgb(pixel_format: str) -> None:
 
 
 @pytest.mark.parametrize("source_range", ["limited", "full"])
-def test_the_range_of_brightness_is_honoured(source_range: str) -> None:
+def test_the_colour_range_is_honoured(source_range: str) -> None:
     from av.video.reformatter import ColorRange
 
     kind = ColorRange.MPEG if source_range == "limited" else ColorRange.JPEG
@@ -175,8 +175,7 @@ def test_threads_do_not_share_a_scaler() -> None:
     assert wrong == []
 
 
-def test_an_image_is_not_kept_alive_by_its_pixels_memory() -> None:
-    # The next image of the thread must not overwrite the pixels of the one before.
+def test_the_next_image_of_a_thread_leaves_the_pixels_of_the_one_before_alone() -> None:
     first = fit_image(frame(quarters(240, 320)), 0, FixedInput(96, 128))
     before = first.pixels.copy()
     fit_image(frame(np.zeros((240, 320, 3), np.uint8)), 0, FixedInput(96, 128))

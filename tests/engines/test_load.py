@@ -149,14 +149,14 @@ def test_predict_loads_a_bundle_once(unthresholded_bundle: Bundle) -> None:
     assert load._kept_engine._engine is not kept
 
 
-def test_an_engine_is_described_in_a_line(default_engine: Engine) -> None:
+def test_an_engine_is_described_on_one_line(default_engine: Engine) -> None:
     assert repr(default_engine) == (
         "<OpenVinoEngine 'person-lite0' on OpenVINO CPU int8, batch up to 1>"
     )
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
-def test_a_poser_is_loaded_only_where_it_is_asked_for(posing_bundle: Bundle, engine: str) -> None:
+def test_a_poser_is_loaded_only_on_request(posing_bundle: Bundle, engine: str) -> None:
     for pose in (False, True):
         loaded = load_engine(posing_bundle, engine, pose=pose)
         assert loaded.has_pose is pose

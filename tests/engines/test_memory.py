@@ -7,7 +7,7 @@ import pytest
 
 from maskcast.engines.memory import HEAPS, give_back_memory, read_memory
 
-pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this is about glibc")
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 
 THREADS_THAT_ALLOCATE = """
 import ctypes, threading

@@ -1,4 +1,4 @@
-"""Publishers under test, and a network that does to RTSP what networks do."""
+"""Fixtures for pipelines: publishers, and a link that damages RTSP packets."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from publishers import NAMES, Script
 from maskcast.pipeline.publisher.publisher import Publisher
 
 RtpFault = Callable[[int, bytearray], list[bytes]]
-"""Makes of a connection's n-th RTP packet what arrives in its place."""
+"""Returns the packets that arrive in place of a connection's n-th RTP packet."""
 
 
 class FaultyLink:
-    """Stands between a camera and its reader, RTSP over TCP, and spoils the packets of the video.
+    """Forwards RTSP over TCP between a camera and its reader, and damages the video's packets.
 
     Args:
-        port: the camera's.
+        port: The camera's port.
     """
 
     def __init__(self, port: int) -> None:
@@ -117,7 +117,7 @@ def script():
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    """What is freed now is freed at once, because nothing refers to it any more."""
+    """Turn off the cycle collector, so that only what nothing refers to is freed."""
     gc.collect()
     gc.disable()
     yield

@@ -33,7 +33,7 @@ def test_a_bound_itself_belongs_to_its_bucket() -> None:
     assert distribution(10 * MS + 1).counts[BOUNDS_S.index(0.01) + 1] == 1
 
 
-def test_percentiles_are_of_the_last_ones_and_the_histogram_of_all() -> None:
+def test_percentiles_are_of_the_last_durations_and_the_histogram_of_all() -> None:
     found = distribution(*[MS] * 1000, *[3 * MS] * WINDOW)
     assert found.percentiles_ms == pytest.approx((3, 3, 3))
     assert found.count == 1000 + WINDOW
@@ -54,7 +54,7 @@ def test_distributions_are_taken_together() -> None:
     assert together.p99 == pytest.approx(1.04)
 
 
-def test_of_nothing_there_are_no_percentiles() -> None:
+def test_no_durations_give_no_percentiles() -> None:
     assert distribution().percentiles_ms is None
     assert distribution().mean_ms == 0
     assert Distribution().percentiles_ms is None

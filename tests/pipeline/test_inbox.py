@@ -82,7 +82,7 @@ def test_a_batch_ends_where_the_items_differ() -> None:
     assert inbox.take(4, same_letter) == ["a3"]
 
 
-def test_a_full_blocking_inbox_lets_its_writer_wait() -> None:
+def test_a_full_blocking_inbox_makes_its_writer_wait() -> None:
     inbox: Inbox[int] = Inbox(1)
     inbox.put(0)
     done = threading.Event()

@@ -15,7 +15,7 @@ logger = logging.getLogger("maskcast.pipeline.test")
 
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
-    """Restore the logging configuration."""
+    """Restore the configuration of logging after each test."""
     root, own = logging.getLogger(), logging.getLogger(log.LOGGER)
     level = own.level
     yield

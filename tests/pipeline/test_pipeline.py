@@ -173,9 +173,8 @@ def test_absent_cameras_are_retried_until_the_pipeline_is_stopped(
         pipeline.stop()
         pipeline.join()
     events = [record.fields for record in caplog.records if record.msg == "source_unreachable"]
-    assert [fields["source"] for fields in events].count(
-        kinds[0]
-    ) == 1  # while the cause is the same
+    # It is logged once while the cause is the same.
+    assert [fields["source"] for fields in events].count(kinds[0]) == 1
     assert "secret" not in repr(events) + repr(pipeline.stats())
 
 
@@ -189,23 +188,23 @@ def test_published_reasons_do_not_say_where_a_source_is(
     pipeline = Pipeline(configured(camera, file, publish={"endpoint": endpoint}), timed_engine())
     pipeline.start()
     try:
-        said = {}
-        with subscribe(endpoint, events=True, until_ended=False, timeout_s=20) as received:
-            while len(said) < 2:
+        reasons = {}
+        with subscribe(endpoint, events=True, until_ended=False, timeout_s=60) as received:
+            while len(reasons) < 2:
                 event = received.receive()
                 if event.data.get("state") == "reconnecting":
-                    said["camera"] = event.data["reason"]
+                    reasons["camera"] = event.data["reason"]
                 elif event.name == "ended" and event.source == "file":
-                    said["file"] = event.data["detail"]
-        assert said["camera"].startswith("connection refused; check")
-        assert said["file"].startswith("not a video that FFmpeg can read; check")
+                    reasons["file"] = event.data["detail"]
+        assert reasons["camera"].startswith("connection refused; check")
+        assert reasons["file"].startswith("not a video that FFmpeg can read; check")
         assert f"127.0.0.1:{free_port}" in pipeline.stats().sources[0].detail
     finally:
         pipeline.stop()
         pipeline.join()
 
 
-def test_a_run_over_files_goes_on_while_a_camera_may_still_come(
+def test_a_run_over_files_continues_while_a_camera_may_still_come(
     make_clip, timed_engine, rtsp_server
 ) -> None:
     pipeline = Pipeline(configured(rtsp_server.url, make_clip()), timed_engine())
@@ -229,7 +228,7 @@ def test_a_source_that_breaks_off_does_not_stop_the_others(timed_engine, stallin
     assert pattern.processed + sum(pattern.dropped.values()) == 50
 
 
-def test_a_camera_that_is_switched_off_and_on_comes_back_while_another_goes_on(
+def test_a_camera_that_is_switched_off_and_on_returns_while_another_continues(
     timed_engine, rtsp_server, tmp_path: Path
 ) -> None:
     endpoint = f"ipc://{tmp_path}/socket"

@@ -251,7 +251,7 @@ def test_a_source_that_ended_before_the_failure_keeps_its_reason(
     assert listener.ended() == {"file": "end of stream", "live": "failed"}
 
 
-def test_handing_over_publishes_no_end_so_that_another_pipeline_can_go_on(
+def test_handing_over_publishes_no_end_so_that_another_pipeline_can_continue(
     timed_engine, free_port: int
 ) -> None:
     endpoint = f"tcp://127.0.0.1:{free_port}"
@@ -317,7 +317,7 @@ def test_an_address_in_use_ends_the_run(make_clip, timed_engine) -> None:
     assert log.closed == 1
 
 
-def test_a_run_that_fails_before_its_sources_begin_ends_all_the_same(
+def test_a_run_that_fails_before_its_sources_begin_still_ends(
     make_clip, timed_engine, monkeypatch
 ) -> None:
     begin = Decoders.start

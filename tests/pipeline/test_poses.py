@@ -47,9 +47,7 @@ def test_subscribers_receive_keypoints_with_the_instances_and_tracks(
     assert posing.held == 0
 
 
-def test_without_a_poser_nothing_of_a_pose_is_sent_or_measured(
-    make_clip, timed_engine, free_port
-) -> None:
+def test_without_a_poser_no_pose_is_sent_or_measured(make_clip, timed_engine, free_port) -> None:
     endpoint = f"tcp://127.0.0.1:{free_port}"
     listener = Listener(endpoint)
     publish = {"endpoint": endpoint, "wait_subscribers": 1}

@@ -7,7 +7,9 @@ import pytest
 import maskcast
 
 
-def test_one_call_runs_a_clip_and_hands_over_every_frame(make_clip: Any, timed_engine: Any) -> None:
+def test_one_call_runs_a_clip_and_passes_every_frame_to_the_callback(
+    make_clip: Any, timed_engine: Any
+) -> None:
     clip, engine = make_clip(frames=6), timed_engine()
     seen = []
 

@@ -20,7 +20,7 @@ CROPS = np.full((2, 28, 28), 255, np.uint8)
 
 @pytest.fixture
 def crossing(timed_engine):
-    """An engine that sees two things in frames of 64 x 48: they cross, and change their order."""
+    """Return an engine that finds two objects in frames of 64x48; they cross and change order."""
 
     class Crossing(timed_engine):
         def segment(self, detections):
@@ -51,7 +51,7 @@ def track_ids(pipeline_engine, *sources):
     return found
 
 
-def test_things_that_cross_keep_their_ids_by_default(make_clip, crossing) -> None:
+def test_objects_that_cross_keep_their_ids_by_default(make_clip, crossing) -> None:
     found = track_ids(crossing, make_clip(frames=24))
     assert len(found) == 24
     assert found[:2] == [[0, 0]] * 2  # an object gets its id when it has been seen three times
@@ -64,7 +64,7 @@ def test_tracking_can_be_turned_off(make_clip, crossing) -> None:
     assert track_ids(crossing, {"url": url, "track": False}) == [None] * 4
 
 
-def test_images_are_tracked_only_if_that_is_wanted(crossing, tmp_path: Path) -> None:
+def test_images_are_tracked_only_on_request(crossing, tmp_path: Path) -> None:
     for number in range(3):
         Image.new("RGB", (64, 48)).save(tmp_path / f"{number}.png")
     assert track_ids(crossing, str(tmp_path)) == [None] * 3
@@ -72,7 +72,7 @@ def test_images_are_tracked_only_if_that_is_wanted(crossing, tmp_path: Path) -> 
     assert all(ids is not None for ids in found)
 
 
-def test_each_source_has_tracks_of_its_own(make_clip, timed_engine) -> None:
+def test_each_source_has_its_own_tracks(make_clip, timed_engine) -> None:
     engine = timed_engine(max_batch=4)
     clips = [make_clip(f"{name}.mp4", frames=9) for name in "abc"]
     assert sorted(track_ids(engine, *clips)) == [[0]] * 6 + [[1]] * 21
@@ -158,7 +158,7 @@ def test_zones_and_lines_reach_subscribers_and_figures(make_clip, crossing, free
 
 
 def test_a_zone_for_a_class_that_the_model_lacks_is_an_input_error(make_clip, timed_engine) -> None:
-    zone = {"name": "door", "polygon": [[0, 0], [1, 0], [1, 1]], "labels": ["thong"]}
+    zone = {"name": "door", "polygon": [[0, 0], [1, 0], [1, 1]], "labels": ["thin"]}
     config = configured({"url": str(make_clip()), "zones": [zone]})
-    with pytest.raises(InputError, match="no class 'thong'; did you mean 'thing'"):
+    with pytest.raises(InputError, match="no class 'thin'; did you mean 'thing'"):
         Pipeline(config, timed_engine()).run()

@@ -67,7 +67,7 @@ def test_a_url_in_a_text_that_is_cut_is_hidden_in_full() -> None:
 
 
 def seconds(text: str) -> float:
-    """Processor time, the least of some runs: other work on the machine only adds to it."""
+    """Return the least processor time of some runs; other work on the machine only adds to it."""
     times_s = []
     for _ in range(7):
         began_s = time.thread_time()

@@ -68,7 +68,7 @@ PROBLEMS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.fixture
 def folder(make_clip, tmp_path: Path, monkeypatch) -> Path:
-    """The current folder, with a clip, keys and a damaged bundle."""
+    """Change to a folder with a clip, keys and a damaged bundle."""
     monkeypatch.chdir(tmp_path)
     make_clip("a.mp4")
     for name in ("empty", "clients", "damaged"):

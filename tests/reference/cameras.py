@@ -1,4 +1,4 @@
-"""Live sources as tests read them."""
+"""Live sources, read on a thread."""
 
 import threading
 import time
@@ -14,8 +14,8 @@ from maskcast.pipeline.sources.live import LiveSource
 from maskcast.pipeline.sources.source import SourceLostError
 from maskcast.pipeline.sources.state import StateChange
 
-PATIENCE_S = 25.0
-"""Less than the wait after a wrong password. The promise, 2 s, needs a processor to itself."""
+TIMEOUT_S = 25.0
+"""Less than the wait after a wrong password; the documented 2 s do not hold on a busy machine."""
 
 
 class Watched:
@@ -50,19 +50,19 @@ class Watched:
 
     def stop(self) -> None:
         self._stopping.set()
-        self._thread.join(PATIENCE_S)
+        self._thread.join(TIMEOUT_S)
         assert not self._thread.is_alive()
 
     @property
     def states(self) -> list[str]:
         return [str(change.state) for change in self.changes]
 
-    def wait_for_state(self, state: str, timeout_s: float = PATIENCE_S) -> StateChange:
+    def wait_for_state(self, state: str, timeout_s: float = TIMEOUT_S) -> StateChange:
         wait_until(lambda: self.states[-1:] == [state], timeout_s)
         return self.changes[-1]
 
-    def wait_for_frames(self, count: int = 10, timeout_s: float = PATIENCE_S) -> list[Frame]:
-        """Wait for this many more frames; return them."""
+    def wait_for_frames(self, count: int = 10, timeout_s: float = TIMEOUT_S) -> list[Frame]:
+        """Wait for this number of further frames; return them."""
         before = len(self.frames)
         wait_until(lambda: len(self.frames) >= before + count, timeout_s)
         return self.frames[before:]

@@ -1,4 +1,4 @@
-"""A certificate authority of the tests' own."""
+"""A certificate authority for the tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Authority:
     """Issues certificates.
 
     Args:
-        path: where its own certificate is written, PEM.
+        path: File to which its own certificate is written, PEM.
     """
 
     def __init__(self, path: Path) -> None:

@@ -20,7 +20,7 @@ def allow(key: Path | str, *sources: str, control: bool = False) -> None:
 
 
 def admit(key: Path | str, folder: Path, *sources: str, control: bool = False) -> None:
-    """Put a client's key into a folder, its rights first, as nobody is admitted without."""
+    """Put a client's key into a folder; its rights come first, as a key without any is refused."""
     target = folder / Path(key).name
     allow(target, *sources, control=control)
     shutil.copy(key, target)

@@ -1,4 +1,4 @@
-"""What torchvision sees: images, networks and bundles for tests that compare with it."""
+"""Results of torchvision, and images, networks and bundles for tests that compare with them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PORTRAIT = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
 
 
 def draw_image(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Something like a photograph: shapes of many sizes on a smooth background, and noise."""
+    """Draw shapes of many sizes on a smooth background, with noise, like a photograph."""
     from PIL import Image, ImageDraw, ImageFilter
 
     rng = np.random.default_rng(seed)
@@ -55,18 +55,18 @@ def draw_people(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
 
 
 class Truth(NamedTuple):
-    """What torchvision's own modules see in a image, in the network's input pixels."""
+    """What torchvision's own modules find in an image, in the network's input pixels."""
 
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
     labels: NDArray[np.int64]
     masks: NDArray[np.float32] | None
     keypoints: NDArray[np.float32] | None = None
-    """``[N, K, 3]``: x, y and the logit there."""
+    """``[N, K, 3]``: x, y and the logit at that point."""
     heatmaps: NDArray[np.float32] | None = None
 
     def assert_posed(self, keypoints: NDArray[np.float32]) -> None:
-        """Each keypoint of each box, in the same order, is within 0.1 px and its score within 1e-3.
+        """Check that each keypoint is within 0.1 px and its score within 1e-3, in the same order.
 
         Where two places of a heatmap have almost the same value, either may be found.
         """
@@ -91,10 +91,10 @@ class Truth(NamedTuple):
         labels: NDArray[np.integer[Any]],
         masks: NDArray[Any] | None,
     ) -> None:
-        """Every detection has its like: box within 0.1 px, score 1e-3, mask 0.01 and rounding.
+        """Check each detection: box within 0.1 px, score within 1e-3, mask 0.01 and rounding.
 
-        Detections of almost the same score may have changed places, also with those that just
-        missed the last place.
+        Detections of almost the same score may be in another order, and one that just missed the
+        limit of detections may replace another.
         """
         assert len(boxes) == len(self.boxes)
         left = list(range(len(boxes)))
@@ -117,9 +117,9 @@ class Truth(NamedTuple):
 def see_with_torchvision(
     network: Any, rgb: NDArray[np.uint8], canvas: tuple[int, int] | None = None
 ) -> Truth:
-    """Run torchvision's modules on a image that is not resized, and not paste its masks.
+    """Run torchvision's modules on an image, without resizing it or pasting the masks.
 
-    It lies at the top left of the canvas, by default of the next multiples of 32.
+    The image is at the top left of the canvas, whose sides are by default the next multiples of 32.
     """
     import torch
     from torchvision.models.detection.image_list import ImageList
@@ -146,7 +146,7 @@ def see_with_torchvision(
 
 
 def fit(rgb: NDArray[np.uint8], pad_value: int = 99) -> NetworkImage:
-    """A image as it is, padded to multiples of 32."""
+    """Pad an image to multiples of 32, without resizing it."""
     height, width = rgb.shape[:2]
     rows, columns = -height % 32, -width % 32
     pixels = np.pad(rgb, ((0, rows), (0, columns), (0, 0)), constant_values=pad_value)
@@ -154,9 +154,9 @@ def fit(rgb: NDArray[np.uint8], pad_value: int = 99) -> NetworkImage:
 
 
 def posing_config() -> Any:
-    """torchvision's keypointrcnn_resnet50_fpn with the classes of ``parity.network``.
+    """Return torchvision's keypointrcnn_resnet50_fpn with the classes of ``parity.network``.
 
-    Of 100 boxes a frame, its keypoint branch would take most of the tests' time.
+    With 100 boxes per image, its keypoint branch would take most of the tests' time.
     """
     from msgspec.structs import replace
 
@@ -169,7 +169,7 @@ def posing_config() -> Any:
 
 @pytest.fixture(scope="session")
 def parity() -> Parity:
-    """What parity tests share: images, torchvision's answers, and networks worth comparing."""
+    """Return what parity tests share: images, torchvision's results, and networks."""
     return Parity()
 
 
@@ -182,11 +182,11 @@ class Parity:
 
     @functools.cached_property
     def network(self) -> Any:
-        """A Mask R-CNN (ResNet-50-FPN, 20 classes) of random weights whose outputs spread.
+        """A Mask R-CNN (ResNet-50-FPN, 20 classes) with random weights whose outputs vary.
 
-        As they are, random weights give equal scores and boxes that do not move, and any two
-        implementations agree on nothing. So each norm takes the statistics of its input, and the
-        last layers are scaled to give what trained ones give.
+        Plain random weights give equal scores and boxes that do not move, which tell nothing about
+        an implementation. So each norm takes the statistics of its input, and the last layers are
+        scaled to give outputs like those of trained ones.
         """
         import torch
         from torch.nn import Module
@@ -211,7 +211,7 @@ class Parity:
             norm.get_buffer("running_var").copy_(inputs[0].var((0, 2, 3)))
 
         def scale(layer: Module, _: Any, output: torch.Tensor) -> torch.Tensor | None:
-            deviation = spread.pop(layer, None)  # the RPN's head runs once a level: on P2 only
+            deviation = spread.pop(layer, None)  # the RPN's head runs once per level: only on P2
             if deviation is None:
                 return None
             others = [axis for axis in range(output.ndim) if axis != 1]
@@ -239,7 +239,7 @@ class Parity:
     def posing_network(self) -> Any:
         """The same with the keypoint branch of torchvision's keypointrcnn_resnet50_fpn, no masks.
 
-        Of random weights too, scaled so that heatmaps have clear peaks.
+        Its weights are random too, scaled so that heatmaps have clear peaks.
         """
         import torch
 
@@ -259,7 +259,7 @@ class Parity:
 
     @functools.cached_property
     def poses(self) -> list[tuple[NDArray[np.uint8], Truth]]:
-        """The images of ``truths``, and what torchvision's keypoint network sees in them."""
+        """The images of ``truths``, and what torchvision's keypoint network finds in them."""
         images = [rgb for rgb, _ in self.truths]
         return [(rgb, see_with_torchvision(self.posing_network, rgb)) for rgb in images]
 
@@ -276,14 +276,14 @@ class Parity:
 
     @functools.cached_property
     def truths(self) -> list[tuple[NDArray[np.uint8], Truth]]:
-        """Two images, one of which must be padded, and what torchvision sees in them."""
+        """Two images, one of which must be padded, and what torchvision finds in them."""
         images = [draw_image(320, 576), draw_image(250, 440, seed=1)]
         return [(rgb, see_with_torchvision(self.network, rgb)) for rgb in images]
 
 
 @pytest.fixture(scope="session")
 def posing_bundle(unthresholded_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """``unthresholded_bundle`` with a poser of random weights: it finds a pose everywhere."""
+    """Return ``unthresholded_bundle`` with a poser of random weights."""
     import msgspec
     import onnx
     import torch
@@ -299,7 +299,7 @@ def posing_bundle(unthresholded_bundle: Bundle, tmp_path_factory: pytest.TempPat
         (folder / name).write_bytes((unthresholded_bundle.path / name).read_bytes())
     torch.manual_seed(0)
     network = build_network(network_config("lite0-fpn", ("person",), keypoints=COCO_PERSON)).eval()
-    # As it is initialised, all places are equally likely.
+    # With the initial weights, all places are equally likely.
     torch.nn.init.normal_(network.roi_heads.keypoint_predictor.kps_score_lowres.weight, std=0.2)
     onnx.save(export_poser(network), folder / "poser.onnx")
     graphs = replace(
@@ -313,7 +313,7 @@ def posing_bundle(unthresholded_bundle: Bundle, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="session")
 def calibrated_bundle(parity: Parity, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The bundle of ``parity.network``, built from a checkpoint as a user builds his."""
+    """Build the bundle of ``parity.network`` from a checkpoint, as users do."""
     from maskcast.builder.build import build
     from maskcast.builder.checkpoint.checkpoint import save_model
     from maskcast.builder.network.network import network_config
@@ -326,7 +326,7 @@ def calibrated_bundle(parity: Parity, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def keypoint_bundle(parity: Parity, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The bundle of ``parity.posing_network``, built from a checkpoint."""
+    """Build the bundle of ``parity.posing_network`` from a checkpoint."""
     from maskcast.builder.build import build
     from maskcast.builder.checkpoint.checkpoint import save_model
 
@@ -338,7 +338,7 @@ def keypoint_bundle(parity: Parity, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def float_default(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The bundle that comes with the package, computing in fp32: what its weights are exactly."""
+    """Build the default model in fp32, in which its weights are exact."""
     from maskcast.builder.build import build
 
     return build("default", tmp_path_factory.mktemp("default") / "fp32")
@@ -346,7 +346,7 @@ def float_default(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="session")
 def unthresholded_bundle(float_default: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The default model with the score threshold inside it at 0: it sees something everywhere."""
+    """Build the default model with its internal score threshold at 0: 100 detections per image."""
     import onnx
     from msgspec.structs import replace
 

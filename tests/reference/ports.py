@@ -7,10 +7,10 @@ _random = random.SystemRandom()  # hypothesis seeds the module's generator
 
 
 def find_free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that is free.
+    """Return a free TCP port of 127.0.0.1.
 
-    It is below the range from which Linux takes the ports of outgoing connections and of servers
-    that ask for any, so that another test, in this process or another one, does not take it first.
+    It is below the range from which Linux takes ports for outgoing connections and for servers
+    that bind port 0, so that another test, in this process or another, does not take it first.
     """
     while True:
         port = _random.randrange(20_000, 32_768)

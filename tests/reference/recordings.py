@@ -37,14 +37,14 @@ class Background:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.join(60)
+        self._thread.join(200)
         assert not self._thread.is_alive()
         if self._error is not None:
             raise self._error
 
 
 def made(choices: list[tuple[str, str, int, bytes]]) -> list[list[bytes]]:
-    """Messages of a publisher with gaps in its numbers, and an end of each source."""
+    """Return the messages of a publisher, with gaps in its numbers and an end of each source."""
     seqs: dict[tuple[str, str], int] = {}
     result = []
     ends = [(source, "ended", 0, b"") for source in sorted({choice[0] for choice in choices})]

@@ -1,4 +1,4 @@
-"""Studio: a publisher that shows scenes to the browser view."""
+"""A publisher that sends scenes to the browser view."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def jpeg(colour: tuple[int, int, int] = (0, 0, 0)) -> bytes:
 
 
 def blobs(boxes: list[tuple[float, float, float, float]], *, seed: int = 1) -> Instances:
-    """Instances with uneven round masks, in boxes of a 320x240 frame."""
+    """Return instances with uneven round masks, in boxes of a 320x240 frame."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[-1:1:28j, -1:1:28j]
     crops = []
@@ -67,7 +67,7 @@ class Scene:
 
 
 class Studio:
-    """A publisher on a thread of its own: sends the scene of each source 20 times a second."""
+    """A publisher on its own thread, which sends the scene of each source 20 times per second."""
 
     def __init__(
         self,

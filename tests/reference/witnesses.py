@@ -1,4 +1,4 @@
-"""What tests of whole pipelines share: a configuration in short, and who remembers what came."""
+"""Helpers for tests of whole pipelines: short configurations, and records of what arrives."""
 
 import threading
 import time
@@ -20,7 +20,7 @@ def configured(*urls: Path | str | dict[str, Any], publish: dict[str, Any] | Non
 
 
 class Log:
-    """A recorder that remembers."""
+    """A recorder that keeps the numbers of its frames."""
 
     def __init__(self) -> None:
         self.indices: dict[str, list[int]] = defaultdict(list)
@@ -39,7 +39,7 @@ class Log:
 
 
 class Listener:
-    """A subscriber on a thread of its own, from before the pipeline starts to its end."""
+    """A subscriber on its own thread, from before the pipeline starts to its end."""
 
     def __init__(self, endpoint: str) -> None:
         self.frames: list[PublishedFrame] = []
@@ -57,14 +57,14 @@ class Listener:
         assert not self._thread.is_alive()
 
     def ended(self) -> dict[str, str]:
-        """Why each source ended."""
+        """Return why each source ended."""
         return {
             event.source: event.data["reason"] for event in self.events if event.name == "ended"
         }
 
 
 def wait_until(condition: Callable[[], Any], timeout_s: float = 200.0, what: str = "") -> Any:
-    """Wait until a condition is true, and return its value; only what hangs takes so long."""
+    """Wait until a condition is true, and return its value; only a defect lets it time out."""
     deadline_s = time.monotonic() + timeout_s
     while not (value := condition()):
         assert time.monotonic() < deadline_s, f"not within {timeout_s} s: {what or condition}"

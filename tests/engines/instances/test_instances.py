@@ -13,7 +13,7 @@ from maskcast.engines.instances.instances import (
     RleMasks,
 )
 
-# supervision says at its first import that it would rather have OpenCV.
+# supervision warns about OpenCV when it is first imported.
 pytestmark = pytest.mark.filterwarnings("ignore:OpenCV:UserWarning")
 
 NAMES = ("background", "person", "cat")
@@ -34,7 +34,7 @@ def three():
 
 
 def in_form(instances, form):
-    """The same instances as a subscriber gets them in another format."""
+    """Return the same instances with masks in one of the forms that a subscriber receives."""
     n = range(len(instances))
     masks = {
         "crops": lambda: instances.masks,
@@ -96,7 +96,7 @@ def test_every_form_has_outlines(three, form):
         assert ring.shape[0] >= 3
 
 
-def test_a_patch_is_the_mask_without_what_is_around(three):
+def test_a_patch_is_the_mask_without_its_surroundings(three):
     x0, y0, pixels = three.patch(0)
     rows, columns = pixels.shape
     assert rows <= 70
@@ -152,7 +152,7 @@ def test_arrays_of_different_lengths_are_refused(three):
         Instances(160, 120, three.boxes, three.scores, three.labels, three.masks[:1])
 
 
-def test_track_ids_are_chosen_with_the_rest_and_reach_other_libraries(three):
+def test_track_ids_are_selected_with_the_rest_and_reach_other_libraries(three):
     tracked = replace(three, track_ids=np.array([5, 0, 9], np.int32))
     assert tracked[np.array([2, 0])].track_ids.tolist() == [9, 5]
     assert tracked.to_supervision().tracker_id.tolist() == [5, -1, 9]
@@ -166,7 +166,7 @@ def test_track_ids_of_another_length_are_refused(three):
         replace(three, track_ids=np.array([5], np.int32))
 
 
-def test_instances_are_described_in_a_line() -> None:
+def test_instances_are_described_on_one_line() -> None:
     several = Instances(
         1920,
         1080,
@@ -182,7 +182,7 @@ def test_instances_are_described_in_a_line() -> None:
 
 
 def posed(instances, seed=0):
-    """The same instances with 17 keypoints each."""
+    """Return the same instances with 17 keypoints each."""
     keypoints = np.random.default_rng(seed).random((len(instances), 17, 3), dtype=np.float32)
     return replace(instances, keypoints=keypoints)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import msgspec
@@ -21,7 +22,7 @@ CELLS = np.mgrid[:56, :56].astype(np.float32)
 
 
 def draw_hill(y: float, x: float, width: float = 3.0) -> NDArray[np.float32]:
-    """A heatmap with its peak at a place, in cells."""
+    """Return a heatmap with its peak at (y, x), in cells."""
     distance = np.hypot(CELLS[0] - y, CELLS[1] - x)
     return np.maximum(8 - distance / width, -4).astype(np.float32)
 
@@ -33,7 +34,7 @@ def upsample(heatmap: NDArray[np.float32], box: NDArray[np.float32]) -> Any:
 
 
 def assert_same_as_torchvision(heatmaps: NDArray[np.float32], boxes: NDArray[np.float32]) -> None:
-    """Each keypoint within 0.1 px, the value within 1e-3; or another place of that value."""
+    """Check that each keypoint is within 0.1 px, or at another place of the same value."""
     points, scores = heatmaps_to_keypoints(torch.from_numpy(heatmaps), torch.from_numpy(boxes))
     found = find_peaks(heatmaps, boxes)
     assert found.dtype == np.float32
@@ -76,7 +77,7 @@ def test_any_heatmap_in_any_box_is_decoded_as_by_torchvision(
     noise=st.sampled_from([0.0, 0.05, 1.0]),
     seed=st.integers(0, 99),
 )
-def test_heatmaps_like_a_network_s_are_decoded_as_by_torchvision(
+def test_heatmaps_like_those_of_a_network_are_decoded_as_by_torchvision(
     places: list[tuple[float, float, float]], box: NDArray[np.float32], noise: float, seed: int
 ) -> None:
     hills = np.max([draw_hill(*place) for place in places], axis=0)
@@ -108,11 +109,7 @@ def test_no_boxes_give_no_keypoints() -> None:
     assert none.dtype == np.float32
 
 
-def test_a_box_as_large_as_the_largest_input_takes_little_memory(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    import tracemalloc
-
+def test_a_box_as_large_as_the_largest_input_takes_little_memory() -> None:
     flat = np.zeros((1, 1, 56, 56), np.float32)  # the largest value may be anywhere
     tracemalloc.start()
     find_peaks(flat, np.float32([[0, 0, 4096, 4096]]))
@@ -144,7 +141,7 @@ def test_the_score_is_the_probability_that_the_point_is_near() -> None:
     assert scores[0] > 0.9
     assert 0.45 < scores[1] < 0.55
     assert scores[2] < 50 / 56**2
-    # Softmax: a constant does not change it, and logits may be as large as they like.
+    # A constant does not change a softmax, and logits may be large.
     np.testing.assert_allclose(
         decode_heatmaps(maps + np.float32(300), np.float32([[0, 0, 56, 56]]))[0, :, 2],
         scores,
@@ -161,7 +158,7 @@ def test_the_score_at_the_border_counts_cells_inside_only(y: int, x: int) -> Non
     np.testing.assert_allclose(found[0, 0, :2], [10 + 2 * x + 1, 20 + 2 * y + 1], atol=1)
 
 
-def test_the_points_of_a_person_are_those_of_torchvision_s_weights() -> None:
+def test_the_points_of_a_person_are_those_of_torchvisions_weights() -> None:
     names = KeypointRCNN_ResNet50_FPN_Weights.COCO_V1.meta["keypoint_names"]
     assert list(COCO_PERSON.names) == names
     assert len(COCO_PERSON) == 17
@@ -175,7 +172,7 @@ def test_a_mirror_swaps_left_and_right() -> None:
     assert COCO_PERSON.names[mirrored[5]] == "right_shoulder"
 
 
-def test_every_point_of_a_person_but_none_twice_is_joined() -> None:
+def test_the_skeleton_joins_every_point_of_a_person_and_no_pair_twice() -> None:
     assert {place for line in COCO_PERSON.skeleton for place in line} == set(range(17))
     assert len({frozenset(line) for line in COCO_PERSON.skeleton}) == 19
 
@@ -190,6 +187,6 @@ def test_every_point_of_a_person_but_none_twice_is_joined() -> None:
         ({"names": ["a", ""]}, "length >= 1"),
     ],
 )
-def test_points_that_cannot_be_are_refused(content: dict[str, Any], reason: str) -> None:
+def test_invalid_keypoints_are_refused(content: dict[str, Any], reason: str) -> None:
     with pytest.raises(msgspec.ValidationError, match=reason):
         msgspec.convert(content, Keypoints)

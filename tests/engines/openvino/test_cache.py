@@ -72,7 +72,7 @@ def test_a_changed_byte_is_noticed(tmp_path: Path, at: int) -> None:
         cache.load(SIZE)
 
 
-def test_the_entries_used_longest_ago_are_deleted(
+def test_the_least_recently_used_entries_are_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache_module, "LIMIT_BYTES", 4500)
@@ -81,7 +81,7 @@ def test_the_entries_used_longest_ago_are_deleted(
     for age, size in enumerate(sizes[:3]):
         cache.store(size, entry(1))
         os.utime(tmp_path / f"model-{size[0]}x64.graphs", (1000 + age, 1000 + age))
-    assert cache.load(sizes[0]) is not None  # now it is the one used last
+    assert cache.load(sizes[0]) is not None  # now the most recently used
     cache.store(sizes[3], entry(1))
     assert [cache.load(size) is not None for size in sizes] == [True, False, True, True]
     assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= 4500
@@ -161,7 +161,7 @@ def test_processes_that_start_together_find_complete_entries(tmp_path: Path) -> 
     assert len(list(folder.iterdir())) == 1
 
 
-def test_the_folder_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_is_in_the_users_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     assert cache_folder() == Path("/cache/maskcast/openvino")
     monkeypatch.delenv("XDG_CACHE_HOME")

@@ -37,7 +37,7 @@ def engine(calibrated_bundle: Bundle) -> OpenVinoEngine:
 
 @pytest.fixture(scope="module")
 def small_engine(unthresholded_bundle: Bundle) -> Iterator[OpenVinoEngine]:
-    """The default model: quick. It gives 100 detections of any image."""
+    """The default model without a score threshold: 100 detections in any image."""
     engine = OpenVinoEngine(unthresholded_bundle)
     yield engine
     engine.close()
@@ -56,7 +56,7 @@ def see(engine: OpenVinoEngine, image: NetworkImage, min_score: float = 0.0) -> 
 
 
 def overlap(one: Any, other: Any) -> float:
-    """IoU of two boxes."""
+    """Return the IoU of two boxes."""
     low, high = np.maximum(one[:2], other[:2]), np.minimum(one[2:], other[2:])
     shared = np.prod(np.clip(high - low, 0, None))
     areas = sum(np.prod(box[2:] - box[:2]) for box in (one, other))
@@ -253,7 +253,7 @@ def test_a_batch_of_the_wrong_length_is_refused(small_engine: OpenVinoEngine, pa
             small_engine.detect(images, 0.5)
 
 
-def test_a_closed_engine_says_so(unthresholded_bundle: Bundle, parity: Any) -> None:
+def test_a_closed_engine_raises(unthresholded_bundle: Bundle, parity: Any) -> None:
     image = parity.fit(parity.draw_image(96, 160))
     engine = OpenVinoEngine(unthresholded_bundle)
     detections = engine.detect([image], 0.5)
@@ -297,7 +297,7 @@ def test_prepare_compiles_a_shape_before_it_is_used(
     engine = OpenVinoEngine(unthresholded_bundle)
     image = parity.fit(parity.draw_image(160, 160))
     size = image.pixels.shape[:2]
-    assert not engine.prepare(*size)  # that takes a while, for which nobody waits
+    assert not engine.prepare(*size)  # it compiles in the background
     deadline_s = time.monotonic() + 60
     while not engine.prepare(*size):
         assert time.monotonic() < deadline_s
@@ -318,12 +318,14 @@ def test_other_threads_run_while_it_computes(small_engine: OpenVinoEngine, parit
 
     ticker = threading.Thread(target=tick)
     ticker.start()
-    before = ticks[0]
-    small_engine.detect([image], 0.5).release()
-    during = ticks[0] - before
+    during = []
+    for _ in range(10):  # on a busy machine the other thread may get no core for one image
+        before = ticks[0]
+        small_engine.detect([image], 0.5).release()
+        during.append(ticks[0] - before)
     over.set()
     ticker.join()
-    assert during >= 3
+    assert max(during) >= 3
 
 
 def test_bf16_without_support_of_the_cpu_warns_and_runs_in_fp32(
@@ -380,14 +382,13 @@ def test_poses_are_those_of_onnxruntime_for_any_number_of_boxes(
     reference = OnnxRuntimeEngine(posing_bundle, pose=True)
     engine = OpenVinoEngine(posing_bundle, mode, pose=True)
     images = [parity.fit(parity.draw_image(160, 224, seed)) for seed in range(3)]
-    min_scores = (0.0, 0.05, 1.0)  # 100 boxes an image, some, none
+    min_scores = (0.0, 0.05, 1.0)  # 100 boxes per image, some, none
     for min_score in min_scores:
         for batch in (images[:1], images[: engine.max_batch]):
             detections = reference.detect(batch, min_score)
             truth = reference.estimate_pose(detections).keypoints
             mine = engine.detect(batch, min_score)
-            lend = replace_boxes(mine, detections)
-            found = engine.estimate_pose(lend).keypoints
+            found = engine.estimate_pose(replace_boxes(mine, detections)).keypoints
             assert found is not None
             assert truth is not None
             assert found.shape == truth.shape == (len(detections.boxes), 17, 3)
@@ -402,7 +403,7 @@ def test_poses_are_those_of_onnxruntime_for_any_number_of_boxes(
 
 
 def replace_boxes(mine: Detections, other: Detections) -> Detections:
-    """The features of one, the boxes of another."""
+    """Return detections with the features of one and the boxes of the other."""
     return dataclasses.replace(
         mine,
         boxes=other.boxes,
@@ -429,7 +430,7 @@ def test_keypoints_come_with_the_instances_that_they_belong_to(
     engine.close()
 
 
-def test_a_poser_that_was_not_asked_for_is_not_compiled(posing_bundle: Bundle, parity: Any) -> None:
+def test_a_poser_that_is_not_requested_is_not_compiled(posing_bundle: Bundle, parity: Any) -> None:
     engine = OpenVinoEngine(posing_bundle)
     image = parity.fit(parity.draw_image(64, 64))
     detections = engine.detect([image], 0.0)

@@ -1,4 +1,4 @@
-"""Rewrites for OpenVINO give it less to do, and give the same results."""
+"""Rewrites of graphs for OpenVINO: less work, the same results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def values(*shape: int, seed: int = 0) -> Any:
 
 
 def quantised(node: Any, largest: float) -> Any:
-    """Q/DQ as OpenVINO reads them from ONNX: symmetric, 8 bits."""
+    """Quantise and dequantise as OpenVINO reads both from ONNX: symmetric, 8 bits."""
     step = np.float32(largest / 127)
     low, high = np.float32(-128), np.float32(127)
     levels = op.fake_quantize(node, low * step, high * step, low, high, 256)
@@ -64,7 +64,7 @@ def run(model: ov.Model) -> list[Any]:
 
 
 def changed(model: ov.Model, rewrite: Any) -> tuple[list[Any], list[Any]]:
-    """Results before and after; the model itself is rewritten."""
+    """Return the results before and after a rewrite, which changes the model itself."""
     before = run(model.clone())
     rewrite(model)
     model.validate_nodes_and_infer_types()
@@ -136,7 +136,7 @@ def pooled(active: bool) -> ov.Model:
     return ov.Model([op.result(quantised(pool.output(0), 3))], [images], "pool")
 
 
-def test_pooling_reads_bytes_and_finds_the_same() -> None:
+def test_pooling_reads_bytes_and_gives_the_same() -> None:
     model = pooled(active=True)
     use_unsigned_bytes(model)
     (before,), (after,) = changed(model, quantise_before_pooling)
@@ -175,7 +175,7 @@ def test_wide_convolutions_stay_apart() -> None:
 
 
 def linear(int8: bool) -> ov.Model:
-    """As a Gemm with bias comes from ONNX: with factors of one."""
+    """Return a product as OpenVINO reads a Gemm with bias from ONNX: with factors of one."""
     rows = op.parameter([20, CHANNELS], np.float32)
     weight, data, one = values(8, CHANNELS), rows, op.constant(np.float32(1))
     if int8:
@@ -225,7 +225,7 @@ def mask_predictor(int8: bool) -> ov.Model:
 
 
 @pytest.mark.parametrize("int8", [False, True])
-def test_mask_pixels_are_put_in_order_behind_their_product(int8: bool) -> None:
+def test_mask_pixels_are_put_in_order_after_their_product(int8: bool) -> None:
     model = mask_predictor(int8)
     (before,), (after,) = changed(model, multiply_before_upsampling)
     np.testing.assert_allclose(before, after, rtol=1e-4, atol=1e-4)

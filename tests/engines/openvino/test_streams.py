@@ -38,7 +38,7 @@ def compile_here(
 
 
 class WrongStreams:
-    """Makes the n-th stream that is compiled give wrong results."""
+    """Makes one output wrong in the streams of the given numbers, counted as they are compiled."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, output: str, *numbers: int) -> None:
         self.made = 0
@@ -152,7 +152,7 @@ def cache(tmp_path: Path) -> GraphCache:
 
 @pytest.fixture
 def messages(caplog: pytest.LogCaptureFixture) -> Callable[[], list[tuple[str, Any]]]:
-    """The events since the last call, each with whether the graphs came from the cache."""
+    """Return the events since the last call, each with whether the graphs came from the cache."""
     caplog.set_level(logging.INFO, "maskcast")
 
     def read() -> list[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""The GPU engine on the host driver: real pycuda, real kernels, a double of TensorRT alone."""
+"""The GPU engine on the host driver: real pycuda and kernels; only TensorRT is a double."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def make_images(count, seed=0):
 
 
 def reference(bundle, images, min_score, *, pose=False):
-    """The same, one image at a time, straight through onnxruntime."""
+    """Compute the engine's results with onnxruntime, one image at a time."""
     from maskcast.engines.engine import Detections, keep_detections, to_instances
     from maskcast.engines.instances.keypoints import decode_heatmaps
 
@@ -171,7 +171,7 @@ def test_nothing_found_runs_no_poser(posing_engine, doubles):
     assert runs(doubles, "poser") == before
 
 
-def test_a_pose_launches_one_cuda_graph_and_brings_down_heatmaps_alone(
+def test_a_pose_launches_one_cuda_graph_and_downloads_only_heatmaps(
     posing_engine, host_driver, doubles
 ):
     asked = [context.asked for context in doubles.contexts["poser"]]
@@ -186,7 +186,7 @@ def test_a_pose_launches_one_cuda_graph_and_brings_down_heatmaps_alone(
     assert [context.asked for context in doubles.contexts["poser"]] == asked
 
 
-def test_a_poser_that_nobody_asks_for_is_not_loaded(host_driver, posing_bundle, doubles):
+def test_a_poser_that_is_not_requested_is_not_loaded(host_driver, posing_bundle, doubles):
     engine = TensorRTEngine(posing_bundle, open_plans=doubles)
     assert set(doubles.contexts) == {"detector", "segmenter"}
     images = make_images(2)
@@ -209,11 +209,11 @@ def blocks(*sizes):
     return sum(-(-size // 256) * 256 for size in sizes)
 
 
-def test_images_go_up_as_bytes_and_only_boxes_and_crops_come_down(engine, host_driver):
+def test_images_are_uploaded_as_bytes_and_only_boxes_and_crops_downloaded(engine, host_driver):
     before = host_driver.report()
     engine.segment(engine.detect(make_images(2), 0.1))
     after = host_driver.report()
-    # Two boxes an image. Each array in a copy is rounded up to 256 bytes.
+    # Two boxes per image. Each array in a copy is rounded up to 256 bytes.
     down = blocks(2 * 3 * 16, 2 * 3 * 4, 2 * 3 * 8) + blocks(4 * 28 * 28)
     up = 2 * HEIGHT * WIDTH * 3 + blocks(2 * 8) + blocks(4 * 16, 4 * 8, 4 * 4)
     assert after["bytes down"] - before["bytes down"] == down
@@ -221,7 +221,7 @@ def test_images_go_up_as_bytes_and_only_boxes_and_crops_come_down(engine, host_d
     assert after["launches of preprocess"] == 1
 
 
-def test_working_allocates_nothing(engine, host_driver):
+def test_a_running_engine_allocates_nothing(engine, host_driver):
     def alive():
         return {
             n: c
@@ -273,13 +273,13 @@ def test_a_full_ring_blocks_until_detections_are_released(engine):
     assert not done.wait(0.2)
     held[0].release()
     held[0].release()  # a second time is harmless: it frees no second slot
-    assert done.wait(20)
+    assert done.wait(60)
     thread.join()
     for detections in held[1:]:
         detections.release()
 
 
-def test_images_that_went_up_ahead_give_the_same(engine, bundle, host_driver):
+def test_prefetched_images_give_the_same_results(engine, bundle, host_driver):
     batches = [make_images(1 + i % MAX_BATCH, seed=i) for i in range(6)]
     for image in batches[0]:
         engine.prefetch(image)
@@ -292,26 +292,26 @@ def test_images_that_went_up_ahead_give_the_same(engine, bundle, host_driver):
         assert_same(engine.segment(detections), reference(bundle, batch, 0.1))
 
 
-def test_the_next_batch_goes_up_while_one_is_detected(engine, bundle, doubles, host_driver):
+def test_the_next_batch_is_uploaded_while_one_is_detected(engine, bundle, doubles, host_driver):
     now, following = make_images(2, seed=1), make_images(2, seed=2)
     computing, go_on = threading.Event(), threading.Event()
 
-    def dawdle():
+    def block():
         computing.set()
-        assert go_on.wait(20)
+        assert go_on.wait(60)
 
     for context in doubles.contexts["detector"]:
-        context.before_run = dawdle
+        context.before_run = block
     found = []
     thread = threading.Thread(target=lambda: found.append(engine.detect(now, 0.1)))
     thread.start()
-    assert computing.wait(20)
+    assert computing.wait(60)
     before = host_driver.report()["bytes up"]
     for image in following:
-        engine.prefetch(image)  # waits for nothing that the GPU does
+        engine.prefetch(image)  # does not wait for the GPU
     assert host_driver.report()["bytes up"] - before == 2 * HEIGHT * WIDTH * 3
     assert not found
-    ring = engine._images  # whose places cannot be written while the batch is not done
+    ring = engine._images  # the batch's slots cannot be written until it is done
     assert len(ring._free) + len(ring._ahead) == 2 * MAX_BATCH + 1 - len(now)
     for context in doubles.contexts["detector"]:
         context.before_run = None
@@ -322,12 +322,12 @@ def test_the_next_batch_goes_up_while_one_is_detected(engine, bundle, doubles, h
     assert_same(engine.segment(engine.detect(following, 0.1)), reference(bundle, following, 0.1))
 
 
-def test_images_that_are_never_detected_make_room_for_later_ones(engine, bundle, host_driver):
+def test_images_that_are_never_detected_give_their_slots_to_later_ones(engine, bundle, host_driver):
     for seed in range(3):
         for image in make_images(MAX_BATCH, seed=seed):
             engine.prefetch(image)
     late = make_images(MAX_BATCH, seed=9)
-    for image in (*late, late[0]):  # once more is harmless
+    for image in (*late, late[0]):  # a second time is harmless
         engine.prefetch(image)
     before = host_driver.report()["bytes up"]
     detections = engine.detect(late, 0.1)
@@ -342,7 +342,7 @@ def test_one_image_may_be_several_of_a_batch(engine, bundle):
 
 
 @pytest.mark.parametrize("ahead", [True, False])
-def test_an_upload_that_detection_does_not_follow_would_be_seen(engine, bundle, monkeypatch, ahead):
+def test_an_upload_that_detection_does_not_wait_for_is_detected(engine, bundle, monkeypatch, ahead):
     images = make_images(1)
     (wanted,) = reference(bundle, images, 0.1)
     with monkeypatch.context() as patched:
@@ -354,7 +354,7 @@ def test_an_upload_that_detection_does_not_follow_would_be_seen(engine, bundle, 
     assert_same(engine.segment(engine.detect(images, 0.1)), [wanted])
 
 
-def test_a_forgotten_synchronisation_would_be_seen(engine, bundle, monkeypatch):
+def test_a_missing_synchronisation_is_detected(engine, bundle, monkeypatch):
     images = make_images(1)
     monkeypatch.setattr(Stream, "wait", lambda self: None)
     found = engine.detect(images, 0.1)
@@ -363,7 +363,7 @@ def test_a_forgotten_synchronisation_would_be_seen(engine, bundle, monkeypatch):
     assert len(found.scores) != len(wanted)
 
 
-def test_a_device_that_fails_in_mid_stream_stops_the_stage_and_frees_its_slot(
+def test_a_device_that_fails_while_running_stops_the_stage_and_frees_its_slot(
     engine, bundle, host_driver
 ):
     engine.segment(engine.detect(make_images(1), 0.1))
@@ -372,7 +372,7 @@ def test_a_device_that_fails_in_mid_stream_stops_the_stage_and_frees_its_slot(
     for _ in range(5):  # more often than there are slots
         with pytest.raises(DeviceError, match="the GPU failed to"):
             engine.detect(make_images(1), 0.1)
-    for _ in range(3 * MAX_BATCH):  # more often than there are places for images
+    for _ in range(3 * MAX_BATCH):  # more often than there are slots for images
         with pytest.raises(DeviceError, match="the GPU failed to upload"):
             engine.prefetch(make_images(1)[0])
     with pytest.raises(DeviceError, match="the GPU failed to"):
@@ -419,7 +419,7 @@ def test_boxes_are_padded_to_a_few_fixed_numbers(most, wanted):
     assert buckets(most) == wanted
 
 
-def test_each_shape_runs_once_at_the_start_on_the_most_special_profile(engine, doubles):
+def test_each_shape_runs_once_at_the_start_on_the_most_specific_profile(engine, doubles):
     any_batch, one_image = doubles.contexts["detector"]
     assert {shapes["images"][0] for shapes in one_image.seen} == {1}
     assert {shapes["images"][0] for shapes in any_batch.seen} == set(range(2, MAX_BATCH + 1))
@@ -522,7 +522,7 @@ def test_an_image_of_another_size_is_refused(engine):
         engine.detect([image], 0.1)
 
 
-def test_too_little_memory_is_said_and_nothing_stays_allocated(
+def test_too_little_memory_is_reported_and_nothing_stays_allocated(
     host_driver, bundle, doubles, monkeypatch
 ):
     monkeypatch.setattr(Gpu, "free_bytes", lambda self: 100_000)
@@ -561,7 +561,7 @@ def test_a_plan_that_does_not_fit_says_how_to_build_it_again(
         TensorRTEngine(bundle)
 
 
-def test_a_plan_that_finds_no_memory_to_work_in_says_so(host_driver, tmp_path, monkeypatch):
+def test_a_plan_without_memory_to_run_in_is_an_input_error(host_driver, tmp_path, monkeypatch):
     trt = pytest.importorskip("tensorrt_rtx")
     engine = SimpleNamespace(device_memory_size_v2=300_000_000)
     opened = SimpleNamespace(deserialize_cuda_engine=lambda content: engine)

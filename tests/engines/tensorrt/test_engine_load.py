@@ -15,7 +15,7 @@ from maskcast.pipeline.configuration.config_file import make_config
 from maskcast.pipeline.stages.infer import load_engine_for
 
 needs_no_gpu = pytest.mark.skipif(
-    compute_capability() is not None, reason="says what happens on a machine without a GPU"
+    compute_capability() is not None, reason="tests a machine without a GPU"
 )
 
 
@@ -30,20 +30,20 @@ def test_auto_runs_a_tensorrt_bundle_on_the_cpu_and_says_why(tmp_path, caplog):
 
 
 @needs_no_gpu
-def test_tensorrt_asked_for_by_name_is_not_replaced(tmp_path):
+def test_tensorrt_requested_by_name_is_not_replaced(tmp_path):
     with pytest.raises(InputError, match=r"TensorRT cannot run it: .*(GPU|installed)"):
         load_engine(make_bundle(tmp_path / "bundle"), "tensorrt")
 
 
 @pytest.mark.host_gpu
 def test_auto_takes_tensorrt_where_there_are_a_plan_and_a_gpu(tmp_path):
-    # The plan is a double's, so that far and no further: TensorRT is asked, and refuses it.
+    # The plan is a double's: TensorRT is chosen and refuses it.
     with pytest.raises(InputError, match=r"detector\.plan cannot run here"):
         load_engine(make_bundle(tmp_path / "bundle"))
 
 
 @pytest.mark.parametrize("spin", [False, True])
-def test_the_engine_of_a_configuration_waits_as_that_says(tmp_path, monkeypatch, spin):
+def test_a_configuration_decides_whether_the_engine_spins(tmp_path, monkeypatch, spin):
     made = []
     monkeypatch.setattr("maskcast.engines.tensorrt.plan.why_not", lambda bundle: None)
     monkeypatch.setattr(

@@ -32,7 +32,7 @@ def engine(host_driver, bundle):
 
 
 def configured(make_clip):
-    """Two clips whose images grow brighter: later ones score more."""
+    """Configure two clips whose frames grow brighter, so that later ones score higher."""
     clips = [make_clip(f"{name}.mp4", frames=FRAMES) for name in "ab"]
     sources = [{"url": str(clip), "decode": "software"} for clip in clips]
     return make_config({"sources": sources, "publish": None})
@@ -67,7 +67,7 @@ def test_every_frame_of_two_sources_gets_what_the_cpu_engine_finds(engine, bundl
         assert np.abs(difference).max(initial=0) <= 1
 
 
-def test_every_image_goes_up_once_ahead_of_its_batch(engine, host_driver, make_clip):
+def test_every_image_is_uploaded_once_ahead_of_its_batch(engine, host_driver, make_clip):
     detected, late, buckets = [], [], []
     detect, segment, ring = engine.detect, engine.segment, engine._images
 
@@ -96,17 +96,17 @@ def test_every_image_goes_up_once_ahead_of_its_batch(engine, host_driver, make_c
     assert after["bytes up"] - before["bytes up"] == up
 
 
-def test_stopping_in_mid_stream_leaves_nothing_on_the_device(engine, make_clip):
+def test_stopping_a_running_pipeline_leaves_nothing_on_the_device(engine, make_clip):
     started = threading.Event()
     pipeline = Pipeline(configured(make_clip), engine, on_frame=lambda *_: started.set())
     pipeline.start()
     assert started.wait(60)
     pipeline.stop()
-    pipeline.join()  # the fixtures see to the rest: all slots are back, all memory is freed
+    pipeline.join()  # the fixtures check that all memory is freed
     assert engine._slots.qsize() == 3
 
 
-def test_a_device_that_fails_in_mid_stream_ends_the_run_with_its_error(
+def test_a_device_that_fails_while_running_ends_the_run_with_its_error(
     engine, make_clip, host_driver
 ):
     def fail(frame, instances, published):

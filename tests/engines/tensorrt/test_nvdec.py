@@ -1,4 +1,4 @@
-"""FFmpeg's NVDEC decoder on the host driver and a double of libnvcuvid, which paints the frames."""
+"""FFmpeg's NVDEC decoder on the host driver and a double of libnvcuvid, which fills the frames."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def nvdec(host_driver):
-    """The double; the process has not asked for the device yet."""
+    """Yield the double of libnvcuvid; the process has not looked for the device yet."""
     device_problem.cache_clear()
     double = ctypes.CDLL("libnvcuvid.so.1")
     yield double
@@ -41,12 +41,12 @@ def clip(make_clip):
 
 
 def levels(frame):
-    """The luma and the chroma of a decoded NV12 frame."""
+    """Return the luma and the chroma of a decoded NV12 frame."""
     y, uv = (np.frombuffer(memoryview(plane), np.uint8) for plane in frame.decoded.planes)
     return int(y[0]), int(uv[0]), int(uv[1])
 
 
-def test_frames_come_down_as_nv12_in_their_order(clip):
+def test_frames_are_downloaded_as_nv12_in_order(clip):
     with VideoSource(SourceConfig(url=str(clip), decode="cuda")) as source:
         frames = list(source)
     assert [frame.decoder for frame in frames] == ["cuda"] * 8

@@ -1,4 +1,4 @@
-"""Decoded images on the way to the network: their planes go up, the GPU resizes and converts."""
+"""Decoded images whose planes are uploaded, and which the GPU resizes and converts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def engine(host_driver, tmp_path):
 
 
 def decoded(height, width, pixel_format="nv12", seed=0):
-    """A frame of random greys in one colour: every filter of chroma gives the same."""
+    """Return a frame of random luma and constant chroma, so that no filter changes the chroma."""
     rng = np.random.default_rng(seed)
     frame = av.VideoFrame(width, height, pixel_format)
     for index, plane in enumerate(frame.planes):
@@ -38,7 +38,7 @@ def decoded(height, width, pixel_format="nv12", seed=0):
 
 
 def network_inputs(engine, count):
-    """What the last ``detect`` gave the network, ``[count, H, W, 3]``.
+    """Return what the last ``detect`` gave the network, ``[count, H, W, 3]``.
 
     libswscale's tables, which make ``pixels``, are off by up to 3 levels.
     """
@@ -54,7 +54,7 @@ def assert_inputs(engine, images):
 
 
 def make_images(engine, seed=0):
-    """A batch of what cameras give: planes of two kinds, other formats, several sizes, turned."""
+    """Return a batch of two formats with planes and one without, in several sizes and rotations."""
     frames = [
         (decoded(96, 128, "nv12", seed), 0),
         (decoded(65, 97, "rgb24", seed), 0),
@@ -74,7 +74,7 @@ def test_the_network_gets_what_libswscale_would_give_it(engine):
     assert_inputs(engine, images[::-1])
 
 
-def test_planes_that_went_up_ahead_give_the_same(engine, host_driver):
+def test_prefetched_planes_give_the_same(engine, host_driver):
     batches = [make_images(engine, seed) for seed in range(4)]
     for image in batches[0]:
         engine.prefetch(image)
@@ -89,7 +89,7 @@ def test_planes_that_went_up_ahead_give_the_same(engine, host_driver):
             np.testing.assert_allclose(found, image.pixels.astype("f4"), atol=4)
 
 
-def test_planes_go_up_with_one_and_a_half_bytes_a_pixel(engine, host_driver):
+def test_planes_are_uploaded_with_one_and_a_half_bytes_per_pixel(engine, host_driver):
     before = host_driver.report()
     engine.prefetch(engine.fit(decoded(480, 640), 0))
     engine.prefetch(engine.fit(decoded(47, 63), 0))
@@ -97,7 +97,7 @@ def test_planes_go_up_with_one_and_a_half_bytes_a_pixel(engine, host_driver):
     assert after["bytes up"] - before["bytes up"] == 480 * 640 * 3 // 2 + 47 * 63 + 2 * 24 * 32
 
 
-def test_a_place_that_has_grown_is_used_again(engine, host_driver):
+def test_a_slot_that_has_grown_is_used_again(engine, host_driver):
     def allocations():
         report = host_driver.report()
         return report["device allocations"], report["pinned allocations"]
@@ -106,7 +106,7 @@ def test_a_place_that_has_grown_is_used_again(engine, host_driver):
     for seed in range(5):
         for _ in range(2 * MAX_BATCH + 1):
             engine.prefetch(engine.fit(decoded(700, 900, seed=seed), 0))
-    assert allocations() == before  # each place has one of each, larger than at first
+    assert allocations() == before  # each slot has one of each, larger than at first
     image = engine.fit(decoded(700, 900, seed=9), 0)
     assert_inputs(engine, [image])
 

@@ -14,7 +14,7 @@ from maskcast.engines.tensorrt.runtime import RuntimeCache, make_contexts
 
 
 class Compiled:
-    """``IRuntimeCache``: takes only what was made for the same GPU."""
+    """``IRuntimeCache``: accepts only what was made for the same GPU."""
 
     def __init__(self, content=b"gpu A: kernels"):
         self.content, self.offered = content, None
@@ -73,7 +73,7 @@ def test_a_bundle_that_cannot_be_written_is_no_error(tmp_path, caplog):
     assert "it is compiled again next time" in caplog.text
 
 
-def test_a_bundle_with_a_cache_in_its_folder_is_as_good_as_without(tmp_path):
+def test_a_cache_in_its_folder_does_not_change_a_bundle(tmp_path):
     bundle = make_bundle(tmp_path / "bundle")
     path = bundle.path / CACHE / "detector.8.9"
     RuntimeCache(Config(Compiled()), path).save()
@@ -88,7 +88,7 @@ class Strategy(Enum):
 
 
 class Context:
-    """``IExecutionContext``, as far as profiles go."""
+    """``IExecutionContext``, with the method that sets a profile."""
 
     def __init__(self, how, taken):
         self.how, self.taken, self.profile = how, taken, None

@@ -11,7 +11,7 @@ PROBLEM = "reconnecting: no answer within 10 s, and this is the rest of a long r
 
 @pytest.fixture
 def plain(monkeypatch) -> None:
-    """Every call of ``show`` is due."""
+    """Let every call of ``show`` print."""
     monkeypatch.setattr(live_table, "PLAIN_EVERY_S", 0.0)
 
 

@@ -1,15 +1,13 @@
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pytest
+from parity import PORTRAIT
 from PIL import Image
 
 from maskcast.engines.errors import InputError
 from maskcast.engines.load import load_engine
 from maskcast.pipeline.cli.predict import find_images, predict_files
-
-PORTRAIT = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
 
 
 @pytest.fixture
@@ -27,7 +25,7 @@ def test_folders_patterns_and_files_are_found_once_each(images: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["none.jpg", "*.gif"])
-def test_what_stands_for_no_image_is_named(images: Path, name: str) -> None:
+def test_a_name_or_pattern_without_images_is_named(images: Path, name: str) -> None:
     with pytest.raises(InputError, match="no such image"):
         find_images([str(images / name)])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from tempfile import gettempdir
 
 import pytest
 from keyring import admit, new_client
@@ -27,7 +26,9 @@ def test_the_view_of_an_encrypted_run_has_a_key_of_its_own_and_others_need_their
     new_client(tmp_path / "clients/anna")
     new_client(tmp_path / "bert")
     endpoint = f"ipc://{tmp_path}/messages"
-    before = set(Path(gettempdir()).glob("maskcast-view-*"))
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = ENVIRONMENT | {"TMPDIR": str(temporary)}
     command = [
         *(sys.executable, "-c", CHEAP, "TimedEngine()", "run", "test://64x48@10"),
         *("--publish", endpoint, "--view", "--view-http", "127.0.0.1:0"),
@@ -43,13 +44,13 @@ def test_the_view_of_an_encrypted_run_has_a_key_of_its_own_and_others_need_their
             except TimeoutError:
                 return False
 
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         try:
             assert process.stderr is not None
             url = process.stderr.readline().strip().removeprefix("view: ")
             with viewing(url) as viewer:
                 wait_until(lambda: bool(viewer.frame("test")["image"]))
-            assert receives(tmp_path / "clients/anna.key_secret")
+            wait_until(lambda: receives(tmp_path / "clients/anna.key_secret"))
             assert not receives(tmp_path / "bert.key_secret")
             admit(tmp_path / "bert.key", tmp_path / "clients")  # the folder is still watched
             wait_until(lambda: receives(tmp_path / "bert.key_secret"))
@@ -57,4 +58,4 @@ def test_the_view_of_an_encrypted_run_has_a_key_of_its_own_and_others_need_their
             assert process.wait(60) == 0
         finally:
             process.kill()
-    assert set(Path(gettempdir()).glob("maskcast-view-*")) <= before
+    assert not list(temporary.glob("maskcast-view-*"))

@@ -31,8 +31,8 @@ class Mosquitto:
     """A broker on a free port, with a password.
 
     Args:
-        folder: for its files.
-        tls: settings for TLS.
+        folder: Folder for its files.
+        tls: Lines of its configuration that set TLS up.
     """
 
     def __init__(self, folder: Path, tls: str = "") -> None:
@@ -67,7 +67,7 @@ class Mosquitto:
 
 
 class Reader:
-    """Remembers what is on a broker: the last value of each topic, and how many came."""
+    """Collects what is on a broker: the last value of each topic, and how many it had."""
 
     def __init__(self, port: int, ca_file: Path | None = None) -> None:
         self.values: dict[str, str] = {}
@@ -136,7 +136,7 @@ def test_changes_reach_a_broker_and_survive_its_restart(broker: Mosquitto, tmp_p
             broker.stop()
             reader.values.clear()
             publisher.publish(frame(index=50), seen(1), zones={"door": 3})
-            broker.start()  # it remembers nothing
+            broker.start()  # without the values from before
             reader.wait("mc/cam1/zones/door", "3")
             reader.wait("mc/cam1/state", "streaming")
             publisher.event("cam1", "ended")
@@ -180,7 +180,7 @@ def event(source: str, name: str, **data: object) -> StreamEvent:
 def test_a_broker_with_tls_is_reached_if_its_certificate_is_right(
     authority: Authority, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
-    """A real mosquitto, a test's authority, and the command as a process."""
+    """A real mosquitto, a certificate authority for the test, and the command as a process."""
     if MOSQUITTO is None:
         pytest.skip("mosquitto is not installed")
     folder = tmp_path_factory.mktemp("broker")

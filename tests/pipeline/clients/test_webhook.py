@@ -28,7 +28,7 @@ class Server:
     """An HTTP server that answers with given statuses, then with 204.
 
     Args:
-        certificate: files of its certificate and its key, for https.
+        certificate: Files of its certificate and its key, for https.
     """
 
     def __init__(self, certificate: tuple[Path, Path] | None = None) -> None:
@@ -94,7 +94,7 @@ def test_events_are_signed_and_sent_again_until_they_are_accepted(server: Server
     assert sign("secret", "0", b"{}") != sign("other", "0", b"{}")
 
 
-def test_an_event_that_is_refused_for_good_is_counted_and_holds_up_no_other(
+def test_an_event_that_is_refused_permanently_is_counted_and_delays_no_other(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.statuses = [400, 302]
@@ -114,7 +114,7 @@ def test_the_queue_is_bounded_while_the_server_is_away(monkeypatch: pytest.Monke
         for number in range(10):
             hook.post(event(number))
         assert hook.lost == 7
-    assert hook.lost == 10  # what was not delivered at the end is lost too
+    assert hook.lost == 10  # what is not delivered at the end is lost too
 
 
 def test_the_bridge_posts_what_a_publisher_sends(server: Server) -> None:
@@ -123,7 +123,7 @@ def test_the_bridge_posts_what_a_publisher_sends(server: Server) -> None:
         wanted = {"events": ["zone_left", "ended"]}
         thread = threading.Thread(target=run_webhook, args=arguments, kwargs=wanted, daemon=True)
         thread.start()
-        assert publisher.wait_for_subscribers(1, 10, ["cam1"])
+        assert publisher.wait_for_subscribers(1, 60, ["cam1"])
         publisher.event("cam1", "zone_entered", zone="door")
         publisher.event("cam1", "zone_left", zone="door", dwell_s=1.5)
         publisher.event("cam1", "ended")
@@ -135,7 +135,7 @@ def test_the_bridge_posts_what_a_publisher_sends(server: Server) -> None:
 def test_the_command_posts_over_https_to_a_server_whose_certificate_is_right(
     tmp_path: Path,
 ) -> None:
-    """A real run, the command as a process, a real https server with a test's authority."""
+    """A real run, the command as a process, and an https server with an authority for the test."""
     authority, other = Authority(tmp_path / "ca.pem"), Authority(tmp_path / "other.pem")
     server = Server(authority.issue("127.0.0.1", tmp_path))
     (tmp_path / "secret").write_text("word\n")

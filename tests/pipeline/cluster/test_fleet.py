@@ -1,4 +1,4 @@
-"""What workers and the gateway of a cluster run, made from one configuration."""
+"""The configurations of a cluster's workers and its gateway, derived from one."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def gateway():
 
 
 def publishing_to(*gateways, keys=None):
-    """A publisher that is connected to gateways."""
+    """Return a publisher that is connected to gateways."""
     endpoints = [gateway.sources_endpoint for gateway in gateways]
     return Publisher("", NAMES, gateways=endpoints, gateway_keys=keys)
 
@@ -61,7 +61,7 @@ class Recorder:
 
 
 class Feed:
-    """Publishes a source's frames, one for each call, until somebody has what they wait for."""
+    """Publishes a source's frames, one per call or until a condition is true."""
 
     def __init__(self, publisher, source="cam1"):
         self.publisher, self.source, self.sent = publisher, source, 0
@@ -79,7 +79,7 @@ class Feed:
 
 
 def drain(frames):
-    """The frames that have arrived."""
+    """Return the frames that have arrived."""
     arrived = []
     with contextlib.suppress(TimeoutError):
         while True:
@@ -202,7 +202,7 @@ def test_what_is_lost_on_the_way_is_counted_here_and_by_the_subscriber(gateway):
         wait_until(lambda: frames.tally.received + frames.tally.lost == feed.sent or not feed())
 
 
-def test_publishers_send_frames_only_while_somebody_has_subscribed_to_them(gateway):
+def test_publishers_send_frames_only_while_there_are_subscribers(gateway):
     with publishing_to(gateway) as publisher:
         door, yard = Feed(publisher, "door"), Feed(publisher, "yard")
 
@@ -225,11 +225,11 @@ def test_publishers_send_frames_only_while_somebody_has_subscribed_to_them(gatew
             door()
         publisher.event("door", "state", state="stalled", reconnects=0)
         wait_until(lambda: gateway.stats().sources.get("door") == "stalled")
-        assert gateway.stats().messages <= events + 20  # the events of "yard" that were under way
-        assert gateway.stats().lost == 0  # what nobody wants is not lost
+        assert gateway.stats().messages <= events + 20  # events of "yard" were still on their way
+        assert gateway.stats().lost == 0  # frames without a subscriber are not lost
 
 
-def test_a_gateway_asks_for_no_more_than_its_subscribers_may_see(guarded, keys):
+def test_a_gateway_subscribes_to_no_more_than_its_subscribers_may_see(guarded, keys):
     allow(keys / "clients/viewer.key", "door")
     with (
         publishing_to(guarded, keys=client_keys(keys, "publishers/worker")) as publisher,
@@ -250,7 +250,7 @@ def test_a_gateway_asks_for_no_more_than_its_subscribers_may_see(guarded, keys):
         wait_until(is_asked_for_door_alone)
 
 
-def test_two_gateways_are_each_others_spare(gateway):
+def test_two_gateways_back_each_other_up(gateway):
     other = Gateway(ANY, ANY)
     other.start()
     with (
@@ -281,7 +281,7 @@ def test_a_gateway_behind_two_passes_each_message_on_once(gateway):
 
 @pytest.fixture
 def keys(tmp_path):
-    """Key files by name: the server's, and folders of those allowed."""
+    """Return a folder with the server's keys, and folders of allowed keys."""
     (tmp_path / "publishers").mkdir()
     for name in ("server", "publishers/worker", "stranger"):
         new_keys(tmp_path / name)
@@ -305,7 +305,7 @@ def client_keys(keys, name):
     return ClientKeys.read(keys / "server.key", keys / f"{name}.key_secret")
 
 
-def test_keys_admit_the_allowed_on_either_side_and_nobody_else(guarded, keys, caplog):
+def test_keys_admit_the_allowed_on_either_side_and_no_others(guarded, keys, caplog):
     def subscribed(name):
         secret = keys / f"{name}.key_secret"
         return subscribe(guarded.endpoint, server_key=keys / "server.key", client_key=secret)
@@ -381,7 +381,7 @@ def test_a_subscriber_of_a_gateway_sees_the_sources_of_its_rights(guarded, keys)
         assert not see(porter)
 
 
-def test_a_publisher_whose_key_is_withdrawn_is_cut_off_and_others_go_on(guarded, keys):
+def test_a_publisher_whose_key_is_withdrawn_is_disconnected_and_others_continue(guarded, keys):
     new_keys(keys / "publishers/other")
     with (
         publishing_to(guarded, keys=client_keys(keys, "publishers/worker")) as publisher,
@@ -459,7 +459,7 @@ def test_what_is_no_message_is_counted_and_not_passed_on(gateway):
         assert {source for source, _ in map(decode_header, recorder.read())} == {"cam1"}
 
 
-def test_a_flood_of_subscriptions_is_cut_off_and_others_are_served(gateway, caplog):
+def test_a_flood_of_subscriptions_is_disconnected_and_others_are_served(gateway, caplog):
     context = zmq.Context()
     with context, context.socket(zmq.XSUB) as rude, publishing_to(gateway) as publisher:
         rude.set(zmq.LINGER, 0)
@@ -478,14 +478,14 @@ def test_a_flood_of_subscriptions_is_cut_off_and_others_are_served(gateway, capl
 
 
 def announce(publisher, gateway, count):
-    """Announce sources, no more at once than the queues hold."""
+    """Announce sources, at most as many at once as the queues hold."""
     for number in range(count):
         publisher.event(f"x{number}", "state", state="streaming")
         if number % 20 == 19:
             wait_until(lambda name=f"x{number}": name in gateway.stats().sources)
 
 
-def test_sources_without_end_are_forgotten(monkeypatch):
+def test_the_number_of_sources_is_bounded(monkeypatch):
     monkeypatch.setattr(gateway_module, "MAX_SOURCES", 50)
     with Gateway(ANY, ANY) as gateway, publishing_to(gateway) as publisher:
         Feed(publisher).until(lambda: gateway.stats().messages > 0)
@@ -515,7 +515,7 @@ def test_health_names_an_upstream_endpoint_that_does_not_answer(free_port):
     assert "the gateway has stopped" in gateway.health().problems
 
 
-def test_an_error_of_ours_ends_it_loudly(monkeypatch):
+def test_an_internal_error_stops_the_gateway_and_is_raised(monkeypatch):
     gateway = Gateway(ANY, ANY)
 
     def broken(*_):
@@ -548,7 +548,7 @@ def test_stopping_frees_the_endpoints_and_ends_every_thread():
     assert threading.active_count() == threads
 
 
-def test_a_gateway_without_sources_is_a_mistake():
+def test_a_gateway_without_sources_is_refused():
     with pytest.raises(InputError, match="--sources"):
         Gateway(ANY)
     with pytest.raises(InputError, match="invalid endpoint"):

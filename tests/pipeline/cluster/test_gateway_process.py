@@ -1,4 +1,4 @@
-"""The gateway's process: it is started again, and ends with its parent."""
+"""The gateway's process: it is restarted when it dies, and ends with its parent."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def test_a_source_that_is_added_is_checked_too():
 
 
 def cross(a, b, c, d):
-    """Whether two segments cross, by solving for the place on both."""
+    """Return whether two segments cross, by solving for the point on both."""
     (ax, ay), (bx, by), (cx, cy), (dx, dy) = a, b, c, d
     across = (bx - ax) * (dy - cy) - (by - ay) * (dx - cx)
     if across == 0:
@@ -73,7 +73,7 @@ def cross(a, b, c, d):
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=4, max_size=7))
-def test_no_polygon_with_crossing_edges_is_let_through(corners):
+def test_no_polygon_with_crossing_edges_is_accepted(corners):
     edges = [(corners[i], corners[(i + 1) % len(corners)]) for i in range(len(corners))]
     crosses = any(
         cross(*edges[i], *edges[j]) for i in range(len(edges)) for j in range(i + 2, len(edges))

@@ -34,7 +34,7 @@ def get(url: str) -> tuple[int, str]:
 
 
 def wait_for(url: str, status: int, within_s: float = 60) -> dict[str, Any]:
-    """Ask until the answer is this one; return its body."""
+    """Request a page until it has this status; return its body."""
     deadline_s = time.monotonic() + within_s
     while True:
         code, body = get(url)
@@ -47,7 +47,7 @@ def wait_for(url: str, status: int, within_s: float = 60) -> dict[str, Any]:
 
 @contextmanager
 def running(engine, port: int, *sources: dict[str, Any]) -> Iterator[str]:
-    """A pipeline that serves metrics; yields their address."""
+    """Run a pipeline that serves metrics; yield their address."""
     config = make_config(
         {
             "sources": sources,
@@ -67,7 +67,7 @@ def running(engine, port: int, *sources: dict[str, Any]) -> Iterator[str]:
 @pytest.fixture
 def healthy() -> Iterator[MetricsServer]:
     registry = CollectorRegistry()
-    Gauge("answer", "Of everything.", registry=registry).set(42)
+    Gauge("temperature", "A gauge of the tests.", registry=registry).set(42)
     server = MetricsServer("127.0.0.1:0", registry, lambda: Health(True, [], {"a": "streaming"}))
     yield server
     server.close()
@@ -126,19 +126,20 @@ def test_an_engine_that_hangs_is_unhealthy(timed_engine, free_port, monkeypatch)
         wait_for(f"{url}/healthz", 200)
         engine.detect_s = 3.0
         found = wait_for(f"{url}/healthz", 503)
-        assert found["problems"][0].startswith("infer has been at work on one item for ")
+        stuck = "infer has been at work on one item for "
+        assert any(problem.startswith(stuck) for problem in found["problems"])
         engine.detect_s = 0.0
         wait_for(f"{url}/healthz", 200)
 
 
-def test_only_two_pages_are_there(healthy: MetricsServer) -> None:
-    assert "answer 42.0" in get(f"{healthy.url}/metrics")[1]
+def test_there_are_two_pages(healthy: MetricsServer) -> None:
+    assert "temperature 42.0" in get(f"{healthy.url}/metrics")[1]
     assert get(f"{healthy.url}/healthz") == (
         200,
         '{"healthy":true,"problems":[],"sources":{"a":"streaming"},"outputs":{}}\n',
     )
     assert get(f"{healthy.url}/secrets")[0] == 404
-    assert "answer 42.0" in get(f"{healthy.url}/metrics?name[]=answer")[1]
+    assert "temperature 42.0" in get(f"{healthy.url}/metrics?name[]=temperature")[1]
 
 
 def test_a_client_that_sends_nothing_does_not_hold_up_the_others(healthy: MetricsServer) -> None:
@@ -147,7 +148,7 @@ def test_a_client_that_sends_nothing_does_not_hold_up_the_others(healthy: Metric
         assert get(f"{healthy.url}/healthz")[0] == 200
 
 
-def test_slow_clients_do_not_keep_others_from_being_answered(healthy: MetricsServer) -> None:
+def test_slow_clients_do_not_delay_others(healthy: MetricsServer) -> None:
     port = int(healthy.url.rpartition(":")[2])
     slow: deque[socket.socket] = deque()
     for _ in range(1000):
@@ -174,7 +175,7 @@ def test_slow_clients_do_not_keep_others_from_being_answered(healthy: MetricsSer
     try:
         for _ in range(10):
             assert get(f"{healthy.url}/healthz")[0] == 200
-            assert "answer 42.0" in get(f"{healthy.url}/metrics")[1]
+            assert "temperature 42.0" in get(f"{healthy.url}/metrics")[1]
     finally:
         stopping.set()
         dripping.join()
@@ -220,7 +221,7 @@ def test_nothing_can_be_written(healthy: MetricsServer) -> None:
     connection.close()
 
 
-def test_a_port_that_is_in_use_is_one_line(healthy: MetricsServer) -> None:
+def test_a_port_that_is_in_use_is_reported_in_one_line(healthy: MetricsServer) -> None:
     address = healthy.url.removeprefix("http://")
     with pytest.raises(InputError, match=rf"^{address} is in use: "):
         MetricsServer(address, CollectorRegistry(), lambda: Health(True, [], {}))

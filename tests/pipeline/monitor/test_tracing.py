@@ -169,7 +169,7 @@ def test_without_tracing_there_is_no_traceparent(
         pipeline.join()
 
 
-def test_a_run_ends_although_nobody_takes_the_spans(
+def test_a_run_ends_although_no_collector_takes_the_spans(
     make_clip: Any, timed_engine: Any, free_port: int
 ) -> None:
     config = Config(

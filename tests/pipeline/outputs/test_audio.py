@@ -22,7 +22,7 @@ Packets = list[tuple[float, bytes]]
 
 @pytest.fixture
 def make_clip_with_audio(tmp_path: Path) -> Callable[..., Path]:
-    """Makes a video of 3 s with a tone that rises, from frame ``begin`` on."""
+    """Return a function that makes a video of 3 s with a rising tone from frame ``begin`` on."""
 
     def make(name: str, codec: str, begin: int = 0) -> Path:
         path = tmp_path / name
@@ -85,7 +85,7 @@ def not_recorded(caplog) -> list[dict[str, object]]:
         ("clip.mp4", "aac", "out.mkv", 0),
         ("clip.mkv", "libopus", "out.mkv", 0),
         ("clip.mkv", "ac3", "out.mp4", 25),
-        ("clip.ts", "mp2", "out.mp4", 0),  # its first frame is at 1.4 s or so
+        ("clip.ts", "mp2", "out.mp4", 0),  # its first frame is at about 1.4 s
     ],
 )
 def test_the_audio_of_a_file_is_copied_and_stays_at_its_frames(
@@ -107,7 +107,7 @@ def test_the_audio_of_a_file_is_copied_and_stays_at_its_frames(
     wanted = [(at_s - begin_s, data) for at_s, data in given if -1e-4 < at_s - begin_s < 3]
     assert [data for _, data in copied] == [data for _, data in wanted]
     for (at_s, _), (wanted_s, _) in zip(copied, wanted, strict=True):
-        # Matroska's clock has milliseconds; mp2 has packets that begin between two of them
+        # Matroska stores milliseconds; packets of mp2 begin between two of them.
         assert at_s - times[0] == pytest.approx(wanted_s, abs=0.0021)
     assert not_recorded(caplog) == []
 
@@ -168,7 +168,7 @@ def test_audio_that_breaks_off_leaves_the_video_whole(
 
 
 @pytest.mark.parametrize("saves", [True, False])
-def test_a_looped_file_has_no_audio_and_the_log_says_so(
+def test_a_looped_file_has_no_audio_and_that_is_logged(
     saves: bool, make_clip_with_audio, timed_engine, tmp_path: Path, caplog
 ) -> None:
     clip = make_clip_with_audio("clip.mp4", "aac")

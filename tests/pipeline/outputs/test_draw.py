@@ -45,7 +45,7 @@ def test_nothing_is_drawn_where_nothing_was_seen() -> None:
     assert (drawn(instances(size=(64, 48))) == 128).all()
 
 
-def test_the_mask_shines_through_and_the_rest_of_the_image_stays() -> None:
+def test_a_mask_is_translucent_and_the_rest_of_the_image_stays() -> None:
     image = drawn(instances((200, 150, 400, 350), size=(640, 480)))
     colour = np.array(palette(0))
     inside = image[250, 300].astype(int)
@@ -86,7 +86,7 @@ def test_an_instance_keeps_its_colour_when_the_order_changes() -> None:
     assert (first[200, 100] != first[200, 450]).any()
 
 
-def test_a_newcomer_takes_a_colour_that_nobody_has() -> None:
+def test_a_new_instance_takes_a_colour_that_no_other_has() -> None:
     painter = Annotator(NAMES)
     drawn(instances((50, 100, 150, 300), size=(640, 480)), painter)
     both = drawn(instances((400, 100, 500, 300), (50, 100, 150, 300), size=(640, 480)), painter)
@@ -106,7 +106,7 @@ def test_tiny_images_and_boxes_at_the_edge_are_drawn() -> None:
     assert drawn(instances((0, 0, 64, 48), (63, 47, 64, 48), size=(64, 48))).shape == (48, 64, 3)
 
 
-def test_the_label_stands_above_its_box_and_inside_where_no_room_is() -> None:
+def test_the_label_is_above_its_box_or_inside_if_there_is_no_space() -> None:
     colour = palette(0)
     above = drawn(instances((200, 150, 400, 350), size=(640, 480)))
     assert (above[146, 201] == colour).all()
@@ -114,7 +114,7 @@ def test_the_label_stands_above_its_box_and_inside_where_no_room_is() -> None:
     assert (inside[5, 202] == colour).all()
 
 
-def test_a_track_keeps_its_colour_wherever_it_is_and_in_whatever_order() -> None:
+def test_a_track_keeps_its_colour_at_any_place_and_in_any_order() -> None:
     found = instances((100, 200, 200, 300), (400, 200, 500, 300), size=(640, 480))
     painter = Annotator(NAMES)
     first = drawn(replace(found, track_ids=np.array([12, 5], np.int32)), painter)
@@ -130,7 +130,7 @@ def test_a_track_is_named() -> None:
     assert (named[170:199] != unnamed[170:199]).any()
 
 
-def test_tags_of_neighbours_do_not_hide_one_another() -> None:
+def test_tags_of_neighbours_do_not_overlap() -> None:
     boxes = np.array([[20, 60, 80, 200], [24, 62, 84, 200], [28, 64, 88, 200]], np.float32)
     placed: list[Rectangle] = []
     for box in boxes:

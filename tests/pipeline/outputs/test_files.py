@@ -24,7 +24,7 @@ def written(pending: PendingFile, text: str = "new") -> Path:
     return pending.path
 
 
-def test_files_are_named_after_the_sources_and_not_by_who_comes_first(tmp_path: Path) -> None:
+def test_files_are_named_after_their_sources_in_any_order(tmp_path: Path) -> None:
     names = FileNames(tmp_path / "out.mp4", ["door", "yard"])
     assert written(names.next("yard", AT_NS)).name == "out-yard.mp4"
     assert written(names.next("door", AT_NS)).name == "out.mp4"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
+import termios
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,7 +23,7 @@ from maskcast.pipeline.pipeline import Pipeline
 
 @pytest.fixture
 def full_pipe(tmp_path: Path) -> Iterator[tuple[Path, int]]:
-    """A named pipe that holds 4 kB and that nobody reads; its reading end."""
+    """Make a named pipe of 4 kB that is not read; yield its path and its reading end."""
     path = tmp_path / "pipe.jsonl"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -44,7 +46,7 @@ def test_a_full_pipe_hangs_and_a_lock_does_not(full_pipe: tuple[Path, int]) -> N
         thread.start()
     watches = [HangWatch(thread, lambda: now_s) for thread in threads]
     call = object()
-    wait_until(lambda: all(map(waits, threads)))
+    wait_until(lambda: is_full(reader) and all(map(waits, threads)))
     assert [watch.hangs(call) for watch in watches] == [False, False]
     now_s += HANGS_AFTER_S
     assert [watch.hangs(None) for watch in watches] == [False, False]
@@ -61,11 +63,17 @@ def test_a_full_pipe_hangs_and_a_lock_does_not(full_pipe: tuple[Path, int]) -> N
     os.close(writer)
 
 
+def is_full(reader: int) -> bool:
+    """Return whether the pipe holds 4 kB: its writer has come to the write that hangs."""
+    return int.from_bytes(fcntl.ioctl(reader, termios.FIONREAD, bytes(4)), sys.byteorder) == 4096
+
+
 def waits(thread: threading.Thread) -> bool:
+    """Return whether a thread waits in a system call."""
     return not Path(f"/proc/self/task/{thread.native_id}/syscall").read_text().startswith("run")
 
 
-def test_where_the_kernel_shows_no_calls_only_time_tells() -> None:
+def test_where_the_kernel_shows_no_calls_only_time_counts() -> None:
     now_s = 0.0
     watch, call = HangWatch(threading.Thread(), lambda: now_s), object()
     assert not watch.hangs(call)
@@ -98,7 +106,7 @@ def test_a_run_that_is_stopped_ends_although_a_write_hangs_and_finishes_the_othe
         assert container.duration
         assert list(container.decode(video=0))
     (record,) = (thread for thread in threading.enumerate() if thread.name == "record")
-    while record.is_alive():  # it goes on once somebody reads, and closes the pipe alone
+    while record.is_alive():  # it continues once the pipe is read, and closes only that
         with suppress(BlockingIOError):
             os.read(reader, 1 << 16)
     assert sorted(path.name for path in tmp_path.glob("*.mp4")) == ["out.mp4"]

@@ -119,7 +119,7 @@ def test_a_file_of_an_earlier_run_is_replaced_by_the_first_line_and_not_before(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_lines_are_appended_also_behind_one_that_is_not_whole(tmp_path: Path) -> None:
+def test_lines_are_appended_also_after_an_incomplete_one(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     for seq in (0, 1):
         recorder = JsonlRecorder(path, NAMES, append=True)
@@ -151,7 +151,7 @@ def test_new_files_begin_by_time_and_by_size(tmp_path: Path) -> None:
         JsonlRecorder(tmp_path / "a.jsonl", NAMES, append=True, segment_s=1.0)
 
 
-def test_a_file_that_was_deleted_is_reported_and_begun_again(tmp_path: Path) -> None:
+def test_a_file_that_was_deleted_is_reported_and_started_again(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     recorder = JsonlRecorder(path, NAMES)
     write(recorder, 0)

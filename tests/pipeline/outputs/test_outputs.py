@@ -1,4 +1,4 @@
-"""The outputs of a configuration: what a run does to files that were there before it."""
+"""The outputs of a configuration, and what a run does to existing files."""
 
 from __future__ import annotations
 
@@ -122,7 +122,9 @@ def test_a_run_that_fails_leaves_files_of_earlier_runs_alone(
         ({"segment": "1h"}, "segment: there is no file to split"),
     ],
 )
-def test_outputs_that_make_no_sense_are_refused(outputs: dict[str, Any], problem: str) -> None:
+def test_outputs_that_contradict_each_other_are_refused(
+    outputs: dict[str, Any], problem: str
+) -> None:
     with pytest.raises(InputError, match=problem):
         make_config({**sources("test://64x48@5"), "outputs": outputs})
 

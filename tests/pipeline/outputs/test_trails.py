@@ -23,7 +23,7 @@ def at(x: float, track_id: int = 1) -> Instances:
 
 
 def drawn(image: Image.Image, track_id: int) -> set[int]:
-    """The columns that have the colour of a track."""
+    """Return the columns that have the colour of a track."""
     pixels = np.asarray(image)
     return set(np.flatnonzero((pixels == palette(track_id)).all(axis=2).any(axis=0)).tolist())
 

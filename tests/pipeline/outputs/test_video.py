@@ -24,7 +24,7 @@ def decoded(path: Path) -> list[av.VideoFrame]:
         return list(container.decode(video=0))
 
 
-def test_the_video_keeps_the_source_s_timing(tmp_path: Path) -> None:
+def test_the_video_keeps_the_timing_of_its_source(tmp_path: Path) -> None:
     recorder = VideoRecorder(tmp_path / "out.mp4", NAMES)
     times_s = [5.0, 5.04, 5.2, 5.2333, 6.5]
     for index, time_s in enumerate(times_s):
@@ -34,7 +34,7 @@ def test_the_video_keeps_the_source_s_timing(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, np.subtract(times_s, 5.0), atol=1e-3)
 
 
-def test_the_video_goes_on_when_the_source_s_clock_jumps_back(tmp_path: Path) -> None:
+def test_the_video_continues_when_the_clock_of_its_source_jumps_back(tmp_path: Path) -> None:
     recorder = VideoRecorder(tmp_path / "out.mp4", NAMES)
     for index, time_s in enumerate([0.0, 0.1, 0.2, 0.0, 0.1, 0.1]):
         recorder.write(frame(index, pts_s=time_s), instances(), published(index))
@@ -198,7 +198,7 @@ def test_a_video_of_an_earlier_run_stays_until_frames_are_on_disk(tmp_path: Path
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_images_without_times_are_25_a_second(tmp_path: Path) -> None:
+def test_images_without_times_are_shown_at_25_per_second(tmp_path: Path) -> None:
     recorder = VideoRecorder(tmp_path / "out.mp4", NAMES)
     for index in range(4):
         image = replace(frame(index), pts_s=None, capture_ns=index**3 * 10**9)
@@ -208,7 +208,7 @@ def test_images_without_times_are_25_a_second(tmp_path: Path) -> None:
     np.testing.assert_allclose(times, [0, 0.04, 0.08, 0.12], atol=1e-4)
 
 
-def test_a_source_that_ends_and_comes_again_gets_a_second_file(tmp_path: Path) -> None:
+def test_a_source_that_ends_and_returns_gets_a_second_file(tmp_path: Path) -> None:
     recorder = VideoRecorder(tmp_path / "out.mp4", NAMES, sources=["cam"])
     for _ in range(2):
         recorder.write(frame(0), Instances.empty(64, 48), published(0))
@@ -218,7 +218,7 @@ def test_a_source_that_ends_and_comes_again_gets_a_second_file(tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out-2.mp4", "out.mp4"]
 
 
-def test_a_video_whose_folder_is_gone_is_given_up_and_a_new_one_begun(tmp_path: Path) -> None:
+def test_a_video_whose_folder_is_gone_is_abandoned_and_a_new_one_started(tmp_path: Path) -> None:
     folder = tmp_path / "disk"
     folder.mkdir()
     recorder = VideoRecorder(folder / "out.mp4", NAMES)

@@ -30,7 +30,7 @@ def test_a_message_of_a_connection_that_is_gone_grants_nothing():
     assert grants.count(b"v1/door/event") == 0
 
 
-def test_a_descriptor_that_is_used_again_belongs_to_everyone_who_subscribed_on_it():
+def test_a_descriptor_that_is_used_again_belongs_to_every_client_identified_on_it():
     grants = Grants()
     grants.open(7)
     grants.identify(7, ANNA)
@@ -44,7 +44,7 @@ def test_a_descriptor_that_is_used_again_belongs_to_everyone_who_subscribed_on_i
     assert grants.handles(set()) == []
 
 
-def test_one_connection_takes_no_memory_without_end(monkeypatch):
+def test_the_memory_of_one_connection_is_bounded(monkeypatch):
     monkeypatch.setattr(grants_module, "MAX_GRANTED", 10)
     grants = Grants()
     grants.open(7)

@@ -76,7 +76,7 @@ def test_a_subscriber_that_reads_nothing_does_not_keep_the_events_from_another(s
 
     wait_until(step)
     assert received == few
-    # Frames are dropped for it as before, instead of waiting for it.
+    # Frames for a full queue are dropped as before, without a wait.
     for parts in KEPT[: 4 * QUEUE]:
         publishing.send_multipart(parts, zmq.DONTWAIT)
     assert take(late, 100)

@@ -20,7 +20,7 @@ SOURCES = ("door", "door2", "yard1", "yard2", "cellar")
 
 @pytest.fixture
 def folder(tmp_path):
-    """Keys: "viewer" sees door and yard*, "guest" sees door2, "admin" sees everything."""
+    """Make keys: "viewer" sees door and yard*, "guest" sees door2, "admin" sees everything."""
     new_keys(tmp_path / "server")
     new_client(tmp_path / "clients/viewer", "door", "yard*")
     new_client(tmp_path / "clients/guest", "door2")
@@ -40,7 +40,7 @@ tcp_only = pytest.mark.parametrize("publisher", ["tcp"], indirect=True)
 
 
 class Client:
-    """A plain socket with a client's key; remembers which sources it received from."""
+    """A plain socket with a client's key, which keeps what it received."""
 
     def __init__(self, publisher, folder, name, *prefixes, kind=zmq.SUB):
         self._context = zmq.Context()
@@ -61,7 +61,7 @@ class Client:
             self.socket.send(b"\x01" + prefix)
 
     def read(self):
-        """The sources whose instances have arrived since the last call."""
+        """Return the sources whose instances have arrived since the last call."""
         received = set()
         with contextlib.suppress(zmq.Again):
             while True:
@@ -191,7 +191,7 @@ def test_changed_rights_apply_to_connections_that_exist(publisher, folder):
 
 
 def reaches(publisher, folder, name, source):
-    """Whether a client that connects now receives a source."""
+    """Return whether a client that connects now receives this source, and no other."""
     keys = {
         "server_key": folder / "server.key",
         "client_key": folder / f"clients/{name}.key_secret",
@@ -235,7 +235,7 @@ def test_rights_that_change_while_a_subscription_is_granted_apply_to_it(publishe
     read = guard.rights
 
     def read_slowly(key):
-        """The rights of a moment ago: they are changed before the subscription is entered."""
+        """Return rights that are changed before the subscription is entered."""
         rights = read(key)
         guard.rights = read
         allow(folder / "clients/viewer.key", "cellar")
@@ -319,8 +319,8 @@ def test_cancelling_a_subscription_takes_effect_and_never_too_much(publisher, fo
 
 
 @tcp_only
-def test_what_is_no_subscription_gives_nobody_anothers_rights(publisher, folder):
-    """libzmq then takes one peer for another, until all has been read."""
+def test_an_invalid_subscription_gives_no_client_the_rights_of_another(publisher, folder):
+    """Such a message makes libzmq mistake one peer for another until everything is read."""
     with (
         Client(publisher, folder, "guest", kind=zmq.XSUB) as rude,
         Client(publisher, folder, "admin", kind=zmq.XSUB) as admin,

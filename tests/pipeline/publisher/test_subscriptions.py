@@ -11,7 +11,7 @@ prefixes = st.binary(max_size=3).map(lambda b: bytes(c % 2 + 97 for c in b))
 
 @settings(max_examples=200, deadline=None)
 @given(steps=st.lists(st.tuples(st.booleans(), prefixes), max_size=40), topic=prefixes)
-def test_a_topic_has_those_whose_prefix_it_begins_with(steps, topic):
+def test_a_topic_counts_the_prefixes_that_it_begins_with(steps, topic):
     found, expected = Subscriptions(), Counter()
     for comes, prefix in steps:
         if comes:
@@ -25,14 +25,14 @@ def test_a_topic_has_those_whose_prefix_it_begins_with(steps, topic):
         )
 
 
-def test_who_leaves_without_having_come_takes_nobody_along():
+def test_removing_an_unknown_prefix_removes_no_other():
     found = Subscriptions()
     found.add(b"v1/")
     found.remove(b"v1/cam1/")
     assert found.count(b"v1/cam1/instances") == 1
 
 
-def test_when_prefixes_are_too_many_every_topic_counts_as_wanted_until_they_are_gone(monkeypatch):
+def test_with_too_many_prefixes_every_topic_counts_as_subscribed_until_they_are_gone(monkeypatch):
     monkeypatch.setattr(subscriptions, "MAX_PREFIXES", 10)
     found = Subscriptions()
     for number in range(1000):

@@ -1,4 +1,4 @@
-"""Decoding by hardware on machines that have none: the real FFmpeg, asked for devices."""
+"""Decoding by hardware on machines without such hardware, with the real FFmpeg."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_without_the_device_a_video_is_decoded_in_software(make_clip, absent_dev
 def test_a_device_that_is_lost_during_the_run_ends_no_source(
     make_clip, absent_device, monkeypatch
 ) -> None:
-    # It was there when the process first asked; now FFmpeg fails to open it.
+    # It was found when the process looked for it; now FFmpeg fails to open it.
     monkeypatch.setattr(video, "device_problem", lambda device: "")
     config = SourceConfig(url=str(make_clip(frames=5)), decode=absent_device)
     with VideoSource(config) as source:

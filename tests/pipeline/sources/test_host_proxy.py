@@ -20,7 +20,7 @@ from maskcast.pipeline.sources.video import VideoSource
 
 
 class Server:
-    """Serves a folder, and redirects by ``/to/URL``; ``asked`` counts requests."""
+    """Serves a folder, and redirects by ``/to/URL``; ``asked`` lists the requested paths."""
 
     def __init__(self, host: str, folder: Path) -> None:
         owner = self
@@ -103,7 +103,7 @@ def test_a_redirect_to_another_host_is_refused_and_that_host_is_not_asked(
     assert (shown["host"], shown["allowed"]) == ("127.0.0.2", "127.0.0.1")
 
 
-def test_the_segments_of_a_playlist_on_another_host_are_not_asked_for(
+def test_the_segments_of_a_playlist_on_another_host_are_not_requested(
     make_clip, serve, tmp_path: Path
 ) -> None:
     make_clip("a.ts", frames=10)
@@ -136,7 +136,7 @@ def test_a_tunnel_for_https_leads_to_the_host_only() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "proxy cam"]
 
 
-def test_nothing_is_opened_past_the_proxy(monkeypatch) -> None:
+def test_nothing_is_opened_without_the_proxy(monkeypatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with pytest.raises(InputError, match="no_proxy"):
         read("http://127.0.0.1:9/a.mp4")

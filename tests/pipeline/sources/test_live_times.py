@@ -44,7 +44,7 @@ def test_arrival_times_replace_a_broken_clock(stream_s, expected_s) -> None:
     assert given_s == pytest.approx(expected_s)
 
 
-def test_the_frame_behind_one_without_a_time_is_at_least_an_interval_later() -> None:
+def test_the_frame_after_one_without_a_time_is_at_least_an_interval_later() -> None:
     clock = PresentationClock()
     burst = [clock.time_s(None, 5.0, 0.04), clock.time_s(0.04, 5.001, 0.04)]
     assert burst == pytest.approx([0, 0.04])

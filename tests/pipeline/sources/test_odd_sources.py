@@ -1,4 +1,4 @@
-"""Odd sources: each ends alone, or is refused, with one line that says why."""
+"""Unusual sources: each ends on its own or is refused, with a reason of one line."""
 
 import os
 import pty
@@ -38,7 +38,7 @@ def problem_of(url: str | Path) -> str:
 
 @pytest.fixture
 def without_decoder(tmp_path: Path, make_clip) -> list[Path]:
-    """Videos that FFmpeg recognises and has no decoder for."""
+    """Make videos that FFmpeg recognises and has no decoder for."""
     (tmp_path / "a.svg").write_text(SVG)
     mp4 = make_clip("fourcc.mp4").read_bytes()
     (tmp_path / "fourcc.mp4").write_bytes(mp4.replace(b"avc1\0\0\0\0", b"QQQQ\0\0\0\0"))
@@ -66,7 +66,7 @@ def test_sources_without_a_decoder_end_alone(
     assert good.ended is None
     assert all("no decoder" in (source.ended or "") for source in bad)
     wait_until(lambda: "no decoder" in pipeline.stats().sources[-1].detail)
-    assert http.ended is None  # the server may serve something else tomorrow
+    assert http.ended is None  # the server may serve something else later
     pipeline.stop()
     pipeline.join()
 
@@ -168,7 +168,7 @@ def test_a_named_pipe_without_a_writer_can_be_removed(timed_engine, tmp_path: Pa
 
 
 class AskedServer(threading.Thread):
-    """Notes whether anyone connects, and serves nothing."""
+    """Counts connections, and serves nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -209,10 +209,10 @@ def test_a_playlist_over_http_reaches_no_file(make_clip, tmp_path: Path, http_se
     head = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n"
     for segment, is_read in (("a.ts", True), (f"file://{clip}", False)):
         (tmp_path / "a.m3u8").write_text(f"{head}{segment}\n#EXT-X-ENDLIST\n")
-        config = SourceConfig(url=f"{http_server}/a.m3u8", open_timeout_s=2)
+        config = SourceConfig(url=f"{http_server}/a.m3u8", open_timeout_s=60)
         stopping = threading.Event()
         source = create_source(config, stopping=stopping)
-        timer = threading.Timer(1.0 if not is_read else 20.0, stopping.set)
+        timer = threading.Timer(1.0 if not is_read else 100.0, stopping.set)
         timer.start()
         if is_read:
             with source:
@@ -244,7 +244,7 @@ def test_an_mp4_without_its_index_is_explained(make_clip) -> None:
 
 
 def reason_of(url: str) -> str:
-    """Return why a live source is not there."""
+    """Return why a live source cannot be read."""
     changes, stopping = [], threading.Event()
     source = create_source(SourceConfig(url=url, open_timeout_s=5), changes.append, stopping)
 
@@ -315,7 +315,7 @@ def test_images_have_even_times_and_none_is_kept_alive(tmp_path: Path, monkeypat
 
 
 def test_motion_jpeg_over_http_has_the_times_of_its_arrival(make_clip, timed_engine) -> None:
-    """FFmpeg would invent 25 frames a second."""
+    """FFmpeg alone would assume 25 frames per second."""
     clip = make_clip("a.mjpeg", frames=12, codec="mjpeg", pix_fmt="yuvj420p")
     start = b"\xff\xd8\xff"
     jpegs = [start + part for part in clip.read_bytes().split(start)[1:]]
@@ -351,4 +351,4 @@ def test_motion_jpeg_over_http_has_the_times_of_its_arrival(make_clip, timed_eng
     assert all(before.pts_s < after.pts_s for before, after in pairwise(frames))
     captured_s = (frames[-1].capture_ns - frames[0].capture_ns) / 1e9
     assert frames[-1].pts_s == pytest.approx(captured_s, abs=0.5)
-    assert frames[-1].pts_s > 11 * 0.1  # 0.44 s at 25 frames a second
+    assert frames[-1].pts_s > 11 * 0.1  # 0.44 s at 25 frames per second

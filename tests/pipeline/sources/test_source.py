@@ -27,7 +27,7 @@ def test_a_pace_follows_the_wall_clock_from_its_first_frame() -> None:
     assert 0.2 <= time.monotonic() - began_s < 30.0
 
 
-def test_a_stopped_pace_waits_for_nothing() -> None:
+def test_a_stopped_pace_does_not_wait() -> None:
     stopping = threading.Event()
     pace = Pace(stopping)
     pace.wait(0.0)

@@ -59,7 +59,7 @@ def sending(url: str, form: str, width: int = 160) -> Iterator[Sender]:
 
 
 def listeners(port: int) -> list[str]:
-    """The local addresses, in hexadecimal, of the UDP sockets on a port."""
+    """Return the local addresses, in hexadecimal, of the UDP sockets on a port."""
     lines = Path("/proc/net/udp").read_text().splitlines()[1:]
     return [line.split()[1] for line in lines if line.split()[1].endswith(f":{port:04X}")]
 
@@ -86,7 +86,7 @@ def test_a_port_where_nothing_arrives_is_named(free_port: int) -> None:
 
 @pytest.fixture
 def rtmp_server(free_port: int, tmp_path: Path) -> Iterator[str]:
-    """An RTMP server on this machine; yields the address of a stream."""
+    """Start an RTMP server on this machine; yield the address of a stream."""
     if shutil.which("nginx", path="/usr/sbin:/usr/bin") is None or not RTMP_MODULE.exists():
         pytest.skip("nginx with its RTMP module is not installed")
     (tmp_path / "nginx.conf").write_text(
@@ -135,7 +135,7 @@ def test_an_rtmp_server_that_is_off_is_named(free_port: int) -> None:
 
 @pytest.fixture
 def display() -> Iterator[str]:
-    """A virtual X11 display of 320x240 pixels."""
+    """Start a virtual X11 display of 320x240 pixels; yield its name."""
     if shutil.which("Xvfb") is None:
         pytest.skip("Xvfb is not installed")
     reader, writer = os.pipe()

@@ -1,4 +1,4 @@
-"""The decode stage: which hardware decodes a source, and what is reported of it."""
+"""The decode stage: which hardware decodes a source, and what is reported about it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(make_clip, timed_engine, caplog):
     return run
 
 
-def test_a_named_device_that_is_absent_is_one_warning(run) -> None:
+def test_a_configured_device_that_is_absent_is_one_warning(run) -> None:
     (warning,), decoder = run("cuda")
     assert warning.levelno == logging.WARNING
     assert decoder == "software"

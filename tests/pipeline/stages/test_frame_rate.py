@@ -42,7 +42,7 @@ def test_a_steady_camera_is_limited_to_exactly_the_rate(camera_fps, fps, expecte
     assert kept == pytest.approx(expected, abs=1)
 
 
-def test_a_camera_that_jitters_at_its_own_rate_loses_next_to_nothing() -> None:
+def test_a_camera_that_jitters_at_the_maximum_rate_loses_almost_nothing() -> None:
     limiter = MaxFps(10)
     jitter_s = [0.0, 0.004, -0.004, 0.008, -0.008]
     times_s = [index / 10 + jitter_s[index % 5] for index in range(100)]

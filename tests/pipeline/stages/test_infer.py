@@ -1,4 +1,4 @@
-"""How the engine of a pipeline is chosen to run."""
+"""The mode in which a pipeline's engine runs, and the classes that are kept."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_files_are_run_for_throughput() -> None:
 
 
 @pytest.mark.parametrize("camera", ["rtsp://cam/1", "/dev/video0", "http://cam/mjpeg", "test://"])
-def test_a_camera_among_the_sources_makes_latency_count(camera: str) -> None:
+def test_with_a_camera_among_the_sources_the_mode_is_latency(camera: str) -> None:
     assert mode_of("a.mp4", camera) == "latency"
 
 
@@ -31,7 +31,7 @@ def test_a_camera_may_come_later_where_sources_are_controlled() -> None:
     assert mode_of("a.mp4", control="tcp://127.0.0.1:5600") == "latency"
 
 
-def test_the_mode_asked_for_is_the_mode() -> None:
+def test_a_configured_mode_is_used() -> None:
     assert mode_of("a.mp4", model={"mode": "latency"}) == "latency"
     assert mode_of("rtsp://cam/1", model={"mode": "throughput"}) == "throughput"
 

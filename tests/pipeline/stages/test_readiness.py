@@ -1,4 +1,4 @@
-"""What becomes of images that an engine would first have to make itself ready for."""
+"""Frames of shapes that the engine is not ready for."""
 
 import time
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Prepare = Callable[[int, int], bool]
 
 @pytest.fixture
 def preparing(timed_engine, monkeypatch: pytest.MonkeyPatch):
-    """An engine that is ready for the shapes that a function says."""
+    """Return a function that makes an engine with another ``prepare``."""
 
     def make(prepare: Prepare):
         engine = timed_engine()
@@ -22,6 +22,18 @@ def preparing(timed_engine, monkeypatch: pytest.MonkeyPatch):
         return engine
 
     return make
+
+
+class ReadyAfter:
+    """A ``prepare`` that is done some time after its first call."""
+
+    def __init__(self, wait_s: float) -> None:
+        self.asked_ns = 0
+        self._wait_ns = wait_s * 1e9
+
+    def __call__(self, height: int, width: int) -> bool:
+        self.asked_ns = self.asked_ns or time.time_ns()
+        return time.time_ns() - self.asked_ns > self._wait_ns
 
 
 def test_a_camera_counts_from_when_the_engine_is_ready(preparing) -> None:
@@ -64,29 +76,25 @@ def test_a_camera_of_a_new_shape_loses_frames_and_others_lose_none(
 
 
 def test_a_file_waits_for_the_engine_loses_nothing_and_is_not_late(preparing, make_clip) -> None:
-    ready_s = time.monotonic() + 1.5
-    config = configured(make_clip(frames=12))
+    ready = ReadyAfter(1.0)
     frames = []
     pipeline = Pipeline(
-        config,
-        preparing(lambda height, width: time.monotonic() > ready_s),
+        configured(make_clip(frames=12)),
+        preparing(ready),
         on_frame=lambda frame, instances, published: frames.append((frame, published)),
     )
-    began_ns = time.time_ns()
     pipeline.run()
     stats = pipeline.stats()
     assert (stats.processed, stats.dropped) == (12, {})
     first, published = frames[0]
-    assert published.publish_ns - began_ns > 1_000_000_000  # the engine was waited for
-    assert first.capture_ns - began_ns > 1_000_000_000  # and that is not the frame's age
+    assert published.publish_ns - ready.asked_ns > 1_000_000_000  # it waited for the engine
+    assert first.capture_ns - ready.asked_ns > 1_000_000_000  # that is no part of a frame's age
     assert first.timeline.end_ns["decode"] <= first.timeline.start_ns["preprocess"]
 
 
 def test_a_file_played_like_a_camera_waits_for_the_engine(preparing, make_clip) -> None:
-    ready_s = time.monotonic() + 0.5
-    engine = preparing(lambda height, width: time.monotonic() > ready_s)
     source = {"url": str(make_clip(frames=5)), "policy": "latest"}
-    pipeline = Pipeline(configured(source), engine)
+    pipeline = Pipeline(configured(source), preparing(ReadyAfter(0.5)))
     pipeline.run()
     stats = pipeline.stats()
     assert stats.processed > 0

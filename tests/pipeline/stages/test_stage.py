@@ -65,7 +65,7 @@ def test_events_stay_between_the_items_they_came_between(inbox: Inbox) -> None:
     assert stage.calls == ["open on doubling", "close on doubling"]
 
 
-def test_nothing_is_taken_before_there_is_room_behind(inbox: Inbox) -> None:
+def test_nothing_is_taken_before_the_next_inbox_has_capacity(inbox: Inbox) -> None:
     outbox: Inbox = Inbox(1)
     outbox.put(0)
     inbox.put(1)
@@ -90,12 +90,12 @@ def test_an_error_is_reported_once_and_the_next_inbox_stays_open(inbox: Inbox) -
     assert isinstance(failed, Failed)
     assert isinstance(failed.error, ValueError)
     assert end == StageEnded()
-    # Closed here, the end would overtake the reason why each source ends.
+    # If it were closed here, the end would overtake the reason why each source ends.
     assert outbox.put(1)
     assert stage.calls[-1] == "close on doubling"
 
 
-def test_how_long_a_stage_has_been_at_work_is_known_while_it_works() -> None:
+def test_the_time_that_a_stage_has_been_at_work_is_known_while_it_works() -> None:
     class Hanging(Doubling):
         let_go = threading.Event()
 

@@ -42,7 +42,7 @@ def receives(publisher, frames):
         publisher.publish(frame(), seen())
         return frames.tally.received > 0
 
-    wait_until(received, 20)
+    wait_until(received)
     return frames.receive().source == "cam1"
 
 
@@ -111,9 +111,9 @@ def test_after_a_part_that_is_too_long_the_next_messages_arrive(script, caplog):
         script.instances(0)
         assert frames.receive().seq == 0
         script.instances(1, jpeg=b"x" * 3000)
-        script.wait(10)  # it subscribes again
+        script.wait()  # it subscribes again
         script.instances(2)
-        after = frames.receive(5)
+        after = frames.receive(60)
         assert (after.seq, after.lost_before) == (2, 1)
         assert frames.tally.malformed == 1
     assert len(failures(caplog)) == 1
@@ -138,7 +138,7 @@ def test_a_publisher_that_goes_away_is_no_failure(caplog):
     time.sleep(1.5 * reconnecting.ABANDONED_AFTER_S)
     count = frames.tally.received
     with Publisher(endpoint, NAMES) as second:
-        wait_until(lambda: second.publish(frame(), seen()) and frames.tally.received > count, 20)
+        wait_until(lambda: second.publish(frame(), seen()) and frames.tally.received > count)
     frames.close()
     assert frames.tally.malformed == 0
     assert not failures(caplog)

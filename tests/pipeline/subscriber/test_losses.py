@@ -70,7 +70,7 @@ def test_the_messages_lost_before_an_event_are_counted():
     assert tracker.add_instances("cam1", instances(5)).lost == 0
 
 
-def test_an_event_that_is_sent_again_is_none():
+def test_an_event_that_is_sent_again_is_ignored():
     tracker = LossTracker()
     assert tracker.add_event("cam1", event("state", seq=4, state="running")) is not None
     assert tracker.add_event("cam1", event("labels", seq=0, id="x", names=["n"])) is not None
@@ -87,7 +87,7 @@ def test_label_names_are_known_by_their_id():
     assert tracker.label_names("0b") == ()
 
 
-def test_all_have_ended_when_each_one_wanted_has():
+def test_all_have_ended_when_each_subscribed_source_has():
     tracker = LossTracker()
     assert not tracker.all_ended(None)
     tracker.add_event("a", event("ended"))
@@ -102,7 +102,7 @@ def test_all_have_ended_when_each_one_wanted_has():
     assert not tracker.all_ended(None)
 
 
-def test_a_publisher_that_invents_without_end_takes_no_memory_without_end():
+def test_memory_is_bounded_whatever_a_publisher_invents():
     tracker = LossTracker()
 
     def invent(start):
@@ -129,7 +129,7 @@ def test_a_publisher_that_invents_without_end_takes_no_memory_without_end():
     assert len(tracker.states()) <= losses_module.MAX_SOURCES
 
 
-def test_who_is_heard_often_is_not_forgotten_for_those_that_are_invented():
+def test_a_frequent_source_is_not_forgotten_for_invented_ones():
     tracker = LossTracker()
     tracker.add_event("cam1", event("state", state="running"))
     for number in range(5000):

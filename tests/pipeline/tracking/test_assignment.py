@@ -9,7 +9,7 @@ from maskcast.pipeline.tracking.assignment import best_pairs
 
 
 def best_sum(gain):
-    """The greatest sum, by trying everything."""
+    """Return the greatest sum, found by trying every pairing."""
     if gain.shape[0] > gain.shape[1]:
         gain = gain.T
     rows, columns = gain.shape
@@ -37,16 +37,16 @@ def test_no_rows_or_no_columns_make_no_pairs():
     assert best_pairs(np.zeros((3, 0))) == []
 
 
-def test_a_row_gives_way_where_that_is_better_for_all():
+def test_a_row_takes_its_second_choice_if_the_sum_is_greater():
     assert best_pairs(np.array([[0.9, 0.8], [0.85, 0.0]])) == [(0, 1), (1, 0)]
 
 
-def test_a_hundred_that_all_contest_each_other_are_solved():
+def test_a_hundred_rows_that_compete_for_every_column_are_solved():
     rng = np.random.default_rng(0)
     gain = rng.random((100, 100))
     pairs = best_pairs(gain)
     assert len(pairs) == 100
-    # An optimal pairing leaves no two rows that would both do well to swap.
+    # In an optimal pairing, no two rows gain more together by a swap.
     chosen = dict(pairs)
     for a in range(100):
         for b in range(a):

@@ -13,7 +13,7 @@ SIZE = 160
 
 
 def inside(polygon, x, y):
-    """Which points lie in a polygon, by the even-odd rule."""
+    """Return which points lie in a polygon, by the even-odd rule."""
     result = np.zeros(np.broadcast(x, y).shape, bool)
     for (x0, y0), (x1, y1) in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
         if y0 != y1:
@@ -22,7 +22,7 @@ def inside(polygon, x, y):
 
 
 def pixels(step):
-    """Centres of pixels of a full-size mask of ``step`` pixels a side."""
+    """Return the centres of the cells of a full-size mask, each ``step`` pixels wide."""
     centre = (np.arange(int(SIZE / step)) + 0.5) * step
     return centre[None], centre[:, None]
 
@@ -64,7 +64,7 @@ def test_the_share_is_that_of_a_rasterised_mask_of_full_size(place, polygon):
     mask = shown & (crop[np.clip(row, 0, 27), np.clip(column, 0, 27)] > 0)
     expected = (mask & inside(polygon, x, y)).sum() / mask.sum()
     found = Coverage([polygon]).shares(crop[None], box[None])[0, 0]
-    # What rasterising gets wrong is at most about a pixel along the polygon's edges.
+    # Rasterising is wrong by at most about a pixel along the polygon's edges.
     along = 0.25 * np.hypot(*(box[2:] - box[:2])) * len(polygon) / (mask.sum() * 0.25**2)
     assert found == pytest.approx(expected, abs=min(0.25 * along + 1e-3, 0.05))
 
@@ -84,7 +84,7 @@ def test_the_share_is_nearly_that_of_the_pixels_that_are_drawn(polygon, x, y):
 
 
 @given(placed(), polygons())
-def test_a_polygon_and_its_mirror_image_make_up_the_whole(place, polygon):
+def test_the_two_sides_of_a_line_make_up_the_whole(place, polygon):
     crop, box = place
     low, high = polygon.min(axis=0) - 1, polygon.max(axis=0) + 1
     x, y = (low[0] + high[0]) / 2, (low[1] + high[1]) / 2
@@ -133,7 +133,7 @@ def test_a_box_without_area_is_no_error():
     assert np.isfinite(Coverage([square]).shares(np.stack([FULL, FULL]), boxes)).all()
 
 
-def test_feet_are_the_lowest_point_and_the_centre_that_of_gravity():
+def test_feet_are_the_lowest_point_and_the_centre_is_that_of_the_mask():
     upper = FULL.copy()
     upper[14:] = 0
     upper[:, 14:] = 0

@@ -11,7 +11,7 @@ def box(x, y=200.0, wide=60.0, high=160.0):
 
 
 def following(speed, times_s, start=100.0):
-    """A motion that has seen an object at a constant speed, and its last time."""
+    """Return a motion that was corrected with an object of constant speed at these times."""
     motion = Motion(box(start))
     last_s = 0.0
     for time_s in times_s:
@@ -29,7 +29,7 @@ def test_a_steady_object_is_where_it_is_expected_at_any_frame_rate(step_s):
     assert motion.state[0] - begin == pytest.approx(80 * 0.4, rel=0.25)
 
 
-def test_irregular_times_are_taken_as_they_are():
+def test_irregular_times_are_used_as_they_are():
     times_s = np.cumsum(np.random.default_rng(3).uniform(0.03, 0.3, 20))
     motion = following(80.0, times_s, start=50)
     assert motion.speed[0] == pytest.approx(80, rel=0.1)
@@ -45,10 +45,10 @@ def test_one_long_step_is_about_as_uncertain_as_many_short_ones():
     assert once.distance(far, FRAME) == pytest.approx(often.distance(far, FRAME), rel=0.5)
 
 
-def test_an_object_that_is_half_hidden_keeps_its_size_and_its_way():
+def test_an_object_that_is_half_hidden_keeps_its_size_and_speed():
     motion = following(80.0, np.arange(0.04, 1, 0.04))
     speed, width = motion.speed[0], motion.state[2]
-    for k in range(8):  # its front is hidden by what ends at x = 180
+    for k in range(8):  # its front is hidden by an object that begins at x = 180
         motion.predict(Step.of(0.04))
         x = 100 + 80 * (1 + 0.04 * k)
         motion.correct((x - 30, 120.0, 180.0 + 0.01 * k, 280.0), FRAME)
@@ -56,14 +56,14 @@ def test_an_object_that_is_half_hidden_keeps_its_size_and_its_way():
     assert motion.state[2] > 0.8 * width
 
 
-def test_a_part_of_an_object_is_likelier_than_a_box_elsewhere():
+def test_a_part_of_an_object_is_more_likely_than_a_box_elsewhere():
     motion = following(0.0, np.arange(0.04, 1, 0.04), start=300.0)
     boxes = (box(302.0), (270.0, 120.0, 330.0, 200.0), box(420.0))  # the second: its upper half
     unlikely = [motion.distance(one, FRAME) for one in boxes]
     assert unlikely[0] < unlikely[1] < 5 < unlikely[2]
 
 
-def test_what_enters_the_frame_is_not_slowed_by_its_border():
+def test_an_object_that_enters_is_not_slowed_by_the_border():
     motion = Motion((0.0, 120.0, 10.0, 280.0))
     for k in range(1, 12):
         motion.predict(Step.of(0.04))

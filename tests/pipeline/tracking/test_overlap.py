@@ -12,7 +12,7 @@ LEFT = np.repeat((AXIS < 0)[None], 28, axis=0).astype(np.uint8)
 
 
 def rasterised(crop, box, size=400):
-    """A full-size mask of cells."""
+    """Return the full-size mask of a crop, without interpolation."""
     x = np.floor((np.arange(size) + 0.5 - box[0]) * 28 / (box[2] - box[0])).astype(int)
     y = np.floor((np.arange(size) + 0.5 - box[1]) * 28 / (box[3] - box[1])).astype(int)
     inside = ((y >= 0) & (y < 28))[:, None] & ((x >= 0) & (x < 28))[None]
@@ -31,7 +31,7 @@ def test_the_overlap_is_that_of_full_size_masks(box_a, box_b, crop_a, crop_b):
     expected = (a & b).sum() / (a | b).sum()
     boxes = np.array([box_a], np.float64), np.array([box_b], np.float64)
     found = mask_iou(crop_a[None], boxes[0], crop_b[None], boxes[1])
-    assert found[0, 0] == pytest.approx(expected, abs=0.12)  # 12 samples a side
+    assert found[0, 0] == pytest.approx(expected, abs=0.12)  # 12 samples per side
 
 
 def test_every_pair_has_its_place():
@@ -41,7 +41,7 @@ def test_every_pair_has_its_place():
     assert mask_iou(crops, boxes, crops[:1], boxes[1:]).tolist() == [[0], [1]]
 
 
-def test_two_halves_of_one_box_have_nothing_in_common_though_their_boxes_are_one():
+def test_two_halves_of_one_box_do_not_overlap_though_their_boxes_are_equal():
     box = np.array([[10, 10, 50, 90]], np.float64)
     assert mask_iou(LEFT[None], box, 1 - LEFT[None], box)[0, 0] == 0
 

@@ -19,7 +19,7 @@ STEP = 4
 
 
 def seen(*tracks, labels=None, wide=40, high=80):
-    """Instances with full masks around x, y, each a track; ``(id, x, y)``."""
+    """Return instances with full masks, one around the centre of each track ``(id, x, y)``."""
     boxes = [[x - wide / 2, y - high / 2, x + wide / 2, y + high / 2] for _, x, y in tracks]
     return Instances(
         640,
@@ -33,7 +33,7 @@ def seen(*tracks, labels=None, wide=40, high=80):
 
 
 def follow(regions, frames, fps=FPS):
-    """Show frames one after the other; return what happened with the frame's index."""
+    """Update with the instances of frames in turn; return each event with the frame's index."""
     met = []
     for index, instances in enumerate(frames):
         happened = regions.update(instances, index / fps, index, 10**9 + index)
@@ -49,26 +49,26 @@ def line(**keys):
     return LineConfig(**({"name": "gate", "points": MIDDLE} | keys))
 
 
-def walk(begin, end, y=240, number=1, steps=None):
-    """Frames in which a track goes from x to x."""
+def move(begin, end, y=240, number=1, steps=None):
+    """Return the instances of frames in which a track moves from one x to another."""
     steps = steps or abs(end - begin) // STEP
     return [seen((number, begin + (end - begin) * k / steps, y)) for k in range(steps + 1)]
 
 
-def test_who_goes_through_a_zone_enters_and_leaves_it_once():
+def test_an_object_that_moves_through_a_zone_enters_and_leaves_it_once():
     regions = Regions([zone()], [], NAMES)
-    met = follow(regions, walk(600, 20) + walk(20, 600))
+    met = follow(regions, move(600, 20) + move(20, 600))
     kinds = [type(one.change) for _, one in met]
     assert kinds == [Entered, Left]
     (_, entered), (_, left) = met
-    # It enters where 30 % of the mask are inside: its centre is 8 pixels beyond the edge.
+    # It enters where 30 % of the mask is inside: its centre is 8 pixels beyond the edge.
     assert 600 - STEP * entered.change.sighting.index == pytest.approx(328, abs=STEP)
     inside = left.change.sighting.index - entered.change.sighting.index
     assert left.change.dwell_s == pytest.approx(inside / FPS)
     assert regions.zones() == {"door": 0}
 
 
-def test_the_count_is_of_those_inside_now():
+def test_the_count_is_of_the_objects_inside_now():
     regions = Regions([zone()], [], NAMES)
     frames = [seen((1, 100, 200), (2, 200, 200), (3, 500, 200))] * 10
     follow(regions, frames)
@@ -78,14 +78,14 @@ def test_the_count_is_of_those_inside_now():
     assert regions.end(3) == []
 
 
-def test_a_mask_that_flickers_at_the_edge_makes_no_storm():
+def test_a_mask_that_flickers_at_the_edge_causes_one_event_at_most():
     rng = np.random.default_rng(0)
     regions = Regions([zone(min_overlap=0.5)], [line()], NAMES)
     frames = [seen((1, 320 + rng.normal(0, 1.2), 240)) for _ in range(2000)]
     assert len(follow(regions, frames)) <= 1
 
 
-def test_one_frame_inside_is_no_visit_and_one_outside_no_end():
+def test_one_frame_inside_or_outside_changes_nothing():
     regions = Regions([zone()], [], NAMES)
     outside, inside = seen((1, 500, 240)), seen((1, 100, 240))
     assert follow(regions, [outside] * 9 + [inside] + [outside] * 9) == []
@@ -93,7 +93,7 @@ def test_one_frame_inside_is_no_visit_and_one_outside_no_end():
     assert [type(one.change) for _, one in met] == [Entered]
 
 
-def test_at_one_frame_a_second_two_frames_decide():
+def test_at_one_frame_per_second_two_frames_decide():
     regions = Regions([zone()], [line()], NAMES)
     frames = [seen((1, x, 240)) for x in (600, 500, 100, 90, 80)]
     met = follow(regions, frames, fps=1)
@@ -113,7 +113,7 @@ def test_only_the_wanted_labels_count():
     assert {one.track_id for _, one in follow(regions, frames)} == {2}
 
 
-def test_the_feet_decide_where_that_is_wanted():
+def test_the_feet_decide_if_they_are_the_anchor():
     below = ((0, 0.6), (1, 0.6), (1, 1), (0, 1))  # from y = 288
     regions = Regions(
         [zone(polygon=below, anchor="feet"), zone(name="mask", polygon=below, min_overlap=0.9)],
@@ -130,14 +130,14 @@ def test_the_feet_decide_where_that_is_wanted():
 )
 def test_a_line_is_crossed_in_a_direction(begin, end, direction):
     regions = Regions([], [line()], NAMES)
-    ((_, met),) = follow(regions, walk(begin, end))
+    ((_, met),) = follow(regions, move(begin, end))
     assert (met.region, met.change.direction) == ("gate", direction)
     assert regions.lines()["gate"][direction] == 1
     assert sum(regions.lines()["gate"].values()) == 1
 
 
-def test_forward_is_to_the_left_of_the_way_from_the_first_point_to_the_second():
-    """A line from left to right is crossed forward by what goes up."""
+def test_forward_is_to_the_left_of_the_direction_from_the_first_point_to_the_second():
+    """An object that moves up crosses a line from left to right forward."""
     regions = Regions([], [line(points=((0, 0.5), (1, 0.5)))], NAMES)
     up = [seen((1, 300, 400 - 4 * k)) for k in range(80)]
     ((_, met),) = follow(regions, up)
@@ -146,18 +146,18 @@ def test_forward_is_to_the_left_of_the_way_from_the_first_point_to_the_second():
 
 def test_only_crossings_in_the_wanted_direction_count():
     regions = Regions([], [line(direction="backward")], NAMES)
-    met = follow(regions, walk(100, 540) + walk(540, 100))
+    met = follow(regions, move(100, 540) + move(540, 100))
     assert [one.change.direction for _, one in met] == ["backward"]
     assert regions.lines() == {"gate": {"forward": 0, "backward": 1}}
 
 
-def test_who_goes_round_the_end_of_a_line_has_not_crossed_it():
+def test_an_object_that_passes_the_end_of_a_line_has_not_crossed_it():
     regions = Regions([], [line(points=((0.5, 0), (0.5, 0.5)))], NAMES)
-    assert follow(regions, walk(100, 540, y=400)) == []
-    assert len(follow(regions, walk(540, 100, y=100))) == 1
+    assert follow(regions, move(100, 540, y=400)) == []
+    assert len(follow(regions, move(540, 100, y=100))) == 1
 
 
-def test_counting_is_exact_for_many_that_come_and_go():
+def test_counting_is_exact_for_many_objects():
     rng = np.random.default_rng(7)
     regions = Regions([zone()], [line()], NAMES)
     forward = backward = entries = 0
@@ -192,7 +192,7 @@ def test_a_crossing_just_before_the_end_of_a_track_counts():
 
 def test_another_frame_size_moves_the_zones_and_keeps_the_totals():
     regions = Regions([zone()], [line()], NAMES)
-    follow(regions, walk(100, 540))
+    follow(regions, move(100, 540))
     regions.end(1)
     half = seen((2, 200, 100))
     small = replace(half, width=320, height=240)

@@ -9,7 +9,7 @@ BODY = np.uint8(255) * (2 * AXIS[None] ** 2 + AXIS[:, None] ** 2 < 1).astype(np.
 
 
 def seen(*boxes, scores=None, labels=None, crops=None, size=(640, 480)):
-    """Instances in boxes x1 y1 x2 y2."""
+    """Return instances in boxes x1 y1 x2 y2."""
     n = len(boxes)
     return Instances(
         *size,
@@ -32,17 +32,17 @@ def tracker():
 
 
 def ids_after(tracker, begin_s, *frames, step_s=0.04):
-    """Track ids in the last of some frames."""
+    """Return the track ids in the last of some frames."""
     for k, instances in enumerate(frames):
         update = tracker.update(instances, begin_s + step_s * k)
     return update.track_ids.tolist()
 
 
-def test_two_that_cross_keep_their_ids(tracker):
+def test_two_objects_that_cross_keep_their_ids(tracker):
     ids = []
     for k in range(60):
         left, right = at(40 + 8 * k), at(520 - 8 * k, y=130)
-        # The order in which they come changes, as that of scores does.
+        # Their order changes, as the order of scores does.
         boxes = [left, right] if k % 3 else [right, left]
         found = tracker.update(seen(*boxes), k / 25).track_ids.tolist()
         ids.append(found if k % 3 else found[::-1])
@@ -52,7 +52,7 @@ def test_two_that_cross_keep_their_ids(tracker):
 
 
 @pytest.mark.parametrize("drop", [0.3, 0.7])
-def test_ids_last_though_most_frames_are_dropped(tracker, drop):
+def test_ids_stay_although_most_frames_are_dropped(tracker, drop):
     rng = np.random.default_rng(4)
     ids = [
         tuple(tracker.update(seen(at(20 + 4 * k), at(560 - 4 * k, y=260)), k / 25).track_ids)
@@ -64,7 +64,7 @@ def test_ids_last_though_most_frames_are_dropped(tracker, drop):
     assert len(set(named)) == 1
 
 
-def test_who_is_hidden_for_a_second_comes_back_with_the_same_id(tracker):
+def test_an_object_that_is_hidden_for_a_second_keeps_its_id(tracker):
     for k in range(20):
         first = tracker.update(seen(at(40 + 4 * k)), k / 25).track_ids.tolist()
     for k in range(20, 45):
@@ -73,7 +73,7 @@ def test_who_is_hidden_for_a_second_comes_back_with_the_same_id(tracker):
     assert again == first == [1]
 
 
-def test_a_track_ends_after_two_seconds_and_says_how_long_it_lasted(tracker):
+def test_a_track_ends_after_two_seconds_and_states_its_duration(tracker):
     for k in range(10):
         tracker.update(seen(at(100)), k / 10)
     ended = []
@@ -106,18 +106,18 @@ def test_a_track_gets_its_id_when_it_has_been_seen_for_some_time(tracker):
     assert ids == [[0], [0], [1], [1]]
 
 
-def test_at_a_low_frame_rate_two_sights_are_enough(tracker):
+def test_at_a_low_frame_rate_two_detections_are_enough(tracker):
     assert ids_after(tracker, 0.0, *[seen(at(100))] * 2, step_s=0.3) == [1]
 
 
-def test_the_sure_choose_before_the_unsure(tracker):
+def test_detections_with_high_scores_are_matched_first(tracker):
     for k in range(5):
         tracker.update(seen(at(100)), k / 25)
     update = tracker.update(seen(at(103), at(100), scores=[0.9, 0.51]), 0.2)
     assert update.track_ids.tolist() == [1, 0]
 
 
-def test_a_false_alarm_gets_no_id_and_ends_without_a_word(tracker):
+def test_a_false_alarm_gets_no_id_and_ends_without_an_event(tracker):
     assert tracker.update(seen(at(100)), 0.0).track_ids.tolist() == [0]
     assert not any(tracker.update(seen(), k / 10).ended for k in range(1, 40))
     assert len(tracker) == 0

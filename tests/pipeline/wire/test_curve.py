@@ -54,7 +54,9 @@ def test_a_folder_is_no_name_for_keys(tmp_path):
 
 
 @pytest.mark.parametrize("permissions", [0o640, 0o604, 0o644, 0o660])
-def test_a_secret_that_others_can_read_is_refused_with_the_cure(tmp_path, permissions):
+def test_a_secret_that_others_can_read_is_refused_with_the_command_that_protects_it(
+    tmp_path, permissions
+):
     _, secret = new_keys(tmp_path / "server")
     secret.chmod(permissions)
     with pytest.raises(InputError, match=f"chmod 600 {secret}") as caught:

@@ -37,7 +37,7 @@ def schema_of(kind):
 
 
 @pytest.mark.parametrize("path", INSTANCES, ids=lambda path: path.stem)
-def test_golden_masks_have_the_areas_that_their_files_say(path):
+def test_golden_masks_have_the_areas_that_their_files_state(path):
     found = json.loads(path.read_text())
     instances = decode(parts_of(found)).instances
     if instances.masks is None:
@@ -71,7 +71,7 @@ def test_there_are_malformed_messages_of_every_part_and_format():
 
 
 @pytest.mark.parametrize("path", SEQUENCES, ids=lambda path: path.stem)
-def test_a_golden_sequence_counts_as_its_file_says(path):
+def test_a_golden_sequence_counts_as_its_file_states(path):
     found, tracker = json.loads(path.read_text()), LossTracker()
     total = {"lost": 0, "repeated": 0, "restarts": 0}
     for message in found["messages"]:
@@ -93,7 +93,7 @@ def test_golden_headers_fit_the_schema(path):
     schema_of("event" if "event" in header else "instances").validate(header)
 
 
-def test_the_schema_has_the_keys_of_the_headers_and_what_they_are_when_absent():
+def test_the_schema_has_the_keys_of_the_headers_with_their_defaults():
     for kind, struct in (("instances", InstancesHeader), ("event", EventHeader)):
         definition = SCHEMA["$defs"][kind]
         known = {field.encode_name: field for field in msgspec.structs.fields(struct)}
@@ -116,7 +116,7 @@ def test_the_schema_refuses_malformed_headers(name):
     assert not schema_of("instances").is_valid(header)
 
 
-def test_what_is_encoded_fits_the_schema():
+def test_encoded_headers_fit_the_schema():
     instances = seen()
     header = InstancesHeader(
         publisher="0" * 16,

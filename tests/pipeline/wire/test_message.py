@@ -38,7 +38,7 @@ def parts_of(path):
 
 
 def seen(count, width=640, height=480, seed=0):
-    """Instances with round masks in random boxes."""
+    """Return instances with round masks in random boxes."""
     rng = np.random.default_rng(seed)
     corners = np.sort(rng.random((count, 2, 2)), axis=1) * [width, height]
     y, x = np.mgrid[0:28, 0:28] - 13.5
@@ -78,7 +78,7 @@ def test_golden_messages_decode_and_encode_to_the_same_bytes(path):
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
-def test_golden_messages_hold_what_their_files_say(path):
+def test_golden_messages_hold_what_their_files_state(path):
     expected, found = json.loads(path.read_text()), decode(parts_of(path))
     assert found.source == "cam1"
     assert json.loads(msgspec.json.encode(found.header)) == expected["header"]
@@ -160,12 +160,12 @@ def test_a_reader_without_track_ids_reads_the_same_from_a_message_that_has_them(
     assert len(new) == len(old)
 
 
-def test_a_message_without_tracks_is_byte_for_byte_what_it_was_before_there_were_any():
+def test_a_message_without_tracks_has_none_of_their_header_keys():
     fields = msgspec.msgpack.decode(encode(message(seen(2), "none"))[1])
     assert not {"arrays", "zones", "lines"} & set(fields)
 
 
-def test_track_ids_and_counts_come_back():
+def test_track_ids_and_counts_are_decoded():
     tracked = replace(seen(3), track_ids=np.array([7, 0, 2**31 - 1], np.int32))
     lines = {"gate": {"forward": 3, "backward": 1}}
     found = decode(
@@ -177,7 +177,7 @@ def test_track_ids_and_counts_come_back():
 
 
 @pytest.mark.parametrize("ids", [[1, 1, 2], [-1, 2, 3]])
-def test_track_ids_that_cannot_be_are_refused(ids):
+def test_invalid_track_ids_are_refused(ids):
     tracked = replace(seen(3), track_ids=np.array([1, 2, 3], np.int32))
     parts = encode(message(tracked, "none", arrays=("track_ids",)))
     parts[2] = parts[2][: 24 * 3] + np.array(ids, "<i4").tobytes()
@@ -193,7 +193,7 @@ def test_a_message_that_is_too_short_for_its_track_ids_is_refused():
 
 
 def posed(instances, seed=0, names=COCO_PERSON):
-    """The same instances with keypoints all over the frame."""
+    """Return the same instances with keypoints all over the frame."""
     limit = [instances.width, instances.height, 1]
     points = np.random.default_rng(seed).random((len(instances), len(names), 3)) * limit
     return replace(instances, keypoints=points.astype(np.float32))
@@ -215,7 +215,7 @@ def test_a_reader_without_keypoints_reads_the_same_from_a_message_that_has_them(
     assert len(new) == 6
 
 
-def test_a_message_without_keypoints_is_byte_for_byte_what_it_was_before_there_were_any():
+def test_a_message_without_keypoints_has_neither_their_header_keys_nor_their_part():
     parts = encode(message(seen(2), "crop_u8"))
     assert len(parts) == 4
     assert not {"arrays", "keypoints"} & set(msgspec.msgpack.decode(parts[1]))
@@ -223,7 +223,7 @@ def test_a_message_without_keypoints_is_byte_for_byte_what_it_was_before_there_w
 
 @pytest.mark.parametrize("jpeg", [None, b"an image"])
 @pytest.mark.parametrize("ids", [None, [7, 0, 2]])
-def test_keypoints_come_back_with_or_without_an_image_and_tracks(jpeg, ids):
+def test_keypoints_are_decoded_with_and_without_an_image_and_tracks(jpeg, ids):
     instances = posed(seen(3))
     arrays = ("keypoints",)
     if ids is not None:
@@ -250,7 +250,7 @@ def test_a_frame_without_instances_keeps_the_number_of_its_keypoints():
     names=st.lists(st.text(min_size=1, max_size=64), min_size=1, max_size=40, unique=True),
     data=st.data(),
 )
-def test_keypoints_of_any_model_and_frame_come_back_as_they_were(size, count, names, data):
+def test_keypoints_of_any_model_and_frame_are_decoded_exactly(size, count, names, data):
     place = st.integers(0, len(names) - 1)
     table = Keypoints(tuple(names), tuple(data.draw(st.lists(st.tuples(place, place), max_size=9))))
     limits = np.array([*size, 1], np.float32)
@@ -266,7 +266,7 @@ def test_keypoints_of_any_model_and_frame_come_back_as_they_were(size, count, na
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -0.5, 640.5])
-def test_keypoints_that_cannot_be_are_neither_sent_nor_read(value):
+def test_invalid_keypoints_are_neither_sent_nor_read(value):
     good = posed(seen(3))
     header = {"arrays": ("keypoints",), "keypoints": COCO_PERSON}
     parts = encode(message(good, "none", **header))
@@ -291,7 +291,7 @@ def test_a_header_must_name_the_keypoints_that_the_instances_have():
         encode(message(seen(2), "none", keypoints=COCO_PERSON))
 
 
-def test_keypoints_are_read_behind_arrays_of_a_later_version():
+def test_keypoints_are_read_after_arrays_of_a_later_version():
     sent = message(posed(seen(3)), "none", arrays=("keypoints",), keypoints=COCO_PERSON)
     parts = encode(sent)
     fields = msgspec.msgpack.decode(parts[1]) | {"arrays": ["colours", "keypoints"]}
@@ -365,7 +365,7 @@ def test_a_message_that_was_decoded_can_be_sent_on():
         encode(message(relayed.instances, "crop_u8"))
 
 
-def test_a_hundred_instances_keep_to_their_budget_of_bytes():
+def test_a_hundred_instances_stay_within_their_size_limit():
     for form, most in (("crop_u8", 82_000), ("crop_bits", 13_000)):
         assert sum(map(len, encode(message(seen(100), form)))) <= most
 
@@ -399,7 +399,7 @@ def test_unknown_header_keys_parts_and_arrays_are_ignored():
     ("part", "value"),
     [
         (0, b"v2/cam1/instances"),
-        (0, b"v1/cam1/opinions"),
+        (0, b"v1/cam1/unknown"),
         (0, b"v1/cam1"),
         (0, b"v1/../instances"),
         (0, b"v1/c\xffm/instances"),
@@ -459,7 +459,7 @@ def test_an_outline_that_leaves_the_image_is_refused(value):
 
 
 def use(found):
-    """Do everything with a decoded message that a subscriber may."""
+    """Use a decoded message in every way that a subscriber can."""
     if isinstance(found, EventMessage):
         return
     for i in range(len(found.instances)):
@@ -582,13 +582,13 @@ def test_legal_source_names_pass(name):
 @pytest.mark.parametrize(
     "name", ["", "a/b", ".hidden", "-x", "kamera ö", "gate 1", "x" * 65, "cam1\n", "cam\u0661"]
 )
-def test_a_source_name_that_cannot_stand_in_a_topic_is_refused_in_one_line(name):
+def test_a_source_name_that_no_topic_can_contain_is_refused_in_one_line(name):
     with pytest.raises(InputError, match="source name") as caught:
         check_source_name(name)
     assert "\n" not in str(caught.value)
 
 
-def test_the_id_of_label_names_is_as_the_specification_says():
+def test_the_id_of_label_names_is_that_of_the_specification():
     # printf 'background\nperson\ncat' | sha256sum | cut -c1-8
     assert labels_id(["background", "person", "cat"]) == "431d001f"
     assert labels_id(["background", "cat", "person"]) != "431d001f"

@@ -73,14 +73,14 @@ def test_what_is_not_listed_is_not_granted(tmp_path):
         "sources: [" + "x, " * 40_000 + "]",
     ],
 )
-def test_a_malformed_rights_file_is_one_line(tmp_path, text):
+def test_a_malformed_rights_file_is_reported_in_one_line(tmp_path, text):
     (tmp_path / "alice.yaml").write_text(text)
     with pytest.raises(InputError, match=r"alice\.yaml") as caught:
         read_rights(tmp_path / "alice.key")
     assert "\n" not in str(caught.value)
 
 
-def test_a_name_that_is_none_is_refused():
+def test_an_invalid_source_name_is_refused():
     with pytest.raises(InputError, match="invalid source 'a/b'"):
         make_rights(["door", "a/b"], control=False)
     with pytest.raises(InputError, match="too many"):

@@ -43,7 +43,7 @@ def test_a_client_without_rights_is_refused_with_the_command_that_gives_them(sec
     assert len(ServerKeys.read(secret, folder, "publish").clients) == 2
 
 
-def test_allowing_nobody_is_a_mistake(secret, tmp_path):
+def test_allowing_no_client_is_an_input_error(secret, tmp_path):
     for nobody in (tmp_path / "missing", []):
         with pytest.raises(InputError, match=r"no client keys|not a folder"):
             ServerKeys.read(secret, nobody)
@@ -57,7 +57,7 @@ def test_a_secret_is_not_shown(secret, folder):
     assert read.own.secret.decode() not in repr(read)
 
 
-def test_changes_of_keys_and_rights_are_named_and_what_cannot_be_read_allows_nobody(
+def test_changes_of_keys_and_rights_are_returned_and_unreadable_ones_allow_no_client(
     secret, folder, caplog
 ):
     clients = AllowedClients(ServerKeys.read(secret, folder))
@@ -81,7 +81,7 @@ def test_changes_of_keys_and_rights_are_named_and_what_cannot_be_read_allows_nob
     assert "client_not_allowed" in caplog.messages
 
 
-def test_a_change_before_the_first_look_is_not_missed(secret, folder):
+def test_a_change_before_the_first_check_is_not_missed(secret, folder):
     read = ServerKeys.read(secret, folder)
     allow(folder / "anna.key", "yard")
     clients = AllowedClients(read)

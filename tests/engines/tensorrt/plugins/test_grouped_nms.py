@@ -33,7 +33,7 @@ def suppress(kernels, boxes, scores, groups, *, max_output, iou=0.5, score=0.05,
 
 
 def expected(boxes, scores, groups, *, max_output, iou=0.5, score=0.05):
-    """torchvision's nms a group, merged in descending score; ties by the lower index."""
+    """Run torchvision's nms per group, merge by descending score; the lower index breaks ties."""
     rows = []
     for b, s, g in zip(boxes, scores, groups, strict=True):
         b, s = torch.from_numpy(np.array(b, "f4")), torch.from_numpy(np.array(s, "f4"))

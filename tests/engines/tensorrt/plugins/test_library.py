@@ -54,7 +54,7 @@ class Card:
         return int(memory)
 
     def keep(self, address):
-        """Free memory that somebody else has allocated with the rest."""
+        """Free memory that was allocated elsewhere together with the rest."""
         self._foreign.append(address)
 
     def get(self, memory, shape, dtype, *, synchronise=True):
@@ -242,7 +242,7 @@ def test_enqueue_only_queues_work_and_never_waits_for_it(card, call, host_driver
     assert (stale == np.int32(-875836469)).all()  # 0xCBCBCBCB: nothing has run
 
 
-def test_a_broken_device_fails_the_plugin_with_the_drivers_words(
+def test_a_broken_device_fails_the_plugin_with_the_drivers_message(
     card, call, host_driver, monkeypatch, capfd
 ):
     output = np.empty((3, 5, 7, 7), "f4")
@@ -307,7 +307,7 @@ def test_contexts_and_threads_share_the_loaded_kernels(card, host_driver):
         np.testing.assert_array_equal(keep[0], kept(inputs[0], inputs[1], 50))
 
 
-def test_without_a_current_context_the_error_says_so(host_driver):
+def test_a_missing_current_context_is_named(host_driver):
     with pytest.raises(CudaError, match="no CUDA context is current"):
         Kernels().load()
 
@@ -333,7 +333,7 @@ def test_the_capability_is_read_without_pycuda():
     assert compute_capability(7) is None
 
 
-# The net under the tests above: what it must catch, it catches.
+# The tests above depend on the host driver's checks; these prove that it makes them.
 
 
 def test_the_host_driver_catches_a_wrong_argument_size(card, host_driver):
@@ -352,7 +352,7 @@ def test_the_host_driver_catches_a_wrong_argument_size(card, host_driver):
     host_driver.reset()
 
 
-def test_the_host_driver_catches_a_write_behind_the_end(card, host_driver, monkeypatch):
+def test_the_host_driver_catches_a_write_past_the_end(card, host_driver, monkeypatch):
     empty = card.empty
     monkeypatch.setattr(card, "empty", lambda size: empty(240 if size == 400 else size))
     run_nms(card, *proposals())  # 100 indices, and memory for 60

@@ -37,7 +37,7 @@ def pool(kernels, features, rois, batch_index, *, size=7, ratio=2, aligned=False
 
 
 def expected(features, rois, batch_index, *, size=7, ratio=2, aligned=False):
-    """torchvision's roi_align a level, the level chosen by the FPN paper's equation 1."""
+    """Run torchvision's roi_align per level, chosen by equation 1 of the FPN paper."""
     rois = torch.from_numpy(np.array(rois, "f4"))
     area = (rois[:, 2] - rois[:, 0]) * (rois[:, 3] - rois[:, 1])
     level = torch.floor(4 + torch.log2(torch.sqrt(area) / 224) + 1e-6).clamp(2, 5).long() - 2
@@ -112,7 +112,7 @@ def test_no_boxes_pool_to_nothing(host_kernels):
 
 
 def test_every_level_is_chosen_as_torchvision_chooses_it(host_kernels):
-    # Constant features tell the level; sides lie on, just below and just above the borders.
+    # Constant features identify the level; sides lie on, just below and just above the borders.
     features = [np.full((1, 1, 1024 >> i, 1024 >> i), i, "f4") for i in range(2, 6)]
     sides = np.array([s + d for s in (1, 112, 224, 448, 896) for d in (-0.01, 0, 0.01)])
     rois = np.stack([0 * sides, 0 * sides, sides, sides], 1).astype("f4")

@@ -1,4 +1,4 @@
-"""The kernels before and behind the network, compiled for the host from the GPU's source."""
+"""The kernels before and after the network, compiled for the host from the GPU's source."""
 
 from __future__ import annotations
 

@@ -19,11 +19,11 @@ BT601, BT709, UNSPECIFIED, BT2020 = 5, 1, 2, 9
 LIMITED, FULL = 1, 2
 
 EXACT = Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
-"""libswscale with chroma of its own for every pixel: without, two neighbours share one."""
+"""Flags for chroma of its own for every pixel; without them two neighbours share it."""
 
 
 def random_frame(pixel_format, height, width, *, colorspace, color_range, seed=0):
-    """Random planes. Chroma stays legal: libswscale overflows on colours far outside of RGB."""
+    """Return a frame of random planes, with colours near RGB: libswscale overflows on others."""
     rng = np.random.default_rng(seed)
     frame = av.VideoFrame(width, height, pixel_format)
     frame.colorspace, frame.color_range = colorspace, color_range
@@ -32,8 +32,8 @@ def random_frame(pixel_format, height, width, *, colorspace, color_range, seed=0
     u, v = rng.integers(16, 241, (2, rows, columns), np.uint8)
     planes = [y, u, v] if pixel_format != "nv12" else [y, np.stack([u, v], -1).reshape(rows, -1)]
     for plane, values in zip(frame.planes, planes, strict=True):
-        memory = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
-        memory = np.ndarray(memory.shape, np.uint8, memoryview(plane))
+        stride = plane.line_size
+        memory = np.ndarray((plane.buffer_size // stride, stride), np.uint8, memoryview(plane))
         memory[:] = 111  # in the padding of rows
         memory[: values.shape[0], : values.shape[1]] = values
     return frame
@@ -63,7 +63,7 @@ def swscale(frame, height, width, options=EXACT):
     [*product(("yuv420p", "nv12"), (BT601, BT709, UNSPECIFIED, BT2020), (LIMITED, FULL))],
 )
 def test_the_conversion_is_that_of_libswscale(host_kernels, pixel_format, colorspace, color_range):
-    # The frames say nothing of where their chroma lies; libswscale takes the middle then.
+    # The frames do not state where their chroma lies; libswscale then assumes the centre.
     for height, width in ((48, 64), (47, 63), (1, 1), (2, 33)):
         frame = random_frame(
             pixel_format, height, width, colorspace=colorspace, color_range=color_range
@@ -107,7 +107,7 @@ def test_a_turned_image_is_the_upright_one_turned(host_kernels, rotation):
     np.testing.assert_array_equal(found[:rows, :columns], np.rot90(lying, rotation // 90))
 
 
-def test_a_decoded_video_becomes_what_libswscale_makes_of_it(host_kernels, make_clip):
+def test_a_decoded_video_is_converted_as_by_libswscale(host_kernels, make_clip):
     def draw(index, width, height):
         y, x = np.mgrid[:height, :width]
         waves = [np.sin(x / 9 + index), np.cos(y / 7), np.sin((x + y) / 13)]
@@ -117,9 +117,9 @@ def test_a_decoded_video_becomes_what_libswscale_makes_of_it(host_kernels, make_
     with av.open(str(clip)) as container:
         frame = next(container.decode(video=0))
     found = convert(host_kernels, read_planes(frame, 0), (88, 156), (88, 156))
-    assert np.abs(found - swscale(frame, 88, 156)).max() <= 2  # the decoder says: chroma is left
+    assert np.abs(found - swscale(frame, 88, 156)).max() <= 2  # the decoder states: chroma is left
     difference = np.abs(found - swscale(frame, 88, 156, Interpolation(0)))
-    assert difference.mean() < 5  # as engines on the CPU get it: two neighbours share chroma
+    assert difference.mean() < 5  # engines on the CPU get this one: two neighbours share chroma
 
 
 def test_images_of_many_sizes_go_in_one_batch(host_kernels):

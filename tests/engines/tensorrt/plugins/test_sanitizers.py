@@ -16,7 +16,7 @@ SANITIZE = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
-    """Build driver, library and program with the sanitizers; returns a function that runs it."""
+    """Build driver, library and program with the sanitizers; return a function that runs it."""
     folder = tmp_path_factory.mktemp("sanitized")
     headers = header_options()
     driver, library = folder / "libcuda.so.1", folder / NAME
@@ -52,7 +52,7 @@ def test_kernels_and_plugins_touch_only_their_own_memory(program):
         assert int(lines[f"launches of {kernel}"]) > 3
 
 
-def test_a_byte_read_behind_an_allocation_would_be_seen(program):
+def test_a_byte_read_past_an_allocation_is_detected(program):
     done = program("overread")
     assert done.returncode != 0
     assert "use-after-poison" in done.stderr

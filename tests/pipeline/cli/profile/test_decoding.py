@@ -1,4 +1,4 @@
-"""What a profile says of decoding by hardware."""
+"""What a profile reports about decoding by hardware."""
 
 from __future__ import annotations
 

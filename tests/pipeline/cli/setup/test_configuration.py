@@ -27,10 +27,10 @@ def test_every_key_is_described() -> None:
 def test_a_check_says_what_a_configuration_asks_for(tmp_path: Path) -> None:
     path = tmp_path / "door.yaml"
     path.write_text("sources: ['rtsp://me:secret@cam/1']")
-    said = check(path)
-    assert "valid" in said
-    assert "tcp://127.0.0.1:5555" in said
-    assert "secret" not in said
+    shown = check(path)
+    assert "valid" in shown
+    assert "tcp://127.0.0.1:5555" in shown
+    assert "secret" not in shown
 
 
 def test_a_check_of_a_wrong_configuration_names_the_key(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_a_mistake_in_the_configuration_is_named(config: Path, tmp_path: Path) -
         draw_zones(None, config, tmp_path / "out.png")
 
 
-def test_a_camera_that_does_not_answer_is_given_up_in_time(free_port: int, tmp_path: Path) -> None:
+def test_a_camera_that_does_not_answer_is_an_error(free_port: int, tmp_path: Path) -> None:
     url = f"rtsp://127.0.0.1:{free_port}/cam"
     config = tmp_path / "camera.yaml"
     config.write_text(f"sources: [{{url: '{url}', open_timeout_s: 0.5}}]")

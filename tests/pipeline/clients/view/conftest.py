@@ -1,4 +1,4 @@
-"""A publisher to watch, and the server of the page in front of it."""
+"""A publisher, and the server of the page that shows its sources."""
 
 from __future__ import annotations
 
@@ -41,5 +41,5 @@ def serve() -> Iterator[Serve]:
     for server, _ in running:
         server.stop()
     for _, thread in running:
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()

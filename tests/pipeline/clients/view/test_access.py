@@ -1,4 +1,4 @@
-"""Who may see the page."""
+"""Access to the page: hosts, origins and the token."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_pages_of_other_origins_may_not_connect() -> None:
         assert not access.admits_origin(origin, "127.0.0.1:8080"), origin
 
 
-def test_only_the_token_is_the_token() -> None:
+def test_only_the_exact_token_is_accepted() -> None:
     access = Access("0.0.0.0", TOKEN)
     assert access.admits_token(TOKEN)
     for wrong in ("", TOKEN[:-1], TOKEN + "x", TOKEN.upper(), "ä"):

@@ -1,4 +1,4 @@
-"""What waits for each browser."""
+"""The mailbox of each browser, which holds what is to be sent to it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def put(mailbox: Mailbox, source: str, number: int) -> None:
 
 
 async def within(awaitable: Awaitable[T]) -> T:
-    return await asyncio.wait_for(awaitable, 5)
+    return await asyncio.wait_for(awaitable, 60)
 
 
 async def take(mailbox: Mailbox) -> Any:
@@ -52,7 +52,7 @@ def test_a_newer_frame_replaces_one_of_its_source_that_waits() -> None:
     asyncio.run(scenario())
 
 
-def test_a_browser_gets_no_frame_that_it_has_no_room_for() -> None:
+def test_a_browser_gets_no_more_frames_than_it_acknowledges() -> None:
     async def scenario() -> None:
         mailbox = Mailbox()
         for number in range(MAX_IN_FLIGHT):
@@ -67,7 +67,7 @@ def test_a_browser_gets_no_frame_that_it_has_no_room_for() -> None:
         put(mailbox, "door", 99)
         mailbox.acknowledge("door")
         assert (await take(mailbox)).number == 99
-        for _ in range(10):  # more than were sent: no credit is won
+        for _ in range(10):  # more than were sent: they count for nothing
             mailbox.acknowledge("door")
         for number in range(MAX_IN_FLIGHT):
             put(mailbox, "door", number)
@@ -78,7 +78,7 @@ def test_a_browser_gets_no_frame_that_it_has_no_room_for() -> None:
     asyncio.run(scenario())
 
 
-def test_states_pass_frames_and_are_kept_per_source() -> None:
+def test_states_overtake_frames_and_are_kept_per_source() -> None:
     async def scenario() -> None:
         mailbox = Mailbox()
         waiting = asyncio.create_task(mailbox.take())

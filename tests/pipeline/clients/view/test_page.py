@@ -52,7 +52,7 @@ INSTANCES = blobs([(20.3, 30.8, 120.2, 200.1), (150, 0, 319.6, 90), (140.5, 130.
 
 
 class Page:
-    """The page, and what a person would read and do on it."""
+    """The page, with methods for what a user reads and does on it."""
 
     def __init__(self, driver: webdriver.Chrome, url: str) -> None:
         self.driver = driver
@@ -76,7 +76,7 @@ class Page:
         self.driver.find_element("id", identifier).click()
 
     def pixels(self, name: str) -> NDArray[np.uint8]:
-        """The canvas of a source, ``[H, W, 3]``."""
+        """Return the pixels of a source's canvas, ``[H, W, 3]``."""
         encoded = self.run(
             "return arguments[0].querySelector('canvas').toDataURL('image/png')", self.tile(name)
         )
@@ -108,7 +108,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrom
     service = webdriver.ChromeService(str(shutil.which("chromedriver")))
     driver = webdriver.Chrome(options=options, service=service)
     driver.downloads = downloads
-    driver.set_script_timeout(30)
+    driver.set_script_timeout(200)
     yield driver
     driver.quit()
 
@@ -183,7 +183,7 @@ def test_the_score_slider_hides_instances_and_leaves_them_out_of_the_count(page:
 
 
 def figure() -> Instances:
-    """Two people; of the second, only the head and the shoulders can be seen."""
+    """Return two people; only the head and the shoulders of the second are visible."""
     found = blobs([(20, 20, 140, 220), (180, 20, 300, 220)])
     places = np.random.default_rng(3).uniform([0.1, 0.1], [0.9, 0.9], (2, 17, 2))
     points = found.boxes[:, None, :2] + places * (
@@ -304,7 +304,7 @@ Promise.all([import('/packet.js'), import('/tile.js')]).then(async ([{ readPacke
         (3600, 70, "0", "streaming, no frames"),  # it was away for an hour
     ],
 )
-def test_a_source_with_a_low_frame_rate_is_not_said_to_have_no_frames(
+def test_a_source_with_a_low_frame_rate_is_not_shown_as_without_frames(
     page: Page, interval_s: float, wait_s: float, fps: str, state: str
 ) -> None:
     packets = [encoded_packet(INSTANCES, seq, int(seq * interval_s * 1e9)) for seq in range(3)]
@@ -348,7 +348,7 @@ def test_silent_sources_behind_a_gateway_stay_on_the_page(
             away.event("away", "state", state="reconnecting", reconnects=1, reason="no answer")
             both = Page(driver, serve(gateway.endpoint))
             wait_until(lambda: both.part("away", "state"), what="the source without frames")
-            for _ in range(3):  # each takes the page a frame
+            for _ in range(3):  # each change reaches the page with a frame
                 for instances in (INSTANCES, blobs([])):
                     loud.scenes["loud"] = Scene(instances)
                     counts = "person 2, dog 1" if len(instances) else "nothing"
@@ -437,7 +437,7 @@ def test_a_phone_needs_no_horizontal_scrolling(page: Page) -> None:
         for left, right, height in sizes:
             assert left >= 0
             assert right <= 360
-            assert height >= 30  # a finger hits it
+            assert height >= 30  # large enough for a finger
     finally:
         page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 

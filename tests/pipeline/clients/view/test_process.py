@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ def status(url: str) -> int:
     try:
         with urllib.request.urlopen(url, timeout=5) as response:
             return int(response.status)
-    except (urllib.error.URLError, ConnectionError):
+    except OSError:  # refused, or no answer in time
         return 0
 
 
@@ -40,7 +39,7 @@ def test_it_serves_until_it_is_closed(studio: Studio) -> None:
     assert status(process.url) == 0
 
 
-def test_its_death_is_said_and_harms_nothing(studio: Studio) -> None:
+def test_its_death_is_reported_and_harms_nothing(studio: Studio) -> None:
     with ViewProcess(studio.endpoint, "127.0.0.1:0") as process:
         wait_until(lambda: status(process.url) == 200, what="the page")
         os.kill(process.pid, signal.SIGKILL)
@@ -65,7 +64,7 @@ def test_it_ends_with_the_process_that_started_it(studio: Studio) -> None:
     wait_until(lambda: status(url) == 0, what="the end of the view")
 
 
-def test_an_address_that_cannot_be_had_is_reported_at_once(
+def test_an_address_that_cannot_be_bound_is_reported_at_once(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -124,10 +123,10 @@ def test_run_with_view_sends_images_and_takes_the_view_with_it(free_port: int) -
         wait_until(lambda: status(url) == 200, what="the page")
         with connect(url.replace("http:", "ws:") + "stream", max_size=None) as socket_:
             socket_.send("")
-            while isinstance(message := socket_.recv(timeout=60), str):
+            while isinstance(message := socket_.recv(timeout=200), str):
                 pass
             assert b"\xff\xd8\xff" in message, "a JPEG file"
         run.send_signal(signal.SIGTERM)
-        run.communicate(timeout=30)
+        run.communicate(timeout=120)
         assert run.returncode == 0
     assert status(url) == 0

@@ -1,11 +1,10 @@
-"""The server of the page, asked by programs that are no browsers."""
+"""The server of the page, with clients that are not browsers."""
 
 from __future__ import annotations
 
 import http.client
 import json
 import struct
-import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -32,7 +31,7 @@ INSTANCES = blobs([(20, 30, 120, 200), (150, 20, 300, 120)])
 
 
 def get(url: str, path: str = "/", **headers: str) -> http.client.HTTPResponse:
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=10)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
     connection.request("GET", path, headers=headers)
     response = connection.getresponse()
     response.body = response.read()  # type: ignore[attr-defined]
@@ -41,13 +40,13 @@ def get(url: str, path: str = "/", **headers: str) -> http.client.HTTPResponse:
 
 
 class Viewer:
-    """A client that draws nothing."""
+    """A client that reads the stream of the page."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
 
-    def receive(self, timeout_s: float = 15) -> dict[str, Any]:
-        """The next message: a state or link, or the header of a packet."""
+    def receive(self, timeout_s: float = 60) -> dict[str, Any]:
+        """Return the next message: a state or link, or the header of a packet."""
         message = self.socket.recv(timeout=timeout_s)
         if isinstance(message, str):
             return dict(json.loads(message))
@@ -65,14 +64,14 @@ class Viewer:
         )
 
     def receive_one(self) -> dict[str, Any]:
-        """The next message; a frame is acknowledged."""
+        """Return the next message; acknowledge it if it is a frame."""
         item = self.receive()
         if item["kind"] == "frame":
             self.socket.send(item["source"])
         return item
 
     def frame(self, source: str) -> dict[str, Any]:
-        """The next frame of a source."""
+        """Return the next frame of a source."""
         while True:
             item = self.receive_one()
             if item["kind"] == "frame" and item["source"] == source:
@@ -155,18 +154,12 @@ def test_a_viewer_that_does_not_read_delays_no_other(url: str) -> None:
         first = quick.frame("cam1")["seq"]
         while (last := quick.frame("cam1")["seq"]) < first + 60:
             pass
-        # What waited for the slow one is new, not 60 frames old.
-        received = []
-        for _ in range(4):
+        old = 0  # frames that were sent before the viewer stopped acknowledging
+        while old < feed.MOST_IN_FLIGHT:
             item = slow.receive()
-            if item["kind"] == "frame" and item["source"] == "cam1":
-                received.append(item["seq"])
-            if len(received) == 2:
-                break
-        assert len(received) <= 2
+            old += item["kind"] == "frame" and item["source"] == "cam1"
         slow.socket.send("cam1")
-        slow.socket.send("cam1")
-        assert slow.frame("cam1")["seq"] >= last
+        assert slow.frame("cam1")["seq"] >= last  # new, not 60 frames old
 
 
 def test_the_token_opens_the_stream_and_nothing_else_does(studio: Studio, serve: Any) -> None:
@@ -235,9 +228,7 @@ def test_a_publisher_that_is_restarted_is_shown_again(serve: Any) -> None:
         studio = Studio(studio.endpoint)
         try:
             studio.scenes["cam1"] = Scene(INSTANCES)
-            deadline = time.monotonic() + 20
-            while viewer.frame("cam1")["publisher"] == first["publisher"]:
-                assert time.monotonic() < deadline
+            wait_until(lambda: viewer.frame("cam1")["publisher"] != first["publisher"])
         finally:
             studio.close()
 
