@@ -1,1 +1,1 @@
-"""Run time: the bundle on disk, Instances, and the engines that run a bundle."""
+"""Inference: the bundle on disk, Instances, and the engines that run a bundle."""

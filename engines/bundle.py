@@ -41,7 +41,7 @@ _STRIDE = 32
 _SMALLEST_SIDE = 64
 _LARGEST_MANIFEST = 1 << 20
 _BOXES = frozenset({"p2", "p3", "p4", "p5", "boxes", "batch_index"})
-# What tells the graphs apart: an engine needs more outputs.
+# Enough to tell the graphs apart; the engines use more outputs.
 _PORTS: dict[GraphName, GraphPorts] = {
     "detector": GraphPorts(frozenset({"images", "sizes"}), frozenset({"p2"})),
     "segmenter": GraphPorts(_BOXES | {"labels"}, frozenset({"masks"})),
@@ -62,7 +62,7 @@ class FixedInput(msgspec.Struct, frozen=True, tag="fixed", tag_field="kind"):
     pad_value: PadValue = 0
 
     def shape(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Of an image of this size: (height, width) of the input, and of its content."""
+        """Return (height, width) of the input for an image of this size, and of its content."""
         scale = min(self.height / height, self.width / width)
         content = (
             min(max(round(height * scale), 1), self.height),
@@ -84,7 +84,7 @@ class LongestSideInput(msgspec.Struct, frozen=True, tag="longest_side", tag_fiel
     pad_value: PadValue = 0
 
     def shape(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Of an image of this size: (height, width) of the input, and of its content."""
+        """Return (height, width) of the input for an image of this size, and of its content."""
         scale = self.longest_side / max(height, width)
         content = max(round(height * scale), 1), max(round(width * scale), 1)
         rounded = (max(-(-side // _STRIDE) * _STRIDE, _SMALLEST_SIDE) for side in content)
@@ -130,14 +130,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         format: version of this description.
-        name: of the model, for people.
+        name: of the model, for display.
         backend: the one that it was built for.
         precision: what the bundle's backend computes in: "fp32", "bf16", "fp16" or "int8".
         labels: class names by label; the first is "background". At most 10,000.
         input: shape of the network's input.
         score_threshold: minimum score by default.
         graphs: the portable graphs.
-        keypoints: what the poser finds; None where there is none.
+        keypoints: what the poser finds; None without a poser.
         plans: TensorRT plans of the graphs; empty for other backends.
         built_with: versions of the packages that built it.
     """
@@ -156,7 +156,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if (self.keypoints is None) != (self.graphs.poser is None):
-            raise ValueError("keypoints and a poser come together, and one of them is missing")
+            raise ValueError("keypoints need a poser and a poser needs keypoints; one is missing")
 
 
 class Bundle(msgspec.Struct, frozen=True):
@@ -194,13 +194,13 @@ def default_bundle() -> Path:
 
 
 def open_bundle(name_or_path: str | Path) -> Bundle:
-    """Open a bundle and check that its files are complete and what they should be.
+    """Open a bundle and check that its files are complete and undamaged.
 
     Args:
         name_or_path: a bundle's folder, or "default" for the one that comes with the package.
 
     Raises:
-        InputError: there is none, or it is damaged, or another version of maskcast wrote it.
+        InputError: there is no bundle, it is damaged, or its format is not ``FORMAT``.
     """
     path = default_bundle() if str(name_or_path) == DEFAULT else Path(name_or_path)
     manifest = read_manifest(path)
@@ -221,7 +221,7 @@ def read_manifest(path: Path) -> Manifest:
     """Read the manifest of the bundle in a folder.
 
     Raises:
-        InputError: there is none, or it is damaged, or another version of maskcast wrote it.
+        InputError: there is no manifest, it is damaged, or its format is not ``FORMAT``.
     """
     file = path / MANIFEST
     try:
@@ -247,7 +247,7 @@ def read_manifest(path: Path) -> Manifest:
             )
         return msgspec.json.decode(content, type=Manifest)
     except (msgspec.DecodeError, RecursionError) as error:
-        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)[:300]
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:300]
         raise InputError(f"{file}: damaged ({reason}); build it again") from None
 
 
@@ -265,7 +265,7 @@ def _open_regular(path: Path) -> io.BufferedReader:
     """Open a regular file: no link, which may lead out of the bundle, and no device or FIFO.
 
     Raises:
-        OSError: it is none, or cannot be read.
+        OSError: the file is not regular, or cannot be read.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

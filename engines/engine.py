@@ -31,7 +31,7 @@ class Detections:
         scores: ``[R]`` float32.
         labels: ``[R]`` int32.
         image_index: ``[R]`` int32, which image of the batch each box belongs to, ascending.
-        features: the FPN levels P2..P5 in whatever form and memory the engine keeps them.
+        features: the FPN levels P2..P5, in the engine's own form and memory.
         release: gives the features' memory back to the engine. ``segment`` calls it; code that
             drops detections without segmenting them must call it. Calling it twice is safe.
         keypoints: ``[R, K, 3]`` float32, x and y in pixels of the network's input, score in 0..1;
@@ -59,23 +59,23 @@ class Engine(ABC):
 
     manifest: Manifest
     device: str
-    """What runs it, for people: "OpenVINO CPU bf16"."""
+    """Library, device and precision, for display: "OpenVINO CPU bf16"."""
     max_batch: int
     """Maximum number of images of one ``detect``."""
     decode_device: Literal["cuda"] | None = None
     """Hardware on the engine's own device that can decode video."""
     has_pose: bool = False
     """Whether the bundle's poser is loaded, so that ``estimate_pose`` can be called."""
+    _is_closed: bool = False
 
     def __repr__(self) -> str:
         name, batch = self.manifest.name, self.max_batch
         return f"<{type(self).__name__} {name!r} on {self.device}, batch up to {batch}>"
 
     def fit(self, frame: av.VideoFrame, rotation: int) -> NetworkImage:
-        """Make the network's input of a decoded image; see ``fit_image``.
+        """Make the network's input from a decoded image; see ``fit_image``.
 
-        An engine may leave resizing and conversion to its device. It may be called from any
-        thread.
+        An engine may resize and convert the image later, on its device. Any thread may call this.
 
         Raises:
             av.error.FFmpegError: the image cannot be converted.
@@ -83,18 +83,19 @@ class Engine(ABC):
         return fit_image(frame, rotation, self.manifest.input)
 
     def prefetch(self, image: NetworkImage) -> None:
-        """Begin to bring an image to the device, so that ``detect`` finds it there.
+        """Begin to copy an image to the device, so that ``detect`` finds it there.
 
-        Optional: ``detect`` takes any image. Does not wait for the device. An image that is
-        never detected costs nothing. Where the device is the CPU this does nothing.
+        Optional: ``detect`` takes any image. Does not wait for the device. An image that never
+        reaches ``detect`` need not be released. Does nothing on a CPU.
         """
         del image
 
     def prepare(self, height: int, width: int) -> bool:
-        """Begin to prepare for inputs of a shape; return whether that is done. Does not wait.
+        """Begin to prepare for inputs of a shape; return whether the engine is ready for them.
 
-        Optional: ``detect`` waits until it is done. A caller that asks first can drop frames that
-        would be outdated by then, and frames of other shapes need not wait behind them.
+        Optional, and does not wait; ``detect`` waits until the engine is ready. A caller that asks
+        first can drop frames that would be outdated by then, and frames of other shapes need not
+        wait behind them.
         """
         del height, width
         return True
@@ -104,15 +105,19 @@ class Engine(ABC):
         """Find boxes in 1 to ``max_batch`` images of one shape; drop scores below ``min_score``.
 
         Blocks while all the memory for features is in use by detections not yet released.
+
+        Raises:
+            RuntimeError: the engine is closed.
+            ValueError: there are more images than ``max_batch``, or none.
         """
 
     def estimate_pose(self, detections: Detections) -> Detections:
         """Find the keypoints of the kept boxes; return the detections with them.
 
-        Call it before ``segment``, which gives the features back and hands the keypoints on.
+        Call it before ``segment``, which releases the features and keeps the keypoints.
 
         Raises:
-            RuntimeError: the engine was loaded without pose.
+            RuntimeError: the engine was loaded without pose, or is closed.
         """
         del detections
         raise RuntimeError("no poser is loaded; load the engine with pose=True")
@@ -121,12 +126,14 @@ class Engine(ABC):
     def segment(self, detections: Detections) -> list[Instances]:
         """Compute the mask crops of the kept boxes; one ``Instances`` per image, in batch order.
 
-        Boxes and keypoints come out in source pixels. A model without a mask branch passes through
-        with ``masks=None``.
+        Boxes and keypoints are in source pixels. Without a mask branch, ``masks`` is None.
+
+        Raises:
+            RuntimeError: the engine is closed.
         """
 
     def run(self, images: Sequence[NetworkImage], min_score: float) -> list[Instances]:
-        """Find the instances in a batch, step by step: boxes, poses if it has them, masks."""
+        """Find the instances in a batch: boxes, keypoints if a poser is loaded, masks."""
         detections = self.detect(images, min_score)
         try:
             if self.has_pose:
@@ -138,6 +145,10 @@ class Engine(ABC):
     @abstractmethod
     def close(self) -> None:
         """Free the device's memory. The engine cannot be used afterwards."""
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise RuntimeError("the engine is closed; load it again")
 
 
 def keep_detections(
@@ -157,7 +168,7 @@ def keep_detections(
     Returns:
         ``boxes``, ``scores``, ``labels`` and ``image_index`` of ``Detections``.
     """
-    # take() of flat arrays is the cheapest of numpy's ways; this is done for every frame.
+    # take() on flat arrays is the fastest selection in numpy; this runs for every frame.
     kept = ((labels > 0) & (scores >= min_score)).ravel().nonzero()[0]
     return {
         "boxes": boxes.reshape(-1, 4).take(kept, axis=0),
@@ -178,7 +189,7 @@ def to_instances(
     """
     crops: NDArray[np.uint8] | None = None
     if masks is not None:
-        # A copy in any case: the engine's next call overwrites the masks.
+        # astype always copies: the engine's next call overwrites the masks.
         crops = (np.rint(masks * 255) if masks.dtype != np.uint8 else masks).astype(np.uint8)
     count = len(detections.images)
     ends = [len(detections.boxes)]  # of each image's boxes
@@ -211,7 +222,7 @@ def to_instances(
 def _to_source(
     content: tuple[int, int], source: tuple[int, int]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return what scales x, y, x, y from the network's input to the source, and their limits."""
+    """Return the factors of x, y, x, y from the network's input to the source, and their limits."""
     height, width = source
     scale = np.array([width / content[1], height / content[0]] * 2, np.float32)
     return scale, np.array([width, height] * 2, np.float32)
@@ -220,7 +231,7 @@ def _to_source(
 def _scaled(
     points: NDArray[np.float32], scale: NDArray[np.float32], limit: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Scale coordinates and keep them within 0 and a limit."""
+    """Scale coordinates and clip them to 0..limit."""
     scaled: NDArray[np.float32] = points * scale
     np.minimum(scaled, limit, out=scaled)
     np.maximum(scaled, 0, out=scaled)

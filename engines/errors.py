@@ -1,4 +1,4 @@
-"""InputError: the error of everything that the user can correct."""
+"""InputError: the error for everything that the user can correct."""
 
 
 class InputError(Exception):

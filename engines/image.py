@@ -53,7 +53,7 @@ class PlanarImage(NetworkImage):
 
     Attributes:
         planes: the decoded image.
-        pixels: as of ``NetworkImage``; libswscale makes them where they are asked for.
+        pixels: as in ``NetworkImage``; libswscale makes them when they are first read.
     """
 
     __slots__ = ("_fit", "_shape", "planes")
@@ -78,13 +78,13 @@ class PlanarImage(NetworkImage):
         return self._shape
 
 
-def fit_planes(frame: av.VideoFrame, rotation: int, shape: Input, most_bytes: int) -> NetworkImage:
-    """Leave resizing and conversion to the engine, if the image has planes of at most some bytes.
+def fit_planes(frame: av.VideoFrame, rotation: int, shape: Input, max_bytes: int) -> NetworkImage:
+    """Leave resizing and conversion to the engine if the image has planes of up to ``max_bytes``.
 
-    The other arguments are those of ``fit_image``, which does the work for other images.
+    The other arguments are those of ``fit_image``, which handles all other images.
     """
     planes = read_planes(frame, rotation)
-    if planes is None or planes.byte_count > most_bytes:
+    if planes is None or planes.byte_count > max_bytes:
         return fit_image(frame, rotation, shape)
     return PlanarImage(planes, frame, rotation, shape)
 
@@ -128,20 +128,20 @@ def input_shape(frame: av.VideoFrame, rotation: int, shape: Input) -> tuple[int,
 
 
 def _upright_size(frame: av.VideoFrame, rotation: int) -> tuple[int, int]:
-    """Height and width of an image that has been turned."""
-    lies = rotation // 90 % 2 == 1
-    return (frame.width, frame.height) if lies else (frame.height, frame.width)
+    """Return height and width of an image after its rotation."""
+    is_sideways = rotation // 90 % 2 == 1
+    return (frame.width, frame.height) if is_sideways else (frame.height, frame.width)
 
 
 def _interpolation(frame: av.VideoFrame, rows: int, columns: int) -> Interpolation:
-    # Averaging over areas takes in every pixel of an image that shrinks; enlarging, it would
-    # repeat pixels.
+    # Averaging over areas uses every pixel of an image that shrinks, but repeats pixels when an
+    # image grows.
     shrinks = rows <= frame.height and columns <= frame.width
     return Interpolation.AREA if shrinks else Interpolation.BILINEAR
 
 
 def _reformatter() -> VideoReformatter:
-    """Get the thread's own scaler: its tables are kept from image to image."""
+    """Return the thread's own scaler, which keeps its tables from image to image."""
     if not hasattr(_thread, "reformatter"):
         _thread.reformatter = VideoReformatter()
     reformatter: VideoReformatter = _thread.reformatter

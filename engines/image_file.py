@@ -1,4 +1,4 @@
-"""Image files: the one reader for run time, calibration, training and evaluation."""
+"""Image files: one reader for inference, calibration, training and evaluation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         ``[H, W, 3]`` uint8 RGB.
 
     Raises:
-        InputError: it is missing, damaged, no image, or larger than Pillow's limit.
+        InputError: the file is missing, damaged, not an image, or larger than Pillow's limit.
     """
     from PIL import Image, ImageOps  # 4 MB that most runs do not need
 

@@ -37,7 +37,8 @@ def load_engine(
     Args:
         bundle: a bundle, its folder, or "default" for the one that comes with the package.
         engine: "auto" takes the backend that the bundle was built for; if that is TensorRT and it
-            cannot run here, OpenVINO runs the bundle's portable graphs and the log says why.
+            cannot run here, OpenVINO runs the bundle's portable graphs and the log says why
+            (``tensorrt_unavailable``).
             "openvino" and "onnxruntime" run the portable graphs of any bundle on the CPU.
             "tensorrt" needs a bundle that was built for it.
         mode: what OpenVINO optimises for, see ``OpenVinoEngine``; the others ignore it.
@@ -66,16 +67,19 @@ def load_engine(
         )
     chosen = backend if engine == "auto" else engine
     if chosen.startswith("tensorrt"):
-        from maskcast.engines.tensorrt.plan import why_not
+        from maskcast.engines.tensorrt.plan import unavailable_reason
 
-        reason = why_not(bundle)
+        reason = unavailable_reason(bundle)
         if reason is None:
             from maskcast.engines.tensorrt.engine import TensorRTEngine
 
             return TensorRTEngine(bundle, spin=spin, pose=pose)
         if engine == "tensorrt":
-            raise InputError(f"{bundle.path}: TensorRT cannot run it: {reason}")
-        _logger.warning("%s: OpenVINO runs it on the CPU, since %s", bundle.path, reason)
+            raise InputError(
+                f"{bundle.path}: TensorRT cannot run it ({reason}); run it with --engine auto"
+            )
+        fields = {"bundle": str(bundle.path), "reason": reason}
+        _logger.warning("tensorrt_unavailable", extra={"fields": fields})
     if chosen == "onnxruntime":
         from maskcast.engines.onnxruntime import OnnxRuntimeEngine
 
@@ -94,7 +98,7 @@ def predict(
 ) -> Instances:
     """Find the instances in one image.
 
-    ``predict("photo.jpg")`` is enough to try it. For many images load an engine once and pass it::
+    For many images, load an engine once and pass it::
 
         engine = maskcast.load_engine("bundle")
         found = maskcast.predict("photo.jpg", engine)
@@ -105,14 +109,14 @@ def predict(
         model: an engine from ``load_engine``, or a bundle, its folder, or "default". The engine
             of the bundle used last is kept for the next call; such calls wait for each other.
         min_score: minimum score, 0..1; the bundle's own threshold by default.
-        pose: estimate keypoints; an engine does what it was loaded for.
+        pose: estimate keypoints. An engine that was loaded with pose always does.
 
     Raises:
         InputError: there is no such file or bundle, it cannot be read, or the bundle has no poser
             and ``pose`` is set.
-        ValueError: the array has another shape or type, ``min_score`` is not in 0..1, or the engine
-            was loaded without pose and ``pose`` is set.
-        TypeError: an argument is of another kind.
+        ValueError: the array has the wrong shape or dtype, ``min_score`` is not in 0..1, or the
+            engine was loaded without pose and ``pose`` is set.
+        TypeError: an argument has the wrong type.
         RuntimeError: the engine is closed.
     """
     rgb = _to_rgb(image)
@@ -149,7 +153,7 @@ class _KeptEngine:
 
     def get(self, model: Bundle | str | Path, *, pose: bool) -> Engine:
         """Return the engine of a bundle, with or without its poser; the lock must be held."""
-        # Opening checks the files: a bundle that was built again is loaded again.
+        # Opening reads the manifest again: a bundle that was rebuilt is loaded again.
         bundle = model if isinstance(model, Bundle) else open_bundle(model)
         if self._engine is None or bundle != self._bundle or pose != self._engine.has_pose:
             if self._engine is not None:

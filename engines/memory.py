@@ -1,4 +1,4 @@
-"""Memory: how much this process uses, and how glibc is kept from using more."""
+"""Memory: how much this process uses, and limits on what glibc keeps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 HEAPS = 2
-"""Number of glibc heaps. Enough: concurrent work, inference and decoding, allocates little."""
+"""Number of glibc heaps. Two are enough: inference and decoding allocate little concurrently."""
 
 _STATM = Path("/proc/self/statm")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -51,7 +51,7 @@ def limit_heaps() -> None:
 
 
 def keep_memory() -> None:
-    """Let glibc keep freed memory: in training, getting new large blocks takes 1/6 of a step."""
+    """Let glibc keep freed memory: mapping large blocks again takes 1/6 of a training step."""
     if _MALLOPT is not None:
         _MALLOPT(_M_MMAP_MAX, 0)
         _MALLOPT(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -1,4 +1,4 @@
-"""ONNX file: what must be known of a graph before a library opens it.
+"""ONNX files: checks of a graph before an inference library opens it.
 
 Reads the protobuf wire format, so that running a bundle needs no ONNX package.
 """
@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from maskcast.engines.errors import InputError
 
-_DEEPEST = 32
-"""Graphs in graphs; the project's own have two levels."""
+_MAX_DEPTH = 256
+"""Maximum nesting of messages; each graph within a graph adds three levels."""
 
-# Of each message of onnx.proto by field number: the messages in which a tensor may be.
+# For each message of onnx.proto, by field number: the messages that may contain a tensor.
 _MESSAGES: dict[str, dict[int, str]] = {
     "model": {7: "graph", 25: "function"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
@@ -52,21 +52,21 @@ def check_graph(path: Path, ports: GraphPorts) -> None:
         ports: what the graph must have; it may have more outputs.
 
     Raises:
-        InputError: it is another file, or part of its data is in other files.
+        InputError: it is not such a model, or part of its data is in other files.
     """
     found = _read(path)
     if found.inputs != ports.inputs or not ports.outputs <= found.outputs:
         raise InputError(
-            f"{path}: not the graph that it should be (it takes {_join(found.inputs)} and gives "
+            f"{path}: not the expected graph (inputs {_join(found.inputs)}, outputs "
             f"{_join(found.outputs)}); build the bundle again"
         )
 
 
 def is_quantised(path: Path) -> bool:
-    """Tell whether a graph has layers that are computed in int8.
+    """Return whether a graph has layers that are computed in int8.
 
     Raises:
-        InputError: it is no ONNX model.
+        InputError: the file is not an ONNX model.
     """
     return "QuantizeLinear" in _read(path).operators
 
@@ -85,13 +85,13 @@ def _read(path: Path) -> _Contents:
         raise InputError(f"{path}: not an ONNX model; build the bundle again") from None
     except _ExternalDataError:
         raise InputError(
-            f"{path}: keeps its weights in other files, which are not checked; "
+            f"{path}: its weights are in other files, which are not checked; "
             "save it as one file and build the bundle again"
         ) from None
 
 
 class _ExternalDataError(Exception):
-    """A tensor's data is outside of the file."""
+    """A tensor's data is outside the file."""
 
 
 def _join(names: set[str]) -> str:
@@ -100,18 +100,18 @@ def _join(names: set[str]) -> str:
 
 
 def _read_model(data: mmap.mmap) -> _Contents:
-    """Walk through a model.
+    """Read the main graph's inputs and outputs and all operators.
 
     Raises:
-        ValueError: it is not a model.
+        ValueError: the data is not a model.
     """
     contents = _Contents(set(), set(), set())
     waiting = [("model", 0, len(data), 0)]
     graphs = 0
     while waiting:
         kind, start, end, depth = waiting.pop()
-        if depth > 8 * _DEEPEST:
-            raise ValueError("nested too deep")
+        if depth > _MAX_DEPTH:
+            raise ValueError("nested too deeply")
         is_main = kind == "graph" and depth == 1
         graphs += is_main
         for number, value, first, last in _fields(data, start, end):
@@ -139,7 +139,7 @@ def _value_name(data: mmap.mmap, start: int, end: int) -> str:
 
 
 def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield each field's number, its value, and where it begins and ends; -1 if it is a number."""
+    """Yield each field's number, value, start and end; start and end are -1 unless it has bytes."""
     at = start
     while at < end:
         tag, at = _varint(data, at, end)

@@ -1,4 +1,4 @@
-"""OnnxRuntimeEngine: runs a bundle's portable graphs as they are, on the CPU. The reference."""
+"""OnnxRuntimeEngine: runs a bundle's portable graphs unchanged, on the CPU."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _FEATURES = ("p2", "p3", "p4", "p5")
 
 
 class OnnxRuntimeEngine(Engine):
-    """Runs a bundle through ONNX Runtime, which has no implementation of the project's operators.
+    """Runs a bundle through ONNX Runtime, which uses the function bodies of maskcast's operators.
 
-    It is slower than OpenVINO; it is the reference that shows that the graphs are self-contained.
+    It is slower than OpenVINO. It is the reference: it shows that the graphs are self-contained.
 
     Args:
         bundle: of any backend; its portable graphs are run in fp32, or in int8 where they are
@@ -50,6 +50,9 @@ class OnnxRuntimeEngine(Engine):
 
     def detect(self, images: Sequence[NetworkImage], min_score: float) -> Detections:
         """Find boxes; see ``Engine.detect``."""
+        self._check_open()
+        if not 1 <= len(images) <= self.max_batch:
+            raise ValueError(f"{len(images)} images: this engine takes 1 to {self.max_batch}")
         pixels = np.stack([image.pixels for image in images])
         inputs = {
             "images": np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32),
@@ -69,6 +72,7 @@ class OnnxRuntimeEngine(Engine):
         keypoints = self.manifest.keypoints
         if self._poser is None or keypoints is None:
             return super().estimate_pose(detections)
+        self._check_open()
         heatmaps = np.zeros((0, len(keypoints), HEATMAP_SIZE, HEATMAP_SIZE), np.float32)
         if len(detections.boxes):
             inputs = {"boxes": detections.boxes, "batch_index": detections.image_index}
@@ -77,6 +81,7 @@ class OnnxRuntimeEngine(Engine):
 
     def segment(self, detections: Detections) -> list[Instances]:
         """Compute mask crops; see ``Engine.segment``."""
+        self._check_open()
         if self._segmenter is None:
             return to_instances(detections, None)
         masks = np.zeros((len(detections.boxes), MASK_SIZE, MASK_SIZE), np.float32)
@@ -93,7 +98,8 @@ class OnnxRuntimeEngine(Engine):
         return to_instances(detections, masks)
 
     def close(self) -> None:
-        """Do nothing: the sessions are freed with the engine."""
+        """Refuse further calls; the sessions are freed with the engine."""
+        self._is_closed = True
 
 
 def _session(graph: Path) -> onnxruntime.InferenceSession:
@@ -105,7 +111,7 @@ def _session(graph: Path) -> onnxruntime.InferenceSession:
         ) from None
     try:
         return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its own classes, which have no base of their own
+    except Exception as error:  # its exception classes have no common base
         reason = str(error).partition("\n")[0][:200]
         raise InputError(
             f"{graph}: ONNX Runtime cannot load this graph ({reason}); build the bundle again"

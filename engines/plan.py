@@ -68,7 +68,7 @@ def incompatibility(
         plan: from the bundle's manifest.
         version: of the installed package ``plan.package``.
         capability: compute capability of the GPU.
-        graph_sha256: of the portable graph that lies in the bundle now.
+        graph_sha256: of the portable graph in the bundle.
         plugins: versions of the plugins that this maskcast has, by name.
     """
     here = f"{capability[0]}.{capability[1]}"

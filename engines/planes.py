@@ -1,4 +1,4 @@
-"""Planes: what a video decoder gives, 8-bit YUV 4:2:0, and how it becomes RGB."""
+"""Planes: decoded images in 8-bit YUV 4:2:0, and their conversion to RGB."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Planes:
     """An image as a decoder gives it. Its arrays are views of the decoder's memory.
 
     Attributes:
-        arrays: uint8, Y ``[H, W]``, then U and V, ``[h, w]`` each, or both in turn ``[h, 2 w]``
+        arrays: uint8, Y ``[H, W]``, then U and V, ``[h, w]`` each, or interleaved ``[h, 2 w]``
             (NV12), with h and w half of H and W, rounded up. Rows may be padded in memory.
         turns: quarter turns counter-clockwise that make it upright.
         conversion: of its values to RGB, 0..255.
@@ -52,12 +52,12 @@ class Planes:
 
     @property
     def height(self) -> int:
-        """Height of the luma, before it is turned."""
+        """Height of the luma, before the image is rotated."""
         return len(self.arrays[0])
 
     @property
     def width(self) -> int:
-        """Width of the luma, before it is turned."""
+        """Width of the luma, before the image is rotated."""
         return int(self.arrays[0].shape[1])
 
     @property
@@ -84,7 +84,7 @@ def read_planes(frame: av.VideoFrame, rotation: int) -> Planes | None:
         sizes = [(frame.height, frame.width), (height, width), (height, width)]
     arrays = []
     for plane, (rows, columns) in zip(frame.planes, sizes, strict=True):
-        if plane.line_size < columns:  # a negative one is an image upside down
+        if plane.line_size < columns:  # negative if the image is upside down
             return None
         memory = np.frombuffer(memoryview(plane), np.uint8)
         arrays.append(memory.reshape(rows, plane.line_size)[:, :columns])

@@ -9,7 +9,7 @@ _abandonable: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
 
 def mark_abandonable(thread: threading.Thread) -> None:
-    """Note that a daemon thread calls code that cannot be interrupted: FFmpeg, a compiler.
+    """Mark a daemon thread that calls code that cannot be interrupted: FFmpeg, a compiler.
 
     The interpreter must not shut down while such a call is running: it crashes when the call
     returns. The program then ends with ``os._exit``.
@@ -17,6 +17,6 @@ def mark_abandonable(thread: threading.Thread) -> None:
     _abandonable.add(thread)
 
 
-def is_any_left() -> bool:
-    """Tell whether a thread that was marked is still running."""
+def is_any_running() -> bool:
+    """Return whether a marked thread is still running."""
     return any(thread.is_alive() for thread in list(_abandonable))

@@ -1,4 +1,4 @@
-"""The user's cache folder, and files that are never seen half written."""
+"""The user's cache folder, and files that are written atomically."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def user_cache() -> Path | None:
     return Path(root) / "maskcast"
 
 
-def write_whole(path: Path, *parts: bytes, suffix: str = "") -> None:
-    """Write a file of an existing folder under another name, which ends in ``suffix``; rename it.
+def write_atomically(path: Path, *parts: bytes, suffix: str = "") -> None:
+    """Write a file to an existing folder under a temporary name ending in ``suffix``; rename it.
 
     Raises:
-        OSError: it cannot be written; the file under the other name is deleted.
+        OSError: the file cannot be written; the temporary file is deleted.
     """
     number, name = tempfile.mkstemp(suffix, dir=path.parent)
     pending = Path(name)

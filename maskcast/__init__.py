@@ -85,7 +85,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "maskcast.engines.bundle": (
         "Bundle",
         "FixedInput",
@@ -184,17 +184,17 @@ _HOMES = {
     "maskcast.pipeline.wire.rights": ("ClientRights",),
     "maskcast.pipeline.wire.server_keys": ("ServerKeys",),
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = ["__version__", "main", *_HOME_OF]
+__all__ = ["__version__", "main", *_MODULE_OF]
 
 
 def __getattr__(name: str) -> object:
     import importlib
 
-    if name not in _HOME_OF:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'maskcast' has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(_HOME_OF[name]), name)
+    value: object = getattr(importlib.import_module(_MODULE_OF[name]), name)
     globals()[name] = value
     return value
 
@@ -207,8 +207,8 @@ def main() -> None:
     """Run the ``maskcast`` command.
 
     A mistake of the user is reported as one line on stderr, with exit code 2. Ctrl-C and SIGTERM
-    end a command at any point, without a traceback: with exit code 0 where a stream was watched or
-    run, with 130 where work is left undone.
+    end a command at any point, without a traceback: with exit code 130 for "build", "train" and
+    "eval", whose work is then incomplete, and with 0 for all others.
     """
     import errno
     import signal
@@ -261,7 +261,7 @@ def main() -> None:
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             sys.stderr.write(f"maskcast: {error.filename}: {error.strerror}; use a shorter path\n")
             exit_code = 2
-        elif not interrupted:  # else a library that calls back into Python converted it to this
+        elif not interrupted:  # otherwise a library has replaced the SystemExit by its own error
             raise
     finally:  # from here on an interrupt must not cause a traceback
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -274,9 +274,9 @@ def _leave(exit_code: int) -> None:
     import os
     import sys
 
-    from maskcast.engines.threads import is_any_left
+    from maskcast.engines.threads import is_any_running
 
-    if is_any_left():
+    if is_any_running():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code)

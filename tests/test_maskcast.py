@@ -120,7 +120,7 @@ def test_type_checkers_see_the_same_names() -> None:
         for alias in node.names
         if alias.asname == alias.name
     ]
-    assert {name: module for module, name in imports} == maskcast._HOME_OF
+    assert {name: module for module, name in imports} == maskcast._MODULE_OF
 
 
 def test_every_type_in_a_public_signature_is_public() -> None:

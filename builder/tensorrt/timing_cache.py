@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from maskcast.engines.user_cache import write_whole
+from maskcast.engines.user_cache import write_atomically
 
 
 def timing_cache_path() -> Path:
@@ -35,4 +35,4 @@ def save_timing_cache(config: Any, path: Path) -> None:
         return
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, bytes(memoryview(cache.serialize())))
+        write_atomically(path, bytes(memoryview(cache.serialize())))

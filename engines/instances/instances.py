@@ -35,7 +35,7 @@ class RleMasks:
     """Masks as run lengths over the whole image, as a publisher can send them.
 
     Attributes:
-        counts: N compressed strings of COCO's, each of one image's size.
+        counts: N strings, the ``counts`` of COCO's compressed RLE.
     """
 
     counts: tuple[bytes, ...]
@@ -77,8 +77,8 @@ class Instances:
         scores: ``[N]`` float32 in 0..1, descending.
         labels: ``[N]`` int32, index into the model's label names; 0, the background, never occurs.
         masks: ``[N, 28, 28]`` uint8, probability x 255 inside the box, as the network gives it; or
-            None where the model has no mask branch; or, after a wire that carries another format,
-            run lengths or outlines. ``patch``, ``mask``, ``rle`` and ``polygons`` hide which.
+            run lengths or outlines, if a message carried those; or None without masks. ``patch``,
+            ``mask``, ``rle`` and ``polygons`` accept every form.
         track_ids: ``[N]`` int32, which object each instance is: 1 and up, the same number from
             frame to frame; 0 where an instance has no track yet. None where nothing is tracked.
         keypoints: ``[N, K, 3]`` float32, x and y in source pixels, inside the image, and a score in
@@ -163,27 +163,42 @@ class Instances:
         return fill_crossings(self._crossings(i))
 
     def mask(self, i: int) -> NDArray[np.bool_]:
-        """Make the mask of instance ``i`` for the whole image: ``[height, width]`` bool."""
+        """Make the mask of instance ``i`` for the whole image: ``[height, width]`` bool.
+
+        Raises:
+            ValueError: there are no masks.
+        """
         x0, y0, pixels = self.patch(i)
         full = np.zeros((self.height, self.width), dtype=np.bool_)
         full[y0 : y0 + pixels.shape[0], x0 : x0 + pixels.shape[1]] = pixels
         return full
 
     def counts(self) -> tuple[bytes, ...]:
-        """Make the compressed ``counts`` of COCO's RLE of every mask."""
+        """Make the compressed ``counts`` of COCO's RLE of every mask.
+
+        Raises:
+            ValueError: there are no masks.
+        """
         if isinstance(self.masks, RleMasks):
             return self.masks.counts
         runs = [encode_runs(self._crossings(i), self.width, self.height) for i in range(len(self))]
         return tuple(compress_runs(runs))
 
     def rle(self, i: int) -> dict[str, Any]:
-        """Make COCO's RLE of instance ``i``: ``{"size": [height, width], "counts": str}``."""
+        """Make COCO's RLE of instance ``i``: ``{"size": [height, width], "counts": str}``.
+
+        Raises:
+            ValueError: there are no masks.
+        """
         return {"size": [self.height, self.width], "counts": self[i].counts()[0].decode("ascii")}
 
     def polygons(self, i: int) -> list[NDArray[np.float32]]:
         """Trace the outline of instance ``i``: rings ``[V, 2]`` float32, x and y in pixels.
 
-        Outer rings run clockwise on screen, holes counter-clockwise; often there is just one.
+        Outer rings run clockwise on screen, holes counter-clockwise.
+
+        Raises:
+            ValueError: there are no masks.
         """
         match self.masks:
             case PolygonMasks(rings):
@@ -223,8 +238,8 @@ class Instances:
     def to_supervision(self, label_names: Sequence[str] | None = None) -> Any:
         """Make a ``supervision.Detections``; its masks take N x height x width bytes.
 
-        Its ``tracker_id`` is -1 for an instance without a track, as supervision's trackers have it.
-        Keypoints are apart, in ``to_supervision_keypoints``.
+        ``tracker_id`` is -1 for an instance without a track, as in supervision's trackers. For
+        keypoints, use ``to_supervision_keypoints``.
         """
         import supervision
 

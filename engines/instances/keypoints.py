@@ -21,10 +21,11 @@ _PADDED = HEATMAP_SIZE + 4
 _CUBIC = -0.75
 """Keys' parameter of cubic convolution, as torch and OpenCV choose it."""
 _OUTER = 0.1875
-"""Half way between two cells, what the two outer of the four taps take away from the inner two."""
+"""Largest absolute sum of the weights of the two outer taps, which are negative: it is reached half
+way between two cells."""
 _RADIUS = 3
-"""The score counts the cells up to this far from the keypoint's own."""
-_MOST_VALUES = 1 << 16
+"""The score sums the cells up to this far from the keypoint's own."""
+_MAX_VALUES = 1 << 16
 """Pixels that are interpolated at once."""
 
 Name = Annotated[str, Meta(min_length=1, max_length=64)]
@@ -46,14 +47,14 @@ class Keypoints(msgspec.Struct, frozen=True, dict=True):
         if len(set(self.names)) < len(self.names):
             raise ValueError("two keypoints have the same name")
         if any(place >= len(self.names) for line in self.skeleton for place in line):
-            raise ValueError(f"the skeleton joins a keypoint that is none of {len(self.names)}")
+            raise ValueError(f"the skeleton has an index that is not below {len(self.names)}")
 
     def __len__(self) -> int:
         return len(self.names)
 
     @cached_property
     def mirrored(self) -> tuple[int, ...]:
-        """Index of the point that each one becomes in a mirror: "left_eye" and "right_eye" swap."""
+        """Index of each point's mirror image: "left_eye" and "right_eye" swap."""
         place = {name: i for i, name in enumerate(self.names)}
         return tuple(place.get(_other_side(name), i) for i, name in enumerate(self.names))
 
@@ -94,12 +95,12 @@ COCO_PERSON = Keypoints(
 def decode_heatmaps(
     heatmaps: NDArray[np.float32], boxes: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Find each keypoint and how certain it is.
+    """Find the position and the score of each keypoint.
 
     The position is torchvision's, see ``find_peaks``. torchvision's score, the logit there, has no
     fixed scale. The score here is a probability: softmax over the heatmap, which the network is
     trained with, summed over the 7 x 7 cells around the keypoint, an eighth of the box each way. It
-    is the network's estimate that the point, if it can be seen at all, lies there.
+    estimates the probability that the point, if it is visible at all, lies there.
 
     Args:
         heatmaps: ``[N, K, 56, 56]`` float32 logits, finite.
@@ -117,9 +118,9 @@ def decode_heatmaps(
 def find_peaks(heatmaps: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.float32]:
     """Find the largest value of each heatmap after bicubic upsampling to its box's pixels.
 
-    It is what ``heatmaps_to_keypoints`` of torchvision (roi_heads.py) finds: a box has at least one
-    pixel each way, a fraction of a pixel counts as one, and a position is the centre of a pixel.
-    Only the parts of a heatmap in which the largest value can lie are upsampled.
+    The result is that of ``heatmaps_to_keypoints`` in torchvision (roi_heads.py): a box has at
+    least one pixel each way, a fraction of a pixel counts as one, and a position is the centre of a
+    pixel. Only the parts of a heatmap in which the largest value can lie are upsampled.
 
     Args:
         heatmaps: as for ``decode_heatmaps``.
@@ -148,7 +149,7 @@ class _Taps:
             is beyond the first cell.
         weights: ``[4, P, 57]`` float32, of the four cells around each pixel of an interval; where
             it has less than P pixels, the last one is repeated.
-        is_used: ``[60]`` bool, whether there are pixels in the interval; the last 3 are none.
+        is_used: ``[60]`` bool, whether there are pixels in the interval; the last 3 are False.
         nearest: ``[56]`` int, the interval of the pixel nearest to the centre of each cell.
     """
 
@@ -172,7 +173,7 @@ class _Taps:
 
 
 _taps = functools.lru_cache(maxsize=256)(_Taps)
-"""Boxes have the same few hundred sizes again and again."""
+"""Boxes have a few hundred different sizes."""
 
 
 def _cubic(distance: NDArray[np.float32], *, is_near: bool) -> NDArray[np.float32]:
@@ -189,9 +190,8 @@ def _cubic(distance: NDArray[np.float32], *, is_near: bool) -> NDArray[np.float3
 class _Surface:
     """Heatmaps of one instance, interpolated to the pixels of its box.
 
-    An interval, here, is the square between four cell centres. It has a number: its row and column
-    in the padded heatmap and which heatmap it is, as an index into ``_flat``, where the first of
-    the 16 cells that it is interpolated from lies.
+    An interval, here, is the square between four cell centres. Its number is the index in ``_flat``
+    of the first of the 16 cells that it is interpolated from.
 
     Args:
         maps: ``[K, 56, 56]``.
@@ -211,18 +211,18 @@ class _Surface:
 
     def find_peaks(self, found: NDArray[np.float32]) -> None:
         """Write column, row and value of the largest pixel of each heatmap to ``[K, 3]``."""
-        which = self._candidates()
-        of_map = which // _PADDED**2
-        best = np.empty(len(which), np.float32)
+        intervals = self._candidates()
+        of_map = intervals // _PADDED**2
+        best = np.empty(len(intervals), np.float32)
         pixels = self._rows.weights.shape[1] * self._columns.weights.shape[1]  # of an interval
-        step = max(1, _MOST_VALUES // pixels)
-        for start in range(0, len(which), step):
+        step = max(1, _MAX_VALUES // pixels)
+        for start in range(0, len(intervals), step):
             part = slice(start, start + step)
-            best[part] = self._interpolate(which[part]).max(axis=(0, 1))
+            best[part] = self._interpolate(intervals[part]).max(axis=(0, 1))
         every = np.arange(len(found))
         largest = np.maximum.reduceat(best, np.searchsorted(of_map, every))
         is_largest = np.flatnonzero(~(best < largest[of_map]))
-        winners = which[is_largest[np.searchsorted(of_map[is_largest], every)]]
+        winners = intervals[is_largest[np.searchsorted(of_map[is_largest], every)]]
         values = self._interpolate(winners)
         y, x = np.divmod(values.reshape(-1, len(found)).argmax(axis=0), values.shape[1])
         row, column = np.divmod(winners % _PADDED**2, _PADDED)
@@ -231,12 +231,12 @@ class _Surface:
         found[:, 2] = values[y, x, every]
 
     def _candidates(self) -> NDArray[np.intp]:
-        """Find the intervals in which the largest pixels may lie, ascending; one or more a map.
+        """Find the intervals in which the largest pixels may lie, ascending; at least one per map.
 
-        Interpolation subtracts: with the largest M of the inner 4 of the 16 cells, the smallest m
+        Some weights are negative: with the largest M of the inner 4 of the 16 cells, the smallest m
         of all and the largest T of the heatmap, a value is at most M + b (M - m) + c (T - M), where
         -b and c are the largest sums of the weights of the 8 cells at the sides and of the 4 at the
-        corners. Where that is less than a pixel that is known, the largest cannot lie.
+        corners. An interval whose bound is less than a known pixel cannot contain the largest.
         """
         maps, flat = self._maps, self._flat
         row, column = np.divmod(maps.reshape(len(maps), -1).argmax(axis=1), HEATMAP_SIZE)
@@ -245,8 +245,8 @@ class _Surface:
         peaks += self._rows.nearest[row] * _PADDED + self._columns.nearest[column]
         known = self._interpolate(peaks).max(axis=(0, 1))
         b, c = 2 * (1 + _OUTER) * _OUTER, _OUTER**2
-        # All heatmaps in one row: what begins in the last 3 rows or columns is no interval. Memory
-        # of its own for each step would take longer than the step.
+        # All heatmaps in one row: what begins in the last 3 rows or columns is no interval. New
+        # memory for each operation would take longer than the operation.
         one, other, largest = np.zeros((3, flat.size), np.float32)
         np.maximum(flat[:-1], flat[1:], out=one[:-1])
         np.maximum(one[:-_PADDED], one[_PADDED:], out=largest[:-_PADDED])
@@ -257,7 +257,7 @@ class _Surface:
         inner = _PADDED + 1
         other *= np.float32(b / (1 + b - c))
         np.subtract(largest[inner:], other[:-inner], out=one[:-inner])
-        # Rounding: float32 has 2^-24, and 16 values are added.
+        # Rounding errors: 2^-24 in float32, and 16 values are added.
         slack = np.float32(1e-5) * max(top.max(), -maps.min())
         limit = (known - slack - np.float32(c) * top) / np.float32(1 + b - c)
         chosen = one.reshape(len(maps), -1) >= limit[:, None]
@@ -266,12 +266,12 @@ class _Surface:
         chosen[peaks] = True
         return np.flatnonzero(chosen)
 
-    def _interpolate(self, which: NDArray[np.intp]) -> NDArray[np.float32]:
+    def _interpolate(self, intervals: NDArray[np.intp]) -> NDArray[np.float32]:
         """Compute the pixels ``[P, Q, C]`` of C intervals, some of them repeated."""
-        row, column = np.divmod(which % _PADDED**2, _PADDED)
-        # Indexing would leave the weights of one interval next to each other, not those of all.
+        row, column = np.divmod(intervals % _PADDED**2, _PADDED)
+        # take() keeps the intervals contiguous in memory; indexing would not.
         down, across = self._rows.weights.take(row, 2), self._columns.weights.take(column, 2)
-        cells = self._flat[which + _NEIGHBOURS]
+        cells = self._flat[intervals + _NEIGHBOURS]
         narrow = cells[0] * down[0][:, None]  # [P, 4, C]
         for tap in range(1, 4):
             narrow += cells[tap] * down[tap][:, None]

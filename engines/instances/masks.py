@@ -15,7 +15,7 @@ MASK_SIZE = 28
 """Side of a mask crop in cells: the mask head's output (He et al., Mask R-CNN, figure 4)."""
 
 HALF = 127.5
-"""Probability 0.5 on the scale of a uint8 crop: what lies above is the object."""
+"""Probability 0.5 on the scale of a uint8 crop; higher values are the object."""
 
 PACKED_BYTES = MASK_SIZE * MASK_SIZE // 8
 """Bytes of a crop with one bit per cell."""
@@ -67,7 +67,7 @@ def mask_grid(box: NDArray[np.float32]) -> MaskGrid:
 
 
 class Crossings(NamedTuple):
-    """The outline of a mask, column by column: all that is needed to fill it or to count its runs.
+    """The outline of a mask, column by column: enough to fill it or to count its runs.
 
     Going down ``column[i]``, the mask begins or ends above the pixel at ``row[i]`` (the image's
     height, if it ends at the border). Two crossings at one place cancel.

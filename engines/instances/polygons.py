@@ -12,7 +12,7 @@ from maskcast.engines.instances.masks import HALF, MASK_SIZE, Crossings, Patch, 
 
 
 def _segments() -> NDArray[np.int8]:
-    """Make marching squares' table ``[32, 4]``: by which edge a contour leaves, per edge it enters.
+    """Make marching squares' table ``[32, 4]``: the edge where a contour leaves, by entry edge.
 
     Edges: 0 top, 1 right, 2 bottom, 3 left. Row: the corners inside (1 top left, 2 top right,
     4 bottom right, 8 bottom left), + 16 where the saddle between two opposite corners is inside.
@@ -131,7 +131,7 @@ def trace_mask(
 
 
 def trace_patch(patch: Patch) -> list[NDArray[np.float32]]:
-    """Trace the outline of pixels: through the middle between those inside and those outside.
+    """Trace the outline of pixels, midway between those inside and those outside.
 
     Returns:
         Rings as ``trace_mask`` gives them; ``ring_crossings`` gives back the same pixels.

@@ -1,4 +1,4 @@
-"""RLE: masks as COCO's run lengths, compressed and not, as pycocotools writes and reads them.
+"""RLE: masks as COCO's run lengths, compressed and uncompressed, compatible with pycocotools.
 
 A mask is read down its columns; the runs are of background and object alternately, background
 first.
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from maskcast.engines.instances.masks import Crossings, Patch
 
-MOST_GROUPS = 7
-"""Groups of five bits that a number may have: 34 bits and a sign, more than any image needs."""
+MAX_GROUPS = 7
+"""Maximum number of 5-bit groups of a number: 34 bits and a sign, more than any image needs."""
 
 
 def encode_runs(crossings: Crossings, width: int, height: int) -> NDArray[np.int64]:
@@ -28,8 +28,8 @@ def encode_runs(crossings: Crossings, width: int, height: int) -> NDArray[np.int
     Returns:
         ``[R]`` int64 run lengths; their sum is ``width * height``.
     """
-    # An object that reaches the foot of one column and the head of the next is one run: there
-    # the mask turns twice at one place, and the pair falls out.
+    # An object that touches the bottom of one column and the top of the next is one run: its two
+    # crossings there have the same position and cancel.
     turns, times = np.unique(crossings.column * height + crossings.row, return_counts=True)
     ends = np.append(turns[times % 2 == 1], width * height)
     runs: NDArray[np.int64] = np.diff(ends, prepend=0)
@@ -61,7 +61,7 @@ def decode_runs(runs: NDArray[np.int64], width: int, height: int) -> Patch:
 
 
 def compress_runs(runs: Sequence[NDArray[np.int64]]) -> list[bytes]:
-    """COCO's compressed ``counts`` of many masks at once (``rleToString`` in pycocotools).
+    """Compress the runs of many masks to COCO's ``counts`` (``rleToString`` in pycocotools).
 
     From the fourth run on, the difference to the run before the last is written; each number in
     groups of five bits, low group first, sign-extended, with a sixth bit for "more" and 48 added.
@@ -70,16 +70,16 @@ def compress_runs(runs: Sequence[NDArray[np.int64]]) -> list[bytes]:
         return []
     numbers = np.concatenate([part for r in runs for part in (r[:3], r[3:] - r[1:-2])])
     count = len(numbers)
-    codes = np.zeros((count, MOST_GROUPS), dtype=np.uint8)
+    codes = np.zeros((count, MAX_GROUPS), dtype=np.uint8)
     groups = np.zeros(count, dtype=np.int64)  # of each number
     alive = np.arange(count)
-    for place in range(MOST_GROUPS):
+    for place in range(MAX_GROUPS):
         rest = numbers >> 5
         more = rest != -(numbers >> 4 & 1)  # something but the sign is left
         codes[alive, place] = (numbers & 0x1F) + 48 + 0x20 * more
         groups[alive] += 1
         alive, numbers = alive[more], rest[more]
-    text = codes[np.arange(MOST_GROUPS) < groups[:, None]].tobytes()
+    text = codes[np.arange(MAX_GROUPS) < groups[:, None]].tobytes()
     ends = np.cumsum(groups)[np.cumsum([len(r) for r in runs]) - 1].tolist()
     return [text[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)]
 
@@ -92,7 +92,7 @@ def decompress_runs(counts: bytes, pixels: int) -> NDArray[np.int64]:
         pixels: width x height of the image.
 
     Raises:
-        ValueError: it is no run-length code of a mask of that many pixels.
+        ValueError: ``counts`` is not the code of a mask of that many pixels.
     """
     codes = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
     if not len(codes) or codes.min() < 0 or codes.max() > 0x3F:
@@ -102,14 +102,14 @@ def decompress_runs(counts: bytes, pixels: int) -> NDArray[np.int64]:
         raise ValueError("the counts end inside a number")
     first = np.concatenate([[0], last[:-1] + 1])
     size = last - first + 1
-    if size.max() > MOST_GROUPS:
+    if size.max() > MAX_GROUPS:
         raise ValueError("a number in the counts is too large")
     place = np.arange(len(codes)) - np.repeat(first, size)
     runs = np.add.reduceat((codes & 0x1F) << (5 * place), first)
     runs -= ((codes[last] & 0x10) != 0).astype(np.int64) << (5 * size)
     runs[1::2] = np.cumsum(runs[1::2])
     runs[2::2] = np.cumsum(runs[2::2])
-    # So few groups cannot overflow in the sums on the way to this check.
+    # With at most MAX_GROUPS groups, the sums before this check cannot overflow.
     if runs.min() < 0 or runs.max() > pixels or runs.sum() != pixels:
         raise ValueError(f"the runs do not fill an image of {pixels} pixels")
     return runs

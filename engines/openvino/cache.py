@@ -2,7 +2,7 @@
 
 One file holds the graphs of one input shape. Processes that start at the same time do not wait for
 one another: a file is written under a temporary name and then renamed, so that a reader finds a
-complete one or none.
+complete file or none.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from maskcast.engines.user_cache import user_cache, write_whole
+from maskcast.engines.user_cache import user_cache, write_atomically
 
 LIMIT_BYTES = 1 << 30
-"""Size of the folder; the entries that were not used for the longest time are deleted."""
+"""Maximum size of the folder; the least recently used entries are deleted."""
 
 _ABANDONED_S = 3600.0
-"""A temporary file of this age belongs to a process that has ended."""
+"""A temporary file older than this belongs to a process that has ended."""
 _SUFFIX, _PENDING_SUFFIX = ".graphs", ".pending"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _CPU_INFO = Path("/proc/cpuinfo")
-# What of it tells kinds of processors apart, on x86 and ARM: no clock rates, no serial numbers.
+# The lines that identify the model of a processor, x86 or ARM: no clock rates, no serial numbers.
 _CPU_KIND = re.compile(
     r"^(?:vendor_id|cpu family|model|model name|stepping|flags|Features|CPU \w+)\s*:.*$", re.M
 )
@@ -45,13 +45,11 @@ class _Array(msgspec.Struct):
 
 
 class Entry(msgspec.Struct):
-    """The compiled graphs of one input shape.
+    """The compiled graphs of one input shape; a loaded entry is a view of its file.
 
     Attributes:
         graphs: by name, the parts of each as OpenVINO exported them, with their precision.
         arrays: what the graphs compute for the test image, see ``outputs``.
-
-    One that was loaded is a view of its file.
     """
 
     graphs: dict[str, list[tuple[str, memoryview]]]
@@ -63,7 +61,7 @@ class Entry(msgspec.Struct):
         graphs: Mapping[str, Sequence[tuple[str, memoryview]]],
         outputs: Mapping[str, NDArray[Any]],
     ) -> Entry:
-        """Make an entry of exported graphs and of what they compute for the test image."""
+        """Make an entry from exported graphs and their outputs for the test image."""
         arrays = {
             name: _Array(array.dtype.str, array.shape, memoryview(array.tobytes()))
             for name, array in outputs.items()
@@ -79,14 +77,14 @@ class Entry(msgspec.Struct):
         }
 
     def release_pages(self) -> None:
-        """Give back the memory of a loaded entry; what is read again comes from the file again."""
+        """Release the memory of a loaded entry; a later access reads the file again."""
         views = [data for parts in self.graphs.values() for _, data in parts]
         if views and isinstance(views[0].obj, mmap.mmap):
             views[0].obj.madvise(mmap.MADV_DONTNEED)
 
 
 class DamagedEntryError(Exception):
-    """A file of the cache is not what was written."""
+    """The content of a cache file is not what was written."""
 
 
 class GraphCache:
@@ -102,7 +100,7 @@ class GraphCache:
         self._folder = folder
 
     def has_entries(self) -> bool:
-        """Tell whether graphs of the model are stored, for any input shape."""
+        """Return whether graphs of the model are stored, for any input shape."""
         if self._folder is None:
             return False
         return any(self._folder.glob(f"{self._model}-*{_SUFFIX}"))
@@ -117,8 +115,7 @@ class GraphCache:
             return None
         try:
             with path.open("rb") as file:
-                # Files are replaced, never changed. Nothing is written to the mapping either, but
-                # OpenVINO takes no tensors that are read-only.
+                # Nothing is written to the mapping, but OpenVINO accepts no read-only tensors.
                 content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
         except OSError:
             return None
@@ -128,7 +125,7 @@ class GraphCache:
         if hashlib.sha256(packed).digest() != digest:
             raise DamagedEntryError("its checksum differs")
         with suppress(OSError):
-            os.utime(path)  # the entries that were used last are kept
+            os.utime(path)  # marks the entry as recently used
         return msgspec.msgpack.decode(packed, type=Entry)
 
     def store(self, size: tuple[int, int], entry: Entry) -> bool:
@@ -145,7 +142,7 @@ class GraphCache:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             digest = hashlib.sha256(packed).digest()
-            write_whole(path, digest, packed, suffix=_PENDING_SUFFIX)
+            write_atomically(path, digest, packed, suffix=_PENDING_SUFFIX)
             _delete_old(path.parent, keep=path)
         except OSError:
             return False
@@ -193,7 +190,7 @@ def _code_digest() -> str:
 
 @functools.cache
 def _cpu_kind() -> str:
-    """Describe the first processor; nothing where the system does not."""
+    """Describe the first processor; "" if the system gives no description."""
     try:
         first, _, _ = _CPU_INFO.read_text().partition("\n\n")
     except OSError:
@@ -202,11 +199,11 @@ def _cpu_kind() -> str:
 
 
 def _delete_old(folder: Path, keep: Path) -> None:
-    """Delete the entries that were used longest ago until the folder is within its limit."""
+    """Delete the least recently used entries until the folder is within its limit."""
     abandoned_s = time.time() - _ABANDONED_S
     found = []
     for path in folder.iterdir():
-        with suppress(FileNotFoundError):  # another process deletes, too
+        with suppress(FileNotFoundError):  # another process may have deleted it
             status = path.stat()
             if path.suffix == _PENDING_SUFFIX and status.st_mtime < abandoned_s:
                 path.unlink()

@@ -27,7 +27,7 @@ _STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
 
 
 def levels(size: tuple[int, int]) -> dict[str, tuple[int, int]]:
-    """Return rows and columns of each level, in the order in which their cells are handed over."""
+    """Return rows and columns of each level, in the order of their cells in ``FEATURES``."""
     height, width = size
     return {name: (height // stride, width // stride) for name, stride in _STRIDES.items()}
 
@@ -35,8 +35,8 @@ def levels(size: tuple[int, int]) -> dict[str, tuple[int, int]]:
 def fix_detector(model: Model, size: tuple[int, int]) -> Model:
     """Copy a detector for one image of a size, given as RGB bytes ``[1, H, W, 3]``.
 
-    Features come out as the table of cells that regions are pooled from: with channels last, as
-    oneDNN's convolutions leave them.
+    Features are returned as the table of cells that regions are pooled from, with channels last, as
+    in the output of oneDNN's convolutions.
     """
     model = model.clone()
     model.reshape({"images": [1, 3, *size], "sizes": [1, 2]})
@@ -64,17 +64,17 @@ def fix_detector(model: Model, size: tuple[int, int]) -> Model:
 
 
 def _pool_from(model: Model, table: Node) -> None:
-    """Let the pooling read all levels' cells from where they are, not from a table of its own."""
+    """Make the pooling read the cells of all levels from one table instead of copying them."""
     for node in model.get_ordered_ops():
         if node.get_type_name() == "EmbeddingBagPackedSum":
             node.input(0).replace_source_output(table.output(0))
 
 
 def _flatten_channels_last(model: Model) -> None:
-    """Let the box head read pooled regions as they are made, with channels last.
+    """Let the box head read pooled regions with channels last, as the pooling writes them.
 
-    Its first product takes a region's numbers in one row, channel by channel. Ordering the weights
-    once, cell by cell, spares a transposition of all regions of every image.
+    Its first product takes a region's values in one row, channel by channel. Reordering the weights
+    once, cell by cell, avoids transposing all regions of every image.
     """
     for pooled in filter(is_pooled, model.get_ordered_ops()):
         (first, *others) = _consumers(pooled)
@@ -132,13 +132,13 @@ Parts = Sequence[tuple[Model, str]]
 def split(model: Model, precision: str) -> Parts:
     """Cut a model into the parts that compute in different precision.
 
-    For bf16 the model is cut, since OpenVINO computes everything before the last matrix product
-    in the precision that is asked for, coordinates as well: with the 8 bits of a bfloat16 a box at
-    x = 500 moves by up to 2 pixels. The part from the outputs of the first convolutions to the
-    pooled regions computes in fp32, the parts before and after it in bf16.
+    For bf16 the model is cut, because OpenVINO computes everything before the last matrix product
+    in the requested precision, coordinates too: with the 8 bits of a bfloat16, a box at x = 500
+    moves by up to 2 pixels. The part from the outputs of the first convolutions to the pooled
+    regions computes in fp32, the parts before and after it in bf16.
 
     Args:
-        model: is changed.
+        model: modified in place.
         precision: "f32" or "bf16".
     """
     return [(model, _FP32)] if precision == _FP32 else _cut(model)
@@ -149,11 +149,11 @@ Exported = Sequence[tuple[str, memoryview]]
 
 
 class Graph:
-    """A compiled graph: its parts hand tensors on without copies.
+    """A compiled graph, whose parts pass tensors on without copies.
 
     Args:
         parts: each with its precision, in order of computation.
-        content: what they were loaded from, which they may read as long as they exist.
+        content: the memory that the parts were loaded from, which they may keep reading.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class Graph:
     def load(cls, core: ov.Core, exported: Exported, threads: int | None = None) -> Graph:
         """Load what ``export`` returned for a graph that was compiled for as many threads.
 
-        The graph refers to that memory; OpenVINO would make a copy of weights given as bytes.
+        The graph refers to that memory, because OpenVINO would copy weights given as bytes.
 
         Raises:
             RuntimeError: OpenVINO cannot read it.
@@ -231,7 +231,7 @@ def _options(precision: str, threads: int | None) -> dict[str, Any]:
 
 
 class Request:
-    """One run of a graph at a time, with its inputs and outputs by name."""
+    """Runs a graph, once at a time, with its inputs and outputs by name."""
 
     def __init__(self, parts: list[ov.CompiledModel]) -> None:
         self._runs = [part.create_infer_request() for part in parts]
@@ -248,7 +248,7 @@ class Request:
             self._outputs |= {name: run for port in part.outputs for name in port.names}
 
     def set_input(self, name: str, tensor: ov.Tensor) -> None:
-        """Give an input; the tensor's memory is used, not copied."""
+        """Set an input; the tensor's memory is used, not copied."""
         for run in self._inputs[name]:
             run.set_tensor(name, tensor)
 
@@ -257,11 +257,11 @@ class Request:
         return self._outputs[name].get_tensor(name)
 
     def set_output(self, name: str, tensor: ov.Tensor) -> None:
-        """Say where to write an output; the tensor's memory is used, not copied."""
+        """Set where an output is written; the tensor's memory is used, not copied."""
         self._outputs[name].set_tensor(name, tensor)
 
     def infer(self) -> None:
-        """Run, without the interpreter's lock."""
+        """Run the graph; releases the GIL."""
         for run in self._runs:
             for name, before, after in self._handed:
                 if after is run:
@@ -271,7 +271,7 @@ class Request:
 
 def _cut(model: Model) -> list[tuple[Model, str]]:
     """Cut a graph into trunk (bf16), regions (fp32) and heads (bf16); there may be no trunk."""
-    # First the arithmetic of shapes goes: cut in two, it would make shapes unknown.
+    # Fold the arithmetic on shapes first: cut in two, it would make shapes unknown.
     passes = Manager()
     passes.register_pass(ConstantFolding())
     passes.run_passes(model)
@@ -282,7 +282,7 @@ def _cut(model: Model) -> list[tuple[Model, str]]:
         node for node in nodes if "Convolution" in node.get_type_name() and _key(node) not in heads
     ]
     trunk = _closure(convolutions, _producers)
-    for node in nodes:  # convolutions keep channels last: to transpose at once costs nothing
+    for node in nodes:  # convolutions keep channels last, so that a transposition is free there
         if node.get_type_name() in ("Transpose", "Reshape", "Concat", "Result"):
             before = [one for one in _producers(node) if one.get_type_name() != "Constant"]
             if before and all(_key(one) in trunk for one in before):
@@ -330,7 +330,7 @@ def _cut(model: Model) -> list[tuple[Model, str]]:
 
 
 def _closure(start: Iterable[Node], neighbours: Any) -> set[str]:
-    """Names of all nodes that can be reached from these, themselves included."""
+    """Return the names of all nodes that can be reached from these, themselves included."""
     found: set[str] = set()
     waiting = list(start)
     while waiting:

@@ -33,23 +33,23 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _IN_FLIGHT = 2
-"""Batches that can wait for their masks: one in each of the two stages. The infer stage begins no
-batch while another waits between them."""
-_IMAGES_OF_A_STREAM = 2
+"""Batches that hold features: one in each of the two stages. The infer stage begins no batch while
+another waits between them."""
+_IMAGES_PER_STREAM = 2
 """In a batch: a stream that finishes early takes another image while the others finish."""
-_MOST_STREAMS = 4
+_MAX_STREAMS = 4
 """Each stream has graphs and weights of its own; with more cores, each stream gets several."""
 _COMPILED_SHAPES = 8
-"""Input shapes whose compiled graphs are kept, those used last."""
+"""Number of input shapes whose compiled graphs are kept, the most recently used ones."""
 
 
 @functools.cache
 def import_openvino() -> Any:
-    """Import OpenVINO without the converter of models.
+    """Import OpenVINO without its model converter.
 
-    The package imports the converter by itself, and goes on without if it cannot. It takes 14 MB
-    and two thirds of the time of the import, and sends usage data to Google Analytics where the
-    user has not declined that.
+    The package imports the converter, and works without it if that import fails. The converter
+    takes 14 MB and two thirds of the import's time, and sends usage data to Google Analytics unless
+    the user has declined.
     """
     converter = "openvino.tools.ovc"
     is_absent = converter not in sys.modules
@@ -77,7 +77,7 @@ def openvino_core() -> ov.Core:
 
 
 def has_bf16() -> bool:
-    """Tell whether this CPU computes in bfloat16."""
+    """Return whether this CPU computes in bfloat16."""
     return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
@@ -109,15 +109,15 @@ class OpenVinoEngine(Engine):
             precision = "bf16" if has_bf16() else "f32"
             if precision == "f32":
                 warnings.warn("this CPU does not compute in bf16: fp32 is used", stacklevel=2)
-        # What the graph says: a manifest may name the precision of TensorRT's plans.
+        # From the graph, because a manifest may have the precision of TensorRT's plans.
         computes = "int8" if is_quantised(bundle.detector) else precision.replace("f32", "fp32")
         self.device = f"OpenVINO CPU {computes}"
         cores = len(os.sched_getaffinity(0))
-        self._streams = 1 if mode == "latency" else min(cores, _MOST_STREAMS)
+        self._streams = 1 if mode == "latency" else min(cores, _MAX_STREAMS)
         self._threads_of_a_stream = None if mode == "latency" else cores // self._streams
-        self.max_batch = 1 if mode == "latency" else _IMAGES_OF_A_STREAM * self._streams
-        # Streams 1 and up of two batches: the boxes of one, the masks of the one before it. Stream
-        # 0 runs on the caller's thread.
+        self.max_batch = 1 if mode == "latency" else _IMAGES_PER_STREAM * self._streams
+        # For streams 1 and up of two batches, one in detect and one in segment. Stream 0 runs on
+        # the caller's thread.
         self._threads = ThreadPoolExecutor(2 * self._streams, "openvino")
         self._core = openvino_core()
         self.has_pose = pose
@@ -129,7 +129,6 @@ class OpenVinoEngine(Engine):
         self._compiling = threading.Lock()
         self._shapes: OrderedDict[tuple[int, int], Future[CompiledShape]] = OrderedDict()
         self._lock = threading.Lock()
-        self._is_closed = False
         shape = bundle.manifest.input
         if isinstance(shape, FixedInput):
             self._compiled((shape.height, shape.width)).result()
@@ -209,7 +208,7 @@ class OpenVinoEngine(Engine):
     def _side_by_side(self, run: Callable[[int, int], T], count: int) -> list[T]:
         """Call ``run(number, stream)`` for 0 .. count - 1, each on a stream that is free.
 
-        Returns, or raises, when nothing runs any more.
+        Returns or raises only when all calls have ended.
         """
         numbers = iter(range(count))
         results: dict[int, T] = {}
@@ -229,15 +228,11 @@ class OpenVinoEngine(Engine):
         return [results[number] for number in range(count)]
 
     def close(self) -> None:
-        """Free the compiled graphs; those that are being compiled are freed when that is done."""
+        """Free the compiled graphs; graphs still being compiled are freed afterwards."""
         self._is_closed = True
         self._threads.shutdown(cancel_futures=True)
         with self._lock:
             self._shapes.clear()
-
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise RuntimeError("the engine is closed; load it again")
 
     def _compiled(self, size: tuple[int, int]) -> Future[CompiledShape]:
         """Return the graphs of a shape; begin to compile them if they are not known yet."""
@@ -251,7 +246,7 @@ class OpenVinoEngine(Engine):
                     target=self._compile,
                     args=(size, self._shapes[size]),
                     name="load graphs",
-                    daemon=True,  # a compiler in C++ cannot be interrupted, so it is not waited for
+                    daemon=True,  # OpenVINO's compiler cannot be interrupted
                 )
                 mark_abandonable(thread)
                 thread.start()
@@ -279,7 +274,7 @@ class OpenVinoEngine(Engine):
 
 
 class _Release:
-    """Holds the memory of an image's features until called, once or more often."""
+    """Holds the memory of an image's features until it is called; later calls do nothing."""
 
     def __init__(self, shape: CompiledShape) -> None:
         self.shape = shape

@@ -15,7 +15,7 @@ from openvino import Model, Node
 
 _LEVELS = 256
 _FINE_LEVELS = 60_001
-"""Rounding to them is 100 times finer than to bytes; OpenVINO uses floats for as many."""
+"""Rounds about 100 times finer than bytes; with this number of levels, OpenVINO uses floats."""
 
 
 def fuse(model: Model) -> None:
@@ -27,10 +27,10 @@ def fuse(model: Model) -> None:
 
 
 def use_unsigned_bytes(model: Model) -> None:
-    """Quantise values that are never negative in 256 steps; a symmetric range leaves 128.
+    """Quantise values that are never negative in 256 steps instead of the 128 of a symmetric range.
 
-    The Q/DQ nodes of a graph are symmetric because TensorRT supports nothing else. Convolutions
-    read unsigned bytes here, and would have to compensate for the zero point of signed ones.
+    The Q/DQ nodes of a graph are symmetric because TensorRT supports nothing else. Convolutions in
+    OpenVINO read unsigned bytes; for signed ones they would have to compensate the zero point.
     """
     for quantise in model.get_ordered_ops():
         if quantise.get_type_name() != "FakeQuantize":
@@ -48,7 +48,7 @@ def use_unsigned_bytes(model: Model) -> None:
 def quantise_before_pooling(model: Model) -> None:
     """Take the maximum of bytes instead of floats: rounding does not change which is largest.
 
-    Only for unsigned bytes: OpenVINO loses the zero point behind a pooling.
+    Only for unsigned bytes: OpenVINO loses the zero point after a pooling.
     """
     for pool in model.get_ordered_ops():
         if pool.get_type_name() != "MaxPool":
@@ -67,9 +67,9 @@ def quantise_before_pooling(model: Model) -> None:
 def add_in_bytes(model: Model) -> None:
     """Let a convolution add the bytes of a shortcut, or of the level above, to its own results.
 
-    OpenVINO does so only where a quantisation stands between the convolution and the sum. The one
-    that is put there changes nothing: its steps are fine, and it clips what the quantisation of
-    the sum would clip anyway, whatever the shortcut adds.
+    OpenVINO does so only if there is a quantisation between the convolution and the sum. The one
+    that is inserted has practically no effect: its steps are fine, and it clips only values that
+    the quantisation of the sum clips too, whatever the shortcut adds.
     """
     for total in model.get_ordered_ops():
         if total.get_type_name() != "Add":
@@ -91,9 +91,9 @@ def add_in_bytes(model: Model) -> None:
 
 
 def join_narrow_convolutions(model: Model) -> None:
-    """Make one convolution of those that read the same float values for a few channels each.
+    """Join convolutions that read the same float values and have few output channels each.
 
-    Most of their time is spent reading. In the RPN's head they are objectness and boxes.
+    Most of their time is spent reading. In the RPN head these are objectness and boxes.
     """
     for node in model.get_ordered_ops():
         found = [
@@ -127,7 +127,7 @@ def join_narrow_convolutions(model: Model) -> None:
         joined.set_friendly_name(first.get_friendly_name())
         joined = op.add(joined, op.constant(np.concatenate(biases).reshape(1, -1, 1, 1)))
         batch, _, height, width = joined.get_output_shape(0)
-        # Flat, so that the channels come apart without a copy: as planes they are one by one.
+        # Flat, so that splitting the channels needs no copy.
         flat = op.reshape(joined, _ints([batch, sum(channels), height * width]), False)
         parts = op.variadic_split(flat, _ints(1), _ints(channels))
         for part, (_, biased), count in zip(parts.outputs(), found, channels, strict=True):
@@ -137,8 +137,8 @@ def join_narrow_convolutions(model: Model) -> None:
 def convolve_rows(model: Model) -> None:
     """Compute int8 products of rows with a layer's weights as 1x1 convolutions.
 
-    For ``[R, K]`` times ``[O, K]`` oneDNN's convolution is the faster one, by a fifth. What follows
-    until the next quantisation stays with it.
+    For ``[R, K]`` times ``[O, K]`` oneDNN's convolution is faster by a fifth. The operators up to
+    the next quantisation are moved with the product.
     """
     for product in model.get_ordered_ops():
         weights = _kernel_of_rows(product)
@@ -185,12 +185,12 @@ def _kernel_of_rows(product: Node) -> Node | None:
 
 
 def multiply_before_upsampling(model: Model) -> None:
-    """Put a mask's pixels in order behind the product with its class's weights, not before.
+    """Put a mask's pixels in order after the product with its class's weights, not before.
 
-    A transposed convolution of kernel 2 and stride 2 is a 1x1 convolution to four pixels a cell,
-    which oneDNN computes in two thirds of the time. What then has to be moved to its place is one
-    number a pixel. The product is turned round, from rows of weights ``[R, 1, C]`` times
-    ``[R, C, pixels]``, because the convolution leaves channels last.
+    A transposed convolution of kernel 2 and stride 2 is a 1x1 convolution to four pixels per cell,
+    which oneDNN computes in two thirds of the time. Only one number per pixel then has to be moved
+    to its place. The order of the product ``[R, 1, C]`` times ``[R, C, pixels]`` is reversed,
+    because the convolution leaves channels last.
     """
     for up in model.get_ordered_ops():
         if up.get_type_name() != "ConvolutionBackpropData" or not _doubles(up):
@@ -239,9 +239,9 @@ def _kernel_as_channels(weights: Node) -> Node | None:
 
 
 def _stored(weights: Node, turned: Callable[[NDArray[Any]], NDArray[Any]]) -> Node | None:
-    """Change the layout of weights as they are stored: int8 with scales, or floats.
+    """Change the layout of stored weights: int8 with scales, or floats.
 
-    The change must make scales of singular axes what it makes of the weights' other axes.
+    ``turned`` is applied to the scales too, whose axes may have length 1.
     """
     node, scales = weights, None
     if node.get_type_name() == "Multiply":
@@ -266,7 +266,7 @@ def _stored(weights: Node, turned: Callable[[NDArray[Any]], NDArray[Any]]) -> No
 
 
 def _line(node: Node, kinds: tuple[str, ...]) -> list[Node] | None:
-    """Return the nodes behind a node, each the only reader of the one before, if of these kinds."""
+    """Return the chain of only readers after a node, if it has these kinds; None otherwise."""
     found: list[Node] = []
     for kind in kinds:
         reader = _only_reader(found[-1] if found else node)
@@ -277,7 +277,7 @@ def _line(node: Node, kinds: tuple[str, ...]) -> list[Node] | None:
 
 
 def _quantiser(node: Node) -> Node | None:
-    """Find the FakeQuantize that gave a value its steps, through a resizing and Q/DQ nodes."""
+    """Find the FakeQuantize that quantised a value, through a resizing and Q/DQ nodes."""
     if node.get_type_name() in ("Interpolate", "MaxPool"):
         node = node.input_value(0).get_node()
     for kinds in (("Multiply",), ("Subtract",), ("Convert",), ("Convert",)):
@@ -287,7 +287,7 @@ def _quantiser(node: Node) -> Node | None:
 
 
 def _dequantised(quantise: Node) -> Node | None:
-    """Find the end of a FakeQuantize's Q/DQ nodes, where there is no zero point."""
+    """Find the end of a FakeQuantize's Q/DQ nodes; None if there is a zero point."""
     node: Node | None = quantise
     while node is not None and node.get_type_name() != "Multiply":
         node = _only_reader(node)
@@ -319,7 +319,7 @@ def _is_non_negative(node: Node) -> bool:
 
 
 def _is_convolution(node: Node) -> bool:
-    """Tell whether a node is a convolution's bias, and read once."""
+    """Return whether a node is the bias of a convolution and has one reader."""
     return (
         node.get_type_name() == "Add"
         and node.input_value(0).get_node().get_type_name() in ("Convolution", "GroupConvolution")
@@ -337,7 +337,7 @@ def _is_float_convolution(node: Node, data: Node) -> bool:
 
 
 def _without_factor(node: Node) -> Node:
-    """Return what a Gemm's factor of one is multiplied with; any other node itself."""
+    """Return the operand of a multiplication by one, as Gemm has it; any other node unchanged."""
     if node.get_type_name() == "Multiply":
         for factor, other in ((0, 1), (1, 0)):
             constant = node.input_value(factor).get_node()
@@ -347,14 +347,14 @@ def _without_factor(node: Node) -> Node:
 
 
 def _is_constant(node: Node) -> bool:
-    """Tell whether a node is a constant, or one in another shape or type."""
+    """Return whether a node is a constant, possibly reshaped or converted."""
     while node.get_type_name() in ("Convert", "Reshape"):
         node = node.input_value(0).get_node()
     return bool(node.get_type_name() == "Constant")
 
 
 def _constant(node: Node) -> NDArray[np.float32]:
-    """Return a constant's values as float32; where it is reshaped, in the new shape."""
+    """Return a constant's values as float32, in the new shape if it is reshaped."""
     if node.get_type_name() == "Convert":
         return _constant(node.input_value(0).get_node())
     if node.get_type_name() == "Reshape":
@@ -369,7 +369,7 @@ def _only_reader(node: Node) -> Node | None:
 
 
 def _readers(node: Node) -> list[Node]:
-    """Return what reads a node's values, not their shape."""
+    """Return the nodes that read a node's values, not only their shape."""
     return [reader for reader in _all_readers(node) if reader.get_type_name() != "ShapeOf"]
 
 

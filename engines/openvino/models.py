@@ -11,11 +11,11 @@ from maskcast.engines.bundle import Bundle
 from maskcast.engines.openvino.operators import read_graph
 
 MASKS, HEATMAPS = "masks", "heatmaps"
-"""Outputs of the graphs of boxes: the segmenter's and the poser's."""
+"""Outputs of the graphs that take boxes: the segmenter's and the poser's."""
 
 
 class Models:
-    """A bundle's graphs, which OpenVINO reads when they are needed, and how to compile them.
+    """A bundle's graphs, which OpenVINO reads when they are needed, and their precision.
 
     Args:
         bundle: whose portable graphs are read.
@@ -23,7 +23,7 @@ class Models:
         pose: read the poser too.
 
     Attributes:
-        outputs: "masks" and "heatmaps", as far as there is a graph for them.
+        outputs: "masks" and "heatmaps", if there is a graph for them.
     """
 
     def __init__(self, bundle: Bundle, precision: str, *, pose: bool = False) -> None:
@@ -45,7 +45,7 @@ class Models:
 
     @cached_property
     def of_boxes(self) -> dict[str, ov.Model]:
-        """Features and boxes to each of the outputs."""
+        """Features and boxes to masks or heatmaps, by output."""
         return {output: read_graph(path) for output, path in self._paths.items()}
 
     def read(self) -> None:

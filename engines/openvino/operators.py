@@ -1,4 +1,4 @@
-"""The operators of the domain ``maskcast`` in OpenVINO's own, applied while it reads a graph."""
+"""The operators of the domain ``maskcast``, built from OpenVINO's own when it reads a graph."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from maskcast.engines.errors import InputError
 _DOMAIN = "maskcast"
 _STRIDES = (4, 8, 16, 32)
 _TILES_PER_ROW = 16
-
-
 _POOLED = "maskcast_pooled"
 
 
@@ -55,12 +53,12 @@ def read_graph(path: Path) -> ov.Model:
         ).outputs()
         return outputs
 
-    reader = ov.Core()  # a core keeps the extensions it was given: one reader for each graph
+    reader = ov.Core()  # one for each graph, because a core keeps its extensions
     reader.add_extension(ConversionExtension("MultiscaleRoiAlign", _DOMAIN, convert_pooling))
     reader.add_extension(ConversionExtension("GroupedNms", _DOMAIN, convert_nms))
     try:
         return reader.read_model(path)
-    except RuntimeError:  # its message is a trace of OpenVINO's own, of many lines
+    except RuntimeError:  # the message is a C++ trace of many lines
         raise InputError(
             f"{path}: OpenVINO cannot read this graph; build the bundle again"
         ) from None
@@ -84,12 +82,12 @@ def multiscale_roi_align(
     sampling_ratio: int,
     aligned: bool,
 ) -> Node:
-    """RoIAlign as weighted sums of rows in one table of all levels' cells.
+    """Build RoIAlign as weighted sums of rows in one table of all levels' cells.
 
-    Every bin is a sum of 4 bilinear neighbours for each of its samples. Laid out with channels
-    last, a neighbour is one contiguous row, which an embedding bag gathers and sums; OpenVINO's
-    ROIAlign gathers single numbers, one level at a time. Here 1.3 to 2 times faster, and one
-    operator serves all levels and images.
+    Every bin is a sum of 4 bilinear neighbours for each of its samples. With channels last, a
+    neighbour is one contiguous row, which an embedding bag gathers and sums; OpenVINO's ROIAlign
+    gathers single numbers, one level at a time. This is 1.3 to 2 times faster, and one operator
+    serves all levels and images.
     """
     tables, heights, widths = [], [], []
     for level in features:
@@ -123,7 +121,7 @@ def multiscale_roi_align(
     side = op.subtract(end, start)
     if not aligned:
         side = op.maximum(side, _floats(1.0))
-    # Each sample twice: for the cell before it and the one behind it.
+    # Each sample twice: for the cell before it and the one after it.
     samples = output_size * sampling_ratio
     offsets = np.repeat((np.arange(samples) + 0.5) / samples, 2)
     behind = np.tile([0.0, 1.0], samples)
@@ -132,15 +130,15 @@ def multiscale_roi_align(
         op.multiply(op.reshape(side, _ints([-1, 2, 1]), False), _floats(offsets[None, None])),
     )
     limit = op.concat([op.reshape(value, _ints([-1, 1, 1]), False) for value in (width, height)], 1)
-    # torchvision.ops.roi_align: samples beyond a one-cell rim count as zeros, those on the rim as
-    # the nearest cell.
+    # As in torchvision.ops.roi_align: samples up to one cell outside take the nearest cell, those
+    # further out are zero.
     inside = op.logical_and(
         op.greater_equal(position, _floats(-1.0)), op.less_equal(position, limit)
     )
     last = op.subtract(limit, _floats(1.0))
     position = op.minimum(op.maximum(position, _floats(0.0)), last)
     before = op.floor(position)
-    share = op.add(  # of the cell before 1 - x, of the one behind x
+    share = op.add(  # 1 - x of the cell before, x of the one after
         op.multiply(op.subtract(position, before), _floats((2 * behind - 1)[None, None])),
         _floats((1 - behind)[None, None]),
     )
@@ -210,7 +208,7 @@ def grouped_nms(
 
 
 def _level(rois: Any) -> Node:
-    """Equation 1 of the FPN paper: which of P2 (0) to P5 (3) a region is pooled from, float."""
+    """Return the level, P2 (0) to P5 (3) as float, of each region: equation 1 of the FPN paper."""
     start, end = op.gather(rois, _ints([0, 1]), _ints(1)), op.gather(rois, _ints([2, 3]), _ints(1))
     area = op.reduce_prod(op.subtract(end, start), _ints([1]))
     octaves = op.divide(op.log(op.divide(op.sqrt(area), _floats(224.0))), _floats(np.log(2.0)))

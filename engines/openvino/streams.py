@@ -1,4 +1,4 @@
-"""Streams: the graphs of a bundle compiled for one input shape, once for each image at a time."""
+"""Streams: the graphs of a bundle compiled for one input shape, once for each concurrent image."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from maskcast.engines.openvino.compiled import (
 from maskcast.engines.openvino.models import HEATMAPS, MASKS, Models
 
 BOXES_AT_ONCE = (16, 4, 1)
-"""Numbers of boxes that the graphs of boxes are compiled for; other numbers are sums of them."""
+"""Numbers of boxes that graphs are compiled for; other numbers are split into these."""
 _DETECTOR = "detector"
 _ATTEMPTS = 3
 _TOLERANCE = 0.01
 """Largest difference of an output between two streams, as a fraction of its largest value."""
 _STORED_CELLS = 4096
-"""Number of cells of the test image's features that are stored to compare with."""
+"""Number of cells of the test image's features that are stored for comparison."""
 
 _logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Stream:
 
     Args:
         detector: the compiled detector.
-        of_boxes: the graphs of boxes, by their output and the number of boxes that each takes.
+        of_boxes: segmenter and poser, by their output and the number of boxes that each takes.
     """
 
     def __init__(self, detector: Graph, of_boxes: Mapping[tuple[str, int], Graph]) -> None:
@@ -192,25 +192,25 @@ def compile_shape(
 ) -> CompiledShape:
     """Load a bundle's graphs for an input shape, or compile them, and check what they compute.
 
-    Every stream has its own graphs instead of sharing those of one compiled model: OpenVINO then
-    shares packed weights between streams under keys that hold addresses, and results of such graphs
-    were wrong once. No stream runs before all are there. Then each runs a test image. What compiled
-    graphs compute must agree between streams; a single stream is compared with another one that is
-    compiled for that. What loaded graphs compute must agree with what those computed that were
-    stored; otherwise all are compiled.
+    Every stream has its own graphs instead of sharing those of one compiled model: in that case
+    OpenVINO shares packed weights between streams under keys that contain addresses, and such
+    graphs once gave wrong results. No stream runs before all are ready. Then each runs a test
+    image. The outputs of compiled graphs must agree between streams; a single stream is compared
+    with another one that is compiled for this purpose. The outputs of loaded graphs must agree with
+    those that were stored; otherwise all graphs are compiled.
 
     Args:
         core: of OpenVINO.
         models: what to compile.
         size: height and width of the input.
-        streams: how many images are worked on at the same time.
+        streams: number of images that are processed at the same time.
         threads: of each stream; None for one stream on all cores, which is not checked when it is
             compiled.
-        in_flight: how many images' features there is memory for.
+        in_flight: number of images whose features fit in memory at the same time.
         cache: where compiled graphs are stored.
 
     Raises:
-        RuntimeError: the streams disagree again each time that they are compiled.
+        RuntimeError: the streams disagree each time that they are compiled.
     """
     began_s = time.monotonic()
     compiled = _load(core, models, size, streams, threads, cache)
@@ -249,7 +249,7 @@ def _load(
         _logger.warning("stored_graphs_damaged", extra=_fields(size, reason=reason))
         return None
     wrong = find_difference(loaded, size, models.outputs, entry.outputs)
-    entry.release_pages()  # OpenVINO has made weights of its own, in the order that it computes
+    entry.release_pages()  # OpenVINO has copied the weights into its own layout
     if wrong is None:
         return loaded
     stream, output = wrong
@@ -287,7 +287,7 @@ def _compile_until_equal(
     names: Sequence[str],
 ) -> tuple[list[Stream], Outputs]:
     for attempt in range(_ATTEMPTS):
-        # One at a time after a failure: the cause may be two compilations at the same time.
+        # One at a time after a failure: concurrent compilation may be the cause.
         with ThreadPoolExecutor(1 if attempt else count, "load stream") as threads:
             compiled = list(threads.map(compile_stream, range(max(count, 2))))
         outputs = _test_outputs(compiled[0], size, names)
@@ -317,8 +317,8 @@ def find_difference(
     Args:
         streams: to check.
         size: height and width of their input.
-        names: outputs of the graphs of boxes.
-        expected: the outputs of another stream, or what is stored of them.
+        names: outputs of the segmenter and the poser.
+        expected: the outputs of another stream, or the stored ones.
 
     Returns:
         Index of a stream that computes something else, and in which output; None if none does.
@@ -336,7 +336,7 @@ def _agree(expected: NDArray[Any] | None, found: NDArray[Any]) -> bool:
     if expected is None or expected.shape != found.shape:
         return False
     limit = _TOLERANCE * max(float(np.abs(expected).max(initial=0)), 1e-6)
-    # Not a number is a difference too, whichever side it is on.
+    # A NaN on either side counts as a difference.
     return bool((np.abs(found - expected) <= limit).all())
 
 
@@ -355,7 +355,7 @@ def _test_outputs(stream: Stream, size: tuple[int, int], names: Sequence[str]) -
         for name in names:
             labels = np.ones(count, np.int32) if name == MASKS else None
             found = stream.run_exactly(name, features, boxes, labels)
-            # All cells of all heatmaps are megabytes.
+            # All cells of all heatmaps would take megabytes.
             kept = found[..., ::4, ::4] if name == HEATMAPS else found
             outputs[f"{name} of {count}"] = kept.copy()
     return outputs
@@ -371,5 +371,5 @@ def _fields(size: tuple[int, int], **details: object) -> dict[str, object]:
 
 
 def tensor(array: NDArray[Any]) -> ov.Tensor:
-    """Copy an array into a tensor of OpenVINO's."""
+    """Copy an array into an OpenVINO tensor."""
     return ov.Tensor(np.ascontiguousarray(array))

@@ -2,7 +2,7 @@
 
 pycuda frees objects only on a thread on which the context is current, and aborts the process when a
 thread ends with a context pushed. So everything happens inside ``with gpu.current():``, and
-everything is freed explicitly. pycuda has no CUDA graphs; those few calls go to the driver.
+everything is freed explicitly. pycuda has no CUDA graphs; their few calls go to the driver.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from maskcast.engines.errors import InputError
-from maskcast.engines.tensorrt.plugins.library import CudaError, driver_too_old
+from maskcast.engines.tensorrt.plugins.library import CudaError, driver_incompatibility
 
 _logger = logging.getLogger(__name__)
 
@@ -31,15 +31,15 @@ _ALIGNMENT = 256
 class Event:
     """A point on a stream that other streams or the host wait for.
 
-    pycuda frees its objects with their last reference, which a traceback may hold for long; this
-    class and ``Stream`` hold the only one.
+    pycuda frees its objects with their last reference, which a traceback may hold for a long time.
+    This class and ``Stream`` hold the only one.
     """
 
     def __init__(self, raw: Any) -> None:
         self.raw = raw
 
     def record(self, stream: Stream) -> None:
-        """Mark the end of the work that is on a stream now."""
+        """Mark the end of the work that is now queued on a stream."""
         self.raw.record(stream.raw)
 
     def wait(self) -> None:
@@ -63,12 +63,12 @@ class Stream:
         self.handle = int(raw.handle)
 
     def wait(self) -> None:
-        """Wait until everything that is on the stream now is done."""
+        """Wait until all work that is now queued on the stream is done."""
         self._done.record(self)
         self._done.wait()
 
     def follow(self, event: Event) -> None:
-        """Delay work that is put on the stream from now on until an event; do not wait here."""
+        """Delay work that is queued on the stream from now on until an event; do not wait here."""
         self.raw.wait_for_event(event.raw)
 
     def free(self) -> None:
@@ -84,7 +84,7 @@ class Graph:
         self._driver, self._handle = driver, handle
 
     def launcher(self, stream: Stream) -> Callable[[], None]:
-        """Return what puts the captured work on a stream, with the addresses that it had then."""
+        """Return a function that queues the captured work, with its addresses, on a stream."""
         driver, launch = self._driver, self._driver.cuGraphLaunch
         graph, to = self._handle, ctypes.c_void_p(stream.handle)
 
@@ -104,7 +104,7 @@ class Gpu:
 
     Args:
         index: which GPU, in CUDA's order.
-        spin: wait for the GPU in a busy loop: shorter waits, at the cost of a core a thread.
+        spin: wait for the GPU in a busy loop: shorter waits, at the cost of a core per thread.
 
     Raises:
         InputError: pycuda is not installed, there is no GPU, or its driver is too old.
@@ -126,15 +126,15 @@ class Gpu:
             device = cuda.Device(index)
         except cuda.Error as error:
             raise InputError(f"GPU {index} cannot be used: {error}") from error
-        reason = driver_too_old()
+        reason = driver_incompatibility()
         if reason is not None:
             raise InputError(f"GPU {index} cannot be used: {reason}")
         self.name = str(device.name())
         major, minor = device.compute_capability()
         self.capability = (int(major), int(minor))
         self._driver = ctypes.CDLL("libcuda.so.1")
-        # FFmpeg decodes in a context that exists only if it has these flags. They do not change how
-        # the engine waits: its events have flags of their own.
+        # FFmpeg shares an existing context only if it has these flags. They do not change how the
+        # engine waits: its events have flags of their own.
         self._driver.cuDevicePrimaryCtxSetFlags_v2(index, _BLOCKING_SYNC)
         self._context = device.retain_primary_context()
 
@@ -152,11 +152,11 @@ class Gpu:
         self._context.push()
 
     def pop(self) -> None:
-        """Make the context current that was current before ``push``."""
+        """Restore the context that was current before ``push``."""
         self._context.pop()
 
     def close(self) -> None:
-        """Release the context; all memory must be freed before."""
+        """Release the context; all memory must have been freed."""
         self._context.push()
         self._context.detach()
         # pycuda releases a primary context but leaves it current on this thread.
@@ -164,7 +164,7 @@ class Gpu:
 
     def wait(self) -> None:
         """Wait until the GPU is idle, or lost."""
-        # A lost GPU was reported to the thread that waited for its work.
+        # The thread that waited for its work has already reported a lost GPU.
         with suppress(self._cuda.Error):
             self._cuda.Context.synchronize()
 
@@ -179,7 +179,7 @@ class Gpu:
         return Event(self._cuda.Event(how | flags.DISABLE_TIMING))
 
     def capture(self, stream: Stream, work: Callable[[], None]) -> Graph | None:
-        """Record what ``work`` puts on a stream, without running it; None where that fails.
+        """Record what ``work`` queues on a stream, without running it; None if that fails.
 
         ``work`` must have run on the stream before, and must not wait.
         """
@@ -200,7 +200,8 @@ class Gpu:
         if graph:
             driver.cuGraphDestroy(graph)
         if status or failure is not None:
-            _logger.warning("no CUDA graph could be captured (%s)", failure or f"status {status}")
+            fields = {"reason": str(failure or f"status {status}")}
+            _logger.warning("graph_not_captured", extra={"fields": fields})
             return None
         return Graph(driver, executable)
 
@@ -209,15 +210,15 @@ class Gpu:
         return self._cuda.mem_alloc(size)
 
     def upload(self, to: int, array: NDArray[Any], stream: Stream) -> None:
-        """Copy a page-locked array up, asynchronously."""
+        """Copy a page-locked array to the device, asynchronously."""
         self._cuda.memcpy_htod_async(to, array, stream.raw)
 
     def download(self, array: NDArray[Any], source: int, stream: Stream) -> None:
-        """Copy into a page-locked array, asynchronously."""
+        """Copy from the device into a page-locked array, asynchronously."""
         self._cuda.memcpy_dtoh_async(array, source, stream.raw)
 
     def free_bytes(self) -> int:
-        """Ask how much device memory is free."""
+        """Return the free device memory, bytes."""
         return int(self._cuda.mem_get_info()[0])
 
     def pinned(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
@@ -235,11 +236,7 @@ class Gpu:
 
 
 class Memory:
-    """The memory, streams and graphs of an engine, to be freed together.
-
-    Raises:
-        InputError: from ``device``, when the GPU has less memory free.
-    """
+    """The memory, streams and graphs of an engine, to be freed together."""
 
     def __init__(self, gpu: Gpu) -> None:
         self.gpu = gpu
@@ -248,7 +245,11 @@ class Memory:
         self._streams: list[Stream | Event | Graph] = []
 
     def device(self, shape: Sequence[int], dtype: DTypeLike) -> int:
-        """Allocate an array on the device; return its address."""
+        """Allocate an array on the device; return its address.
+
+        Raises:
+            InputError: the GPU has too little free memory.
+        """
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         free = self.gpu.free_bytes()
         if size > free:
@@ -277,7 +278,7 @@ class Memory:
         return event
 
     def release(self, device: int, pinned: NDArray[Any]) -> None:
-        """Free an array on the device and one on the host before the others. Nothing uses them."""
+        """Free an unused array on the device and one on the host, before ``free``."""
         (held,) = (one for one in self._device if int(one) == device)
         self._device.remove(held)
         held.free()
@@ -292,7 +293,7 @@ class Memory:
         return graph
 
     def free(self) -> None:
-        """Free everything; nothing of it may be in use."""
+        """Free everything; none of it may be in use."""
         for held in (*self._device, *self._streams):
             held.free()
         self.gpu.release(*self._pinned)
@@ -302,8 +303,8 @@ class Memory:
 class Block:
     """Arrays that are copied together: one piece of memory on the device, and one on the host.
 
-    Each array has the same first dimension, which changes from call to call; the arrays lie one
-    behind the other, so that one copy moves them all.
+    All arrays have the same first dimension, which changes from call to call. They are contiguous,
+    so that one copy moves them all.
 
     Args:
         memory: receives the allocations.

@@ -1,10 +1,10 @@
 """TensorRTEngine: runs a bundle's plans on an NVIDIA GPU.
 
-Images go up as the decoder's planes, or as 8-bit RGB; features never leave the GPU; boxes and the
-kept boxes' mask crops and heatmaps come down. ``prefetch``, ``detect`` and ``segment`` have a
-stream each and are called from a thread each: the images of one batch go up while the batch before
-it is detected and the one before that gets its masks. Images and features have rings of memory
-between them.
+Images are uploaded as the decoder's planes, or as 8-bit RGB. Features never leave the GPU; boxes
+and the kept boxes' mask crops and heatmaps are downloaded. ``prefetch``, ``detect`` and ``segment``
+have a stream each and are called from a thread each: the images of one batch are uploaded while the
+previous batch is detected and the one before that is segmented. Rings of memory for images and
+features connect them.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from maskcast.engines.tensorrt.device import Gpu, Memory
 from maskcast.engines.tensorrt.image_ring import ImageRing
 from maskcast.engines.tensorrt.plan import DeviceError, LoadedPlan, open_plans
 from maskcast.engines.tensorrt.plugins.library import CudaError, Kernels
-from maskcast.engines.tensorrt.sides import FEATURES, DetectSide, PoseSide, SegmentSide, Slot
+from maskcast.engines.tensorrt.steps import FEATURES, DetectStep, PoseStep, SegmentStep, Slot
 
 _IN_FLIGHT = 3
 """Slots of features: one in each of the two stages, one between them."""
 
-MOST_PLANE_BYTES = 4096 * 2304 * 3 // 2
-"""Planes of larger images stay on the host: each place for an image would take so much memory, on
-the GPU and page-locked."""
+MAX_PLANE_BYTES = 4096 * 2304 * 3 // 2
+"""Planes of larger images stay on the host, because each place for an image would take that much
+GPU and page-locked memory."""
 
 PlanOpener = Callable[[Bundle, tuple[int, int], Sequence[str]], Iterable[LoadedPlan]]
 
@@ -48,13 +48,14 @@ class TensorRTEngine(Engine):
     Args:
         bundle: built with ``--backend tensorrt`` or ``tensorrt_rtx``.
         gpu_index: which GPU, in CUDA's order.
-        open_plans: opens the plans of graphs; tests give their own.
+        open_plans: opens the plans of graphs; replaced in tests.
         spin: wait for the GPU in a busy loop: shorter waits, at the cost of a core for each of
             ``detect`` and ``segment``.
         pose: load the bundle's poser too.
 
     Raises:
-        InputError: no GPU, a package missing, a plan that does not fit, too little GPU memory.
+        InputError: there is no GPU, a package is missing, a plan cannot run here, or the GPU has
+            too little memory.
     """
 
     decode_device = "cuda"
@@ -83,17 +84,16 @@ class TensorRTEngine(Engine):
         self._gpu = Gpu(gpu_index, spin)
         self.device = f"TensorRT {self._gpu.name} {plan.precision}"
         self._memory = Memory(self._gpu)
-        self._closed = False
         self._plans: list[LoadedPlan] = []
         names = [name for name in bundle.manifest.graphs.present if pose or name != "poser"]
         try:
             with self._gpu.current():
                 self._plans += open_plans(bundle, self._gpu.capability, names)
                 opened = dict(zip(names, self._plans, strict=True))
-                self._gpu.wait()  # until the contexts are on their profiles
+                self._gpu.wait()  # until the contexts have their profiles
                 kernels = Kernels()
                 kernels.load()
-                self._detect_side = DetectSide(
+                self._detect_step = DetectStep(
                     self._memory,
                     opened["detector"],
                     kernels,
@@ -101,22 +101,22 @@ class TensorRTEngine(Engine):
                     self._shape,
                     bundle.manifest.input.pad_value,
                 )
-                slots = [self._detect_side.slot(i) for i in range(_IN_FLIGHT)]
+                slots = [self._detect_step.slot(i) for i in range(_IN_FLIGHT)]
                 features = {n: opened["detector"].shape(n, plan.max_batch) for n in FEATURES}
-                self._segment_side = self._pose_side = None
+                self._segment_step = self._pose_step = None
                 if (segmenter := opened.get("segmenter")) is not None:
                     boxes = made["segmenter"].max_boxes
-                    self._segment_side = SegmentSide(
+                    self._segment_step = SegmentStep(
                         self._memory, segmenter, kernels, features, boxes
                     )
                 if (poser := opened.get("poser")) is not None:
                     boxes = made["poser"].max_boxes
-                    self._pose_side = PoseSide(self._memory, poser, features, boxes)
-                # A batch in detection, the next one on its way, and one image being copied.
+                    self._pose_step = PoseStep(self._memory, poser, features, boxes)
+                # A batch in detection, the next one prefetched, and one image being copied.
                 self._images = ImageRing(self._memory, 2 * plan.max_batch + 1, self._shape)
-                for side in (self._detect_side, self._segment_side, self._pose_side):
-                    if side is not None:
-                        side.warm_up(slots)
+                for step in (self._detect_step, self._segment_step, self._pose_step):
+                    if step is not None:
+                        step.warm_up(slots)
                 self._slots: queue.SimpleQueue[Slot] = queue.SimpleQueue()
                 for slot in slots:
                     self._slots.put(slot)
@@ -125,8 +125,8 @@ class TensorRTEngine(Engine):
             raise
 
     def fit(self, frame: av.VideoFrame, rotation: int) -> NetworkImage:
-        """Leave resizing and conversion to the GPU where it can do that; see ``Engine.fit``."""
-        return fit_planes(frame, rotation, self.manifest.input, MOST_PLANE_BYTES)
+        """Leave resizing and conversion to the GPU if possible; see ``Engine.fit``."""
+        return fit_planes(frame, rotation, self.manifest.input, MAX_PLANE_BYTES)
 
     def prefetch(self, image: NetworkImage) -> None:
         """Begin to upload an image; see ``Engine.prefetch``."""
@@ -145,7 +145,7 @@ class TensorRTEngine(Engine):
         try:
             with self._working("detect"), self._images.taken(images) as places:
                 contents = [image.content for image in images]
-                found = self._detect_side.run(places, contents, slot)
+                found = self._detect_step.run(places, contents, slot)
         except BaseException:
             release()
             raise
@@ -154,31 +154,31 @@ class TensorRTEngine(Engine):
 
     def estimate_pose(self, detections: Detections) -> Detections:
         """Find keypoints; see ``Engine.estimate_pose``."""
-        if self._pose_side is None:
+        if self._pose_step is None:
             return super().estimate_pose(detections)
         with self._working("estimate poses"):
-            heatmaps = self._pose_side.run(_boxes(detections), detections.features)
+            heatmaps = self._pose_step.run(_boxes(detections), detections.features)
         return replace(detections, keypoints=decode_heatmaps(heatmaps, detections.boxes))
 
     def segment(self, detections: Detections) -> list[Instances]:
         """Compute mask crops; see ``Engine.segment``."""
         try:
             masks = None
-            if self._segment_side is not None:
+            if self._segment_step is not None:
                 with self._working("segment"):
-                    masks = self._segment_side.run(_boxes(detections), detections.features)
+                    masks = self._segment_step.run(_boxes(detections), detections.features)
             return to_instances(detections, masks)
         finally:
             detections.release()
 
     def close(self) -> None:
-        """Wait for the GPU and free its memory. Both stages must have ended."""
-        if self._closed:
+        """Wait for the GPU and free its memory. No other method may be running."""
+        if self._is_closed:
             return
-        self._closed = True
+        self._is_closed = True
         with self._gpu.current():
             self._gpu.wait()
-            # TensorRT frees its memory with its objects, which a traceback may hold for longer.
+            # TensorRT frees its memory with its objects, which a traceback may keep alive.
             for loaded in self._plans:
                 loaded.close()
             self._memory.free()
@@ -189,11 +189,12 @@ class TensorRTEngine(Engine):
             raise ValueError(f"the plan takes images of {self._shape}")
 
     def _working(self, what: str) -> _Working:
+        self._check_open()
         return _Working(self._gpu, self._range(what), what)
 
 
 def _boxes(detections: Detections) -> dict[str, NDArray[Any]]:
-    """Return what the graphs of boxes take, by name."""
+    """Return the inputs of segmenter and poser, by name."""
     return {
         "boxes": detections.boxes,
         "labels": detections.labels,
@@ -202,9 +203,9 @@ def _boxes(detections: Detections) -> dict[str, NDArray[Any]]:
 
 
 class _Working:
-    """Work on the GPU with its context current; a failure there is a DeviceError.
+    """Makes the GPU's context current for a block and raises its failures as DeviceError.
 
-    A class, because a generator costs several microseconds in every call of the engine.
+    A generator-based context manager would cost several microseconds in every call of the engine.
     """
 
     def __init__(self, gpu: Gpu, profiled: AbstractContextManager[Any], what: str) -> None:
@@ -225,7 +226,7 @@ class _Working:
 
 
 class _Once:
-    """Calls a function once, at its own first call, from any thread."""
+    """Calls a function when it is first called, from any thread; later calls do nothing."""
 
     def __init__(self, function: Callable[[], None]) -> None:
         self._functions = [function]
@@ -239,7 +240,7 @@ class _Once:
 
 
 def _profiler_ranges() -> Callable[[str], AbstractContextManager[Any]]:
-    """Return what makes NVTX ranges for Nsight, or nothing without the package nvtx."""
+    """Return a function that makes NVTX ranges for Nsight; without the package nvtx, empty ones."""
     try:
         nvtx = import_module("nvtx")
     except ImportError:

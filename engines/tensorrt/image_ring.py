@@ -1,4 +1,4 @@
-"""ImageRing: images that are uploaded before the batch that they belong to."""
+"""ImageRing: uploads images before the batch that they belong to is detected."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from maskcast.engines.tensorrt.plugins.library import DevicePlanes, device_plane
 _logger = logging.getLogger(__name__)
 
 _GRANULE = 1 << 20
-"""Places grow to a multiple of this many bytes."""
+"""Places grow to a multiple of this, bytes."""
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class Place:
         host: page-locked bytes.
         device: address of the same number of bytes on the GPU.
         uploaded: the end of the copy; a stream that reads ``device`` must follow it.
-        planes: where its planes lie on the GPU; None for ``[H, W, 3]`` uint8 RGB.
+        planes: description of its planes on the GPU; None for ``[H, W, 3]`` uint8 RGB.
     """
 
     host: NDArray[Any]
@@ -46,8 +46,8 @@ class ImageRing:
 
     ``prefetch`` and ``taken`` may be called from two threads. Both need the CUDA context.
 
-    When no place is free, a new image takes the place of the oldest one that was uploaded and not
-    taken: a pipeline that stops drops images that wait.
+    When no place is free, a new image replaces the oldest one that was uploaded and not taken:
+    a pipeline that stops never takes the images that wait.
 
     A place has the size of an image in RGB, and grows when the planes of a decoded image need more.
     If there is no memory for that, libswscale resizes such images.
@@ -71,7 +71,7 @@ class ImageRing:
             )
             for _ in range(places)
         )
-        # By the image's id, the oldest first; the image is kept so that its id stays its own.
+        # By the image's id, the oldest first; keeping the image keeps its id unique.
         self._ahead: dict[int, tuple[NetworkImage, Place]] = {}
         self._lock = threading.Lock()
         self._growing = threading.Lock()
@@ -81,16 +81,16 @@ class ImageRing:
         """Begin to upload an image that will be taken later. Does not wait for the GPU."""
         place = self._upload(image)
         with self._lock:
-            twice = self._ahead.pop(id(image), None)
-            if twice is not None:
-                self._free.append(twice[1])
+            earlier = self._ahead.pop(id(image), None)
+            if earlier is not None:
+                self._free.append(earlier[1])
             self._ahead[id(image)] = (image, place)
 
     @contextmanager
     def taken(self, images: Sequence[NetworkImage]) -> Iterator[list[Place]]:
         """Yield the places of images; upload those that have not been prefetched.
 
-        The GPU must have read them when the block is left.
+        The GPU must have read them before the block ends.
         """
         places: list[Place] = []
         try:
@@ -135,7 +135,7 @@ class ImageRing:
         return self._size
 
     def _fits(self, place: Place, size: int) -> bool:
-        """Return whether a place, which nothing uses, has this size; let it grow if not."""
+        """Return whether an unused place has this size; grow it if not."""
         if size <= place.host.size:
             return True
         size = -(-size // _GRANULE) * _GRANULE

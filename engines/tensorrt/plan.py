@@ -1,4 +1,4 @@
-"""A plan in memory: opened with the package that built it, checked against the machine, run."""
+"""Plans: opened with the package that built them, checked against the machine, and run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from maskcast.engines.plan import Plan, incompatibility, rebuild_command
 from maskcast.engines.tensorrt.plugins.library import (
     PLUGINS,
     compute_capability,
-    driver_too_old,
+    driver_incompatibility,
     register,
 )
 from maskcast.engines.tensorrt.runtime import make_contexts, runtime
@@ -28,11 +28,11 @@ _EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
 
 
 class DeviceError(RuntimeError):
-    """The GPU failed during work. Its context is lost: start the program again."""
+    """The GPU failed during work. Its context is lost: restart the program."""
 
 
 class Profile:
-    """An execution context for one range of shapes, and what it was given last.
+    """An execution context for one range of shapes, with the shapes and addresses set last.
 
     Args:
         engine: TensorRT's ``ICudaEngine``.
@@ -51,30 +51,30 @@ class Profile:
 
     @property
     def size(self) -> int:
-        """The sum of the inputs' largest first dimensions: less is more special."""
+        """The sum of the inputs' largest first dimensions: the smaller, the more specialised."""
         return sum(most for _, most in self._ranges.values())
 
     def takes(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        """Tell whether shapes are in the range."""
+        """Return whether shapes are in the range."""
         ranges = self._ranges
         return all(ranges[n][0] <= shape[0] <= ranges[n][1] for n, shape in shapes.items())
 
     def give(self, run: Run) -> None:
-        """Give the context the shapes and addresses of a run, where it does not have them."""
+        """Set the shapes and addresses of a run that differ from those set last."""
         for name, shape in run.shapes.items():
             if self._shapes.get(name) != shape:
                 if not self.context.set_input_shape(name, shape):
-                    raise DeviceError(f"the {run.name} refuses {name} of shape {shape}")
+                    raise DeviceError(f"the {run.name} does not accept {name} of shape {shape}")
                 self._shapes[name] = shape
         for name, address in run.addresses.items():
             if self._addresses.get(name) != address:
                 if not self.context.set_tensor_address(name, address):
-                    raise DeviceError(f"the {run.name} knows no tensor {name}")
+                    raise DeviceError(f"the {run.name} has no tensor {name}")
                 self._addresses[name] = address
 
 
 class Run:
-    """A network with its shapes and addresses, to be put on a stream again and again.
+    """A network with its shapes and addresses, to be queued on a stream repeatedly.
 
     Attributes:
         name: of the graph.
@@ -93,24 +93,24 @@ class Run:
         self._profile = profile
 
     def start(self, stream: int) -> None:
-        """Put the network on a stream.
+        """Queue the network on a stream.
 
         Raises:
-            DeviceError: TensorRT refuses, a plugin included; the log says why.
+            DeviceError: TensorRT or a plugin refuses; the log says why.
         """
         self._profile.give(self)
         if not self._profile.context.execute_async_v3(stream):
             raise DeviceError(f"the {self.name} could not be run; TensorRT's log says why")
 
     def capturable(self, stream: int) -> bool:
-        """Tell whether another run with these shapes can be captured into a CUDA graph."""
-        # TensorRT-RTX cannot while it has kernels to compile; TensorRT always can.
+        """Return whether another run with these shapes can be captured in a CUDA graph."""
+        # TensorRT-RTX cannot capture while it has kernels to compile; TensorRT always can.
         ask = getattr(self._profile.context, "is_stream_capturable", None)
         return ask is None or bool(ask(stream))
 
 
 class LoadedPlan:
-    """An engine of TensorRT with its execution contexts; for one thread at a time.
+    """A TensorRT engine with its execution contexts; for one thread at a time.
 
     Args:
         engine: TensorRT's ``ICudaEngine``.
@@ -141,14 +141,18 @@ class LoadedPlan:
         return np.dtype(_TYPES[self._engine.get_tensor_dtype(name).name])
 
     def close(self) -> None:
-        """Let TensorRT free what it holds on the GPU; the CUDA context must be current."""
+        """Let TensorRT free its GPU memory; the CUDA context must be current."""
         self.on_warm = _nothing
         for profile in self._profiles:
             profile.context = None
         self._engine = None
 
     def prepare(self, shapes: Mapping[str, tuple[int, ...]], addresses: Mapping[str, int]) -> Run:
-        """Choose the most special kernels for shapes; ``addresses`` are those of all tensors.
+        """Return a run on the most specialised profile that takes the shapes.
+
+        Args:
+            shapes: of the inputs, by name.
+            addresses: of all tensors on the device, by name.
 
         Raises:
             DeviceError: the plan was not built for these shapes.
@@ -166,8 +170,8 @@ def _names(engine: Any, mode: str) -> list[str]:
     return [name for name in names if engine.get_tensor_mode(name).name == mode]
 
 
-def why_not(bundle: Bundle) -> str | None:
-    """Say why a bundle's plans cannot run on this machine at all; None where they can be tried."""
+def unavailable_reason(bundle: Bundle) -> str | None:
+    """Return why a bundle's plans cannot run on this machine; None if they can be tried."""
     if not bundle.manifest.plans:
         return "the bundle has no TensorRT plan"
     package = bundle.manifest.plans[0].package
@@ -175,8 +179,8 @@ def why_not(bundle: Bundle) -> str | None:
         if find_spec(module) is None:
             return f"{module} is not installed (pip install 'maskcast[{extra}]')"
     if compute_capability() is None:
-        return "there is no NVIDIA GPU or no driver"
-    return driver_too_old()
+        return "no NVIDIA GPU or driver was found"
+    return driver_incompatibility()
 
 
 def open_plans(
@@ -190,7 +194,7 @@ def open_plans(
         names: "detector", "segmenter" and "poser".
 
     Raises:
-        InputError: a plan does not fit the package, the GPU, the graph or the plugins here; the
+        InputError: a plan does not match the package, the GPU, the graph or the plugins here; the
             message says how to build it again.
     """
     plans = {plan.graph: plan for plan in bundle.manifest.plans}
@@ -229,10 +233,10 @@ def _open(bundle: Bundle, plan: Plan, graph_sha256: str, capability: tuple[int, 
                 return LoadedPlan(engine, contexts, plan.graph, cache.save if cache else None)
             needed_mb = engine.device_memory_size_v2 / 1e6
             raise InputError(
-                f"{bundle.path / plan.file}: the GPU could not give the {needed_mb:.0f} MB that it "
-                "works in; close other programs, or build it with a smaller --size or --batch"
+                f"{bundle.path / plan.file}: the GPU has too little memory, {needed_mb:.0f} MB are "
+                "needed; close other programs, or build it with a smaller --size or --batch"
             )
-        reason = f"{plan.package} does not load it; its log says why"
+        reason = f"{plan.package} cannot load it, and its log says why"
     again = rebuild_command(bundle.manifest.plans, str(bundle.path), capability)
     raise InputError(
         f"{bundle.path / plan.file} cannot run here: {reason}; build it again: `{again}`"
@@ -240,4 +244,4 @@ def _open(bundle: Bundle, plan: Plan, graph_sha256: str, capability: tuple[int, 
 
 
 def _nothing() -> None:
-    """Save nothing: TensorRT compiles nothing at run time."""
+    """Do nothing: TensorRT compiles nothing at run time."""

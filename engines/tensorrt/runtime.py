@@ -1,4 +1,4 @@
-"""TensorRT's runtime: its log, its execution contexts, and what TensorRT-RTX compiles for a GPU."""
+"""TensorRT's runtime: its log, execution contexts, and the cache of TensorRT-RTX's kernels."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from maskcast.engines.user_cache import write_whole
+from maskcast.engines.user_cache import write_atomically
 
 _logger = logging.getLogger("maskcast.engines.tensorrt.engine")
 _runtimes: dict[str, Any] = {}
 
 
 class RuntimeCache:
-    """Kernels that TensorRT-RTX compiled on this machine, in a file, so that it does so once.
+    """A file with the kernels that TensorRT-RTX compiled, so that it compiles them only once.
 
-    TensorRT-RTX checks that the content fits the GPU, the driver and its own version, and ignores
-    any other.
+    TensorRT-RTX checks that the content matches the GPU, the driver and its own version, and
+    ignores it otherwise.
 
     Args:
         config: an ``IRuntimeConfig``, which receives the cache.
@@ -36,25 +36,26 @@ class RuntimeCache:
         config.set_runtime_cache(self._raw)
 
     def save(self) -> None:
-        """Write what has been compiled since. A folder that cannot be written is no error."""
+        """Write what has been compiled since. It is not an error if the file cannot be written."""
         content = bytes(memoryview(self._raw.serialize()))
         if content == self._saved:
             return
         try:
             self._path.parent.mkdir(exist_ok=True)
-            write_whole(self._path, content)
+            write_atomically(self._path, content)
             self._saved = content
         except OSError as error:
-            _logger.info("%s: not written (%s); it is compiled again next time", self._path, error)
+            fields = {"file": str(self._path), "reason": str(error)}
+            _logger.info("runtime_cache_not_written", extra={"fields": fields})
 
 
 def make_contexts(trt: Any, engine: Any, cache_file: Path) -> tuple[list[Any], RuntimeCache | None]:
     """Make an execution context on each of an engine's optimisation profiles.
 
-    None stands in the list where the GPU's memory does not suffice. Wait for the GPU before a
-    context is used on a stream: it is put on its profile on the default stream.
+    A context for which the GPU has too little memory is None. Wait for the GPU before a context is
+    used on a stream, because its profile is set on the default stream.
 
-    TensorRT has compiled its kernels when it built the plan. TensorRT-RTX compiles at run time, by
+    TensorRT compiled its kernels when it built the plan. TensorRT-RTX compiles at run time, by
     default in the background for each new shape, and runs slower kernels until then. The engine
     uses few shapes and runs each of them when it starts, so they are compiled there, once, and kept
     in a file. The engine captures CUDA graphs itself, for both packages.
@@ -80,7 +81,7 @@ def make_contexts(trt: Any, engine: Any, cache_file: Path) -> tuple[list[Any], R
 
 
 def runtime(trt: Any) -> Any:
-    """Return a package's one runtime: it and its logger must outlive every engine."""
+    """Return a package's only runtime; it and its logger must outlive every engine."""
     if trt.__name__ not in _runtimes:
 
         class Logger(trt.ILogger):  # type: ignore[misc]

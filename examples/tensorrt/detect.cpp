@@ -60,5 +60,5 @@ int main(int argc, char** argv) {
   cudaStreamSynchronize(stream);
   float ms = 0;
   cudaEventElapsedTime(&ms, start, end);
-  std::cout << ms / kRuns << " ms a detection\n";
+  std::cout << ms / kRuns << " ms per detection\n";
 }

@@ -109,7 +109,7 @@ def test_a_bundle_from_before_keypoints_has_none(bundle: Path) -> None:
 
 def test_keypoints_without_a_poser_are_damage(posing: Path) -> None:
     edit(posing, keypoints=None)
-    with pytest.raises(InputError, match=r"damaged .*keypoints and a poser come together"):
+    with pytest.raises(InputError, match=r"damaged .*keypoints need a poser"):
         open_bundle(posing)
 
 
@@ -126,7 +126,7 @@ def test_a_poser_is_checked_as_the_other_graphs(posing: Path) -> None:
     with pytest.raises(InputError, match=r"poser\.onnx: damaged"):
         open_bundle(posing)
     replace_graph(posing, "poser", (posing / "segmenter.onnx").read_bytes())
-    with pytest.raises(InputError, match=r"poser\.onnx: not the graph that it should be"):
+    with pytest.raises(InputError, match=r"poser\.onnx: not the expected graph"):
         open_bundle(posing)
 
 
@@ -272,7 +272,7 @@ def test_swapped_graphs_are_refused(bundle: Path) -> None:
     contents = detector.read_bytes(), segmenter.read_bytes()
     replace_graph(bundle, "detector", contents[1])
     replace_graph(bundle, "segmenter", contents[0])
-    with pytest.raises(InputError, match="not the graph that it should be") as caught:
+    with pytest.raises(InputError, match="not the expected graph") as caught:
         open_bundle(bundle)
     assert "\n" not in str(caught.value)
 
@@ -303,7 +303,7 @@ def test_weights_in_other_files_are_refused(bundle: Path, place: str) -> None:
         case "function":
             model.functions.add(name="f").node.append(constant)
     replace_graph(bundle, "detector", model.SerializeToString())
-    with pytest.raises(InputError, match="keeps its weights in other files"):
+    with pytest.raises(InputError, match="its weights are in other files"):
         open_bundle(bundle)
 
 

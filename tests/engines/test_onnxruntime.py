@@ -41,6 +41,24 @@ def test_the_default_model_runs_as_it_is(unthresholded_bundle: Bundle, parity: A
     engine.close()
 
 
+def test_a_closed_engine_says_so(unthresholded_bundle: Bundle, parity: Any) -> None:
+    image = parity.fit(parity.draw_image(96, 160))
+    engine = OnnxRuntimeEngine(unthresholded_bundle)
+    detections = engine.detect([image], 0.5)
+    engine.close()
+    for use in (lambda: engine.detect([image], 0.5), lambda: engine.segment(detections)):
+        with pytest.raises(RuntimeError, match="the engine is closed"):
+            use()
+
+
+def test_a_batch_of_the_wrong_size_is_refused(unthresholded_bundle: Bundle, parity: Any) -> None:
+    engine = OnnxRuntimeEngine(unthresholded_bundle)
+    image = parity.fit(parity.draw_image(96, 160))
+    for images in ([], [image] * 9):
+        with pytest.raises(ValueError, match="takes 1 to 8"):
+            engine.detect(images, 0.5)
+
+
 def test_poses_match_torchvision(keypoint_bundle: Bundle, parity: Any) -> None:
     engine = OnnxRuntimeEngine(keypoint_bundle, pose=True)
     assert engine.has_pose

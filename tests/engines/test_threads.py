@@ -2,7 +2,7 @@ import subprocess
 import sys
 import threading
 
-from maskcast.engines.threads import is_any_left, mark_abandonable
+from maskcast.engines.threads import is_any_running, mark_abandonable
 
 PROGRAM = """
 import threading, time
@@ -28,13 +28,13 @@ def test_only_marked_threads_that_are_running_count() -> None:
     mark_abandonable(marked)
     other.start()
     assert not marked.is_alive()
-    before = is_any_left()
+    before = is_any_running()
     marked.start()
-    assert is_any_left()
+    assert is_any_running()
     release.set()
     marked.join()
     other.join()
-    assert is_any_left() == before
+    assert is_any_running() == before
 
 
 def test_the_interpreter_does_not_shut_down_under_a_marked_thread() -> None:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from maskcast.engines.user_cache import user_cache, write_whole
+from maskcast.engines.user_cache import user_cache, write_atomically
 
 
 def test_the_folder_is_the_one_that_the_user_names(monkeypatch, tmp_path: Path) -> None:
@@ -16,7 +16,7 @@ def test_the_folder_is_the_one_that_the_user_names(monkeypatch, tmp_path: Path) 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
     path = tmp_path / "graphs"
     path.write_bytes(b"old")
-    write_whole(path, b"ne", b"w")
+    write_atomically(path, b"ne", b"w")
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -25,5 +25,5 @@ def test_a_write_that_fails_leaves_neither_a_part_nor_a_changed_file(tmp_path: P
     path = tmp_path / "folder"
     path.mkdir()  # a file cannot replace it
     with pytest.raises(OSError, match="folder"):
-        write_whole(path, b"new")
+        write_atomically(path, b"new")
     assert list(tmp_path.iterdir()) == [path]

@@ -1,4 +1,4 @@
-// What each kernel is launched with: one struct, passed by value. Included by kernels and host alike.
+// The arguments of each kernel: one struct, passed by value. For kernels and host code.
 #pragma once
 
 #include <cstdint>
@@ -6,10 +6,10 @@
 namespace maskcast {
 
 constexpr int kLevels = 4;
-constexpr int kMaxTaps = 64;         // most output_size * sampling_ratio of MultiscaleRoiAlign
+constexpr int kMaxTaps = 64;         // maximum output_size * sampling_ratio of MultiscaleRoiAlign
 constexpr int kWord = 64;            // candidates in one word of overlap bits
-constexpr int kMaxCandidates = 8192; // most candidates an image of GroupedNms: 128 words
-constexpr int kMaxImages = 16;       // most images in one launch of preprocess and preprocess_planes
+constexpr int kMaxCandidates = 8192; // of GroupedNms, per image: 128 words
+constexpr int kMaxImages = 16;       // in one launch of preprocess or preprocess_planes
 
 struct RoiAlignArguments {
   const void* features[kLevels];  // P2..P5, each [images, channels, heights[i], widths[i]]
@@ -35,7 +35,7 @@ struct NmsArguments {
   uint64_t* overlaps;       // workspace [images, candidates, words]
   float* sorted_boxes;      // workspace [images, candidates, 4]
   int32_t* sorted_groups;   // workspace [images, candidates]
-  int32_t* order;           // workspace [images, candidates], -1 behind the last eligible candidate
+  int32_t* order;           // workspace [images, candidates], -1 after the last eligible candidate
   int32_t images;
   int32_t candidates;       // at most kMaxCandidates
   int32_t max_output;
@@ -49,14 +49,14 @@ struct PreprocessArguments {
   int32_t pixels;                     // of an image; a multiple of 4
 };
 
-// An image as a decoder gives it: 8-bit YUV 4:2:0, rows without padding.
+// A decoded image: 8-bit YUV 4:2:0, rows without padding.
 struct Planes {
   const uint8_t* luma;  // [height, width]
   const uint8_t* u;     // [(height + 1) / 2, (width + 1) / 2] samples, `step` bytes apart
   const uint8_t* v;
   int32_t height;
   int32_t width;
-  int32_t step;            // 1 for planes of their own, 2 for U and V in turn (NV12)
+  int32_t step;            // 1 for separate planes, 2 for interleaved U and V (NV12)
   int32_t turns;           // quarter turns counter-clockwise that make it upright
   int32_t content_height;  // of the upright image inside the network's input
   int32_t content_width;
@@ -74,7 +74,7 @@ struct PlanesArguments {
   float* inputs;  // [images, 3, height, width]
   int32_t height;
   int32_t width;
-  float pad_value;  // of what an image leaves
+  float pad_value;  // of the input around an image
 };
 
 struct CropsArguments {

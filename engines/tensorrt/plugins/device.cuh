@@ -1,4 +1,4 @@
-// What the kernels need from their compiler: nvcc for a GPU, g++ with the tests' header for the host.
+// Declarations that depend on the compiler: nvcc for a GPU, g++ with the tests' header for the host.
 #pragma once
 
 #ifdef MASKCAST_ON_HOST

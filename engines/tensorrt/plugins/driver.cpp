@@ -26,7 +26,7 @@ constexpr int kNoDriver = 100, kNoContext = 201;  // CUDA_ERROR_NO_DEVICE, _INVA
 
 using Handle = void*;
 
-// The few functions of cuda.h that are called. CUresult and CUdevice are ints, handles are pointers.
+// The functions of cuda.h that are called. CUresult and CUdevice are ints, handles are pointers.
 struct Driver {
   int (*current)(Handle* context);
   int (*context_id)(Handle context, unsigned long long* id);
@@ -59,7 +59,7 @@ const Driver& driver() {
   return opened;
 }
 
-// The kernels of one context. Entries are only ever added, at the front, so reading takes no lock.
+// The kernels of one context. Entries are only added, at the front, so reading takes no lock.
 struct Loaded {
   unsigned long long context;
   Handle functions[kKernels];
@@ -96,7 +96,7 @@ int kernels(const Loaded** loaded) {
   Handle context = nullptr;
   if (int status = driver().current(&context)) return status;
   if (!context) return kNoContext;
-  // The id, unlike the handle, is never given to a later context.
+  // Unlike the handle, the id is never reused for a later context.
   unsigned long long id = 0;
   if (int status = driver().context_id(context, &id)) return status;
   *loaded = find(id);

@@ -3,11 +3,11 @@
 
 namespace maskcast {
 
-// Loads the kernels into the calling thread's current context, once for each context. Launching does
-// so as well, but it may not happen in `enqueue` nor while a stream is captured. Returns a status.
+// Loads the kernels into the calling thread's current context, once for each context. A launch also
+// loads them, but that is not allowed in `enqueue` or while a stream is captured. Returns a status.
 int load();
 
-// Says in words what a status of `load` or `launch` means.
+// Describes a status of `load` or `launch` in words.
 const char* describe(int status);
 
 }  // namespace maskcast

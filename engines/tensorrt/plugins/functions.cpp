@@ -1,7 +1,7 @@
 // The kernels as C functions, for programs without TensorRT: the engine, the tests, benchmarks.
 //
-// Pointers are to device memory. Every function puts its work on `stream` and returns at once, with 0
-// or a status of the CUDA driver. A CUDA context must be current.
+// Pointers are to device memory. Every function queues its work on `stream` and returns at once, with
+// 0 or a status of the CUDA driver. A CUDA context must be current.
 #include "launch.h"
 
 #define MASKCAST_API extern "C" __attribute__((visibility("default")))
@@ -31,7 +31,7 @@ MASKCAST_API int maskcast_roi_align(const void* const* features, const int32_t* 
   return maskcast::roi_align(a, half != 0, stream);
 }
 
-// Bytes of device memory that maskcast_grouped_nms works in, aligned to 256.
+// Size in bytes of the workspace of maskcast_grouped_nms: device memory, aligned to 256.
 MASKCAST_API uint64_t maskcast_nms_workspace_bytes(int32_t images, int32_t candidates) {
   return maskcast::NmsWorkspace(images, candidates).bytes();
 }

@@ -1,14 +1,16 @@
 // GroupedNms: non-maximum suppression of unsorted candidates, within groups, for a batch of images.
 //
-// Truth is torchvision.ops.batched_nms (one greedy pass a group) cut to the best `max_output`.
-// Three kernels on one stream; nothing returns to the host, no atomics, and every result is the same
-// bits on every device: products that torchvision rounds are rounded (no fused multiply-add).
+// The reference is torchvision.ops.batched_nms (one greedy pass per group), limited to the best
+// `max_output`. Three kernels on one stream; nothing returns to the host, there are no atomics, and
+// results are bit-identical on every device: products are rounded where torchvision rounds them (no
+// fused multiply-add).
 //
-//   nms_rank     where does each candidate stand in descending order? It counts its betters.
-//   nms_overlap  which later candidates of its group does each candidate overlap? 64 a word.
-//   nms_select   walk down the order, 64 candidates at a step, keep what nothing kept overlaps.
+//   nms_rank     finds each candidate's position in descending order: the number of better ones.
+//   nms_overlap  finds the later candidates of its group that each candidate overlaps, as bits.
+//   nms_select   goes through the order, 64 candidates per step, and keeps a candidate if no kept
+//                one overlaps it.
 //
-// Cost a image for N = 5000 (RPN) / 2000 (boxes), words = ceil(N / 64):
+// Cost per image for N = 5000 (RPN) / 2000 (boxes), words = ceil(N / 64):
 //   nms_rank     N^2 comparisons, 4 instructions each: 100 M / 16 M. Counting beats a sort of this
 //                size: one launch, no passes over memory, N / 32 blocks busy instead of one.
 //                floor L4 (58 SM, 15 T instructions/s) 6.6 / 1.1 us, RTX 4090 (41 T/s) 2.4 / 0.4 us
@@ -16,10 +18,10 @@
 //                the division is only for pairs that intersect;
 //                writes N * words * 8 / 2 bytes = 1.6 / 0.26 MB, which stay in L2
 //                floor L4 30 / 4.8 us, RTX 4090 11 / 1.8 us
-//   nms_select   a chain of N / 64 = 79 / 32 steps, one block an image; reads the kept rows,
-//                at most 1.6 / 0.26 MB from L2. The chain bounds it, not the bytes: about 1500 cycles
-//                a step (two barriers, 64 words from L2, a shared-memory walk) make 60 / 25 us.
-// Candidates at or below the score threshold cost the rank only. Not measured on a GPU.
+//   nms_select   a chain of N / 64 = 79 / 32 steps, one block per image; reads the kept rows,
+//                at most 1.6 / 0.26 MB from L2. The chain limits it, not the bytes: about 1500 cycles
+//                per step (two barriers, 64 words from L2, a loop in shared memory) make 60 / 25 us.
+// Candidates at or below the score threshold cost only the rank. Not measured on a GPU.
 #include "arguments.h"
 #include "device.cuh"
 
@@ -28,14 +30,14 @@ namespace maskcast {
 constexpr int kRankRows = 32;     // candidates that a block of nms_rank places
 constexpr int kRankSlices = 8;    // threads that share the counting for one candidate
 constexpr int kRankTile = kRankRows * kRankSlices;
-constexpr int kOverlapTiles = 4;  // words a row that a block of nms_overlap fills
+constexpr int kOverlapTiles = 4;  // words per row that a block of nms_overlap fills
 constexpr int kSelectWords = kMaxCandidates / kWord;
 constexpr int kSelectSlices = 4;
 
 __device__ __forceinline__ int words_of(int candidates) { return (candidates + kWord - 1) / kWord; }
 
-// Unsigned order of the result = order of preference: score first, then the lower index. The upper
-// half is 0 for a candidate that may not be kept; -0 counts as +0, as a comparison of floats has it.
+// A larger key is a better candidate: score first, then the lower index. The upper half is 0 for a
+// candidate that may not be kept; -0 counts as +0, as in a comparison of floats.
 __device__ __forceinline__ uint64_t key_of(float score, float threshold, int index) {
   uint32_t rank = 0;
   if (score > threshold) {
@@ -108,7 +110,7 @@ extern "C" __global__ void nms_overlap(const __grid_constant__ maskcast::NmsArgu
   const int first_word = static_cast<int>(blockIdx.x) * kOverlapTiles;
   const int64_t first = static_cast<int64_t>(blockIdx.z) * a.candidates;
   if (first_word + kOverlapTiles <= row_word) return;  // left of the diagonal, the whole block
-  if (a.order[first + row_word * kWord] < 0) return;   // nobody eligible here, nor behind
+  if (a.order[first + row_word * kWord] < 0) return;   // nothing eligible here or after
 
   const float4* sorted_boxes = reinterpret_cast<const float4*>(a.sorted_boxes) + first;
   const int32_t* sorted_groups = a.sorted_groups + first;
@@ -135,7 +137,7 @@ extern "C" __global__ void nms_overlap(const __grid_constant__ maskcast::NmsArgu
 }
 
 // grid (images), block (512): 128 words x 4 slices. Each slice gathers a quarter of the kept rows into
-// its own copy of the removed bits, so no two threads ever write one word.
+// its own copy of the removed bits, so no two threads write the same word.
 extern "C" __global__ void nms_select(const __grid_constant__ maskcast::NmsArguments a) {
   using namespace maskcast;
   __shared__ uint64_t removed[kSelectSlices][kSelectWords];
@@ -150,7 +152,7 @@ extern "C" __global__ void nms_select(const __grid_constant__ maskcast::NmsArgum
   const uint64_t* overlaps = a.overlaps + first * words;
   int32_t* keep = a.keep + static_cast<int64_t>(blockIdx.x) * a.max_output;
 
-  int eligible = 0;  // how many: the first -1 in the order, by bisection
+  int eligible = 0;  // number of eligible candidates: where the first -1 is, by bisection
   for (int end = a.candidates; eligible < end;) {
     const int middle = (eligible + end) / 2;
     if (order[middle] >= 0) {

@@ -1,5 +1,5 @@
 // Grids, blocks and workspace of every kernel. Plain C++: it needs neither CUDA nor TensorRT. `launch`
-// is defined elsewhere: driver.cpp puts a kernel on a stream, the tests run it on the host.
+// is defined elsewhere: driver.cpp queues a kernel on a stream, the tests run it on the host.
 #pragma once
 
 #include <cstddef>
@@ -39,10 +39,10 @@ int launch(Kernel kernel, const Arguments& arguments, Size3 grid, Size3 block, v
 
 constexpr int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
-// `channels_per_block` is computed here. No boxes launch nothing.
+// Computes `channels_per_block`. Without boxes, launches nothing.
 inline int roi_align(RoiAlignArguments a, bool half, void* stream) {
   if (a.boxes == 0) return 0;
-  // About 3000 outputs a block: enough to pay for its taps, and enough blocks to fill any card.
+  // About 3000 outputs per block: the taps cost little, and there are enough blocks to fill any GPU.
   const int most = 3136 / (a.output_size * a.output_size);
   a.channels_per_block = most < 1 ? 1 : most < a.channels ? most : a.channels;
   const Size3 grid = {static_cast<unsigned>(a.boxes),
@@ -64,7 +64,7 @@ struct NmsWorkspace {
   size_t bytes() const { return static_cast<size_t>(overlaps + boxes + groups + order); }
 };
 
-// The pointers into `workspace`, which is aligned to 256, are computed here.
+// Computes the pointers into `workspace`, which must be aligned to 256.
 inline int grouped_nms(NmsArguments a, void* workspace, void* stream) {
   const NmsWorkspace parts(a.images, a.candidates);
   char* at = static_cast<char*>(workspace);

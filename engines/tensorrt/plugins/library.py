@@ -1,4 +1,4 @@
-"""The native library: the plugins that TensorRT loads, and their kernels as functions.
+"""The native library: plugins that TensorRT loads, and their kernels as functions.
 
 ``python -m maskcast.engines.tensorrt.plugins.library`` prints its path, for trtexec and Triton.
 """
@@ -19,13 +19,13 @@ from maskcast.engines.planes import Planes
 
 NAMESPACE = "maskcast"
 PLUGINS = {"MultiscaleRoiAlign": "1", "GroupedNms": "1"}
-"""The plugins in the library and their versions; a plan records them."""
+"""Names and versions of the plugins in the library; a plan records them."""
 
 NAME = "libmaskcast_plugins.so"
 FOLDER = Path(__file__).parent
 
 OLDEST_DRIVER = (13, 0)
-"""Oldest CUDA version that a driver must support: that of the compiler of the kernels."""
+"""CUDA version that the driver must support at least: that of the kernels' compiler."""
 
 _registered: dict[str, Any] = {}
 _registering = Lock()
@@ -70,7 +70,7 @@ class DevicePlanes(ctypes.Structure):
 
 
 def device_planes(planes: Planes, at: int, content: tuple[int, int]) -> DevicePlanes:
-    """Describe an image whose planes lie one behind the other on the device, without padding.
+    """Describe an image whose planes are contiguous on the device, without padding.
 
     Args:
         planes: the image.
@@ -100,8 +100,8 @@ class CudaError(RuntimeError):
 class Kernels:
     """The kernels as functions. Pointers and streams are integers, pointers are to device memory.
 
-    Every function puts its work on a stream and returns at once, without allocating or waiting. It
-    needs a current CUDA context. Functions may be called from several threads; the GIL is released.
+    Every function queues its work on a stream and returns at once, without allocating or waiting.
+    It needs a current CUDA context. Several threads may call functions; the GIL is released.
 
     Args:
         path: of the library; by default the installed one.
@@ -271,14 +271,14 @@ def register(trt: Any) -> None:
         for name, version in PLUGINS.items():
             if registry.get_creator(name, version, NAMESPACE) is None:
                 raise InputError(
-                    f"{path}: {trt.__name__} {trt.__version__} does not load the plugin {name}; "
+                    f"{path}: {trt.__name__} {trt.__version__} cannot load the plugin {name}; "
                     "build the library again with the headers of that version"
                 )
         _registered[trt.__name__] = handle
 
 
 def compute_capability(device: int = 0) -> tuple[int, int] | None:
-    """Return the compute capability of a GPU; None without a driver or such a GPU."""
+    """Return the compute capability of a GPU; None if there is no driver or no such GPU."""
     try:
         driver = _driver()
     except OSError:
@@ -295,8 +295,8 @@ def compute_capability(device: int = 0) -> tuple[int, int] | None:
     return major.value, minor.value
 
 
-def driver_too_old() -> str | None:
-    """Say why the driver cannot load the kernels; None where it can, or there is no driver."""
+def driver_incompatibility() -> str | None:
+    """Return why the driver cannot load the kernels; None if it can, or there is no driver."""
     version = ctypes.c_int()
     try:
         if _driver().cuDriverGetVersion(ctypes.byref(version)):

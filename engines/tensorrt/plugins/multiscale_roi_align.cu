@@ -1,7 +1,7 @@
 // MultiscaleRoiAlign: RoIAlign (He et al., Mask R-CNN, section 3) over four levels of a feature
 // pyramid; the level of a box is chosen inside (Lin et al., FPN, equation 1).
 //
-// Truth is torchvision.ops.MultiScaleRoIAlign with sampling_ratio >= 1.
+// The reference is torchvision.ops.MultiScaleRoIAlign with sampling_ratio >= 1.
 //
 // One block pools `channels_per_block` channels of one box. The bilinear taps of a box are separable
 // (the y taps do not depend on x) and the same for every channel: the block computes
@@ -14,7 +14,7 @@
 //   operations  12.5 M outputs x 16 multiply-adds = 0.4 GFLOP
 //   floor       L4 (300 GB/s) 0.24 ms, RTX 4090 (1008 GB/s) 0.07 ms: bound by memory, not arithmetic
 // For 100 boxes, 14x14: 10 MB written, floor 0.03 - 0.19 ms on an L4, 0.01 - 0.06 ms on an RTX 4090,
-// by how much of the pyramid the boxes cover. fp32 doubles the bytes. Not measured on a GPU.
+// depending on how much of the pyramid the boxes cover. fp32 doubles the bytes. Not measured on a GPU.
 #include "arguments.h"
 #include "device.cuh"
 
@@ -28,7 +28,7 @@ struct Tap {
   float weight_high;
 };
 
-// The comparison is written so that NaN, too, lies outside.
+// The comparison is written so that NaN counts as outside.
 __device__ __forceinline__ Tap tap_at(float at, int extent) {
   if (!(at >= -1.f && at <= static_cast<float>(extent))) return {-1, -1, 0.f, 0.f};
   at = fmaxf(at, 0.f);
@@ -131,7 +131,7 @@ __device__ __forceinline__ void multiscale_roi_align(const RoiAlignArguments& a)
   T* pooled = static_cast<T*>(a.pooled) +
               (static_cast<int64_t>(box) * a.channels + first_channel) * size * size;
 
-  // The two that Mask R-CNN has, for boxes and for masks; then whatever else a graph asks for.
+  // The sizes of Mask R-CNN, for boxes and for masks; then the general case.
   if (size == 7 && ratio == 2) {
     pool<T, 7, 2>(a, planes, pooled, y_taps, x_taps, channels, height, width, of_an_image);
   } else if (size == 14 && ratio == 2) {
@@ -143,7 +143,7 @@ __device__ __forceinline__ void multiscale_roi_align(const RoiAlignArguments& a)
 
 }  // namespace maskcast
 
-// __grid_constant__: the arrays in the arguments are indexed where they lie, not copied to a stack.
+// __grid_constant__: the arrays in the arguments are indexed in place, not copied to the stack.
 extern "C" __global__ void multiscale_roi_align_f32(
     const __grid_constant__ maskcast::RoiAlignArguments arguments) {
   maskcast::multiscale_roi_align<float>(arguments);

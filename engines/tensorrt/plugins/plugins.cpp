@@ -1,8 +1,8 @@
 // The operators MultiscaleRoiAlign and GroupedNms as plugins of TensorRT and TensorRT-RTX.
 //
 // Load the library with IPluginRegistry::loadLibrary, `trtexec --staticPlugins` or dlopen; TensorRT
-// finds the plugins through getCreators. Of TensorRT it needs the headers alone, 10.12 or later:
-// every call goes through virtual functions.
+// finds the plugins through getCreators. Only TensorRT's headers are needed, 10.12 or later: every
+// call goes through virtual functions.
 #include <NvInferRuntime.h>
 
 #include <cmath>
@@ -24,15 +24,15 @@ void report(const char* plugin, const char* reason) noexcept {
   std::fprintf(stderr, "maskcast: %s: %s\n", plugin, reason);
 }
 
-// An attribute of an operator: its name, and where its value lies, an int32 or a float32.
+// An attribute of an operator: its name, type, and a pointer to its value, an int32 or a float32.
 struct Attribute {
   const char* name;
   PluginFieldType type;
   void* value;
 };
 
-// Reads one number of any type that a parser may hand over. False where it is no number, or does not
-// fit.
+// Reads one number of any type that a parser may pass. Returns false if it is not a number or does
+// not fit.
 bool read(const PluginField& field, const Attribute& attribute) {
   if (!field.data || field.length < 1) return false;
   double number = 0;
@@ -52,7 +52,7 @@ bool read(const PluginField& field, const Attribute& attribute) {
   return true;
 }
 
-// Attributes as TensorRT reads them; the collection points into this object and to the values.
+// Attributes in TensorRT's form; the collection points into this object and to the values.
 struct Fields {
   PluginField fields[kFields];
   PluginFieldCollection collection = {kFields, fields};
@@ -175,7 +175,7 @@ struct GroupedNms {
   }
 };
 
-// What TensorRT asks of every plugin. An operator has one output, attributes, and its kernels.
+// The interfaces of a plugin for an operator, which has one output, attributes, and kernels.
 template <typename Operator>
 class Plugin final : public IPluginV3,
                      public IPluginV3OneCore,
@@ -223,7 +223,7 @@ class Plugin final : public IPluginV3,
     return Operator::workspace(inputs);
   }
 
-  // Loads the kernels now: `enqueue` may be captured into a CUDA graph, where that is not possible.
+  // Loads the kernels now, because `enqueue` may be captured in a CUDA graph, where it cannot.
   IPluginV3* attachToContext(IPluginResourceContext*) noexcept override {
     return failed(maskcast::load()) ? nullptr : clone();
   }
@@ -298,6 +298,6 @@ extern "C" __attribute__((visibility("default"))) IPluginCreatorInterface* const
   return creators;
 }
 
-// TensorRT looks for this function. The logger is not used: findLogger() has another place in the
-// virtual table of TensorRT 10 than in that of 11, and one library serves both.
+// TensorRT looks for this function. The logger is not used: findLogger() has different places in the
+// virtual tables of TensorRT 10 and 11, and one library serves both.
 extern "C" __attribute__((visibility("default"))) void setLoggerFinder(ILoggerFinder*) {}

@@ -1,14 +1,14 @@
 // preprocess: 8-bit RGB images of the network's size become its planar float input, exactly. Values
 // stay 0..255: the normalisation is in the graph.
 //
-// preprocess_planes: what a decoder gives, 8-bit YUV 4:2:0, becomes the same: resized, converted to
-// RGB, turned upright, padded, and rounded to whole values, as libswscale does it in one pass. A
-// sample of the result is the mean of the area that it covers; where an image grows, of an area of
+// preprocess_planes: decoded images, 8-bit YUV 4:2:0, become the same input: resized, converted to
+// RGB, rotated upright, padded, and rounded to whole values, as libswscale does it in one pass. A
+// sample of the result is the mean of the area that it covers; when an image grows, of an area of
 // one sample, which is linear interpolation. Luma and chroma are averaged at their own resolutions,
-// then converted: the conversion is linear, so only what is out of RGB's range depends on the order.
+// then converted: the conversion is linear, so only values out of RGB's range depend on the order.
 //
-// crops_to_bytes: mask crops 0..1 become bytes 0..255, rounded to the nearest, halves to the even
-// one, so that a quarter of the bytes comes down.
+// crops_to_bytes: mask crops 0..1 become bytes 0..255, rounded to the nearest, halves to even, so
+// that only a quarter of the bytes is downloaded.
 //
 // A thread of preprocess makes 4 pixels: it reads 12 bytes and writes three runs of 16. For one
 // 800x1344 image 3.2 MB are read and 12.9 MB written: bound by memory, floor 54 us on an L4
@@ -36,7 +36,7 @@ extern "C" __global__ void preprocess(const __grid_constant__ maskcast::Preproce
 namespace maskcast {
 
 // The samples that a sample of the result covers along one axis: from `first` to `last`, where
-// those at both ends count in part. They may lie outside: the image's border goes on.
+// those at both ends count in part. Outside the image, its border is repeated.
 struct Cover {
   int first, last;
   float low, high;
@@ -89,10 +89,10 @@ extern "C" __global__ void preprocess_planes(const __grid_constant__ maskcast::P
     out[0] = out[plane] = out[2 * plane] = a.pad_value;
     return;
   }
-  // Where it lies before it is turned, in an image of `rows` times `columns`.
-  const bool lies = image.turns % 2 != 0;
-  const int rows = lies ? width : height, columns = lies ? height : width;
-  int row = lies ? x : y, column = lies ? y : x;
+  // The pixel's position before the rotation, in an image of `rows` times `columns`.
+  const bool is_sideways = image.turns % 2 != 0;
+  const int rows = is_sideways ? width : height, columns = is_sideways ? height : width;
+  int row = is_sideways ? x : y, column = is_sideways ? y : x;
   if (image.turns == 2 || image.turns == 3) row = rows - 1 - row;
   if (image.turns == 1 || image.turns == 2) column = columns - 1 - column;
 
@@ -119,7 +119,7 @@ extern "C" __global__ void crops_to_bytes(const __grid_constant__ maskcast::Crop
   const int group = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (group >= a.values / 4) return;
   const float4 masks = __ldg(reinterpret_cast<const float4*>(a.masks) + group);
-  // A NaN becomes 0: fmaxf takes the number.
+  // A NaN becomes 0: fmaxf returns the other operand.
   const auto byte = [](float value, int i) {
     const float scaled = fminf(fmaxf(value * 255.f, 0.f), 255.f);
     return static_cast<uint32_t>(__float2int_rn(scaled)) << 8 * i;

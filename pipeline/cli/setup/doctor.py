@@ -89,12 +89,12 @@ def _tensorrt(package: str, extra: str) -> Finding:
 
 
 def _gpu() -> Finding:
-    from maskcast.engines.tensorrt.plugins.library import compute_capability, driver_too_old
+    from maskcast.engines.tensorrt.plugins.library import compute_capability, driver_incompatibility
 
     found = compute_capability()
     if found is None:
         return Finding("NVIDIA GPU", False, "no GPU or no NVIDIA driver")
-    if (problem := driver_too_old()) is not None:
+    if (problem := driver_incompatibility()) is not None:
         return Finding("NVIDIA GPU", False, problem)
     return Finding("NVIDIA GPU", True, "compute capability {}.{}".format(*found))
 

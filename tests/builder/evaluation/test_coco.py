@@ -150,7 +150,7 @@ def test_keypoints_of_a_category_count_from_zero() -> None:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"skeleton": [[1, 3]]}, "joins a keypoint"),
+        ({"skeleton": [[1, 3]]}, "an index that is not below"),
         ({"skeleton": [[0, 1]]}, ">= 0"),
         ({"skeleton": [[1]]}, "length 2"),
         ({"skeleton": 5}, "not iterable"),

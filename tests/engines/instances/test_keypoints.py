@@ -182,7 +182,7 @@ def test_the_skeleton_joins_every_point_of_a_person_and_no_pair_twice() -> None:
     [
         ({"names": []}, "length >= 1"),
         ({"names": ["a", "a"]}, "same name"),
-        ({"names": ["a", "b"], "skeleton": [[0, 2]]}, "joins a keypoint that is none of 2"),
+        ({"names": ["a", "b"], "skeleton": [[0, 2]]}, "an index that is not below 2"),
         ({"names": ["a", "b"], "skeleton": [[0, -1]]}, ">= 0"),
         ({"names": ["a", ""]}, "length >= 1"),
     ],

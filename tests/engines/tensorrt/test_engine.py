@@ -15,8 +15,8 @@ from maskcast.engines.errors import InputError
 from maskcast.engines.image import NetworkImage
 from maskcast.engines.tensorrt.device import Gpu, Stream
 from maskcast.engines.tensorrt.engine import TensorRTEngine
-from maskcast.engines.tensorrt.plan import DeviceError, open_plans, why_not
-from maskcast.engines.tensorrt.sides import buckets
+from maskcast.engines.tensorrt.plan import DeviceError, open_plans, unavailable_reason
+from maskcast.engines.tensorrt.steps import buckets
 
 pytestmark = pytest.mark.host_gpu
 
@@ -474,6 +474,16 @@ def test_waiting_may_sleep_or_spin(host_driver, bundle, doubles, spin):
     engine.close()
 
 
+def test_a_closed_engine_says_so(host_driver, bundle, doubles):
+    engine = TensorRTEngine(bundle, open_plans=doubles)
+    images = make_images(1)
+    detections = engine.detect(images, 0.1)
+    engine.close()
+    for use in (lambda: engine.detect(images, 0.1), lambda: engine.segment(detections)):
+        with pytest.raises(RuntimeError, match="the engine is closed"):
+            use()
+
+
 @pytest.fixture
 def plain_engine(host_driver, bundle, doubles):
     """An engine without CUDA graphs, so that TensorRT is called for every batch."""
@@ -534,7 +544,7 @@ def test_a_driver_that_cannot_load_the_kernels_is_named(host_driver, tmp_path, b
     host_driver.set_version(12080)
     with pytest.raises(InputError, match=r"driver supports CUDA 12\.8.*need 13\.0.*580 series"):
         TensorRTEngine(bundle, open_plans=Doubles())
-    assert "580 series" in (why_not(bundle) or "")
+    assert "580 series" in (unavailable_reason(bundle) or "")
 
 
 def test_closing_twice_is_harmless(host_driver, bundle, doubles):
@@ -570,7 +580,7 @@ def test_a_plan_without_memory_to_run_in_is_an_input_error(host_driver, tmp_path
         "maskcast.engines.tensorrt.plan.make_contexts", lambda *_: (["context", None], None)
     )
     bundle = make_bundle(tmp_path / "large", version=trt.__version__)
-    with pytest.raises(InputError, match=r"could not give the 300 MB.*smaller --size or --batch"):
+    with pytest.raises(InputError, match=r"too little memory, 300 MB.*smaller --size or --batch"):
         TensorRTEngine(bundle)
 
 
@@ -580,4 +590,4 @@ def test_a_bundle_without_plans_says_how_to_build_one(tmp_path, bundle):
         TensorRTEngine(bundle)
     with pytest.raises(InputError, match="maskcast build"):
         list(open_plans(bundle, (8, 9), ("detector", "segmenter")))
-    assert why_not(bundle) == "the bundle has no TensorRT plan"
+    assert unavailable_reason(bundle) == "the bundle has no TensorRT plan"

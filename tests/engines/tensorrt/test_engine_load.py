@@ -26,12 +26,14 @@ def test_auto_runs_a_tensorrt_bundle_on_the_cpu_and_says_why(tmp_path, caplog):
     assert isinstance(engine, OpenVinoEngine)
     engine.close()
     (record,) = caplog.records
-    assert "OpenVINO runs it on the CPU, since" in record.getMessage()
+    assert record.getMessage() == "tensorrt_unavailable"
+    assert record.fields["bundle"] == str(tmp_path / "bundle")
+    assert record.fields["reason"]
 
 
 @needs_no_gpu
 def test_tensorrt_requested_by_name_is_not_replaced(tmp_path):
-    with pytest.raises(InputError, match=r"TensorRT cannot run it: .*(GPU|installed)"):
+    with pytest.raises(InputError, match=r"TensorRT cannot run it \(.*(GPU|installed)"):
         load_engine(make_bundle(tmp_path / "bundle"), "tensorrt")
 
 
@@ -45,7 +47,7 @@ def test_auto_takes_tensorrt_where_there_are_a_plan_and_a_gpu(tmp_path):
 @pytest.mark.parametrize("spin", [False, True])
 def test_a_configuration_decides_whether_the_engine_spins(tmp_path, monkeypatch, spin):
     made = []
-    monkeypatch.setattr("maskcast.engines.tensorrt.plan.why_not", lambda bundle: None)
+    monkeypatch.setattr("maskcast.engines.tensorrt.plan.unavailable_reason", lambda bundle: None)
     monkeypatch.setattr(
         "maskcast.engines.tensorrt.engine.TensorRTEngine",
         lambda bundle, **options: made.append(options),

@@ -13,7 +13,7 @@ from host_tensorrt import HEIGHT, MAX_BATCH, WIDTH, Doubles, make_bundle
 from maskcast.engines.errors import InputError
 from maskcast.engines.image import NetworkImage, PlanarImage
 from maskcast.engines.tensorrt.device import Memory
-from maskcast.engines.tensorrt.engine import MOST_PLANE_BYTES, TensorRTEngine
+from maskcast.engines.tensorrt.engine import MAX_PLANE_BYTES, TensorRTEngine
 
 pytestmark = pytest.mark.host_gpu
 
@@ -125,5 +125,5 @@ def test_without_memory_for_planes_libswscale_resizes(engine, monkeypatch, caplo
 
 def test_planes_of_very_large_images_stay_on_the_host(engine):
     frame = av.VideoFrame(4096, 2306, "nv12")
-    assert MOST_PLANE_BYTES < 4096 * 2306 * 3 // 2
+    assert MAX_PLANE_BYTES < 4096 * 2306 * 3 // 2
     assert not isinstance(engine.fit(frame, 0), PlanarImage)

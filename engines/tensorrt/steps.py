@@ -1,9 +1,8 @@
-"""What runs on the GPU for each of the engine's steps: fixed memory, few shapes, CUDA graphs.
+"""Steps: the engine's work on the GPU, in fixed memory, with few shapes, as CUDA graphs.
 
-Each side has a stream, one block of inputs and one of outputs, so that one copy goes each way.
+Each step has a stream, one block of inputs and one of outputs, so that one copy goes each way.
 Every combination of a slot of features and a shape is run once at the start and then captured in a
-CUDA graph, which later calls launch. Where it cannot be captured, the same work is put on the
-stream call by call.
+CUDA graph, which later calls launch. If it cannot be captured, the work is queued call by call.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ class Slot:
     features: dict[str, int]
 
 
-class Side:
-    """A plan with its stream, and what it puts there: a CUDA graph or a function for each shape."""
+class Step:
+    """A plan with its stream and its work: a CUDA graph or a function for each shape."""
 
     def __init__(self, memory: Memory, plan: LoadedPlan) -> None:
         self.plan = plan
@@ -54,10 +53,10 @@ class Side:
         """Do work once, so that everything is compiled and allocated; then capture it.
 
         Args:
-            count: of images or boxes.
-            slot: of features that are written or read.
-            run: of the plan, as a part of the work.
-            work: all that is put on the stream for them.
+            count: number of images or boxes.
+            slot: features that are written or read.
+            run: of the plan, a part of the work.
+            work: queues everything on the stream.
         """
         work()
         self.stream.wait()
@@ -71,7 +70,7 @@ class Side:
         self.stream.wait()
 
 
-class DetectSide(Side):
+class DetectStep(Step):
     """Finds boxes; one batch at a time.
 
     Args:
@@ -99,7 +98,7 @@ class DetectSide(Side):
         self._up = Block(memory, {"sizes": ((2,), np.float32)}, max_batch)
         down = {name: (plan.shape(name, 1)[1:], plan.dtype(name)) for name in _DOWN}
         self._down = Block(memory, down, max_batch)
-        # The other outputs, which are not read.
+        # TensorRT needs addresses for the other outputs, which are not read.
         others = [name for name in plan.outputs if name not in (*_DOWN, *FEATURES)]
         self._others = {
             name: memory.device(plan.shape(name, max_batch), plan.dtype(name)) for name in others
@@ -128,7 +127,7 @@ class DetectSide(Side):
     def run(
         self, places: Sequence[Place], contents: Sequence[tuple[int, int]], slot: Slot
     ) -> dict[str, NDArray[Any]]:
-        """Detect in uploaded images; returns the detector's boxes, scores and labels.
+        """Detect in uploaded images; return the detector's boxes, scores and labels by name.
 
         The arrays are overwritten by the next call. The features are in the slot.
         """
@@ -141,7 +140,7 @@ class DetectSide(Side):
         return self._down.arrays(count)
 
     def _preprocess(self, places: Sequence[Place]) -> None:
-        """Make the network's input of images; those that follow one another in one form, at once.
+        """Make the network's input; consecutive images of the same form share a launch.
 
         Their places differ from call to call, so this is not part of the CUDA graph.
         """
@@ -171,19 +170,19 @@ class DetectSide(Side):
         self._down.download(count, self.stream)
 
 
-class BoxSide(Side, ABC):
+class BoxStep(Step, ABC):
     """Computes an output for each box; one batch at a time.
 
     The number of boxes changes with every frame, and each new shape costs TensorRT time (and
-    TensorRT-RTX a compilation). So boxes are padded to the next of a few fixed numbers.
+    TensorRT-RTX a compilation). So boxes are padded to the next larger of a few fixed numbers.
 
     Args:
         memory: receives all allocations.
         plan: takes features and boxes.
         features: shapes of the features of a whole batch, by name.
         max_boxes: boxes at once, at most.
-        given: the plan's other inputs.
-        down: name, shape and dtype of one box's result as it comes down.
+        given: names of the plan's other inputs.
+        down: name, shape and dtype of one box's result as it is downloaded.
     """
 
     def __init__(
@@ -239,7 +238,7 @@ class BoxSide(Side, ABC):
                 array[count:] = -1 if name == "batch_index" else 0
 
     def _prepare(self, bucket: int, slot: Slot) -> Run:
-        # All images of a batch, whatever their number: RoIAlign reads only those of the boxes.
+        # Always the features of a whole batch: RoIAlign reads only the images that have boxes.
         given = {name: array.shape for name, array in self._up.arrays(bucket).items()}
         addresses = {**self._up.addresses(bucket), **slot.features, **self._outputs(bucket)}
         return self.plan.prepare(self._features | given, addresses)
@@ -251,7 +250,7 @@ class BoxSide(Side, ABC):
         self._down.download(bucket, self.stream)
 
     def _result_address(self, bucket: int) -> int:
-        """Return where the results lie on the device before they come down."""
+        """Return the device address of the results before they are downloaded."""
         return self._down.addresses(bucket)[self._result]
 
     @abstractmethod
@@ -259,11 +258,11 @@ class BoxSide(Side, ABC):
         """Return the addresses of the plan's outputs."""
 
     def _finish(self, bucket: int) -> None:
-        """Put on the stream what makes results of the plan's outputs."""
+        """Queue the conversion of the plan's outputs to results."""
 
 
-class SegmentSide(BoxSide):
-    """Computes mask crops of boxes: ``[R, 28, 28]`` uint8, 0..255. Arguments as of ``BoxSide``."""
+class SegmentStep(BoxStep):
+    """Computes mask crops of boxes: ``[R, 28, 28]`` uint8, 0..255. Arguments: see ``BoxStep``."""
 
     def __init__(
         self,
@@ -287,8 +286,8 @@ class SegmentSide(BoxSide):
         self._kernels.crops_to_bytes(self._masks, to, values, self.stream.handle)
 
 
-class PoseSide(BoxSide):
-    """Computes heatmaps of boxes: ``[R, K, 56, 56]`` float32. Arguments as of ``BoxSide``."""
+class PoseStep(BoxStep):
+    """Computes heatmaps of boxes: ``[R, K, 56, 56]`` float32. Arguments: see ``BoxStep``."""
 
     def __init__(
         self,
@@ -305,6 +304,6 @@ class PoseSide(BoxSide):
 
 
 def buckets(most: int) -> tuple[int, ...]:
-    """Return the numbers of boxes that are run: powers of two up to the most, and the most."""
+    """Return the numbers of boxes that are run: powers of two below ``most``, and ``most``."""
     powers = [1 << i for i in range(most.bit_length()) if 1 << i < most]
     return (*powers, most)
