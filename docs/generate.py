@@ -1,4 +1,4 @@
-"""Writes the generated parts of docs/cli.md and docs/configuration.md: ``make docs``."""
+"""Write the generated parts of docs/cli.md and docs/configuration.md: ``make docs``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def command_line() -> Any:
 
 
 def commands(group: Any = None, name: str = "maskcast") -> Iterator[tuple[str, Any]]:
-    """Yield every command with its full name, groups before what is in them."""
+    """Yield every command with its full name, each group before its commands."""
     for word, command in (group or command_line()).commands.items():
         yield f"{name} {word}", command
         if hasattr(command, "commands"):
@@ -40,7 +40,7 @@ def parameters(command: Any, kind: str) -> list[Any]:
 
 
 def cli() -> str:
-    """Write an overview of all commands, and the reference of each."""
+    """Return an overview of all commands, and the reference of each."""
     lines = ["| command | |", "|---|---|"]
     for name, command in commands():
         text = _split_help(command)[0].partition("\n")[0].rstrip(".")
@@ -49,7 +49,7 @@ def cli() -> str:
 
 
 def configuration() -> str:
-    """Write the reference of all keys, one table per section."""
+    """Return the reference of all keys, one table per section."""
     every = list(keys())
     lines = []
     for section in dict.fromkeys(key.section for key in every):
@@ -77,7 +77,7 @@ def render(name: str, generated: str) -> str:
 
 
 def pages() -> dict[str, str]:
-    """Return the pages that have generated parts, as they should be."""
+    """Return the up-to-date text of the pages that have generated parts."""
     return {
         "cli.md": render("cli.md", cli()),
         "configuration.md": render("configuration.md", configuration()),

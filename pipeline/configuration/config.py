@@ -114,7 +114,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     Attributes:
         bundle: a bundle's folder, or ``default`` for the model that ships with maskcast.
         engine: the inference library; ``auto`` is the one that the bundle was built for.
-        mode: what the engine optimizes for: ``latency`` (all cores work on one frame) or
+        mode: what the engine optimises for: ``latency`` (all cores work on one frame) or
             ``throughput`` (one core per frame); ``auto`` is ``throughput`` if no source is live.
         score_threshold: minimum score of a reported instance; the bundle's own by default.
         classes: names of the classes to report; all by default.
