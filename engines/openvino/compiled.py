@@ -231,7 +231,7 @@ def _options(precision: str, threads: int | None) -> dict[str, Any]:
 
 
 class Request:
-    """Runs a graph, once at a time, with its inputs and outputs by name."""
+    """Runs a graph, one inference at a time, with its inputs and outputs by name."""
 
     def __init__(self, parts: list[ov.CompiledModel]) -> None:
         self._runs = [part.create_infer_request() for part in parts]

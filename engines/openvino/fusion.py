@@ -30,7 +30,7 @@ def use_unsigned_bytes(model: Model) -> None:
     """Quantise values that are never negative in 256 steps instead of the 128 of a symmetric range.
 
     The Q/DQ nodes of a graph are symmetric because TensorRT supports nothing else. Convolutions in
-    OpenVINO read unsigned bytes; for signed ones they would have to compensate the zero point.
+    OpenVINO read unsigned bytes; for signed ones they would have to correct for the zero point.
     """
     for quantise in model.get_ordered_ops():
         if quantise.get_type_name() != "FakeQuantize":
@@ -266,7 +266,7 @@ def _stored(weights: Node, turned: Callable[[NDArray[Any]], NDArray[Any]]) -> No
 
 
 def _line(node: Node, kinds: tuple[str, ...]) -> list[Node] | None:
-    """Return the chain of only readers after a node, if it has these kinds; None otherwise."""
+    """Return the nodes that follow, each the only reader of the last, if of these kinds."""
     found: list[Node] = []
     for kind in kinds:
         reader = _only_reader(found[-1] if found else node)

@@ -192,7 +192,7 @@ def compile_shape(
 ) -> CompiledShape:
     """Load a bundle's graphs for an input shape, or compile them, and check what they compute.
 
-    Every stream has its own graphs instead of sharing those of one compiled model: in that case
+    Every stream has its own graphs instead of sharing those of one compiled model: otherwise
     OpenVINO shares packed weights between streams under keys that contain addresses, and such
     graphs once gave wrong results. No stream runs before all are ready. Then each runs a test
     image. The outputs of compiled graphs must agree between streams; a single stream is compared
