@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-import select
+import selectors
 import socket
 import threading
 from contextlib import suppress
@@ -109,12 +109,16 @@ class HostProxy:
 
     def _relay(self, routes: dict[socket.socket, socket.socket | None]) -> None:
         """Forward data along the routes until one side closes; discard data routed to None."""
-        while True:
-            for ready in select.select(list(routes), [], [])[0]:
-                if not (data := ready.recv(_READ_BYTES)):
-                    return
-                if (to := routes[ready]) is not None:
-                    to.sendall(data)
+        with selectors.DefaultSelector() as selector:  # select() takes no descriptor above 1023
+            for origin, destination in routes.items():
+                selector.register(origin, selectors.EVENT_READ, (origin, destination))
+            while True:
+                for key, _ in selector.select():
+                    origin, destination = key.data
+                    if not (data := origin.recv(_READ_BYTES)):
+                        return
+                    if destination is not None:
+                        destination.sendall(data)
 
     def _refuse(self, host: str) -> None:
         if host != self.refused_host:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import resource
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -81,6 +83,24 @@ def test_a_confined_source_is_read_and_follows_redirects_on_its_host(make_clip, 
     assert read(f"{own.url}/to//a.mp4") == 10
     other_port = serve("127.0.0.1")
     assert read(f"{own.url}/to/{other_port.url}/a.mp4") == 10
+
+
+def test_a_confined_source_is_read_by_a_process_with_more_than_1024_open_files(
+    make_clip, serve
+) -> None:
+    make_clip("a.mp4", frames=10)
+    own = serve("127.0.0.1")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2048:
+        pytest.skip("this system permits fewer open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    try:
+        with ExitStack() as closing:
+            for _ in range(1100):
+                closing.enter_context(Path(os.devnull).open("rb"))
+            assert read(f"{own.url}/a.mp4") == 10
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_redirect_to_another_host_is_refused_and_that_host_is_not_asked(
