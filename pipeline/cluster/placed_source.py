@@ -228,9 +228,7 @@ class PlacedSource:
             _logger.warning("source_not_moved", extra=fields(source=self.name, reason=reason))
             return
         previous, self.actor = self.actor, successor
-        with suppress(WorkerLostError, TimeoutError):
-            await asyncio.wait_for(previous.call("hand_over"), END_WITHIN_S + 1)
-        previous.kill()
+        await self._end_actor(previous, "hand_over")
         self.node, self.pid = place
         _logger.info("source_moved", extra=fields(source=self.name, node=self.node[:8]))
         await self._start()
@@ -240,6 +238,17 @@ class PlacedSource:
         if self.actor is None:
             return
         if self._running_since_s is not None and self.placement is not Placement.ENDED:
-            with suppress(WorkerLostError, TimeoutError):
-                await asyncio.wait_for(self.actor.call(self._last_order), END_WITHIN_S + 1)
-        self.actor.kill()
+            await self._end_actor(self.actor, self._last_order)
+        else:
+            self.actor.kill()
+
+    async def _end_actor(self, actor: Actor, order: str) -> None:
+        """Give an actor its last order, and end its process whatever comes of it."""
+        try:
+            await asyncio.wait_for(actor.call(order), END_WITHIN_S + 1)
+        except (WorkerLostError, TimeoutError):
+            pass
+        except Exception:
+            _logger.exception("source_failed", extra=fields(source=self.name))
+        finally:
+            actor.kill()

@@ -1,0 +1,87 @@
+"""A placed source whose worker fails in unusual ways; test_cluster_command.py has real clusters."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from maskcast.pipeline.cluster.placed_source import PlacedSource
+from maskcast.pipeline.cluster.worker import WorkerReport
+from maskcast.pipeline.configuration.config import Config, SourceConfig
+from maskcast.pipeline.control.messages import Placement
+
+
+class FakeActor:
+    """Runs a source until ``failing`` is called, which raises."""
+
+    def __init__(self, failing: str = "") -> None:
+        self.calls: list[str] = []
+        self.is_alive = True
+        self._failing = failing
+
+    async def call(self, method: str, *_: object) -> Any:
+        self.calls.append(method)
+        if method == self._failing:
+            raise ValueError("something unexpected")
+        if method == "place":
+            return "node", 1
+        if method == "report":
+            await asyncio.sleep(0.001)
+            return WorkerReport(source=None)
+        return None
+
+    def kill(self, *, restart: bool = False) -> None:
+        self.is_alive = restart
+
+
+class FakeCluster:
+    def __init__(self, *actors: FakeActor) -> None:
+        self._actors = list(actors)
+
+    def place(self, node: str | None = None) -> FakeActor:
+        return self._actors.pop(0)
+
+
+def run_source(cluster: FakeCluster) -> PlacedSource:
+    config = Config(sources=[SourceConfig(url="test://", name="cam1")])
+    return PlacedSource(cluster, "cam1", config)  # type: ignore[arg-type]
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("order", ["stop", "remove"])
+def test_a_source_ends_even_if_its_worker_fails_to(order: Any, caplog) -> None:
+    actor = FakeActor(failing=order)
+
+    async def scenario() -> None:
+        source = run_source(FakeCluster(actor))
+        await until(lambda: source.placement is Placement.RUNNING)
+        await source.end(order)
+
+    asyncio.run(scenario())
+    assert actor.calls[-1] == order
+    assert not actor.is_alive
+    assert caplog.messages.count("source_failed") == 1
+
+
+def test_a_worker_that_fails_to_hand_over_is_ended_and_its_successor_runs(caplog) -> None:
+    previous, successor = FakeActor(failing="hand_over"), FakeActor()
+
+    async def scenario() -> None:
+        source = run_source(FakeCluster(previous, successor))
+        await until(lambda: source.placement is Placement.RUNNING)
+        source.move("other")
+        await until(lambda: "report" in successor.calls)
+        assert source.placement is Placement.RUNNING
+        assert not previous.is_alive
+        assert successor.is_alive
+        await source.end("stop")
+
+    asyncio.run(scenario())
+    assert caplog.messages.count("source_failed") == 1
