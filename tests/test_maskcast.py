@@ -221,6 +221,20 @@ print("still there for others")
     assert run_python(code).splitlines() == ["[]", "still there for others"]
 
 
+def test_graphs_from_the_cache_need_no_reader_of_onnx_and_no_random_numbers_of_numpy() -> None:
+    code = """
+import sys
+import maskcast
+engine = maskcast.load_engine()
+while not engine.prepare(64, 96):
+    pass
+engine.close()
+print([name for name in ("openvino.frontend.onnx", "numpy.random") if name in sys.modules])
+"""
+    run_python(code)
+    assert run_python(code).strip() == "[]"
+
+
 def test_a_subscriber_loads_neither_a_decoder_nor_an_engine() -> None:
     code = f"""
 import sys

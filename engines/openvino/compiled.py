@@ -266,7 +266,7 @@ class Request:
             for name, before, after in self._handed:
                 if after is run:
                     run.set_tensor(name, before.get_tensor(name))
-            run.infer()
+            run.infer(share_outputs=True)  # it returns them all, otherwise as copies
 
 
 def _cut(model: Model) -> list[tuple[Model, str]]:

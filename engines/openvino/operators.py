@@ -9,7 +9,6 @@ import numpy as np
 import openvino as ov
 import openvino.opset15 as op
 from openvino import Node
-from openvino.frontend.onnx import ConversionExtension
 
 from maskcast.engines.errors import InputError
 
@@ -28,6 +27,8 @@ def read_graph(path: Path) -> ov.Model:
     Raises:
         InputError: OpenVINO cannot read it.
     """
+    # Imported here: it takes 3 MB, and nothing is read where compiled graphs are in the cache.
+    from openvino.frontend.onnx import ConversionExtension
 
     def convert_pooling(node: Any) -> list[Any]:
         pooled = multiscale_roi_align(

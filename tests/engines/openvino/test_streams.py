@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class WrongStreams:
 
 
 @pytest.mark.parametrize(
-    "output", ["boxes", "scores", "labels", "features", "masks of 16", "masks of 1"]
+    "output", ["boxes", "scores", "labels", "features", "masks of 8", "masks of 1"]
 )
 def test_a_stream_with_a_wrong_output_is_compiled_again(
     models: Models, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, output: str
@@ -83,6 +84,19 @@ def test_a_stream_with_a_wrong_output_is_compiled_again(
     (record,) = caplog.records
     assert record.getMessage() == "streams_disagree"
     assert record.fields["output"] == output
+
+
+def test_detecting_copies_no_features(models: Models) -> None:
+    compiled = compile_here(models, 1, threads=None)
+    features = compiled.features.get()
+    pixels = np.zeros((*SIZE, 3), np.uint8)
+    tracemalloc.start()
+    try:
+        compiled.streams[0].detect(pixels, SIZE, features)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < features.byte_size / 4
 
 
 def test_wrong_heatmaps_are_found_and_right_ones_stored(
