@@ -141,7 +141,7 @@ def test_frames_of_two_shapes_make_two_batches(timed_engine, monkeypatch) -> Non
 def test_a_pipeline_runs_once(make_clip, timed_engine) -> None:
     pipeline = Pipeline(configured(make_clip()), timed_engine())
     pipeline.run()
-    with pytest.raises(RuntimeError, match="runs once"):
+    with pytest.raises(RuntimeError, match="was started before"):
         pipeline.start()
 
 

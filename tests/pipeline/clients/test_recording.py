@@ -319,7 +319,7 @@ def test_what_is_no_recording_is_refused(tmp_path: Path) -> None:
         record("tcp://127.0.0.1:9", text)
     with pytest.raises(InputError, match=r"ends in \.mcap"):
         record("tcp://127.0.0.1:9", tmp_path / "a.mp4")
-    with pytest.raises(InputError, match="needs segments"):
+    with pytest.raises(InputError, match="only segments and clips can be deleted"):
         record("tcp://127.0.0.1:9", tmp_path / "a.mcap", disk_bytes=1e9)
 
 

@@ -155,7 +155,7 @@ def test_a_viewer_that_does_not_read_delays_no_other(url: str) -> None:
         while (last := quick.frame("cam1")["seq"]) < first + 60:
             pass
         old = 0  # frames that were sent before the viewer stopped acknowledging
-        while old < feed.MOST_IN_FLIGHT:
+        while old < feed.MAX_IN_FLIGHT:
             item = slow.receive()
             old += item["kind"] == "frame" and item["source"] == "cam1"
         slow.socket.send("cam1")
