@@ -83,7 +83,12 @@ class Page:
         return decode_png(base64.b64decode(encoded.partition(",")[2]))
 
     def errors(self) -> list[Any]:
-        return [entry for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
+        """Return the errors in the browser's log since the last call, without those of other pages.
+
+        The browser is shared, and a page whose server has ended reports that later.
+        """
+        log = self.driver.get_log("browser")
+        return [e for e in log if e["level"] == "SEVERE" and e["message"].startswith(self.url)]
 
 
 def decode_png(data: bytes) -> NDArray[np.uint8]:
@@ -114,13 +119,19 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrom
 
 
 @pytest.fixture(scope="module")
-def page(driver: webdriver.Chrome, studio: Studio, serve: Any) -> Page:
+def first_page(driver: webdriver.Chrome, studio: Studio, serve: Any) -> Page:
     lines = {"door": {"forward": 3, "backward": 1}}
     studio.scenes["cam1"] = Scene(INSTANCES, jpeg(), {"desk": 2}, lines)
     studio.scenes["cam2"] = Scene(blobs([(50, 60, 110, 180)]), jpeg((0, 40, 90)))
-    page = Page(driver, serve(studio.endpoint))
-    wait_until(lambda: page.part("cam1", "counts") and page.part("cam2", "fps"), what="two tiles")
-    return page
+    return Page(driver, serve(studio.endpoint))
+
+
+@pytest.fixture
+def page(first_page: Page) -> Page:
+    """Wait for the tiles each time: a test may have loaded another page and then this one again."""
+    parts = (("cam1", "counts"), ("cam2", "fps"))
+    wait_until(lambda: all(first_page.part(*part) for part in parts), what="two tiles")
+    return first_page
 
 
 def test_the_page_loads_without_an_error_and_shows_every_source(page: Page) -> None:

@@ -162,6 +162,7 @@ def test_a_viewer_that_does_not_read_delays_no_other(url: str) -> None:
         assert slow.frame("cam1")["seq"] >= last  # new, not 60 frames old
 
 
+@pytest.mark.usefixtures("url")  # it sets the scenes
 def test_the_token_opens_the_stream_and_nothing_else_does(studio: Studio, serve: Any) -> None:
     guarded = serve(studio.endpoint, TOKEN)
     assert get(guarded, Host="camera.example").status == 200  # the page holds no secret
