@@ -1,12 +1,15 @@
 """The subscriber of a profile: receives what is published.
 
 It runs in a process of its own, so that its processor time is not counted as the pipeline's and it
-does not hold the pipeline's interpreter lock.
+does not hold the pipeline's interpreter lock. It ends when its standard input is closed, so that it
+does not outlive a profile that is killed.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from collections import deque
 
 from maskcast.pipeline.subscriber.subscribe import subscribe
@@ -20,5 +23,11 @@ def main(endpoint: str) -> None:
         deque(subscription, maxlen=0)
 
 
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     main(sys.argv[1])

@@ -363,7 +363,10 @@ def run_pipeline(
 def _listener(endpoint: str) -> Iterator[subprocess.Popen[bytes]]:
     """Start a subscriber in a process of its own; Ctrl-C does not reach it."""
     command = [sys.executable, "-m", "maskcast.pipeline.cli.profile.listen", endpoint]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    assert process.stdin is not None
     try:
         yield process
         with suppress(subprocess.TimeoutExpired):
@@ -371,3 +374,4 @@ def _listener(endpoint: str) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         process.kill()
         process.wait()
+        process.stdin.close()

@@ -1,12 +1,15 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import msgspec
 import pytest
+from witnesses import wait_until
 
 from maskcast.engines.errors import InputError
 from maskcast.engines.memory import read_memory
@@ -230,3 +233,18 @@ def test_a_pipe_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match="a pipe can be read only once; profile a file"):
         show_profile(str(tmp_path / "pipe"), None, None, "auto", False, None, None)
+
+
+def test_the_subscriber_of_a_profile_ends_with_the_process_that_started_it() -> None:
+    parent = (
+        "import sys, time\n"
+        "from maskcast.pipeline.cli.profile.profile import _listener\n"
+        "with _listener('tcp://127.0.0.1:9') as listener:\n"
+        "    print(listener.pid, flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        listener = Path(f"/proc/{int(process.stdout.readline())}")
+        process.kill()
+    wait_until(lambda: not listener.exists(), 60)
