@@ -172,7 +172,8 @@ def main() -> None:
     over = threading.Event()
 
     def wait_for_parent() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 1024):  # not sys.stdin: its lock, held at exit, is a fatal error
+            pass
         over.set()
 
     threading.Thread(target=wait_for_parent, name="parent", daemon=True).start()

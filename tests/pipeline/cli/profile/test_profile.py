@@ -17,6 +17,7 @@ from maskcast.pipeline.cli.profile import profile as module
 from maskcast.pipeline.cli.profile.profile import ProfileInterrupted, profile, show_profile
 from maskcast.pipeline.configuration.config import SourceConfig
 from maskcast.pipeline.monitor.trace import Trace
+from maskcast.pipeline.publisher.publisher import Publisher
 
 
 def test_the_default_model_is_profiled_on_a_file(make_clip) -> None:
@@ -248,3 +249,12 @@ def test_the_subscriber_of_a_profile_ends_with_the_process_that_started_it() -> 
         listener = Path(f"/proc/{int(process.stdout.readline())}")
         process.kill()
     wait_until(lambda: not listener.exists(), 60)
+
+
+def test_the_subscriber_of_a_profile_ends_well_after_the_last_message() -> None:
+    with Publisher("tcp://127.0.0.1:0", ("background",)) as publisher:
+        with module._listener(publisher.endpoint) as listener:
+            assert publisher.wait_for_subscribers(1, 60, ["cam1"])
+            publisher.event("cam1", "ended", reason="end of file")
+            wait_until(lambda: listener.poll() is not None, 60)
+        assert listener.returncode == 0
