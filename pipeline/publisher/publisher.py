@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -170,7 +170,7 @@ class Publisher:
         lines: Mapping[str, Mapping[str, int]] | None = None,
         dropped_before: int = 0,
         clock: str = "receipt",
-        jpeg: bytes | None = None,
+        jpeg: bytes | Callable[[], bytes] | None = None,
         traceparent: str = "",
     ) -> Sent:
         """Send the instances of a frame.
@@ -185,7 +185,8 @@ class Publisher:
             lines: crossings of each line since the start, by direction.
             dropped_before: frames of this source dropped since its last message.
             clock: whose time ``frame.capture_ns`` is: "receipt" or "sender".
-            jpeg: the image as JPEG; None sends no image.
+            jpeg: the image as JPEG, or a function that encodes it, which is called only if there is
+                a subscriber; None sends no image.
             traceparent: the frame's span, W3C Trace Context; empty if it is not traced.
 
         Raises:
@@ -195,9 +196,13 @@ class Publisher:
         source = frame.source
         stream = self._stream(source)
         self._read_subscriptions(ANSWER_WITHIN_S)
+        has_subscribers = self.subscribers(source) > 0
+        image = None
+        if has_subscribers:
+            image = jpeg() if callable(jpeg) else jpeg
         sent = Sent(stream.sent, time.time_ns())
         stream.sent += 1
-        if not self.subscribers(source):
+        if not has_subscribers:
             return sent
         timeline = frame.timeline
         header = InstancesHeader(
@@ -225,7 +230,7 @@ class Publisher:
             lines={line: dict(crossings) for line, crossings in (lines or {}).items()},
             keypoints=None if instances.keypoints is None else self._keypoints,
         )
-        self._send(encode(InstancesMessage(source, header, instances, jpeg)))
+        self._send(encode(InstancesMessage(source, header, instances, image)))
         return sent
 
     def event(self, source: str, name: str, /, **data: Any) -> None:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Protocol
 
 from maskcast.engines.bundle import Manifest
@@ -197,9 +198,6 @@ class PublishStage(Stage[Segmented, None]):
             self._size[source] = size
             self._publisher.event(source, "size", width=size[0], height=size[1])
         quality = self._config.jpeg_quality if self._config is not None else None
-        jpeg = None
-        if quality is not None and self._publisher.subscribers(source):
-            jpeg = encode_jpeg(frame, quality)
         sent = self._publisher.publish(
             frame,
             instances,
@@ -207,7 +205,7 @@ class PublishStage(Stage[Segmented, None]):
             dropped_before=dropped_before,
             zones=analysis.zones,
             lines=analysis.lines,
-            jpeg=jpeg,
+            jpeg=None if quality is None else partial(encode_jpeg, frame, quality),
             clock=frame.clock,
             traceparent=traceparent,
         )

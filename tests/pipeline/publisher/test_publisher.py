@@ -76,6 +76,22 @@ def test_sequence_numbers_count_each_source_from_0_even_without_subscribers(publ
     assert receive(socket).header.seq == 5
 
 
+def test_an_image_is_encoded_for_each_frame_that_is_sent_from_the_first_one(publisher, connect):
+    encoded = []
+
+    def encode():
+        encoded.append(b"jpeg")
+        return encoded[-1]
+
+    publisher.publish(frame(), seen(), jpeg=encode)
+    assert not encoded
+    socket = connect(publisher, "v1/cam1/instances")
+    # Nothing reads the subscription before the frame that it is in time for.
+    wait_until(lambda: publisher.publish(frame(), seen(), jpeg=encode) and encoded, 60)
+    assert receive(socket).jpeg == b"jpeg"
+    assert len(encoded) == 1
+
+
 def test_instances_without_masks_are_sent_in_format_none(publisher, connect):
     socket = connect(publisher, "v1/cam1/instances")
     publisher.wait_for_subscribers(1, 60, ["cam1"])
