@@ -446,7 +446,7 @@ def test_a_shape_that_no_profile_takes_is_refused(engine):
     with pytest.raises(
         DeviceError, match=r"the detector was not built for images \(5, 3, 64, 96\)"
     ):
-        engine._detect_side.plan.prepare({"images": (5, 3, 64, 96), "sizes": (5, 2)}, {})
+        engine._detect_step.plan.prepare({"images": (5, 3, 64, 96), "sizes": (5, 2)}, {})
 
 
 def test_the_plans_are_found_by_name_in_any_order(host_driver, bundle, doubles):

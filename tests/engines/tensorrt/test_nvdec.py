@@ -85,16 +85,16 @@ def test_a_run_on_the_gpu_decodes_there_and_gives_the_network_the_colours(clip, 
     doubles = Doubles()
     engine = TensorRTEngine(make_bundle(tmp_path / "bundle"), open_plans=doubles)
     seen = []
-    run = engine._detect_side.run
+    run = engine._detect_step.run
 
     def detect(*arguments):
         found = run(*arguments)
-        pointer = ctypes.cast(engine._detect_side._images, ctypes.POINTER(ctypes.c_float))
+        pointer = ctypes.cast(engine._detect_step._images, ctypes.POINTER(ctypes.c_float))
         inputs = np.ctypeslib.as_array(pointer, (len(arguments[0]), 3, HEIGHT, WIDTH))
         seen.extend(inputs[:, :, 5, 5].round().tolist())
         return found
 
-    engine._detect_side.run = detect
+    engine._detect_step.run = detect
     with caplog.at_level(logging.INFO, "maskcast"):
         pipeline = Pipeline(Config(sources=[SourceConfig(url=str(clip))], publish=None), engine)
         pipeline.run()

@@ -42,7 +42,7 @@ def network_inputs(engine, count):
 
     libswscale's tables, which make ``pixels``, are off by up to 3 levels.
     """
-    pointer = ctypes.cast(engine._detect_side._images, ctypes.POINTER(ctypes.c_float))
+    pointer = ctypes.cast(engine._detect_step._images, ctypes.POINTER(ctypes.c_float))
     inputs = np.ctypeslib.as_array(pointer, (count, 3, HEIGHT, WIDTH))
     return inputs.transpose(0, 2, 3, 1)
 
