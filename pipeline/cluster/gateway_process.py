@@ -15,6 +15,7 @@ from maskcast.engines.errors import InputError
 from maskcast.pipeline.cluster.gateway import Gateway, GatewayStats
 from maskcast.pipeline.configuration.config import CurveConfig
 from maskcast.pipeline.log import configure, fields
+from maskcast.pipeline.parent import on_parent_exit
 from maskcast.pipeline.sources.backoff import Backoff
 from maskcast.pipeline.wire.rights import EVERYTHING
 from maskcast.pipeline.wire.server_keys import ServerKeys
@@ -170,13 +171,7 @@ def main() -> None:
         sys.stdout.write(f"{error}\n")
         sys.exit(2)
     over = threading.Event()
-
-    def wait_for_parent() -> None:
-        while os.read(0, 1024):  # not sys.stdin: its lock, held at exit, is a fatal error
-            pass
-        over.set()
-
-    threading.Thread(target=wait_for_parent, name="parent", daemon=True).start()
+    on_parent_exit(over.set)
     while True:
         report = ProcessReport(
             os.getpid(), gateway.endpoint, gateway.sources_endpoint, gateway.stats()

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections import deque
 
+from maskcast.pipeline.parent import on_parent_exit
 from maskcast.pipeline.subscriber.subscribe import subscribe
 
 _TIMEOUT_S = 3600.0
@@ -23,12 +23,6 @@ def main(endpoint: str) -> None:
         deque(subscription, maxlen=0)
 
 
-def _end_with_parent() -> None:
-    while os.read(0, 1024):  # not sys.stdin: its lock, held at exit, is a fatal error
-        pass
-    os._exit(0)
-
-
 if __name__ == "__main__":
-    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+    on_parent_exit(lambda: os._exit(0))
     main(sys.argv[1])

@@ -14,6 +14,7 @@ from typing import Self
 from maskcast.engines.errors import InputError
 from maskcast.pipeline.clients.view.listener import Listener
 from maskcast.pipeline.packages import check_installed
+from maskcast.pipeline.parent import on_parent_exit
 from maskcast.pipeline.wire.endpoint import check_endpoint
 
 TOKEN_VARIABLE = "MASKCAST_VIEW_TOKEN"
@@ -153,11 +154,10 @@ def main(
         server = ViewServer(subscribe_for_view(endpoint, *keys), listener)
 
         def stop_with_parent() -> None:
-            sys.stdin.buffer.read()
             time.sleep(_LAST_FRAMES_S)
             server.stop()
 
-        threading.Thread(target=stop_with_parent, name="parent", daemon=True).start()
+        on_parent_exit(stop_with_parent)
         server.run()
 
 
