@@ -97,6 +97,7 @@ class Worker:
             except Exception as fault:
                 _logger.exception("pipeline_failed")
                 error = f"{type(fault).__name__}: {fault}"
+        error = shorten(redact(error)) if error else None
         stats = {source.name: source for source in self._pipeline.stats().sources}
         for config in self._pipeline.sources():
             if (source := stats.get(config.name or "")) is not None:
@@ -104,9 +105,9 @@ class Worker:
                     report_source(config, source),
                     self._pipeline.health().problems,
                     source.ended,
-                    shorten(redact(error)) if error else None,
+                    error,
                 )
-        return WorkerReport(None, ended="removed", error=shorten(redact(error)) if error else None)
+        return WorkerReport(None, ended="removed", error=error)
 
     def stop(self) -> None:
         """Publish the frames that the engine has begun and ``ended``, for ``END_WITHIN_S``."""
