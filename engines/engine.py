@@ -150,6 +150,10 @@ class Engine(ABC):
         if self._is_closed:
             raise RuntimeError("the engine is closed; load it again")
 
+    def _check_batch(self, images: Sequence[NetworkImage]) -> None:
+        if not 1 <= len(images) <= self.max_batch:
+            raise ValueError(f"{len(images)} images: this engine takes 1 to {self.max_batch}")
+
 
 def keep_detections(
     boxes: NDArray[np.float32],

@@ -51,8 +51,7 @@ class OnnxRuntimeEngine(Engine):
     def detect(self, images: Sequence[NetworkImage], min_score: float) -> Detections:
         """Find boxes; see ``Engine.detect``."""
         self._check_open()
-        if not 1 <= len(images) <= self.max_batch:
-            raise ValueError(f"{len(images)} images: this engine takes 1 to {self.max_batch}")
+        self._check_batch(images)
         pixels = np.stack([image.pixels for image in images])
         inputs = {
             "images": np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32),

@@ -144,8 +144,7 @@ class OpenVinoEngine(Engine):
             RuntimeError: the engine is closed, or its graphs compute different results.
             ValueError: there are more images than ``max_batch``, or none.
         """
-        if not 1 <= len(images) <= self.max_batch:
-            raise ValueError(f"{len(images)} images: this engine takes 1 to {self.max_batch}")
+        self._check_batch(images)
         shape = self._compiled(images[0].shape).result()
         held: list[_Release] = []
 

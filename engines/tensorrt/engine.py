@@ -136,8 +136,7 @@ class TensorRTEngine(Engine):
 
     def detect(self, images: Sequence[NetworkImage], min_score: float) -> Detections:
         """Find boxes in a batch; see ``Engine.detect``."""
-        if not 1 <= len(images) <= self.max_batch:
-            raise ValueError(f"{len(images)} images, and the plan takes 1 to {self.max_batch}")
+        self._check_batch(images)
         for image in images:
             self._check_shape(image)
         slot = self._slots.get()

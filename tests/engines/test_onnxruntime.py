@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from parity import assert_refuses_calls_when_closed
 
 from maskcast.engines.bundle import Bundle
 from maskcast.engines.onnxruntime import OnnxRuntimeEngine
@@ -43,12 +44,7 @@ def test_the_default_model_runs_as_it_is(unthresholded_bundle: Bundle, parity: A
 
 def test_a_closed_engine_says_so(unthresholded_bundle: Bundle, parity: Any) -> None:
     image = parity.fit(parity.draw_image(96, 160))
-    engine = OnnxRuntimeEngine(unthresholded_bundle)
-    detections = engine.detect([image], 0.5)
-    engine.close()
-    for use in (lambda: engine.detect([image], 0.5), lambda: engine.segment(detections)):
-        with pytest.raises(RuntimeError, match="the engine is closed"):
-            use()
+    assert_refuses_calls_when_closed(OnnxRuntimeEngine(unthresholded_bundle), [image])
 
 
 def test_a_batch_of_the_wrong_size_is_refused(unthresholded_bundle: Bundle, parity: Any) -> None:

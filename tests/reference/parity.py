@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from maskcast.engines.bundle import Bundle, GraphFile, open_bundle
+from maskcast.engines.engine import Engine
 from maskcast.engines.image import NetworkImage
 from maskcast.engines.instances.keypoints import COCO_PERSON, decode_heatmaps
 
@@ -52,6 +54,15 @@ def draw_people(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
         left = int((place + rng.uniform(0.2, 0.4)) * width / 3 - person.width / 4)
         image.paste(person, (left, height - rows))
     return np.asarray(image)
+
+
+def assert_refuses_calls_when_closed(engine: Engine, images: Sequence[NetworkImage]) -> None:
+    """Check that ``detect`` and ``segment`` of a closed engine say so; closes the engine."""
+    detections = engine.detect(images, 0.1)
+    engine.close()
+    for use in (lambda: engine.detect(images, 0.1), lambda: engine.segment(detections)):
+        with pytest.raises(RuntimeError, match="the engine is closed"):
+            use()
 
 
 class Truth(NamedTuple):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from msgspec.structs import replace
+from parity import assert_refuses_calls_when_closed
 from PIL import Image
 
 from maskcast.engines.bundle import Bundle
@@ -255,12 +256,7 @@ def test_a_batch_of_the_wrong_length_is_refused(small_engine: OpenVinoEngine, pa
 
 def test_a_closed_engine_raises(unthresholded_bundle: Bundle, parity: Any) -> None:
     image = parity.fit(parity.draw_image(96, 160))
-    engine = OpenVinoEngine(unthresholded_bundle)
-    detections = engine.detect([image], 0.5)
-    engine.close()
-    for use in (lambda: engine.detect([image], 0.5), lambda: engine.segment(detections)):
-        with pytest.raises(RuntimeError, match="the engine is closed"):
-            use()
+    assert_refuses_calls_when_closed(OpenVinoEngine(unthresholded_bundle), [image])
 
 
 def test_detect_waits_until_a_detection_is_released(

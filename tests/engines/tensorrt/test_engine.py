@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from host_tensorrt import HEIGHT, MAX_BATCH, WIDTH, Doubles, make_bundle, session
 from msgspec.structs import replace
+from parity import assert_refuses_calls_when_closed
 
 from maskcast.engines.errors import InputError
 from maskcast.engines.image import NetworkImage
@@ -476,12 +477,7 @@ def test_waiting_may_sleep_or_spin(host_driver, bundle, doubles, spin):
 
 def test_a_closed_engine_says_so(host_driver, bundle, doubles):
     engine = TensorRTEngine(bundle, open_plans=doubles)
-    images = make_images(1)
-    detections = engine.detect(images, 0.1)
-    engine.close()
-    for use in (lambda: engine.detect(images, 0.1), lambda: engine.segment(detections)):
-        with pytest.raises(RuntimeError, match="the engine is closed"):
-            use()
+    assert_refuses_calls_when_closed(engine, make_images(1))
 
 
 @pytest.fixture
