@@ -2,10 +2,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pytest
 import torch
+from parity import PORTRAIT
 from PIL import Image
 
 from maskcast.builder.checkpoint.checkpoint import load_bundle_weights
@@ -13,8 +13,6 @@ from maskcast.builder.network.network import build_network, network_config
 from maskcast.builder.training.dataset import InstanceDataset
 from maskcast.builder.training.predicted_masks import predict_masks
 from maskcast.engines.bundle import open_bundle
-
-PORTRAIT = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
 
 
 class Person:
