@@ -15,6 +15,7 @@ from maskcast.engines.errors import InputError
 from maskcast.engines.memory import read_memory
 from maskcast.pipeline.cli.profile import profile as module
 from maskcast.pipeline.cli.profile.profile import ProfileInterrupted, profile, show_profile
+from maskcast.pipeline.cli.profile.report import name_bottleneck
 from maskcast.pipeline.configuration.config import SourceConfig
 from maskcast.pipeline.monitor.trace import Trace
 from maskcast.pipeline.publisher.publisher import Publisher
@@ -47,6 +48,10 @@ def test_an_engine_is_timed_alone_and_in_the_run_and_left_open(make_clip, timed_
     report = profile(str(make_clip(frames=60)), engine)
     assert report.engine_fps < 1.01 / 0.016
     assert report.stages["infer"].p50_ms >= 15
+    busy = {name: stage.busy for name, stage in report.stages.items()}
+    assert report.bottleneck == name_bottleneck(
+        busy, captured_fps=report.rates.captured, paced=False
+    )
     assert not engine.closed
 
 
