@@ -484,29 +484,30 @@ def test_the_page_asks_for_the_token(page: Page, studio: Studio, serve: Any) -> 
         page.errors()  # the refused connection is in the log
 
 
-def test_the_page_reconnects_when_the_server_is_restarted(
-    driver: webdriver.Chrome, studio: Studio
-) -> None:
+def test_the_page_reconnects_when_the_server_is_restarted(page: Page, studio: Studio) -> None:
     from maskcast.pipeline.clients.view.listener import Listener
     from maskcast.pipeline.clients.view.server import ViewServer, subscribe_for_view
 
     address = "127.0.0.1:0"
     seen = ""
-    for _ in range(2):
-        listener = Listener(address)
-        server = ViewServer(subscribe_for_view(studio.endpoint), listener)
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        try:
-            if not seen:
-                page = Page(driver, listener.url)
-                address = listener.url.removeprefix("http://").rstrip("/")
-            link = driver.find_element("id", "link")
-            wait_until(lambda: link.text == "connected", what="a connection")  # noqa: B023
-            wait_until(lambda: page.part("cam1", "counts"), what="a frame")  # noqa: B023
-            seen = page.part("cam1", "state")
-        finally:
-            server.stop()
-            thread.join()
-        wait_until(lambda: "reconnecting" in link.text, what="the disconnection")  # noqa: B023
+    try:
+        for _ in range(2):
+            listener = Listener(address)
+            server = ViewServer(subscribe_for_view(studio.endpoint), listener)
+            thread = threading.Thread(target=server.run)
+            thread.start()
+            try:
+                if not seen:
+                    restarted = Page(page.driver, listener.url)
+                    address = listener.url.removeprefix("http://").rstrip("/")
+                link = page.driver.find_element("id", "link")
+                wait_until(lambda: link.text == "connected", what="a connection")  # noqa: B023
+                wait_until(lambda: restarted.part("cam1", "counts"), what="a frame")  # noqa: B023
+                seen = restarted.part("cam1", "state")
+            finally:
+                server.stop()
+                thread.join()
+            wait_until(lambda: "reconnecting" in link.text, what="the disconnection")  # noqa: B023
+    finally:
+        page.driver.get(page.url)
     assert seen == "streaming"
