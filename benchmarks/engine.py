@@ -210,6 +210,8 @@ def run_poses(image: Path | None, repeat: int) -> dict[str, Any]:
     """Measure the keypoint branch of the default model, and check that the positions agree."""
     size = CASES["default 256x448"][1]
     config, network = network_of("default", size, equal_work=False, with_poses=True)
+    blur_cells = config.keypoint_blur_cells
+    config = replace(config, keypoint_blur_cells=0.0)  # the positions are torchvision's then
     rgb = read_pixels(image, size)
     heads, boxes = network.roi_heads, torch.from_numpy(_PEOPLE)
     with torch.inference_mode():
@@ -230,6 +232,7 @@ def run_poses(image: Path | None, repeat: int) -> dict[str, Any]:
         "torchvision": lambda: len(heatmaps_to_keypoints(find_heatmaps(), boxes)[0]),
         "torchvision, positions": lambda: len(heatmaps_to_keypoints(heatmaps, boxes)[0]),
         "openvino, positions": lambda: len(decode_heatmaps(logits, _PEOPLE)),
+        "filtered positions": lambda: len(decode_heatmaps(logits, _PEOPLE, blur_cells)),
     }
     engines = engines_of(config, network, size, rgb)
     for label, engine in engines.items():

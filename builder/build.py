@@ -185,6 +185,7 @@ def _export(checkpoint: str | Path, report: Report) -> tuple[Manifest, dict[str,
         score_threshold=0.5,
         graphs=Graphs(**dict.fromkeys(graphs, GraphFile("", ""))),
         keypoints=config.keypoints,
+        keypoint_blur_cells=config.keypoint_blur_cells,
         built_with=_versions(),
     )
     return manifest, graphs

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from maskcast.engines.errors import InputError
-from maskcast.engines.instances.keypoints import Keypoints
+from maskcast.engines.instances.keypoints import HEATMAP_SIZE, Keypoints
 from maskcast.engines.onnx_file import GraphPorts, check_graph
 from maskcast.engines.plan import (
     FileName,
@@ -138,6 +138,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         score_threshold: minimum score by default.
         graphs: the portable graphs.
         keypoints: what the poser finds; None without a poser.
+        keypoint_blur_cells: standard deviation, in cells, of the filter that heatmaps pass before
+            their largest value is taken; 0 for torchvision's positions. See ``decode_heatmaps``.
         plans: TensorRT plans of the graphs; empty for other backends.
         built_with: versions of the packages that built it.
     """
@@ -151,6 +153,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     score_threshold: Annotated[float, Meta(ge=0, le=1)] = 0.5
     graphs: Graphs
     keypoints: Keypoints | None = None
+    keypoint_blur_cells: Annotated[float, Meta(ge=0, le=HEATMAP_SIZE)] = 0.0
     plans: Annotated[tuple[Plan, ...], Meta(max_length=16)] = ()
     built_with: Annotated[dict[ShortText, ShortText], Meta(max_length=100)] = {}
 

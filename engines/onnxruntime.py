@@ -76,7 +76,8 @@ class OnnxRuntimeEngine(Engine):
         if len(detections.boxes):
             inputs = {"boxes": detections.boxes, "batch_index": detections.image_index}
             (heatmaps,) = self._poser.run(("heatmaps",), detections.features | inputs)
-        return replace(detections, keypoints=decode_heatmaps(heatmaps, detections.boxes))
+        points = decode_heatmaps(heatmaps, detections.boxes, self.manifest.keypoint_blur_cells)
+        return replace(detections, keypoints=points)
 
     def segment(self, detections: Detections) -> list[Instances]:
         """Compute mask crops; see ``Engine.segment``."""

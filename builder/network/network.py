@@ -81,6 +81,7 @@ class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         mask_head_layers: its 3x3 convolutions (figure 4: 4).
         keypoint_head_channels: width of the keypoint branch (Mask R-CNN, section 5: 512).
         keypoint_head_layers: its 3x3 convolutions (section 5: 8).
+        keypoint_blur_cells: filter of the heatmaps; see ``decode_heatmaps``.
     """
 
     labels: tuple[str, ...]
@@ -122,6 +123,7 @@ class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     mask_head_layers: int = 4
     keypoint_head_channels: int = 512
     keypoint_head_layers: int = 8
+    keypoint_blur_cells: float = 0.0
 
 
 # The real-time networks: half the width, fewer proposals, the longer side at 512.
@@ -141,6 +143,7 @@ _LITE: dict[str, Any] = {
     "mask_head_channels": 128,
     "keypoint_head_channels": 96,
     "keypoint_head_layers": 8,
+    "keypoint_blur_cells": 6.0,
 }
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -61,5 +61,6 @@ def read_initial(source: Path, preset: str) -> InitialModel:
             config,
             keypoint_head_channels=wanted.keypoint_head_channels,
             keypoint_head_layers=wanted.keypoint_head_layers,
+            keypoint_blur_cells=wanted.keypoint_blur_cells,
         )
     return InitialModel(config, state)

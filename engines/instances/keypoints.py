@@ -93,25 +93,40 @@ COCO_PERSON = Keypoints(
 
 
 def decode_heatmaps(
-    heatmaps: NDArray[np.float32], boxes: NDArray[np.float32]
+    heatmaps: NDArray[np.float32], boxes: NDArray[np.float32], blur_cells: float = 0.0
 ) -> NDArray[np.float32]:
     """Find the position and the score of each keypoint.
 
-    The position is torchvision's, see ``find_peaks``. torchvision's score, the logit there, has no
-    fixed scale. The score here is a probability: softmax over the heatmap, which the network is
-    trained with, summed over the 7 x 7 cells around the keypoint, an eighth of the box each way. It
-    estimates the probability that the point, if it is visible at all, lies there.
+    Without blur, the position is torchvision's, see ``find_peaks``. A small network's heatmap has
+    several uncertain peaks, and the largest is often a lone one. With blur, the position is where
+    the probability is the largest after a Gaussian filter: approximately the position with the
+    largest expected object keypoint similarity, which is a Gaussian of the distance (COCO's
+    keypoint evaluation).
+
+    torchvision's score, the logit there, has no fixed scale. The score here is a probability:
+    softmax over the heatmap, which the network is trained with, summed over the 7 x 7 cells around
+    the keypoint, an eighth of the box each way. It estimates the probability that the point, if it
+    is visible at all, lies there.
 
     Args:
         heatmaps: ``[N, K, 56, 56]`` float32 logits, finite.
         boxes: ``[N, 4]`` float32, x1 y1 x2 y2 in pixels, finite: where each heatmap lies.
+        blur_cells: standard deviation of the filter, cells; 0 for none.
 
     Returns:
         ``[N, K, 3]`` float32: x and y in pixels of the boxes' frame, the score in 0..1.
     """
-    points = find_peaks(heatmaps, boxes)
+    points = np.zeros((*heatmaps.shape[:2], 3), np.float32)
+    if not blur_cells:
+        points = find_peaks(heatmaps, boxes)
     for found, maps, box in zip(points, heatmaps, boxes, strict=True):
-        found[:, 2] = _probability(maps, found[:, :2], box)
+        sides = np.maximum(box[2:] - box[:2], np.float32(1))
+        probabilities = _softmax(maps)
+        if blur_cells:
+            found[:, :2] = _most_likely(probabilities, blur_cells)
+            found[:, :2] *= sides / HEATMAP_SIZE
+            found[:, :2] += box[:2]
+        found[:, 2] = _probability(probabilities, (found[:, :2] - box[:2]) * HEATMAP_SIZE / sides)
     return points
 
 
@@ -285,19 +300,54 @@ _NEIGHBOURS = (np.arange(4)[:, None] * _PADDED + np.arange(4))[:, :, None]
 """Where the 16 cells of an interval lie, from the first."""
 
 
-def _probability(
-    maps: NDArray[np.float32], points: NDArray[np.float32], box: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Sum softmax over the cells around each point."""
-    sides = np.maximum(box[2:] - box[:2], np.float32(1))
-    cell = ((points - box[:2]) * HEATMAP_SIZE / sides).astype(np.intp).clip(0, HEATMAP_SIZE - 1)
-    mass = maps - maps.reshape(len(maps), -1).max(axis=1)[:, None, None]
+def _softmax(maps: NDArray[np.float32]) -> NDArray[np.float32]:
+    flat = maps.reshape(len(maps), -1)
+    mass: NDArray[np.float32] = flat - flat.max(axis=1, keepdims=True)
     np.exp(mass, out=mass)
+    mass /= mass.sum(axis=1, keepdims=True)
+    return mass.reshape(maps.shape)
+
+
+def _most_likely(probabilities: NDArray[np.float32], blur_cells: float) -> NDArray[np.float32]:
+    """Find the largest blurred probability of each map: ``[K, 2]``, x and y in cells.
+
+    Between cells, it is where the parabola through the logarithms of the largest value and its two
+    neighbours is the largest, which is exact for a Gaussian.
+    """
+    kernel = _gaussian(blur_cells)
+    blurred = kernel @ probabilities @ kernel
+    row, column = np.divmod(blurred.reshape(len(blurred), -1).argmax(axis=1), HEATMAP_SIZE)
+    k = np.arange(len(blurred))
+    lines = blurred[k, row], blurred[k, :, column]
+    found = np.empty((len(blurred), 2), np.float32)
+    for axis, (line, cell) in enumerate(zip(lines, (column, row), strict=True)):
+        inner = cell.clip(1, HEATMAP_SIZE - 2)  # a cell at the border has one neighbour only
+        before, at, after = np.log(line[k[:, None], inner[:, None] + np.arange(-1, 2)]).T
+        bend = 2 * at - before - after
+        shift = np.divide(after - before, 2 * bend, out=np.zeros_like(at), where=bend > 0)
+        found[:, axis] = cell + 0.5 + np.where(inner == cell, shift.clip(-0.5, 0.5), 0)
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def _gaussian(deviation: float) -> NDArray[np.float32]:
+    """Return ``[56, 56]``, the filter's weight between each two cells of a line."""
+    cells = np.arange(HEATMAP_SIZE)
+    distance = (cells[:, None] - cells) / deviation
+    weights: NDArray[np.float32] = np.exp(-(distance**2) / 2).astype(np.float32)
+    return weights
+
+
+def _probability(
+    probabilities: NDArray[np.float32], points: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Sum the cells around each point, ``[K, 2]`` in cells."""
+    cell = points.astype(np.intp).clip(0, HEATMAP_SIZE - 1)
     around = np.arange(-_RADIUS, _RADIUS + 1)
     x, y = cell[:, :1] + around, cell[:, 1:] + around
     inside = (y >= 0) & (y < HEATMAP_SIZE), (x >= 0) & (x < HEATMAP_SIZE)
-    k = np.arange(len(maps))[:, None, None]
-    near = mass[k, y[:, :, None] % HEATMAP_SIZE, x[:, None] % HEATMAP_SIZE]
+    k = np.arange(len(probabilities))[:, None, None]
+    near = probabilities[k, y[:, :, None] % HEATMAP_SIZE, x[:, None] % HEATMAP_SIZE]
     near *= inside[0][:, :, None] & inside[1][:, None]
-    share: NDArray[np.float32] = near.sum(axis=(1, 2)) / mass.reshape(len(maps), -1).sum(axis=1)
+    share: NDArray[np.float32] = near.sum(axis=(1, 2))
     return np.minimum(share, np.float32(1))

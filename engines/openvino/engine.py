@@ -176,11 +176,11 @@ class OpenVinoEngine(Engine):
             return super().estimate_pose(detections)
         self._check_open()
         held: list[_Release] = detections.features
-        shape, k = held[0].shape, len(names)
+        shape, k, blur_cells = held[0].shape, len(names), self.manifest.keypoint_blur_cells
 
         def run(number: int, stream: int) -> NDArray[np.float32]:
             boxes = detections.boxes[detections.image_index == number]
-            return shape.streams[stream].estimate_pose(held[number].features, boxes, k)
+            return shape.streams[stream].estimate_pose(held[number].features, boxes, k, blur_cells)
 
         keypoints = np.concatenate(self._side_by_side(run, len(held)))
         return replace(detections, keypoints=keypoints)

@@ -115,13 +115,16 @@ class Stream:
         return masks
 
     def estimate_pose(
-        self, features: ov.Tensor, boxes: NDArray[np.float32], k: int
+        self, features: ov.Tensor, boxes: NDArray[np.float32], k: int, blur_cells: float
     ) -> NDArray[np.float32]:
-        """Find the ``k`` keypoints of any number of boxes of an image: ``[R, k, 3]``."""
+        """Find the ``k`` keypoints of any number of boxes of an image: ``[R, k, 3]``.
+
+        For ``blur_cells``, see ``decode_heatmaps``.
+        """
         keypoints = np.empty((len(boxes), k, 3), np.float32)
         for part in _parts(len(boxes)):
             heatmaps = self.run_exactly(HEATMAPS, features, boxes[part])
-            keypoints[part] = decode_heatmaps(heatmaps, boxes[part])
+            keypoints[part] = decode_heatmaps(heatmaps, boxes[part], blur_cells)
         return keypoints
 
     def run_exactly(

@@ -157,7 +157,8 @@ class TensorRTEngine(Engine):
             return super().estimate_pose(detections)
         with self._working("estimate poses"):
             heatmaps = self._pose_step.run(_boxes(detections), detections.features)
-        return replace(detections, keypoints=decode_heatmaps(heatmaps, detections.boxes))
+        points = decode_heatmaps(heatmaps, detections.boxes, self.manifest.keypoint_blur_cells)
+        return replace(detections, keypoints=points)
 
     def segment(self, detections: Detections) -> list[Instances]:
         """Compute mask crops; see ``Engine.segment``."""

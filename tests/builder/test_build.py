@@ -55,8 +55,10 @@ def quick_export(monkeypatch: pytest.MonkeyPatch) -> None:
 
     detector = graph("images sizes", "p2")
     segmenter = graph("p2 p3 p4 p5 boxes labels batch_index", "masks")
+    poser = graph("p2 p3 p4 p5 boxes batch_index", "heatmaps")
     monkeypatch.setattr(export_module, "export_detector", lambda _: detector)
     monkeypatch.setattr(export_module, "export_segmenter", lambda _: segmenter)
+    monkeypatch.setattr(export_module, "export_poser", lambda _: poser)
 
 
 def test_a_bundle_says_what_it_is(calibrated_bundle: Bundle) -> None:
@@ -83,6 +85,7 @@ def test_a_bundle_with_keypoints_says_so_and_gives_its_weights_back(
 ) -> None:
     manifest = keypoint_bundle.manifest
     assert manifest.keypoints == COCO_PERSON
+    assert manifest.keypoint_blur_cells == 0, "positions are torchvision's"
     assert manifest.graphs.poser is not None
     assert manifest.graphs.segmenter is None
     initial = read_initial(keypoint_bundle.path, "resnet50-fpn")
@@ -108,6 +111,7 @@ def test_a_poser_is_quantised_but_for_its_last_layer(
     images = [parity.fit(parity.draw_image(160, 224, seed)) for seed in range(2)]
     bundle = build(posing_bundle.path, tmp_path / "b", precision="int8", calibration=images)
     assert bundle.manifest.keypoints == posing_bundle.manifest.keypoints
+    assert bundle.manifest.keypoint_blur_cells == posing_bundle.manifest.keypoint_blur_cells
     assert bundle.poser is not None
     assert posing_bundle.poser is not None
     assert bundle.poser.stat().st_size < 0.75 * posing_bundle.poser.stat().st_size
@@ -173,6 +177,13 @@ def test_a_bundle_keeps_its_threshold_unless_it_is_given_another(tmp_path: Path)
     assert other.manifest.score_threshold == 0.25
     again = build(other.path, tmp_path / "again", precision="int8")
     assert again.manifest.score_threshold == 0.25
+
+
+@pytest.mark.usefixtures("quick_export")
+def test_the_heatmaps_of_a_small_network_are_filtered(tmp_path: Path) -> None:
+    config = network_config("lite0-fpn", ("person",), keypoints=COCO_PERSON)
+    save_model(tmp_path / "m.pth", config, build_network(config).state_dict(), {})
+    assert build(tmp_path / "m.pth", tmp_path / "b").manifest.keypoint_blur_cells == 6
 
 
 @pytest.mark.usefixtures("quick_export")

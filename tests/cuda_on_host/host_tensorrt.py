@@ -132,6 +132,7 @@ def make_bundle(folder, with_masks=True, with_pose=False, **plan_changes):
         input=FixedInput(HEIGHT, WIDTH),
         graphs=Graphs(**graphs),
         keypoints=KEYPOINTS if with_pose else None,
+        keypoint_blur_cells=4.0 if with_pose else 0.0,
         plans=tuple(plans),
     )
     (folder / MANIFEST).write_bytes(msgspec.json.encode(manifest))

@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace as replace_fields
 from parity import assert_refuses_calls_when_closed
 
 from maskcast.engines.bundle import Bundle
+from maskcast.engines.instances.keypoints import decode_heatmaps
 from maskcast.engines.onnxruntime import OnnxRuntimeEngine
 
 
@@ -68,6 +70,29 @@ def test_poses_match_torchvision(keypoint_bundle: Bundle, parity: Any) -> None:
         truth.assert_seen(instances.boxes, instances.scores, instances.labels, None)
         assert instances.keypoints is not None
         assert instances.keypoints.shape == (len(instances), 17, 3)
+
+
+def test_heatmaps_pass_the_filter_that_the_manifest_names(
+    posing_bundle: Bundle, parity: Any
+) -> None:
+    assert posing_bundle.manifest.keypoint_blur_cells == 6
+    sharp = Bundle(
+        posing_bundle.path, replace_fields(posing_bundle.manifest, keypoint_blur_cells=0.0)
+    )
+    detections = OnnxRuntimeEngine(posing_bundle, pose=True).detect(
+        [parity.fit(parity.draw_image(160, 224))], min_score=0.0
+    )
+    found = {}
+    for blur_cells, bundle in ((6.0, posing_bundle), (0.0, sharp)):
+        engine = OnnxRuntimeEngine(bundle, pose=True)
+        found[blur_cells] = engine.estimate_pose(detections).keypoints
+        inputs = {"boxes": detections.boxes, "batch_index": detections.image_index}
+        assert engine._poser is not None
+        (heatmaps,) = engine._poser.run(("heatmaps",), detections.features | inputs)
+        np.testing.assert_array_equal(
+            found[blur_cells], decode_heatmaps(heatmaps, detections.boxes, blur_cells)
+        )
+    assert not np.array_equal(found[0.0], found[6.0])
 
 
 def test_each_image_of_a_batch_gets_its_own_pose(keypoint_bundle: Bundle, parity: Any) -> None:

@@ -309,7 +309,8 @@ def posing_bundle(unthresholded_bundle: Bundle, tmp_path_factory: pytest.TempPat
     for name in ("detector.onnx", "segmenter.onnx"):
         (folder / name).write_bytes((unthresholded_bundle.path / name).read_bytes())
     torch.manual_seed(0)
-    network = build_network(network_config("lite0-fpn", ("person",), keypoints=COCO_PERSON)).eval()
+    config = network_config("lite0-fpn", ("person",), keypoints=COCO_PERSON)
+    network = build_network(config).eval()
     # With the initial weights, all places are equally likely.
     torch.nn.init.normal_(network.roi_heads.keypoint_predictor.kps_score_lowres.weight, std=0.2)
     onnx.save(export_poser(network), folder / "poser.onnx")
@@ -317,7 +318,12 @@ def posing_bundle(unthresholded_bundle: Bundle, tmp_path_factory: pytest.TempPat
         unthresholded_bundle.manifest.graphs,
         poser=GraphFile("poser.onnx", sha256(folder / "poser.onnx")),
     )
-    manifest = replace(unthresholded_bundle.manifest, graphs=graphs, keypoints=COCO_PERSON)
+    manifest = replace(
+        unthresholded_bundle.manifest,
+        graphs=graphs,
+        keypoints=COCO_PERSON,
+        keypoint_blur_cells=config.keypoint_blur_cells,
+    )
     (folder / MANIFEST).write_bytes(msgspec.json.encode(manifest))
     return open_bundle(folder)
 

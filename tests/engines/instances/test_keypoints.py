@@ -158,6 +158,58 @@ def test_the_score_at_the_border_counts_cells_inside_only(y: int, x: int) -> Non
     np.testing.assert_allclose(found[0, 0, :2], [10 + 2 * x + 1, 20 + 2 * y + 1], atol=1)
 
 
+def expected_similarity(heatmap: NDArray[np.float32], y: float, x: float, blur: float) -> float:
+    """Average the similarity exp(-d^2 / 2 blur^2) to a cell over the softmax of a heatmap."""
+    mass = np.exp(heatmap.astype(np.float64) - heatmap.max())
+    distance = (CELLS[0] - y) ** 2 + (CELLS[1] - x) ** 2
+    return float((mass * np.exp(-distance / (2 * blur**2))).sum() / mass.sum())
+
+
+@settings(max_examples=40)
+@given(
+    seed=st.integers(0, 999),
+    scale=st.sampled_from([0.0, 1.0, 5.0, 100.0]),
+    blur=st.floats(0.5, 20),
+    box=boxes_of(400),
+)
+def test_a_blurred_position_is_in_the_cell_with_the_largest_expected_similarity(
+    seed: int, scale: float, blur: float, box: NDArray[np.float32]
+) -> None:
+    heatmap = np.random.default_rng(seed).normal(0, scale, (56, 56)).astype(np.float32)
+    (found,) = decode_heatmaps(heatmap[None, None], box, blur)[0]
+    sides = np.maximum(box[0, 2:] - box[0, :2], 1)
+    x, y = (found[:2].astype(np.float64) - box[0, :2]) / sides * 56
+    slack = 0.01 + 56 * 2**-13 / sides.min()  # of float32 at 2,000 pixels
+    assert -slack <= min(x, y) <= max(x, y) <= 56 + slack
+    best = max(expected_similarity(heatmap, *cell, blur) for cell in np.ndindex(56, 56))
+    cells = {
+        (int(np.clip(y + dy, 0, 55)), int(np.clip(x + dx, 0, 55)))
+        for dy in (-slack, slack)
+        for dx in (-slack, slack)
+    }
+    reached = max(expected_similarity(heatmap, *cell, blur) for cell in cells)
+    assert reached >= best * (1 - 1e-4)
+    assert 0 <= found[2] <= 1
+
+
+@pytest.mark.parametrize(("y", "x"), [(28.5, 27.5), (20.0, 33.25), (30.7, 24.1)])
+@pytest.mark.parametrize("blur", [1.0, 6.0])
+def test_a_blurred_position_is_exact_between_cells(y: float, x: float, blur: float) -> None:
+    hill = -((CELLS[0] + 0.5 - y) ** 2 + (CELLS[1] + 0.5 - x) ** 2) / (2 * 1.5**2)
+    found = decode_heatmaps(hill[None, None], np.float32([[10, 20, 66, 132]]), blur)
+    np.testing.assert_allclose(found[0, 0, :2], [10 + x, 20 + 2 * y], atol=0.02)
+
+
+def test_blur_prefers_a_wide_peak_to_a_lone_one() -> None:
+    wide = draw_hill(40, 40, 3.0)
+    heatmap = np.maximum(wide, draw_hill(10, 10, 0.2) + np.float32(0.5))
+    box = np.float32([[0, 0, 56, 56]])
+    sharp, blurred = (decode_heatmaps(heatmap[None, None], box, blur)[0, 0] for blur in (0, 6))
+    np.testing.assert_allclose(sharp[:2], 10.5, atol=1)
+    np.testing.assert_allclose(blurred[:2], 40.5, atol=1)
+    assert blurred[2] > sharp[2]
+
+
 def test_the_points_of_a_person_are_those_of_torchvisions_weights() -> None:
     names = KeypointRCNN_ResNet50_FPN_Weights.COCO_V1.meta["keypoint_names"]
     assert list(COCO_PERSON.names) == names

@@ -77,7 +77,9 @@ def reference(bundle, images, min_score, *, pose=False):
             (heatmaps,) = session(bundle.poser).run(
                 None, given | {"batch_index": kept["image_index"]}
             )
-            batch.keypoints = decode_heatmaps(heatmaps, kept["boxes"])
+            batch.keypoints = decode_heatmaps(
+                heatmaps, kept["boxes"], bundle.manifest.keypoint_blur_cells
+            )
         found += to_instances(batch, masks)
     return found
 
