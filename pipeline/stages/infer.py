@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,12 +10,12 @@ from numpy.typing import NDArray
 
 from maskcast.engines.bundle import Bundle
 from maskcast.engines.engine import Detections, Engine, Mode
-from maskcast.engines.errors import InputError
 from maskcast.engines.load import load_engine
 from maskcast.engines.threads import mark_abandonable
 from maskcast.pipeline.configuration.config import Config, ModelConfig
 from maskcast.pipeline.frame import Frame, begin_batch, end_batch
 from maskcast.pipeline.inbox import Inbox
+from maskcast.pipeline.labels import label_of
 from maskcast.pipeline.sources.open import is_live
 from maskcast.pipeline.stages.preprocess import Prepared
 from maskcast.pipeline.stages.stage import Event, PipelineContext, Stage
@@ -66,14 +65,7 @@ def labels_of(
     """
     if classes is None:
         return None
-    for name in classes:
-        if name not in label_names[1:]:
-            near = difflib.get_close_matches(name, label_names[1:], n=1)
-            advice = (
-                f"did you mean {near[0]!r}?" if near else f"it has {', '.join(label_names[1:])}"
-            )
-            raise InputError(f"model.classes: the model has no class {name!r}; {advice}")
-    return np.array([label_names.index(name) for name in classes], np.int32)
+    return np.array([label_of(name, label_names, "model.classes") for name in classes], np.int32)
 
 
 def select(detections: Detections, labels: NDArray[np.int32]) -> Detections:

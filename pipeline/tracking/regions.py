@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from maskcast.engines.errors import InputError
 from maskcast.engines.instances.instances import Instances
 from maskcast.pipeline.configuration.zones import LineConfig, Point, ZoneConfig
+from maskcast.pipeline.labels import label_of
 from maskcast.pipeline.tracking.coverage import Coverage, centres, feet
 from maskcast.pipeline.tracking.debounce import Sighting
 from maskcast.pipeline.tracking.lines import Crossed, Direction, LineWatch
@@ -34,13 +33,7 @@ def check_labels(
     """
     for region in regions:
         for name in region.labels or ():
-            if name not in label_names[1:]:
-                near = difflib.get_close_matches(name, label_names[1:], n=1)
-                known = ", ".join(label_names[1:21])
-                advice = f"did you mean {near[0]!r}?" if near else f"it has {known}"
-                raise InputError(
-                    f"source {source}: {region.name}: the model has no class {name!r}; {advice}"
-                )
+            label_of(name, label_names, f"source {source}: {region.name}")
 
 
 class RegionEvent(NamedTuple):
