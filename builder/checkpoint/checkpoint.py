@@ -173,14 +173,18 @@ def save_model(
         "model": {key: value.contiguous() for key, value in state.items()},
         "training": training,
     }
-    write_atomically(content, path)
+    save_atomically(content, path)
 
 
-def write_atomically(content: dict[str, Any], path: Path) -> None:
+def save_atomically(content: dict[str, Any], path: Path) -> None:
     """Write a checkpoint; an old one stays until the new one is complete."""
     partial = path.with_name(path.name + ".partial")
-    torch.save(content, partial)
-    partial.replace(path)
+    try:
+        torch.save(content, partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def read_state(path: Path) -> dict[str, Any]:

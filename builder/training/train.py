@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 from maskcast.builder.checkpoint.checkpoint import (
     load_matching,
     read_state,
+    save_atomically,
     save_model,
-    write_atomically,
 )
 from maskcast.builder.console import print_line
 from maskcast.builder.evaluation.evaluate import evaluate, torch_predictor
@@ -187,7 +187,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
         }
-        write_atomically(state, self.checkpoint)
+        save_atomically(state, self.checkpoint)
 
     def resume(self) -> None:
         state = read_state(self.checkpoint)

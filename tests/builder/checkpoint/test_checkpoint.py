@@ -16,8 +16,8 @@ from maskcast.builder.checkpoint.checkpoint import (
     load_matching,
     load_network,
     read_state,
+    save_atomically,
     save_model,
-    write_atomically,
 )
 from maskcast.builder.network.network import build_network, network_config
 from maskcast.engines.bundle import default_bundle
@@ -247,7 +247,8 @@ def test_a_network_of_other_classes_loads_the_weights_that_match(network, saved:
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pth"
-    write_atomically({"iteration": 1}, path)
+    save_atomically({"iteration": 1}, path)
     with pytest.raises(TypeError, match="pickle"):
-        write_atomically({"iteration": (i for i in range(2))}, path)
+        save_atomically({"iteration": (i for i in range(2))}, path)
     assert read_state(path) == {"iteration": 1}
+    assert list(tmp_path.iterdir()) == [path], "no part of the new one stays"
