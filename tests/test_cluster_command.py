@@ -428,9 +428,12 @@ def test_a_source_that_kills_its_worker_repeatedly_is_set_aside(
     assert "door is set aside" in str(health(fleet, 503)["problems"])
 
     # Removed and added, it is started again.
-    fleet.command("remove", "door")
-    fleet.command("add", "door", PATTERN)
-    fleet.wait_until_running("door")
+    with Receiver(fleet.endpoint) as receiver:
+        fleet.command("remove", "door")
+        wait_until(lambda: bool(receiver.ended("door")), TIMEOUT_S)
+        assert receiver.ended("door") == ["removed"]
+        fleet.command("add", "door", PATTERN)
+        fleet.wait_until_running("door")
 
 
 def test_a_cluster_elsewhere_is_used_through_ray_client(

@@ -55,6 +55,7 @@ class PlacedSource:
         config: what its worker runs.
 
     Attributes:
+        config: what its worker runs.
         source: its configuration.
         placement: its placement.
         node: the id of the node that its worker is on; "" before it has one.
@@ -66,7 +67,7 @@ class PlacedSource:
     """
 
     def __init__(self, cluster: RayCluster, name: str, config: Config) -> None:
-        self._cluster, self._config = cluster, config
+        self._cluster, self.config = cluster, config
         self.name, self.source = name, config.sources[0]
         self.placement = Placement.PLACING
         self.node, self.pid = "", 0
@@ -77,6 +78,7 @@ class PlacedSource:
         self._running_since_s: float | None = None
         self._target: str | None = None
         self._last_order: Literal["stop", "remove"] = "stop"
+        self._has_ended = False
         self._task = asyncio.create_task(self._run(), name=f"source {name}")
 
     def move(self, node: str) -> None:
@@ -93,12 +95,13 @@ class PlacedSource:
             raise InputError(f"{self.name} is on that node already")
         self._target, self.detail = node, ""
 
-    async def end(self, order: Literal["stop", "remove"]) -> None:
-        """End the worker; its last messages are published."""
+    async def end(self, order: Literal["stop", "remove"]) -> bool:
+        """End the worker, which publishes its last messages; return whether it has done so."""
         self._last_order = order
         self._task.cancel()
         with suppress(asyncio.CancelledError):
             await self._task
+        return self._has_ended
 
     async def _run(self) -> None:
         """Run until the source has ended or is set aside."""
@@ -144,7 +147,7 @@ class PlacedSource:
         try:
             self.node, self.pid = await self._wait_for_place(self.actor)
             self.placement = Placement.STARTING
-            await self.actor.call("load", self._config)
+            await self.actor.call("load", self.config)
             await self._start()
             while True:
                 self.report = await self.actor.call("report", REPORT_EVERY_S)
@@ -217,7 +220,7 @@ class PlacedSource:
         try:
             async with asyncio.timeout(MOVE_WITHIN_S):
                 place = await successor.call("place")
-                await successor.call("load", self._config)
+                await successor.call("load", self.config)
         except asyncio.CancelledError:
             successor.kill()
             raise
@@ -238,17 +241,18 @@ class PlacedSource:
         if self.actor is None:
             return
         if self._running_since_s is not None and self.placement is not Placement.ENDED:
-            await self._end_actor(self.actor, self._last_order)
+            self._has_ended = await self._end_actor(self.actor, self._last_order)
         else:
             self.actor.kill()
 
-    async def _end_actor(self, actor: Actor, order: str) -> None:
-        """Give an actor its last order, and end its process whatever comes of it."""
+    async def _end_actor(self, actor: Actor, order: str) -> bool:
+        """Give an actor its last order, and end its process; return whether its pipeline ended."""
         try:
-            await asyncio.wait_for(actor.call(order), END_WITHIN_S + 1)
+            return bool(await asyncio.wait_for(actor.call(order), END_WITHIN_S + 1))
         except (WorkerLostError, TimeoutError):
-            pass
+            return False
         except Exception:
             _logger.exception("source_failed", extra=fields(source=self.name))
+            return False
         finally:
             actor.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Coroutine
 from typing import Any, Self, TypeVar
@@ -20,6 +21,7 @@ from maskcast.pipeline.cluster.gateway import GatewayStats
 from maskcast.pipeline.cluster.gateway_process import GatewayProcess
 from maskcast.pipeline.cluster.placed_source import PlacedSource
 from maskcast.pipeline.cluster.ray_cluster import RayCluster, WorkerLostError
+from maskcast.pipeline.cluster.removal import publish_removed
 from maskcast.pipeline.configuration.config import Config, SourceConfig, name_sources
 from maskcast.pipeline.control.messages import (
     ClusterReport,
@@ -27,6 +29,7 @@ from maskcast.pipeline.control.messages import (
     Placement,
     SourceReport,
 )
+from maskcast.pipeline.log import fields
 from maskcast.pipeline.monitor.health import Health
 from maskcast.pipeline.sources.state import SourceState
 
@@ -34,6 +37,8 @@ METRICS_WITHIN_S = 2.0
 """Workers that have not answered after this time are absent from a scrape."""
 
 T = TypeVar("T")
+
+_logger = logging.getLogger(__name__)
 
 
 class Supervisor:
@@ -190,8 +195,14 @@ class Supervisor:
         source.placement = Placement.REMOVING
 
         async def finish() -> None:
-            await source.end("remove")
-            del self._sources[name]
+            try:
+                if not await source.end("remove") and source.pid:
+                    await asyncio.to_thread(publish_removed, source.config)
+            except InputError as error:
+                shown = fields(source=name, reason=str(error))
+                _logger.warning("removal_not_published", extra=shown)
+            finally:
+                del self._sources[name]
 
         self._removals.add(task := asyncio.create_task(finish(), name=f"remove {name}"))
         task.add_done_callback(self._removals.discard)

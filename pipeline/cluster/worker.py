@@ -20,8 +20,9 @@ from maskcast.pipeline.url import redact, shorten
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-END_WITHIN_S = 3.0
-"""Maximum wait for a stopped pipeline, seconds; its process ends after that in any case."""
+END_WITHIN_S = 10.0
+"""Maximum wait for a stopped pipeline, seconds; its process ends after that in any case. A pipeline
+abandons what hangs after about a second, but a machine with too much work takes longer."""
 
 _logger = logging.getLogger(__name__)
 
@@ -109,24 +110,31 @@ class Worker:
                 )
         return WorkerReport(None, ended="removed", error=error)
 
-    def stop(self) -> None:
-        """Publish the frames that the engine has begun and ``ended``, for ``END_WITHIN_S``."""
-        if self._pipeline is not None:
-            self._pipeline.stop()
-            self._pipeline.wait(END_WITHIN_S)
+    def stop(self) -> bool:
+        """Publish the frames that the engine has begun and ``ended``, for ``END_WITHIN_S``.
 
-    def remove(self) -> None:
+        Returns:
+            Whether the pipeline has ended in that time.
+        """
+        if self._pipeline is None:
+            return False
+        self._pipeline.stop()
+        return self._pipeline.wait(END_WITHIN_S)
+
+    def remove(self) -> bool:
         """As ``stop``, with the reason ``removed``, so that gateways forget the source."""
-        if self._pipeline is not None:
-            for source in self._pipeline.sources():
-                self._pipeline.remove(source.name or "")
-            self._pipeline.wait(END_WITHIN_S)
+        if self._pipeline is None:
+            return False
+        for source in self._pipeline.sources():
+            self._pipeline.remove(source.name or "")
+        return self._pipeline.wait(END_WITHIN_S)
 
-    def hand_over(self) -> None:
+    def hand_over(self) -> bool:
         """As ``stop``, without ``ended``: another worker takes over the source."""
-        if self._pipeline is not None:
-            self._pipeline.hand_over()
-            self._pipeline.wait(END_WITHIN_S)
+        if self._pipeline is None:
+            return False
+        self._pipeline.hand_over()
+        return self._pipeline.wait(END_WITHIN_S)
 
     def metrics(self) -> list[Metric]:
         """Return the pipeline's metric families."""

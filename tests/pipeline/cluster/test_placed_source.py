@@ -16,10 +16,10 @@ from maskcast.pipeline.control.messages import Placement
 class FakeActor:
     """Runs a source until ``failing`` is called, which raises."""
 
-    def __init__(self, failing: str = "") -> None:
+    def __init__(self, failing: str = "", has_ended: bool = True) -> None:
         self.calls: list[str] = []
         self.is_alive = True
-        self._failing = failing
+        self._failing, self._has_ended = failing, has_ended
 
     async def call(self, method: str, *_: object) -> Any:
         self.calls.append(method)
@@ -30,7 +30,7 @@ class FakeActor:
         if method == "report":
             await asyncio.sleep(0.001)
             return WorkerReport(source=None)
-        return None
+        return self._has_ended if method in ("stop", "remove", "hand_over") else None
 
     def kill(self, *, restart: bool = False) -> None:
         self.is_alive = restart
@@ -62,12 +62,26 @@ def test_a_source_ends_even_if_its_worker_fails_to(order: Any, caplog) -> None:
     async def scenario() -> None:
         source = run_source(FakeCluster(actor))
         await until(lambda: source.placement is Placement.RUNNING)
-        await source.end(order)
+        assert not await source.end(order)
 
     asyncio.run(scenario())
     assert actor.calls[-1] == order
     assert not actor.is_alive
     assert caplog.messages.count("source_failed") == 1
+
+
+@pytest.mark.parametrize("has_ended", [True, False])
+def test_a_source_knows_whether_its_worker_has_published_the_end(has_ended: bool) -> None:
+    actor = FakeActor(has_ended=has_ended)
+
+    async def scenario() -> None:
+        source = run_source(FakeCluster(actor))
+        await until(lambda: source.placement is Placement.RUNNING)
+        assert await source.end("remove") is has_ended
+
+    asyncio.run(scenario())
+    assert actor.calls[-1] == "remove"
+    assert not actor.is_alive
 
 
 def test_a_worker_that_fails_to_hand_over_is_ended_and_its_successor_runs(caplog) -> None:
