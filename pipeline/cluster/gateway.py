@@ -37,6 +37,9 @@ ANSWER_S = 0.005
 FOLLOW_S = 0.05
 """Interval at which changed subscriptions are passed on to publishers."""
 
+DRAIN_S = 0.5
+"""Maximum time for which ``stop`` passes on what publishers have sent before."""
+
 LINGER_MS = 200
 
 STUCK_AFTER_S = 10.0
@@ -151,7 +154,7 @@ class Gateway:
         self._opened.result()
 
     def stop(self) -> None:
-        """Send what is queued, for 0.2 s at most, and free the endpoints.
+        """Pass on and send what has been received, for 0.7 s at most, and free the endpoints.
 
         Stopping twice is safe.
         """
@@ -214,6 +217,7 @@ class Gateway:
                     outlet.answer(ANSWER_S, self._kept.messages)
                     if time.monotonic() >= self._follow_at_s:
                         self._follow(inlets, outlet)
+                self._drain(inlets, outlet)
         except BaseException as error:
             self._fault = error
 
@@ -254,12 +258,23 @@ class Gateway:
             poller.register(socket, zmq.POLLIN)
         poller.poll(1 if outlet.has_backlog else int(POLL_S * 1000))
 
-    def _pass_on(self, inlet: Inlet, outlet: BoundOutlet) -> None:
-        """Pass on what has arrived on one connection, at most one batch."""
-        for _ in range(BATCH):
+    def _drain(self, inlets: Sequence[Inlet], outlet: BoundOutlet) -> None:
+        """Pass on what arrives until there is a pause: the last messages of ended publishers."""
+        now_s = received_s = time.monotonic()
+        end_s = now_s + DRAIN_S
+        while now_s < min(end_s, received_s + POLL_S):
+            self._wait_for_input(inlets, outlet)
+            passed_on = [self._pass_on(inlet, outlet) for inlet in inlets]
+            now_s = time.monotonic()
+            if any(passed_on):
+                received_s = now_s
+
+    def _pass_on(self, inlet: Inlet, outlet: BoundOutlet) -> bool:
+        """Pass on what has arrived on one connection, at most one batch; return whether any has."""
+        for taken in range(BATCH):
             parts, size = inlet.receive()
             if parts is None and not size:
-                return
+                return taken > 0
             with self._lock:
                 if parts is None or not self._count(parts, outlet):
                     self._losses.tally.malformed += parts is None
@@ -267,6 +282,7 @@ class Gateway:
                 self._messages += 1
                 self._bytes += size
             outlet.send(parts)
+        return True
 
     def _follow(self, inlets: Sequence[Inlet], outlet: BoundOutlet) -> None:
         """Pass changed subscriptions on to the publishers."""

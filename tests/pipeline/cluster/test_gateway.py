@@ -529,6 +529,31 @@ def test_an_internal_error_stops_the_gateway_and_is_raised(monkeypatch):
         gateway.stop()
 
 
+def test_what_was_sent_before_the_stop_is_passed_on(monkeypatch):
+    busy = threading.Event()
+    follow = Gateway._follow
+
+    def slow(gateway, inlets, outlet):  # a machine with too much work
+        follow(gateway, inlets, outlet)
+        if busy.is_set():
+            gateway._stopping.wait(60)
+
+    monkeypatch.setattr(Gateway, "_follow", slow)
+    gateway = Gateway(ANY, ANY)
+    gateway.start()
+    with Recorder(gateway.endpoint) as recorder:
+        with publishing_to(gateway) as publisher:
+            Feed(publisher).until(lambda: recorder.headers())
+            busy.set()
+            for index in range(150):  # more than a batch
+                publisher.event("cam1", "state", state="streaming", index=index)
+            publisher.event("cam1", "ended", reason="stopped")
+        gateway.stop()
+        wait_until(lambda: any(getattr(one, "event", "") == "ended" for one in recorder.headers()))
+        events = [one for one in recorder.headers() if isinstance(one, EventHeader)]
+        assert [one.data["index"] for one in events if "index" in one.data] == list(range(150))
+
+
 def test_stopping_frees_the_endpoints_and_ends_every_thread():
     threads = threading.active_count()
     gateway = Gateway(ANY, ANY)
