@@ -530,13 +530,14 @@ def test_an_internal_error_stops_the_gateway_and_is_raised(monkeypatch):
 
 
 def test_what_was_sent_before_the_stop_is_passed_on(monkeypatch):
-    busy = threading.Event()
+    busy, is_waiting = threading.Event(), threading.Event()
     follow = Gateway._follow
 
     def slow(gateway, inlets, outlet):  # a machine with too much work
         follow(gateway, inlets, outlet)
         if busy.is_set():
-            gateway._stopping.wait(60)
+            is_waiting.set()
+            gateway._stopping.wait(200)
 
     monkeypatch.setattr(Gateway, "_follow", slow)
     gateway = Gateway(ANY, ANY)
@@ -545,6 +546,7 @@ def test_what_was_sent_before_the_stop_is_passed_on(monkeypatch):
         with publishing_to(gateway) as publisher:
             Feed(publisher).until(lambda: recorder.headers())
             busy.set()
+            assert is_waiting.wait(200)
             for index in range(150):  # more than a batch
                 publisher.event("cam1", "state", state="streaming", index=index)
             publisher.event("cam1", "ended", reason="stopped")
