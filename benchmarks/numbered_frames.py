@@ -117,7 +117,7 @@ class NumberStream:
         return masks
 
     def estimate_pose(
-        self, features: ov.Tensor, boxes: NDArray[np.float32], k: int
+        self, features: ov.Tensor, boxes: NDArray[np.float32], k: int, blur_cells: float
     ) -> NDArray[np.float32]:
         """Write the features' number into the scores of the keypoints."""
         time.sleep(random.random() * self._delay_s)
