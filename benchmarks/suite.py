@@ -1,4 +1,4 @@
-"""Run all tests in random order beside busy processes, and report those that fail.
+"""Run all tests in random order while other processes are busy, and report those that fail.
 
 Run: ``python -m benchmarks.suite [--rounds 20] [--hogs 2] [--seed 0]`` after ``make test``. Each
 round runs all groups of tests at once, as ``make test`` does, with the modules and the tests in
