@@ -13,9 +13,9 @@ from maskcast.engines.engine import Detections, Engine, Mode
 from maskcast.engines.load import load_engine
 from maskcast.engines.threads import mark_abandonable
 from maskcast.pipeline.configuration.config import Config, ModelConfig
+from maskcast.pipeline.configuration.labels import label_of
 from maskcast.pipeline.frame import Frame, begin_batch, end_batch
 from maskcast.pipeline.inbox import Inbox
-from maskcast.pipeline.labels import label_of
 from maskcast.pipeline.sources.open import is_live
 from maskcast.pipeline.stages.preprocess import Prepared
 from maskcast.pipeline.stages.stage import Event, PipelineContext, Stage

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskcast.engines.instances.instances import Instances
+from maskcast.pipeline.configuration.labels import label_of
 from maskcast.pipeline.configuration.zones import LineConfig, Point, ZoneConfig
-from maskcast.pipeline.labels import label_of
 from maskcast.pipeline.tracking.coverage import Coverage, centres, feet
 from maskcast.pipeline.tracking.debounce import Sighting
 from maskcast.pipeline.tracking.lines import Crossed, Direction, LineWatch

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from maskcast.engines.errors import InputError
-from maskcast.pipeline.labels import label_of
+from maskcast.pipeline.configuration.labels import label_of
 
 NAMES = ("background", "person", "dog")
 
