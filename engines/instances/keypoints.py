@@ -116,9 +116,8 @@ def decode_heatmaps(
     Returns:
         ``[N, K, 3]`` float32: x and y in pixels of the boxes' frame, the score in 0..1.
     """
-    points = np.zeros((*heatmaps.shape[:2], 3), np.float32)
-    if not blur_cells:
-        points = find_peaks(heatmaps, boxes)
+    shape = (*heatmaps.shape[:2], 3)
+    points = np.zeros(shape, np.float32) if blur_cells else find_peaks(heatmaps, boxes)
     for found, maps, box in zip(points, heatmaps, boxes, strict=True):
         sides = np.maximum(box[2:] - box[:2], np.float32(1))
         probabilities = _softmax(maps)
