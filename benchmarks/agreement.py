@@ -30,6 +30,7 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from benchmarks.busy import busy_processes
 from maskcast.engines.bundle import Bundle, FixedInput, open_bundle
 from maskcast.engines.engine import Engine, Mode
 from maskcast.engines.image import NetworkImage, fit_image
@@ -55,25 +56,18 @@ def main() -> int:
     os.nice(options.nice)
     if options.one_core:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    hog = [sys.executable, "-c", "while True: pass"]
-    hogs = [subprocess.Popen(hog) for _ in range(options.hogs)]
     total = dict.fromkeys((*_COUNTS, "aborts"), 0)
     begin = time.monotonic()
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            for name, small in (("small", True), ("own", False)):
-                _write_reference(bundle, small, Path(folder) / f"{name}.npz")
-            for first in range(0, options.engines, _ENGINES_OF_A_CHILD):
-                count = min(_ENGINES_OF_A_CHILD, options.engines - first)
-                for key, value in _child(options, folder, first, count).items():
-                    total[key] += value
-                print(f"{time.monotonic() - begin:.0f} s: {_summary(total)}", flush=True)
-                if total["differences"]:
-                    return 1
-    finally:
-        for process in hogs:
-            process.kill()
-            process.wait()
+    with busy_processes(options.hogs), tempfile.TemporaryDirectory() as folder:
+        for name, small in (("small", True), ("own", False)):
+            _write_reference(bundle, small, Path(folder) / f"{name}.npz")
+        for first in range(0, options.engines, _ENGINES_OF_A_CHILD):
+            count = min(_ENGINES_OF_A_CHILD, options.engines - first)
+            for key, value in _child(options, folder, first, count).items():
+                total[key] += value
+            print(f"{time.monotonic() - begin:.0f} s: {_summary(total)}", flush=True)
+            if total["differences"]:
+                return 1
     return 1 if total["aborts"] else 0
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import subprocess
 import sys
 import tempfile
 import threading
@@ -20,6 +19,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from benchmarks.busy import busy_processes
 from maskcast.engines.bundle import GraphFile, Graphs, LongestSideInput, Manifest
 from maskcast.engines.engine import Detections, Engine
 from maskcast.engines.image import NetworkImage
@@ -143,26 +143,18 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.disable(logging.CRITICAL)
     expected = dict.fromkeys(SOURCES, "failed")
-    hogs = [
-        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(arguments.hogs)
-    ]
     missed_any = False
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            for kind in KINDS:
-                began_s, missed = time.monotonic(), 0
-                for number in range(arguments.runs):
-                    ended = run_once(kind, f"ipc://{folder}/{kind}{number}")
-                    if ended != expected:
-                        missed += 1
-                        print(f"{kind} {number}: {ended}", flush=True)
-                took_s = time.monotonic() - began_s
-                print(f"{kind}: {missed} missed of {arguments.runs} ({took_s:.0f} s)", flush=True)
-                missed_any |= missed > 0
-    finally:
-        for hog in hogs:
-            hog.kill()
-            hog.wait()
+    with busy_processes(arguments.hogs), tempfile.TemporaryDirectory() as folder:
+        for kind in KINDS:
+            began_s, missed = time.monotonic(), 0
+            for number in range(arguments.runs):
+                ended = run_once(kind, f"ipc://{folder}/{kind}{number}")
+                if ended != expected:
+                    missed += 1
+                    print(f"{kind} {number}: {ended}", flush=True)
+            took_s = time.monotonic() - began_s
+            print(f"{kind}: {missed} missed of {arguments.runs} ({took_s:.0f} s)", flush=True)
+            missed_any |= missed > 0
     sys.exit(missed_any)
 
 

@@ -23,6 +23,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.busy import busy_processes
+
 ROOT = Path(__file__).parents[1]
 GROUPS = ("test-pipeline", "test-commands", "test-engines", "test-builder")
 SEED, RESULTS = "MASKCAST_SUITE_SEED", "MASKCAST_SUITE_RESULTS"
@@ -83,11 +85,8 @@ def main() -> None:
     parser.add_argument("--hogs", type=int, default=2, help="busy processes")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    hogs = [
-        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(options.hogs)
-    ]
     is_good = True
-    try:
+    with busy_processes(options.hogs):
         for seed in range(options.seed, options.seed + options.rounds):
             began_s = time.monotonic()
             counts, failed, has_ended = run_round(seed)
@@ -99,10 +98,6 @@ def main() -> None:
             for name in failed:
                 print(f"  {name}", flush=True)
             is_good = is_good and has_ended and not failed
-    finally:
-        for hog in hogs:
-            hog.kill()
-            hog.wait()
     sys.exit(not is_good)
 
 
